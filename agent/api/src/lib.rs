@@ -1,0 +1,1 @@
+//! The doors: Kubernetes-shaped HTTP over a unix socket.

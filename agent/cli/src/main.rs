@@ -1,0 +1,2 @@
+//! The portreeve binary.
+fn main() {}

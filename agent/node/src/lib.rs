@@ -1,0 +1,1 @@
+//! The loops: sources, desired state, pod workers, probes, status, metrics.

@@ -1,0 +1,1 @@
+//! The planner: desired and observed state to steps; status; no I/O.

@@ -1,0 +1,1 @@
+//! End-to-end tests and benchmarks that drive the built binary as a user does.

@@ -1,0 +1,1 @@
+//! Parse, default and validate Kubernetes manifests, with positions.

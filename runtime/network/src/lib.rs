@@ -1,0 +1,1 @@
+//! Addresses, bridge, veth pairs and the nftables ruleset of pods.

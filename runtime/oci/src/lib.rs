@@ -1,0 +1,1 @@
+//! OCI runtime: namespaces, cgroups, root file system, seccomp, capabilities.

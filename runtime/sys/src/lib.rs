@@ -1,0 +1,1 @@
+//! Safe wrappers around the system calls that Portreeve needs.
