@@ -1,1 +1,27 @@
-//! Addresses, bridge, veth pairs and the nftables ruleset of pods.
+//! The pod network of one node: a bridge, veth pairs, addresses, NAT and published ports.
+//!
+//! ```text
+//!   outside ── eth0 ┐                                    ┌── eth0 (pod a, 10.85.0.2)
+//!                   │ route / nat          bridge (gateway, 10.85.0.1)
+//!   127.0.0.1 ── lo ┘  table ip <name>                   └── eth0 (pod b, 10.85.0.3)
+//! ```
+//!
+//! Everything is done over netlink by this process: no program is run, nothing is polled.
+//! The crate is synchronous; a caller with an executor uses its blocking threads.
+//!
+//! **Invariant:** what is not ours is never changed or removed. Ours are: the configured bridge,
+//! the configured nftables table, links whose alias names our bridge, and files below the state
+//! directory. `ip_forward` is turned on when it is off, and that is recorded.
+//!
+//! **Invariant:** an address, a link or a published port exists only while a record of it is on
+//! disk: the record is written before the kernel is touched and removed after the kernel was
+//! cleaned, so that being killed between any two steps leaves nothing that [`Network::reconcile`]
+//! does not find.
+
+mod config;
+mod error;
+mod network;
+
+pub use config::{Config, DEFAULT_POOL, DEFAULT_SUBNET_LOCK, PortMapping, Protocol};
+pub use error::NetworkError;
+pub use network::{Attachment, Drift, Network, Reconciled, Repair, Survey, survey};
