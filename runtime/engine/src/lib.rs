@@ -1,1 +1,55 @@
 //! Sandboxes and containers in CRI-shaped types, and the shim that keeps them.
+//!
+//! ```text
+//!   node, api/cri            Engine (tokio, in the agent)                    one shim per sandbox (no tokio)
+//!   ------------->  verbs    table of sandboxes and containers   shim.sock   poll loop, parent of the containers
+//!                   events   images, network, cgroups         <----------->  logs, exit codes, exec, attach
+//!                                  |                                            |
+//!                                  v                                            v
+//!                   <run>/sandboxes/<sid>/{sandbox.json, containers/<cid>/container.json, exit.json}
+//! ```
+//!
+//! **Invariant:** an intent is on disk before its effect. Whatever instruction the agent is killed at, the next
+//! [`Engine::open`] finds every shim and container again, finishes or undoes what was half made, and removes what
+//! nobody owns. Nothing is started twice.
+//!
+//! **Invariant:** every verb is idempotent: stop of the stopped and remove of the absent are `Ok`.
+//!
+//! **Invariant:** the agent never forks a container. The shim, single-threaded, clones it through `portreeve-oci`.
+
+mod config;
+mod container;
+mod engine;
+mod error;
+mod event;
+mod id;
+mod protocol;
+
+mod sandbox;
+mod session;
+pub mod shim;
+
+mod stats;
+
+pub use config::{EngineConfig, LogRotation};
+pub use container::{
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount,
+    MountSource, Propagation, SeccompProfile, SecurityContext, SupplementalGroupsPolicy,
+};
+pub use engine::{Engine, Resizer};
+pub use error::{EngineError, Retry};
+pub use event::EngineEvent;
+pub use id::{ContainerId, IdError, Owner, SandboxId};
+pub use sandbox::{
+    DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig,
+    SandboxMetadata, SandboxState, SandboxStatus, UserNamespace,
+};
+pub use session::{
+    AttachRequest, AttachSession, ExecOutput, ExecRequest, ExecSession, Input, Output, TerminalSize,
+};
+pub use stats::{ContainerStats, SandboxStats};
+
+/// The images crate, whose types appear in this API.
+pub use portreeve_image as image;
+/// The network crate, whose types appear in this API.
+pub use portreeve_network as network;

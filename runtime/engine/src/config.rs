@@ -1,0 +1,41 @@
+//! What an [`Engine`](crate::Engine) is opened with.
+
+use std::path::PathBuf;
+
+/// Where an engine keeps its state and what it calls its kernel objects.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// What survives a reboot, for example `/var/lib/portreeve`.
+    pub root: PathBuf,
+    /// What a reboot ends: sandboxes and sockets, for example `/run/portreeve`.
+    pub run: PathBuf,
+    /// The cgroup that everything of ours lies below, for example `/portreeve`.
+    pub cgroup_root: String,
+    /// Bridge, addresses and rules.
+    pub network: portreeve_network::Config,
+    /// Content store and registries.
+    pub images: portreeve_image::Config,
+    /// When a container's log file makes room for the next.
+    pub log_rotation: LogRotation,
+    /// The program whose `main` enters [`shim::main`](crate::shim::main) for the argument `shim`; `None`: this very
+    /// executable.
+    pub executable: Option<PathBuf>,
+}
+
+/// When a container's log file is renamed away, and how many are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogRotation {
+    /// A file that has grown past this many bytes is rotated.
+    pub max_bytes: u64,
+    /// How many files are kept, the one being written included; at least 1.
+    pub max_files: u32,
+}
+
+impl Default for LogRotation {
+    fn default() -> Self {
+        Self {
+            max_bytes: 10 << 20,
+            max_files: 5,
+        }
+    }
+}

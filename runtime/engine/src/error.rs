@@ -1,0 +1,240 @@
+//! Why a verb of the engine failed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use portreeve_network::NetworkError;
+
+use crate::{ContainerId, ContainerState, SandboxId};
+
+/// Whether the same call may succeed later without anything being edited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// It may.
+    Later,
+    /// It will not, until the request changes.
+    Never,
+}
+
+/// Why a verb of the engine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No such sandbox.
+    #[error("no sandbox {0}")]
+    UnknownSandbox(SandboxId),
+    /// No such container.
+    #[error("no container {0}")]
+    UnknownContainer(ContainerId),
+    /// The sandbox cannot run containers any more.
+    #[error("sandbox {id} is not ready: {reason}")]
+    SandboxNotReady {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        reason: String,
+    },
+    /// The container is not in a state for this.
+    #[error("container {id} is {state:?}, it would have to be {wanted}")]
+    WrongState {
+        /// Which.
+        id: ContainerId,
+        /// What it is.
+        state: ContainerState,
+        /// What it would have to be.
+        wanted: &'static str,
+    },
+    /// The configuration asks for something impossible.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// The field of the configuration.
+        field: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// `run_as_non_root` is set and the user comes out as root.
+    #[error("container has runAsNonRoot and its user {user:?} is root")]
+    RunsAsRoot {
+        /// The user as asked for.
+        user: String,
+    },
+    /// The image is not in the store.
+    #[error("image {reference:?} is not present")]
+    ImageMissing {
+        /// Its reference.
+        reference: String,
+    },
+    /// The container's program cannot be run.
+    #[error("{message}")]
+    Start {
+        /// Why, as the shim said it.
+        message: String,
+        /// The exit code recorded for it (126, 127 or 128).
+        code: i32,
+    },
+    /// The command to execute in a container cannot be run.
+    #[error("{message}")]
+    Exec {
+        /// Why, as the shim said it.
+        message: String,
+        /// 126 or 127 when the program is at fault.
+        code: i32,
+    },
+    /// A command did not end in time and was killed.
+    #[error("command did not end within {timeout:?}")]
+    ExecTimeout {
+        /// How long it had.
+        timeout: Duration,
+    },
+    /// The shim is gone or does not answer.
+    #[error("the sandbox's shim is gone")]
+    ShimLost,
+    /// The shim could not do what it was asked.
+    #[error("{0}")]
+    Shim(String),
+    /// The shim could not be started.
+    #[error("starting a shim from {executable}")]
+    SpawnShim {
+        /// The program.
+        executable: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The terminal's size could not be set.
+    #[error("resizing a terminal")]
+    Resize {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No connection to a port of the pod.
+    #[error("connecting to port {port} of sandbox {id}")]
+    Forward {
+        /// Which.
+        id: SandboxId,
+        /// The port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The pod's network could not be made or released.
+    #[error("network of sandbox {id}")]
+    Network {
+        /// Which.
+        id: String,
+        /// Why.
+        #[source]
+        source: NetworkError,
+    },
+    /// The network could not be opened or reconciled.
+    #[error("opening the pod network")]
+    NetworkOpen(#[source] NetworkError),
+    /// The image store could not do its part.
+    #[error("{action}")]
+    Images {
+        /// What was tried.
+        action: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A cgroup could not be made, read, changed or removed.
+    #[error("{action} cgroup {path}")]
+    Cgroup {
+        /// What was tried.
+        action: &'static str,
+        /// Its path from the cgroup root.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file or directory of the engine.
+    #[error("{action} {path}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A state file was written by a newer version; it and what it describes were left alone.
+    #[error(
+        "{path} has version {found}, this program knows up to {known}: start the newer program again, or drain it first"
+    )]
+    NewerState {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+        /// The newest one known.
+        known: u64,
+    },
+    /// Several parts of a teardown failed; the others were done.
+    #[error("{}", crate::error::lines(.0))]
+    Teardown(Vec<EngineError>),
+}
+
+impl EngineError {
+    /// Whether the same call may succeed later without anything being edited.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::UnknownSandbox(_)
+            | Self::UnknownContainer(_)
+            | Self::WrongState { .. }
+            | Self::Invalid { .. }
+            | Self::RunsAsRoot { .. }
+            | Self::NewerState { .. } => Retry::Never,
+            _ => Retry::Later,
+        }
+    }
+
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// An error and everything behind it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// Several errors on one line.
+pub(crate) fn lines(errors: &[EngineError]) -> String {
+    errors
+        .iter()
+        .map(|error| chain(error))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// `Ok` without errors; the error itself when there is one; all of them otherwise.
+pub(crate) fn all(mut errors: Vec<EngineError>) -> Result<(), EngineError> {
+    match errors.len() {
+        0 => Ok(()),
+        1 => errors.pop().map_or(Ok(()), Err),
+        _ => Err(EngineError::Teardown(errors)),
+    }
+}
