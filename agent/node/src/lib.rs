@@ -1,1 +1,35 @@
-//! The loops: sources, desired state, pod workers, probes, status, metrics.
+//! The loops of one node: sources, desired state, one worker per pod, executor, observer, probes,
+//! volumes, events, status and metrics; and [`Node`], the facade that the doors use.
+//!
+//! ```text
+//!  source::* --full sets--> desired (merge, ledger) --> worker (one per pod uid)
+//!                                                          |  plan::plan(desired, observed, now)
+//!        doors <-- history (pods, events) <-- status <-----+
+//!                                                          v
+//!     observe <---- engine events, relist ---- engine <-- execute (in order, stops at first failure)
+//! ```
+//!
+//! **Invariant:** every decision about a pod is the planner's; this crate does what a plan says
+//! and reports what happened.
+//!
+//! **Invariant:** what cannot be read or parsed changes nothing that runs.
+//!
+//! **Invariant:** killed at any instruction, the next start finds everything again: intent in the
+//! ledger, what runs in the engine.
+
+mod config;
+mod error;
+mod history;
+mod node;
+mod report;
+pub mod source;
+
+pub use config::NodeConfig;
+pub use error::{NodeError, StartError};
+pub use history::{Change, ChangeKind, Listed, NamespacedName, Watch, WatchError};
+pub use node::{ContainerHandle, Node};
+pub use report::{
+    Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile,
+    ObjectChange, ObjectName, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, PodUsage,
+    ProblemReport, PullReport, SourceReport, SourceState, Usage,
+};

@@ -1,0 +1,103 @@
+//! Errors of the facade, each in the words of who asked.
+
+use std::path::PathBuf;
+
+use crate::history::NamespacedName;
+use crate::report::{ObjectName, ProblemReport};
+
+/// Why the node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The process lacks a privilege.
+    #[error("portreeve must run as root (effective user id is {euid})")]
+    NotRoot {
+        /// The effective user id.
+        euid: u32,
+    },
+    /// A directory cannot be made or locked down.
+    #[error("preparing {path}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The manifests cannot be watched.
+    #[error("watching the manifests")]
+    Source(#[from] crate::source::SourceError),
+    /// A metric cannot be registered.
+    #[error("registering metrics")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Why a request to the node fails; the doors turn it into their own codes.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// No such pod.
+    #[error("pods {0:?} not found", name.name)]
+    PodNotFound {
+        /// The pod.
+        name: NamespacedName,
+    },
+    /// No such object in any manifest.
+    #[error("{0} not found")]
+    ObjectNotFound(ObjectName),
+    /// The pod has no such container.
+    #[error("container {container} is not valid for pod {pod}")]
+    ContainerNotFound {
+        /// The pod's name.
+        pod: String,
+        /// The container's name.
+        container: String,
+    },
+    /// The pod has several containers and none was named.
+    #[error(
+        "a container name must be specified for pod {pod}, choose one of: [{}]",
+        choices.join(" ")
+    )]
+    ContainerRequired {
+        /// The pod's name.
+        pod: String,
+        /// Its containers.
+        choices: Vec<String>,
+    },
+    /// The container is there but not in the state that the request needs.
+    #[error("container {container} in pod {pod} is {state}")]
+    ContainerState {
+        /// The pod's name.
+        pod: String,
+        /// The container's name.
+        container: String,
+        /// What it is instead, e.g. `waiting to start: ContainerCreating`.
+        state: String,
+    },
+    /// The given manifests have errors.
+    #[error("{} problem(s) in the manifests", .0.len())]
+    Invalid(Vec<ProblemReport>),
+    /// The object lives in a file that its owner edits.
+    #[error("{object} is defined in {}:{line}; edit or remove it there", file.display())]
+    OwnedElsewhere {
+        /// The object.
+        object: ObjectName,
+        /// The file that owns it.
+        file: PathBuf,
+        /// Line of the document.
+        line: u32,
+    },
+    /// A file cannot be written or removed.
+    #[error("writing {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The engine refused.
+    #[error("{0}")]
+    Runtime(String),
+    /// The node is shutting down.
+    #[error("the node is shutting down")]
+    Stopped,
+}

@@ -1,0 +1,260 @@
+//! The thread that watches a directory of manifests.
+//!
+//! Reports of the kernel are hints only: what counts is what a scan finds. A slow listing stays
+//! as the safety net for what is not reported (something mounted over the directory).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind, RenameMode};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::names::is_manifest_name;
+use super::{Hints, Identity, Scanner, SourceSet};
+
+/// While the directory cannot be read, it is tried again this often.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Why a directory cannot become a source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The thread cannot start.
+    #[error("starting the thread that watches {path}")]
+    Thread {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+enum Message {
+    Event(notify::Result<notify::Event>),
+    Stop,
+}
+
+/// A watched directory; dropping it stops the thread.
+#[derive(Debug)]
+pub struct DirectorySource {
+    stop: Sender<Message>,
+    thread: Option<JoinHandle<()>>,
+    sets: watch::Receiver<SourceSet>,
+}
+
+impl DirectorySource {
+    /// Starts to watch `directory`, which need not exist; `identity` is what the ledger remembers.
+    ///
+    /// # Errors
+    /// [`SourceError::Thread`] if no thread can be had.
+    pub fn start(
+        directory: &Path,
+        identity: Option<Identity>,
+        resync: Duration,
+    ) -> Result<Self, SourceError> {
+        let (stop, inbox) = mpsc::channel();
+        let (sender, sets) = watch::channel(SourceSet::starting(directory));
+        let mut watched = Watched {
+            directory: directory.to_owned(),
+            scanner: Scanner::new(directory, identity),
+            watcher: None,
+            outbox: stop.clone(),
+            inbox,
+            sets: sender,
+            resync,
+        };
+        let thread = std::thread::Builder::new()
+            .name("source".to_owned())
+            .spawn(move || watched.run())
+            .map_err(|source| SourceError::Thread { path: directory.to_owned(), source })?;
+        Ok(Self { stop, thread: Some(thread), sets })
+    }
+
+    /// The sets, newest first and only.
+    pub fn sets(&self) -> watch::Receiver<SourceSet> {
+        self.sets.clone()
+    }
+}
+
+impl Drop for DirectorySource {
+    fn drop(&mut self) {
+        // The thread has ended already if nobody listens.
+        let _ = self.stop.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Watched {
+    directory: PathBuf,
+    scanner: Scanner,
+    /// The watch, and the directory that it was made for.
+    watcher: Option<(RecommendedWatcher, Option<Identity>)>,
+    outbox: Sender<Message>,
+    inbox: Receiver<Message>,
+    sets: watch::Sender<SourceSet>,
+    resync: Duration,
+}
+
+impl Watched {
+    fn run(&mut self) {
+        let mut hints = Hints { rescan: true, ..Hints::default() };
+        let mut listed_at = Instant::now();
+        loop {
+            if hints.rescan {
+                self.ensure_watch();
+                listed_at = Instant::now();
+            }
+            self.scanner.scan(&hints, Instant::now());
+            self.ensure_watch();
+            self.publish();
+
+            hints = Hints::default();
+            let every = if self.scanner.unreadable().is_some() || self.watcher.is_none() {
+                RETRY.min(self.resync)
+            } else {
+                self.resync
+            };
+            let next = (listed_at + every).min(self.scanner.deadline().unwrap_or(listed_at + every));
+            let first = self.inbox.recv_timeout(next.saturating_duration_since(Instant::now()));
+            match first {
+                Ok(message) => {
+                    if !self.note(message, &mut hints) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    hints.rescan = Instant::now() >= listed_at + every;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(message) = self.inbox.try_recv() {
+                if !self.note(message, &mut hints) {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note(&self, message: Message, hints: &mut Hints) -> bool {
+        match message {
+            Message::Stop => return false,
+            Message::Event(Ok(event)) => note_event(&event, hints),
+            Message::Event(Err(error)) => {
+                debug!(error = %error, "a watch of the manifests failed");
+                hints.rescan = true;
+            }
+        }
+        true
+    }
+
+    /// Watches the directory that is there now.
+    fn ensure_watch(&mut self) {
+        let identity = self.scanner.identity();
+        if let Some((_, watched)) = &self.watcher
+            && *watched == identity
+            && identity.is_some()
+            && self.scanner.unreadable().is_none()
+        {
+            return;
+        }
+        if self.watcher.is_some() && self.scanner.unreadable().is_some() {
+            // Kept until the directory is back: it costs nothing and may report it.
+            return;
+        }
+        let outbox = self.outbox.clone();
+        let config = notify::Config::default().with_follow_symlinks(true);
+        let made = RecommendedWatcher::new(
+            move |event| {
+                // Nobody listens any more: the thread is about to end.
+                let _ = outbox.send(Message::Event(event));
+            },
+            config,
+        )
+        .and_then(|mut watcher| {
+            watcher.watch(&self.directory, RecursiveMode::Recursive)?;
+            Ok(watcher)
+        });
+        match made {
+            Ok(watcher) => {
+                let first = self.watcher.is_none();
+                self.watcher = Some((watcher, identity));
+                if !first || identity.is_some() {
+                    // What happened between the listing and the watch is seen by another listing.
+                    self.scanner.scan(&Hints { rescan: true, ..Hints::default() }, Instant::now());
+                    if let Some((_, watched)) = &mut self.watcher {
+                        *watched = self.scanner.identity();
+                    }
+                }
+            }
+            Err(error) => {
+                if self.directory.exists() {
+                    warn!(path = %self.directory.display(), error = %error,
+                        "manifests cannot be watched, they are listed every 2 s");
+                }
+                self.watcher = None;
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let set = self.scanner.set();
+        self.sets.send_if_modified(|published| {
+            let same = SourceSet { read_at: published.read_at, ..set.clone() } == *published;
+            *published = set;
+            !same
+        });
+    }
+}
+
+/// Sorts one report of the kernel into the hints.
+fn note_event(event: &notify::Event, hints: &mut Hints) {
+    if event.need_rescan() || event.paths.is_empty() {
+        hints.rescan = true;
+        return;
+    }
+    for path in &event.paths {
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+                if is_manifest_name(path) {
+                    hints.closed.insert(path.clone());
+                }
+            }
+            EventKind::Access(_) => {}
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) if is_manifest_name(path) => {
+                hints.closed.insert(path.clone());
+            }
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) if is_manifest_name(path) => {
+                hints.touched.insert(path.clone());
+            }
+            // Both ends, each of which was or will be reported by itself as well.
+            EventKind::Modify(ModifyKind::Name(RenameMode::Both))
+                if event.paths.iter().all(|path| is_manifest_name(path)) => {}
+            EventKind::Modify(ModifyKind::Name(_)) => {
+                // A folder came or went, or `..data` was swapped.
+                hints.rescan = true;
+                hints.swapped = true;
+            }
+            EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => {
+                hints.rescan = true;
+            }
+            EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_)
+                if is_manifest_name(path) =>
+            {
+                hints.touched.insert(path.clone());
+            }
+            EventKind::Modify(ModifyKind::Data(_)) => {}
+            EventKind::Create(CreateKind::File) | EventKind::Remove(RemoveKind::File) if hidden => {}
+            _ => hints.rescan = true,
+        }
+    }
+}

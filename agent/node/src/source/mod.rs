@@ -1,0 +1,92 @@
+//! Sources: each turns one outside world into full sets of objects.
+//!
+//! **Invariant:** a source never says what changed, only what is; and *unreadable is not empty*:
+//! a set that could not be read in full says so and removes nothing.
+
+mod directory;
+mod names;
+mod scan;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use portreeve_manifests::ParsedFile;
+use serde::{Deserialize, Serialize};
+
+pub use directory::{DirectorySource, SourceError};
+pub use names::is_manifest_name;
+pub use scan::{Hints, Scanner};
+
+/// Device and inode of a directory: whether it is still the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Device.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+}
+
+/// What a file said when it was last read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FileContent {
+    /// It was read and parsed; the parser's verdicts are inside.
+    Parsed(Arc<ParsedFile>),
+    /// It is there and cannot be read.
+    Unreadable(String),
+}
+
+/// One file of a set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceFile {
+    /// What it says.
+    pub content: FileContent,
+    /// It was gone at the last look, too short ago to be believed: who else claims its objects
+    /// may have them, and until then they stay.
+    pub vanishing: bool,
+}
+
+/// Everything a source knows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceSet {
+    /// Name of the source.
+    pub name: String,
+    /// Where it reads.
+    pub path: PathBuf,
+    /// The directory that was read, to be remembered over restarts.
+    pub identity: Option<Identity>,
+    /// Why the source as a whole cannot be read; `files` are then the last known ones.
+    pub unreadable: Option<String>,
+    /// Folders inside that cannot be read: what came from below them stays.
+    pub unreadable_folders: BTreeMap<PathBuf, String>,
+    /// The files by path.
+    pub files: BTreeMap<PathBuf, SourceFile>,
+    /// Whether a full list was ever read: before that nothing is removed.
+    pub complete: bool,
+    /// When it was last read in full.
+    pub read_at: Option<Timestamp>,
+}
+
+impl SourceSet {
+    /// A source of which nothing is known yet.
+    pub fn starting(path: &Path) -> Self {
+        Self {
+            name: format!("directory:{}", path.display()),
+            path: path.to_owned(),
+            identity: None,
+            unreadable: None,
+            unreadable_folders: BTreeMap::new(),
+            files: BTreeMap::new(),
+            complete: false,
+            read_at: None,
+        }
+    }
+
+    /// Whether the absence of `file` from this set means nothing.
+    pub fn is_silent_about(&self, file: &Path) -> bool {
+        !self.complete
+            || self.unreadable.is_some()
+            || self.unreadable_folders.keys().any(|folder| file.starts_with(folder))
+    }
+}
