@@ -1,1 +1,50 @@
 //! Registry client, content store, unpacking and overlay snapshots.
+//!
+//! What containerd's content store, snapshotter and transfer service are, for one node:
+//!
+//! ```text
+//!  registry --> manifest --> config
+//!      |            |
+//!      |            v   one pass per layer, several layers at once
+//!      +--------> bytes -> sha256 -> decompress -> sha256 (diff id) -> tar -> <root>/staging/..
+//!                                                                               | rename = commit
+//!                                                                               v
+//!                                  <root>/layers/<diff id>/fs   shared by all images and containers
+//! ```
+//!
+//! **Invariant:** nothing below `layers/` or `blobs/` was ever visible under its final name before its
+//! digests were verified, and an image is recorded only once all its layers are in place.
+
+mod credential;
+mod digest;
+mod flight;
+mod image;
+mod layer;
+mod manifest;
+mod platform;
+mod progress;
+mod reference;
+mod registry;
+mod store;
+
+pub use credential::{Credential, CredentialError, Secret};
+pub use digest::{Digest, DigestError};
+pub use image::{Image, ImageId};
+pub use layer::{Applied, LayerError, Limits, apply_layer};
+pub use platform::Platform;
+pub use progress::{LayerProgress, Phase, Progress, ProgressSink};
+pub use reference::{ImageRef, ReferenceError};
+pub use registry::RegistryError;
+pub use store::{
+    Config, Freed, KeepBlobs, LoadError, Preloaded, PullError, Removed, Retry, Snapshot,
+    SnapshotError, Store, StoreError, Usage,
+};
+
+/// Makes ring the TLS provider of this process, once, unless the program chose one before.
+pub(crate) fn ensure_tls_provider() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        // An error only says that the program has installed its own choice already.
+        let _already_chosen = rustls::crypto::ring::default_provider().install_default();
+    });
+}

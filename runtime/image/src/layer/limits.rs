@@ -1,0 +1,31 @@
+//! What a layer may cost.
+
+/// Bounds on one layer; whatever goes beyond them fails the layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries in the archive.
+    pub entries: u64,
+    /// Bytes of file content, holes of sparse files included.
+    pub unpacked_bytes: u64,
+    /// A layer may always unpack to this many bytes, whatever its compressed size.
+    pub ratio_floor_bytes: u64,
+    /// Beyond the floor: unpacked bytes per compressed byte.
+    pub ratio: u64,
+    /// Bytes of one path.
+    pub path_bytes: usize,
+    /// Bytes of the headers that describe one entry: long names, PAX records, extended attributes.
+    pub header_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 4_000_000,
+            unpacked_bytes: 256 << 30,
+            ratio_floor_bytes: 4 << 30,
+            ratio: 200,
+            path_bytes: 4095,
+            header_bytes: 1 << 20,
+        }
+    }
+}

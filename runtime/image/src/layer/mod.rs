@@ -1,0 +1,16 @@
+//! Layers: from a stream of bytes to a directory that an overlay can stand on.
+//!
+//! Each layer goes into a directory of its own, so that layers need no order. What is deleted from
+//! lower layers becomes overlayfs whiteouts (character device 0:0) and opaque directories
+//! (`trusted.overlay.opaque`). Source: OCI image-spec `layer.md`, Linux `overlayfs.rst`.
+
+mod apply;
+mod archive;
+mod decompress;
+mod error;
+mod limits;
+mod place;
+
+pub use apply::{Applied, apply_layer};
+pub use error::LayerError;
+pub use limits::Limits;

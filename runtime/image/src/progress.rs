@@ -1,0 +1,62 @@
+//! How far a pull is.
+
+use tokio::sync::watch;
+
+use crate::digest::Digest;
+
+/// Where the progress of a pull is shown; make one with `watch::channel(Progress::default())`.
+pub type ProgressSink = watch::Sender<Progress>;
+
+/// What a pull does at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Asks the registry what the reference means.
+    #[default]
+    Resolving,
+    /// Layers are downloaded and unpacked.
+    Fetching,
+    /// All is there.
+    Done,
+}
+
+/// One layer of a pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerProgress {
+    /// The digest of the blob in the registry.
+    pub digest: Digest,
+    /// Bytes to fetch, as the manifest says.
+    pub total_bytes: u64,
+    /// Bytes fetched so far.
+    pub fetched_bytes: u64,
+    /// Unpacked, verified and in place; at once true for what was here before.
+    pub done: bool,
+    /// It was here before, nothing is fetched.
+    pub present: bool,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// What happens now.
+    pub phase: Phase,
+    /// Every layer, lowest first; empty while resolving.
+    pub layers: Vec<LayerProgress>,
+}
+
+impl Progress {
+    /// Bytes fetched so far over all layers.
+    #[must_use]
+    pub fn fetched_bytes(&self) -> u64 {
+        self.layers.iter().map(|l| l.fetched_bytes).sum()
+    }
+
+    /// Bytes to fetch over all layers that were not here before.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.layers
+            .iter()
+            .filter(|l| !l.present)
+            .map(|l| l.total_bytes)
+            .sum()
+    }
+}

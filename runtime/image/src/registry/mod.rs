@@ -1,0 +1,5 @@
+//! Speaking to a registry.
+
+mod error;
+
+pub use error::RegistryError;

@@ -1,0 +1,60 @@
+//! How a store is set up.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{layer::Limits, platform::Platform};
+
+/// Which layer blobs stay on disk beside the unpacked layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepBlobs {
+    /// None: one copy of everything.
+    Never,
+    /// Those of loaded images, which no registry has.
+    #[default]
+    Loaded,
+}
+
+/// How a store is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The store's directory.
+    pub root: PathBuf,
+    /// Registries (`host` or `host:port`) that are spoken to over plain HTTP. Those of this machine
+    /// (`localhost`, `127.0.0.0/8`, `::1`) always are.
+    pub insecure_registries: Vec<String>,
+    /// PEM files with certificate authorities to trust besides those of the system.
+    pub ca_files: Vec<PathBuf>,
+    /// Layers that are downloaded and unpacked at once, over all pulls.
+    pub max_concurrent_downloads: usize,
+    /// Directory of image tars that are always loaded, and pinned.
+    pub preload_dir: Option<PathBuf>,
+    /// What images must have been built for.
+    pub platform: Platform,
+    /// Which layer blobs stay on disk.
+    pub keep_blobs: KeepBlobs,
+    /// How long to wait for a connection.
+    pub connect_timeout: Duration,
+    /// How long a transfer may stand still.
+    pub stall_timeout: Duration,
+    /// Bounds on one layer.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// The defaults, in `root`.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            insecure_registries: Vec::new(),
+            ca_files: Vec::new(),
+            max_concurrent_downloads: 6,
+            preload_dir: None,
+            platform: Platform::current(),
+            keep_blobs: KeepBlobs::default(),
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            limits: Limits::default(),
+        }
+    }
+}
