@@ -1,0 +1,151 @@
+//! What can go wrong, by operation; set-up errors of the container's own process arrive here over the handshake.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::cgroup::CgroupError;
+use crate::plan::PlanError;
+use crate::seccomp::SeccompError;
+
+/// A set-up step that failed, in the caller or in the container's own process.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}{}", subject(.path))]
+pub struct SetupError {
+    /// What was tried, for example `mounting tmpfs`.
+    pub operation: String,
+    /// What it was tried on; empty when there is nothing to name.
+    pub path: PathBuf,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+fn subject(path: &std::path::Path) -> String {
+    if path.as_os_str().is_empty() {
+        String::new()
+    } else {
+        format!(" {}", path.display())
+    }
+}
+
+/// Why a container could not be created; nothing of it is left then.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The configuration cannot be turned into a container.
+    #[error("reading the container's configuration")]
+    Plan(#[from] PlanError),
+    /// The seccomp profile does not compile.
+    #[error("compiling the seccomp profile")]
+    Seccomp(#[from] SeccompError),
+    /// The container's cgroup could not be set up.
+    #[error("setting up the container's cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// A set-up step failed.
+    #[error("setting up the container")]
+    Setup(#[from] SetupError),
+    /// The container's process ended before it had said that it is ready.
+    #[error("the container's process ended during its set-up ({0})")]
+    Died(String),
+}
+
+/// Why a created container's program could not be started; its process has ended then.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no such program in the container.
+    #[error("executable {program:?} was not found in the container (PATH {search})")]
+    NotFound {
+        /// First argument of the process.
+        program: String,
+        /// The directories that were searched; `not searched` for a name with a slash.
+        search: String,
+    },
+    /// The program exists and cannot be executed: permission, format, or interpreter.
+    #[error("executing {program:?} in the container")]
+    NotExecutable {
+        /// First argument of the process.
+        program: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A last step before execve failed.
+    #[error("starting the container")]
+    Setup(#[from] SetupError),
+    /// The container's process is gone.
+    #[error("the created container's process has gone")]
+    Gone,
+}
+
+impl StartError {
+    /// The exit code that shells and container tools use for this failure: 127 not found, 126 not executable.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::NotFound { .. } => 127,
+            Self::NotExecutable { .. } => 126,
+            Self::Setup(_) | Self::Gone => 128,
+        }
+    }
+}
+
+/// Why a further process could not be started in a container.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The process's configuration cannot be used.
+    #[error("reading the process's configuration")]
+    Plan(#[from] PlanError),
+    /// The seccomp profile does not compile.
+    #[error("compiling the seccomp profile")]
+    Seccomp(#[from] SeccompError),
+    /// The container's cgroup could not be joined.
+    #[error("joining the container's cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// A set-up step failed.
+    #[error("setting up the process")]
+    Setup(#[from] SetupError),
+    /// The program did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The process ended during its set-up.
+    #[error("the process ended during its set-up ({0})")]
+    Died(String),
+}
+
+impl ExecError {
+    /// The exit code that shells and container tools use for this failure.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Start(error) => error.exit_code(),
+            _ => 128,
+        }
+    }
+}
+
+/// Something asked for that this machine refused and that the container can live without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// What was tried.
+    pub operation: String,
+    /// The kernel's answer.
+    pub errno: i32,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.operation, io::Error::from_raw_os_error(self.errno))
+    }
+}
+
+/// Names the operation and its subject when an `io::Result` fails.
+pub(crate) trait Step<T> {
+    /// `what` is a gerund phrase, `path` what it acted on.
+    fn step(self, what: &str, path: impl Into<PathBuf>) -> Result<T, SetupError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, what: &str, path: impl Into<PathBuf>) -> Result<T, SetupError> {
+        self.map_err(|error| SetupError { operation: what.to_owned(), path: path.into(), source: error.into() })
+    }
+}

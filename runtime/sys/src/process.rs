@@ -1,0 +1,3 @@
+//! Processes: clone3, pidfds, waiting.
+
+pub use rustix::process::Pid;
