@@ -1,2 +1,85 @@
-//! The portreeve binary.
-fn main() {}
+//! `portreeve`: makes a Linux machine run what its manifests say, and keeps it so.
+//!
+//! One binary with three entries. The hidden `shim` entry, which keeps the containers of one
+//! pod, is taken before anything else exists: no async runtime, no thread, no logger. `agent`
+//! is the daemon. Everything else is a client of the agent's socket, or needs no agent at all.
+
+mod config;
+mod demo;
+mod explain;
+mod validate;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "portreeve", version, about, long_about = None, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check manifests: every problem with its place and how to fix it; exit 0 or 1
+    Validate(validate::ValidateArgs),
+    /// Print what a manifest can say here
+    Explain(explain::ExplainArgs),
+    /// Run a web page in a throwaway agent on this machine
+    Demo(demo::DemoArgs),
+    /// Print the completion script of a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+    #[command(hide = true)]
+    DemoPage(demo::page::PageArgs),
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments.nth(1).is_some_and(|entry| entry == "shim") {
+        portreeve_engine::shim::main(arguments);
+    }
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to tell a standard error that is closed.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Validate(args) => validate::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::DemoPage(args) => demo::page::run(&args),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "portreeve", &mut script);
+            io::stdout().write_all(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            writeln!(io::stdout(), "portreeve {}", env!("CARGO_PKG_VERSION"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Whether the reader of our output went away, as in `portreeve explain --support | head`.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,300 @@
+//! An agent in a world, and the client verbs that speak with it.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::census::Census;
+use crate::wait::wait_until;
+use crate::world::{World, binary};
+
+/// What a client verb left.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its exit code; -1 after a signal.
+    pub code: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Answer {
+    /// The standard output of a verb that succeeded.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[must_use]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+/// A running agent with directories of its own.
+#[derive(Debug)]
+pub struct Agent<'w> {
+    world: &'w World,
+    directory: PathBuf,
+    arguments: Vec<String>,
+    process: Option<Child>,
+}
+
+impl<'w> Agent<'w> {
+    /// Starts an agent in `world` and waits until it answers.
+    #[must_use]
+    pub fn start(world: &'w World) -> Self {
+        Self::start_with(world, &[])
+    }
+
+    /// Starts an agent with further arguments and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not within 20 s.
+    #[must_use]
+    pub fn start_with(world: &'w World, arguments: &[&str]) -> Self {
+        let directory = world.path("agent");
+        for folder in ["manifests", "images"] {
+            std::fs::create_dir_all(directory.join(folder)).expect("the agent's directories");
+        }
+        let arguments = arguments.iter().map(|&text| text.to_owned()).collect();
+        let mut agent = Self { world, directory, arguments, process: None };
+        agent.launch();
+        agent
+    }
+
+    /// Starts the process again after [`kill`](Self::kill) or [`terminate`](Self::terminate).
+    ///
+    /// # Panics
+    /// When it does not answer within 20 s.
+    pub fn launch(&mut self) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.directory.join("agent.log"));
+        let child = self
+            .world
+            .command(binary())
+            .arg("agent")
+            .args(["--listen", "127.0.0.1:0", "--node-name", "node-1", "--log", "info,portreeve=debug"])
+            .arg("--manifests")
+            .arg(self.manifests())
+            .arg("--root")
+            .arg(self.root())
+            .arg("--run")
+            .arg(self.run_dir())
+            .arg("--preload")
+            .arg(self.directory.join("images"))
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("the agent's log"))
+            .spawn()
+            .expect("the agent starts");
+        self.process = Some(child);
+        wait_until("the agent answers", 20, || {
+            let ended = self.process.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            assert!(ended.is_none(), "the agent ended with {ended:?}:\n{}", self.log());
+            let answer = self.client(&["get", "pods", "-A"]);
+            if answer.code == 0 { Ok(()) } else { Err(answer.stderr) }
+        });
+    }
+
+    /// Runs a client verb and waits for it.
+    ///
+    /// # Panics
+    /// When the binary cannot be run at all.
+    #[must_use]
+    pub fn client(&self, arguments: &[&str]) -> Answer {
+        let output = self.verb(arguments).stdin(Stdio::null()).output().expect("the client verb runs");
+        Answer {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// A client verb that the caller starts.
+    #[must_use]
+    pub fn verb(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("--run").arg(self.run_dir()).args(arguments);
+        command
+    }
+
+    /// A pod as the agent shows it; `None` when there is none of that name.
+    ///
+    /// # Panics
+    /// When the answer is not JSON.
+    #[must_use]
+    pub fn pod(&self, name: &str) -> Option<Value> {
+        let answer = self.client(&["get", "pod", name, "-o", "json"]);
+        (answer.code == 0).then(|| serde_json::from_str(&answer.stdout).expect("a pod in JSON"))
+    }
+
+    /// Every pod of every namespace.
+    ///
+    /// # Panics
+    /// When the agent does not answer with a list.
+    #[must_use]
+    pub fn pods(&self) -> Vec<Value> {
+        let text = self.client(&["get", "pods", "-A", "-o", "json"]).ok();
+        let list: Value = serde_json::from_str(&text).expect("a list of pods in JSON");
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until the pod is Ready, and returns it.
+    pub fn wait_ready(&self, name: &str) -> Value {
+        self.wait_pod(name, "is ready", |pod| condition(pod, "Ready") == Some("True"))
+    }
+
+    /// Waits until the pod is as `predicate` says, and returns it.
+    ///
+    /// # Panics
+    /// After 60 s, with the pod, its events and the agent's log.
+    pub fn wait_pod(&self, name: &str, what: &str, predicate: impl Fn(&Value) -> bool) -> Value {
+        wait_until(&format!("pod {name} {what}"), 60, || {
+            let pod = self.pod(name).unwrap_or(Value::Null);
+            if predicate(&pod) {
+                return Ok(pod);
+            }
+            let events = self.client(&["get", "events", "-A"]).stdout;
+            Err(format!("{}\n{events}\n{}", pod["status"], tail(&self.log(), 40)))
+        })
+    }
+
+    /// Waits until there is no pod of that name any more.
+    pub fn wait_gone(&self, name: &str) {
+        wait_until(&format!("pod {name} is gone"), 60, || match self.pod(name) {
+            None => Ok(()),
+            Some(pod) => Err(format!("{}\n{}", pod["status"], tail(&self.log(), 40))),
+        });
+    }
+
+    /// Writes a manifest as an editor does: beside, then renamed in.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn drop_manifest(&self, file: &str, text: &str) {
+        let target = self.manifests().join(file);
+        let beside = self.directory.join(format!("{file}.new"));
+        std::fs::write(&beside, text).expect("writing a manifest");
+        std::fs::rename(&beside, &target).expect("renaming a manifest in");
+    }
+
+    /// Removes a manifest.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn remove_manifest(&self, file: &str) {
+        std::fs::remove_file(self.manifests().join(file)).expect("removing a manifest");
+    }
+
+    /// The directory of manifests.
+    #[must_use]
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.join("manifests")
+    }
+
+    /// What survives a reboot.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+
+    /// What a reboot ends.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    /// The agent's log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default()
+    }
+
+    /// Process id of the agent.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        let child = self.process.as_ref().expect("the agent runs");
+        Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive"))
+    }
+
+    /// SIGKILL, at whatever instruction the agent is.
+    pub fn kill(&mut self) {
+        self.end(Signal::SIGKILL);
+    }
+
+    /// SIGTERM, and waits for the end; the containers go on.
+    pub fn terminate(&mut self) {
+        self.end(Signal::SIGTERM);
+    }
+
+    fn end(&mut self, signal: Signal) {
+        if self.process.is_none() {
+            return;
+        }
+        kill(self.pid(), signal).expect("signalling the agent");
+        let mut child = self.process.take().expect("checked above");
+        let _status = child.wait().expect("waiting for the agent");
+    }
+
+    /// Everything of this agent that exists on the machine.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        Census::take(self.world, &self.run_dir())
+    }
+
+    /// Ends the agent and everything that it made, and tells what is left after up to 10 s.
+    pub fn erase(&mut self) -> Census {
+        self.terminate();
+        self.arguments.push("--ephemeral".to_owned());
+        self.launch();
+        self.terminate();
+        let begun = std::time::Instant::now();
+        loop {
+            let census = self.census();
+            if census.is_empty() || begun.elapsed() > crate::patience(10) {
+                return census;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the agent's log, last lines ---\n{}", tail(&self.log(), 60));
+            // A test that failed still leaves the machine as it found it, as far as the agent can.
+            self.terminate();
+            self.arguments.push("--ephemeral".to_owned());
+            let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.launch();
+                self.terminate();
+            }));
+            if again.is_err() {
+                eprintln!("the agent could not clean up after the failed test: {:?}", self.census());
+            }
+        } else if self.process.is_some() {
+            let left = self.erase();
+            assert!(left.is_empty(), "the agent left behind: {left:?}");
+        }
+    }
+}
+
+/// The status of a pod's condition.
+#[must_use]
+pub fn condition<'p>(pod: &'p Value, kind: &str) -> Option<&'p str> {
+    pod["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)?["status"].as_str()
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+

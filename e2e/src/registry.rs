@@ -1,0 +1,102 @@
+//! A real registry, Debian's `docker-registry`, on the world's loopback.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use crate::image::Image;
+use crate::wait::wait_until;
+use crate::world::World;
+
+/// A running registry without authentication.
+#[derive(Debug)]
+pub struct Registry<'w> {
+    world: &'w World,
+    process: Option<Child>,
+    port: u16,
+    storage: PathBuf,
+}
+
+impl<'w> Registry<'w> {
+    /// Starts one on `port` of the world's loopback.
+    ///
+    /// # Panics
+    /// When Debian's docker-registry is not installed, or it does not answer.
+    #[must_use]
+    pub fn start(world: &'w World, port: u16) -> Self {
+        let storage = world.path(&format!("registry-{port}"));
+        std::fs::create_dir_all(&storage).expect("the registry's directory");
+        let config = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
+             http: {{addr: '127.0.0.1:{port}'}}\n",
+            storage.display()
+        );
+        std::fs::write(world.path(&format!("registry-{port}.yml")), config).expect("the registry's configuration");
+        let mut registry = Self { world, process: None, port, storage };
+        registry.resume();
+        registry
+    }
+
+    /// Starts the process again after [`stop`](Self::stop).
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn resume(&mut self) {
+        let child = self
+            .world
+            .command("docker-registry")
+            .arg("serve")
+            .arg(self.world.path(&format!("registry-{}.yml", self.port)))
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry is installed");
+        self.process = Some(child);
+        wait_until("the registry answers", 20, || self.world.fetch(&format!("http://127.0.0.1:{}/v2/", self.port)));
+    }
+
+    /// Stops it: connections are refused from now on.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.process.take() {
+            // A registry that ended by itself is stopped as well.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Host and port, the first part of a reference.
+    #[must_use]
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where it keeps its blobs.
+    #[must_use]
+    pub fn storage(&self) -> &std::path::Path {
+        &self.storage
+    }
+
+    /// Pushes an image as `repository:tag` and returns the whole reference.
+    ///
+    /// # Panics
+    /// When Debian's skopeo is not installed or fails.
+    pub fn push(&self, image: &Image, name: &str) -> String {
+        let reference = format!("{}/{name}", self.host());
+        let mut command: Command = self.world.command("skopeo");
+        let output = command
+            .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
+            .arg(format!("docker-archive:{}", image.tar.display()))
+            .arg(format!("docker://{reference}"))
+            .output()
+            .expect("skopeo is installed");
+        assert!(output.status.success(), "pushing {reference}: {}", String::from_utf8_lossy(&output.stderr));
+        reference
+    }
+}
+
+impl Drop for Registry<'_> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,119 @@
+//! A throwaway machine: a directory, a network namespace and a mount namespace.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+/// The binary under test.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("PORTREEVE_BIN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/portreeve"),
+        PathBuf::from,
+    );
+    assert!(path.exists(), "{} is missing: build it with `cargo build --release`", path.display());
+    path
+}
+
+/// A directory, and a process that holds a network and a mount namespace open.
+///
+/// Only loopback exists in the network namespace at first, and nothing in it leads outside.
+#[derive(Debug)]
+pub struct World {
+    home: TempDir,
+    holder: Child,
+}
+
+impl World {
+    /// Makes one; `name` shows up in the names of its processes and directory.
+    ///
+    /// # Panics
+    /// Without root, or without `unshare` and `nsenter` of util-linux.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let home = tempfile::Builder::new().prefix(&format!("prt-e2e-{name}-")).tempdir().expect("a temporary directory");
+        let mut holder = Command::new("unshare")
+            .args(["--net", "--mount", "--propagation", "private", "--"])
+            .args(["sh", "-c", "ip link set lo up && echo ready && exec sleep 100000"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare of util-linux");
+        let mut line = String::new();
+        let stdout = holder.stdout.take().expect("stdout is a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("the holder's first line");
+        assert_eq!(line, "ready\n", "the namespaces of the world could not be made");
+        Self { home, holder }
+    }
+
+    /// The world's directory.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A path below the world's directory.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// A command that will run inside the world's namespaces.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.holder.id().to_string(), "--net", "--mount", "--"]).arg(program);
+        command
+    }
+
+    /// Runs a shell line inside the world and returns its standard output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn sh(&self, line: &str) -> String {
+        let output = self.command("sh").args(["-c", line]).output().expect("nsenter of util-linux");
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "`{line}` failed: {stdout}{}", String::from_utf8_lossy(&output.stderr));
+        stdout
+    }
+
+    /// Fetches a page from inside the world.
+    ///
+    /// # Errors
+    /// What the client said when there was no page.
+    pub fn fetch(&self, url: &str) -> Result<String, String> {
+        let output = self
+            .command("busybox")
+            .args(["wget", "-q", "-T", "5", "-O", "-", url])
+            .output()
+            .map_err(|error| error.to_string())?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            Err(format!("{url}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+        }
+    }
+
+    /// The mounts that the world's mount namespace has, as `/proc/<pid>/mountinfo` tells them.
+    ///
+    /// # Panics
+    /// When the holder is gone.
+    #[must_use]
+    pub fn mounts(&self) -> Vec<String> {
+        let path = format!("/proc/{}/mountinfo", self.holder.id());
+        let text = std::fs::read_to_string(path).expect("the holder lives as long as the world");
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // A holder that is gone already is as good as one that was ended.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
