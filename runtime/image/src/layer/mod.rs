@@ -9,8 +9,18 @@ mod archive;
 mod decompress;
 mod error;
 mod limits;
+mod pax;
 mod place;
+mod stream;
+mod xattr;
 
 pub use apply::{Applied, apply_layer};
 pub use error::LayerError;
 pub use limits::Limits;
+
+pub(crate) use archive::{Archive, Kind};
+pub(crate) use decompress::Decompressor;
+pub(crate) use error::is_disk_full;
+pub(crate) use place::{is_whiteout, open_in_root};
+pub(crate) use stream::{Expected, unpack};
+pub(crate) use xattr::is_opaque;

@@ -1,0 +1,195 @@
+//! One pass from compressed bytes to files: digest, decompress, diff id, apply.
+//!
+//! ```text
+//!   bytes --> Counted: sha256, length --> Decompressor --> Counted: sha256 --> buffer --> Archive --> files
+//! ```
+//! **Invariant:** `unpack` returns `Ok` only when both digests were taken over every byte and match;
+//! its caller makes the directory visible only then.
+
+use std::{
+    io::{self, BufRead, BufReader, Read},
+    os::fd::BorrowedFd,
+};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    digest::Digest,
+    layer::{
+        Applied, LayerError, Limits,
+        apply::apply,
+        archive::{Archive, read_error},
+        decompress::Decompressor,
+    },
+};
+
+/// What a layer must turn out to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Expected {
+    /// Digest of the bytes as they come; `None` when only the diff id is known.
+    pub(crate) blob: Option<Digest>,
+    /// Length of the bytes as they come.
+    pub(crate) length: u64,
+    /// Digest of the decompressed archive.
+    pub(crate) diff_id: Digest,
+}
+
+/// Unpacks a compressed layer into the empty directory `root`, verifying both digests.
+pub(crate) fn unpack(
+    input: impl BufRead,
+    expected: &Expected,
+    root: BorrowedFd<'_>,
+    limits: &Limits,
+) -> Result<Applied, LayerError> {
+    let by_ratio = expected
+        .length
+        .saturating_mul(limits.ratio)
+        .max(limits.ratio_floor_bytes);
+    let limits = Limits {
+        unpacked_bytes: limits.unpacked_bytes.min(by_ratio),
+        ..limits.clone()
+    };
+    let blob = Counted::new(input, expected.length, expected.blob.is_some());
+    let plain = Unpacked {
+        inner: Decompressor::new(blob)?,
+        hasher: Sha256::new(),
+        length: 0,
+        limit: limits.unpacked_bytes,
+    };
+    let mut archive = Archive::new(BufReader::with_capacity(1 << 18, plain), &limits);
+    let applied = apply(&mut archive, root, &limits);
+    // A damaged blob most often fails as an archive first; that it is damaged is the better message,
+    // so after such an error the rest is still read for its digest.
+    let (mut rest, archive_error) = match applied {
+        Ok(applied) => (archive.into_input(), Ok(applied)),
+        Err(e @ (LayerError::Malformed { .. } | LayerError::Decompress(_))) => {
+            (archive.into_input(), Err(e))
+        }
+        Err(e) => return Err(e),
+    };
+    let drained = drain(&mut rest);
+    let Unpacked { inner, hasher, .. } = rest.into_inner();
+    let mut blob = inner.into_inner();
+    drain(&mut blob)?;
+    blob.verify(expected)?;
+    let applied = archive_error?;
+    drained?;
+    let actual = Digest::from_bytes(&hasher.finalize());
+    if actual != expected.diff_id {
+        return Err(LayerError::DiffId {
+            expected: expected.diff_id.clone(),
+            actual,
+        });
+    }
+    Ok(applied)
+}
+
+fn drain(input: &mut impl BufRead) -> Result<(), LayerError> {
+    loop {
+        let length = input.fill_buf().map_err(read_error)?.len();
+        if length == 0 {
+            return Ok(());
+        }
+        input.consume(length);
+    }
+}
+
+/// The blob's own bytes: hashed as they are consumed, and never more than promised.
+struct Counted<R> {
+    inner: R,
+    hasher: Option<Sha256>,
+    length: u64,
+    limit: u64,
+}
+
+impl<R: BufRead> Counted<R> {
+    fn new(inner: R, limit: u64, hash: bool) -> Self {
+        Self {
+            inner,
+            hasher: hash.then(Sha256::new),
+            length: 0,
+            limit,
+        }
+    }
+
+    fn verify(self, expected: &Expected) -> Result<(), LayerError> {
+        if self.length != expected.length {
+            return Err(LayerError::Length {
+                expected: expected.length,
+                actual: self.length,
+            });
+        }
+        let (Some(hasher), Some(digest)) = (self.hasher, &expected.blob) else {
+            return Ok(());
+        };
+        let actual = Digest::from_bytes(&hasher.finalize());
+        if actual == *digest {
+            Ok(())
+        } else {
+            Err(LayerError::Blob {
+                expected: digest.clone(),
+                actual,
+            })
+        }
+    }
+}
+
+impl<R: BufRead> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let step = available.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..step), available.get(..step)) {
+            to.copy_from_slice(from);
+        }
+        self.consume(step);
+        Ok(step)
+    }
+}
+
+impl<R: BufRead> BufRead for Counted<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let buffer = self.inner.fill_buf()?;
+        let after = self.length.saturating_add(buffer.len() as u64);
+        if after > self.limit {
+            return Err(io::Error::other(LayerError::Length {
+                expected: self.limit,
+                actual: after,
+            }));
+        }
+        Ok(buffer)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        if amount == 0 {
+            return;
+        }
+        if let (Some(hasher), Ok(buffer)) = (&mut self.hasher, self.inner.fill_buf()) {
+            hasher.update(buffer.get(..amount).unwrap_or(buffer));
+        }
+        self.inner.consume(amount);
+        self.length += amount as u64;
+    }
+}
+
+/// The decompressed archive: hashed as it is read, and never more than the limits allow.
+struct Unpacked<R> {
+    inner: R,
+    hasher: Sha256,
+    length: u64,
+    limit: u64,
+}
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        self.hasher.update(buffer.get(..length).unwrap_or_default());
+        self.length += length as u64;
+        if self.length > self.limit {
+            return Err(io::Error::other(LayerError::Limit {
+                what: "unpacked bytes",
+                limit: self.limit,
+            }));
+        }
+        Ok(length)
+    }
+}

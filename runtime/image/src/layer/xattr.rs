@@ -1,0 +1,85 @@
+//! Extended attributes: which of an archive's are kept, and overlayfs' own.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{XattrFlags, fgetxattr, fsetxattr, lsetxattr},
+    io::Errno,
+};
+
+const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// Hides what lower layers have in this directory. Source: Linux `overlayfs.rst`.
+pub(crate) fn set_opaque(directory: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty())?)
+}
+
+/// Whether a directory hides what lower layers have in it.
+pub(crate) fn is_opaque(directory: BorrowedFd<'_>) -> bool {
+    let mut value = [0_u8; 1];
+    matches!(fgetxattr(directory, OPAQUE, &mut value), Ok(1)) && value == *b"y"
+}
+
+/// Attributes that an image may set. Overlayfs' own could redirect lookups or hide files, labels
+/// belong to the machine's policy, and integrity hashes to its keys.
+fn is_kept(name: &[u8]) -> bool {
+    if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+        return false;
+    }
+    name.starts_with(b"user.")
+        || name.starts_with(b"trusted.")
+        || name == b"security.capability"
+        || name == b"system.posix_acl_access"
+        || name == b"system.posix_acl_default"
+}
+
+/// Sets an archive's attributes on an open file or directory.
+pub(crate) fn set_all(file: impl AsFd, xattrs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
+    for (name, value) in xattrs.iter().filter(|(n, _)| is_kept(n)) {
+        tolerate(fsetxattr(
+            file.as_fd(),
+            OsStr::from_bytes(name),
+            value,
+            XattrFlags::empty(),
+        ))?;
+    }
+    Ok(())
+}
+
+/// The same for what cannot be opened: links, devices, fifos.
+pub(crate) fn set_all_at(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    xattrs: &[(Vec<u8>, Vec<u8>)],
+) -> io::Result<()> {
+    if !xattrs.iter().any(|(n, _)| is_kept(n)) {
+        return Ok(());
+    }
+    let path = Path::new("/proc/self/fd")
+        .join(parent.as_raw_fd().to_string())
+        .join(OsStr::from_bytes(name));
+    for (name, value) in xattrs.iter().filter(|(n, _)| is_kept(n)) {
+        match lsetxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty()) {
+            // `user.` attributes exist only on files and directories.
+            Err(Errno::PERM) if name.starts_with(b"user.") => {}
+            other => tolerate(other)?,
+        }
+    }
+    Ok(())
+}
+
+/// A file system without attributes holds the image all the same, as with every other tool.
+fn tolerate(result: rustix::io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => Ok(other?),
+    }
+}
