@@ -8,8 +8,22 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::census::Census;
+use crate::image::Image;
 use crate::wait::wait_until;
 use crate::world::{World, binary};
+
+/// The reference of the preloaded busybox image.
+pub const BUSYBOX: &str = "test.local/busybox:1";
+
+/// Puts the busybox image where the agent of `world` will find it at its start.
+///
+/// # Panics
+/// When the directory cannot be written.
+pub fn preload_busybox(world: &World) {
+    let images = world.path("agent/images");
+    std::fs::create_dir_all(&images).expect("the agent's directories");
+    let _image = Image::busybox(&images, BUSYBOX);
+}
 
 /// What a client verb left.
 #[derive(Debug, Clone)]
@@ -27,7 +41,7 @@ impl Answer {
     ///
     /// # Panics
     /// When it did not.
-    #[must_use]
+    #[expect(clippy::must_use_candidate, reason = "often called for its check alone")]
     pub fn ok(self) -> String {
         assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
         self.stdout
@@ -64,6 +78,13 @@ impl<'w> Agent<'w> {
         let mut agent = Self { world, directory, arguments, process: None };
         agent.launch();
         agent
+    }
+
+    /// Starts an agent that has [`BUSYBOX`] preloaded.
+    #[must_use]
+    pub fn with_busybox(world: &'w World) -> Self {
+        preload_busybox(world);
+        Self::start(world)
     }
 
     /// Starts the process again after [`kill`](Self::kill) or [`terminate`](Self::terminate).

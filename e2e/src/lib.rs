@@ -14,7 +14,7 @@ mod registry;
 mod wait;
 mod world;
 
-pub use agent::{Agent, Answer, condition};
+pub use agent::{Agent, Answer, BUSYBOX, condition, preload_busybox};
 pub use census::Census;
 pub use image::Image;
 pub use registry::Registry;

@@ -1,0 +1,183 @@
+//! What an edit costs: each row of the cost table, on a running pod.
+
+use portreeve_e2e::{Agent, BUSYBOX, World, condition, skipped_without_root, wait_until};
+use serde_json::{Value, json};
+
+/// A pod of two containers, as JSON, which every test edits.
+fn base() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "p", "labels": { "tier": "one" } },
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "volumes": [{ "name": "config", "configMap": { "name": "c" } }],
+            "containers": [
+                { "name": "edited", "image": BUSYBOX, "command": ["sleep", "1000"],
+                  "resources": { "requests": { "memory": "16Mi" }, "limits": { "memory": "32Mi", "cpu": "500m" } },
+                  "volumeMounts": [{ "name": "config", "mountPath": "/config" }],
+                  "env": [{ "name": "FROM_CONFIG", "valueFrom": { "configMapKeyRef": { "name": "c", "key": "word" } } }] },
+                { "name": "bystander", "image": BUSYBOX, "command": ["sleep", "1000"] },
+            ],
+        },
+    })
+}
+
+fn config(word: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "c" }, "data": { "word": word } })
+}
+
+struct Ids {
+    edited: Value,
+    bystander: Value,
+    ip: Value,
+    uid: Value,
+}
+
+fn ids(agent: &Agent<'_>) -> Ids {
+    let pod = agent.pod("p").expect("the pod is there");
+    let id = |name: &str| {
+        let all = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        all.iter().find(|c| c["name"] == name).map_or(Value::Null, |c| c["containerID"].clone())
+    };
+    Ids { edited: id("edited"), bystander: id("bystander"), ip: pod["status"]["podIP"].clone(), uid: pod["metadata"]["uid"].clone() }
+}
+
+fn started(world: &World) -> Agent<'_> {
+    let agent = Agent::with_busybox(world);
+    agent.drop_manifest("c.yaml", &config("hello").to_string());
+    agent.drop_manifest("p.yaml", &base().to_string());
+    agent.wait_ready("p");
+    agent
+}
+
+/// Lands the edit and waits until the agent has nothing left to do.
+fn land(agent: &Agent<'_>, pod: &Value, seen: impl Fn(&Value) -> bool) {
+    agent.drop_manifest("p.yaml", &pod.to_string());
+    wait_until("the edit has landed", 60, || {
+        let pod = agent.pod("p").unwrap_or_default();
+        let quiet = agent.client(&["plan"]);
+        if seen(&pod) && condition(&pod, "Ready") == Some("True") && quiet.code == 0 {
+            Ok(())
+        } else {
+            Err(format!("{}\n{}", pod["status"], quiet.stdout))
+        }
+    });
+}
+
+#[test]
+fn live_edits_restart_nothing() {
+    if skipped_without_root("edits") {
+        return;
+    }
+    let world = World::new("live");
+    let agent = started(&world);
+    let before = ids(&agent);
+    let mut pod = base();
+    pod["metadata"]["labels"]["tier"] = json!("two");
+    pod["metadata"]["annotations"] = json!({ "note": "edited" });
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    pod["spec"]["containers"][0]["readinessProbe"] = json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
+    land(&agent, &pod, |pod| pod["metadata"]["labels"]["tier"] == "two");
+    let after = ids(&agent);
+    assert_eq!((before.edited, before.bystander, before.ip, before.uid), (after.edited, after.bystander, after.ip, after.uid));
+}
+
+#[test]
+fn a_mounted_config_map_changes_in_place_and_env_goes_stale() {
+    if skipped_without_root("edits") {
+        return;
+    }
+    let world = World::new("config");
+    let agent = started(&world);
+    let before = ids(&agent);
+    agent.drop_manifest("c.yaml", &config("changed").to_string());
+    wait_until("the mounted file changed", 30, || {
+        let out = agent.client(&["exec", "p", "-c", "edited", "--", "cat", "/config/word"]);
+        if out.stdout.trim() == "changed" { Ok(()) } else { Err(out.stdout + &out.stderr) }
+    });
+    let env = agent.client(&["exec", "p", "-c", "edited", "--", "sh", "-c", "echo $FROM_CONFIG"]).ok();
+    assert_eq!(env.trim(), "hello");
+    assert_eq!(before.edited, ids(&agent).edited);
+
+    // With the annotation the container that uses it restarts, and only that one.
+    let mut pod = base();
+    pod["metadata"]["annotations"] = json!({ "portreeve.dev/restart-on-change": "true" });
+    agent.drop_manifest("p.yaml", &pod.to_string());
+    wait_until("the container has the new value", 60, || {
+        let out = agent.client(&["exec", "p", "-c", "edited", "--", "sh", "-c", "echo $FROM_CONFIG"]);
+        if out.stdout.trim() == "changed" { Ok(()) } else { Err(out.stdout + &out.stderr) }
+    });
+    assert_eq!(before.bystander, ids(&agent).bystander);
+}
+
+#[test]
+fn cpu_and_memory_change_in_place() {
+    if skipped_without_root("edits") {
+        return;
+    }
+    let world = World::new("inplace");
+    let agent = started(&world);
+    let before = ids(&agent);
+    let mut pod = base();
+    pod["spec"]["containers"][0]["resources"]["limits"]["memory"] = json!("48Mi");
+    pod["spec"]["containers"][0]["resources"]["limits"]["cpu"] = json!("250m");
+    let plan_file = world.path("edit.json");
+    std::fs::write(&plan_file, pod.to_string()).unwrap();
+    let plan = agent.client(&["plan", &plan_file.to_string_lossy()]);
+    assert_eq!(plan.code, 2, "{}{}", plan.stdout, plan.stderr);
+    assert!(plan.stdout.contains("in-place"), "{}", plan.stdout);
+    land(&agent, &pod, |pod| pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == "48Mi");
+    let id = before.edited.as_str().unwrap().trim_start_matches("portreeve://").to_owned();
+    let limit = agent
+        .census()
+        .cgroups
+        .iter()
+        .filter(|cgroup| cgroup.ends_with(&id))
+        .find_map(|cgroup| {
+            ["memory.limit_in_bytes", "memory.max"].iter().find_map(|file| std::fs::read_to_string(cgroup.join(file)).ok())
+        })
+        .expect("the container's memory cgroup");
+    assert_eq!(limit.trim(), (48u64 << 20).to_string());
+    let after = ids(&agent);
+    assert_eq!((before.edited, before.bystander), (after.edited, after.bystander));
+}
+
+#[test]
+fn a_changed_command_restarts_that_container_alone() {
+    if skipped_without_root("edits") {
+        return;
+    }
+    let world = World::new("restart");
+    let agent = started(&world);
+    let before = ids(&agent);
+    let mut pod = base();
+    pod["spec"]["containers"][0]["command"] = json!(["sleep", "2000"]);
+    let old = before.edited.clone();
+    land(&agent, &pod, |pod| {
+        pod["status"]["containerStatuses"].as_array().is_some_and(|all| all.iter().all(|c| c["containerID"] != old))
+    });
+    let after = ids(&agent);
+    assert_ne!(before.edited, after.edited);
+    assert_eq!((before.bystander, before.ip, before.uid), (after.bystander, after.ip, after.uid));
+}
+
+#[test]
+fn a_changed_hostname_recreates_the_pod_under_its_uid() {
+    if skipped_without_root("edits") {
+        return;
+    }
+    let world = World::new("recreate");
+    let agent = started(&world);
+    let before = ids(&agent);
+    let mut pod = base();
+    pod["spec"]["hostname"] = json!("another");
+    let old = before.bystander.clone();
+    land(&agent, &pod, |pod| {
+        pod["status"]["containerStatuses"].as_array().is_some_and(|all| all.iter().all(|c| c["containerID"] != old))
+    });
+    let after = ids(&agent);
+    assert_ne!(before.edited, after.edited);
+    assert_ne!(before.bystander, after.bystander);
+    assert_eq!(before.uid, after.uid);
+    assert_eq!(agent.client(&["exec", "p", "-c", "edited", "--", "hostname"]).ok().trim(), "another");
+}

@@ -1,0 +1,162 @@
+//! What goes wrong in a pod, and what is said about it.
+
+use portreeve_e2e::{Agent, BUSYBOX, Registry, World, skipped_without_root, wait_until};
+use portreeve_e2e::Image;
+use serde_json::Value;
+
+fn pod(name: &str, container: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+         - {{name: main, image: '{BUSYBOX}', {container}}}\n"
+    )
+}
+
+fn first(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+#[test]
+fn a_crash_loop_backs_off_and_says_when_it_tries_again() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("crash");
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest("crash.yaml", &pod("crash", "command: [sh, -c, 'exit 5']"));
+    let waiting = agent.wait_pod("crash", "waits for its backoff", |pod| {
+        first(pod)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    });
+    let last = &first(&waiting)["lastState"]["terminated"];
+    assert_eq!(last["exitCode"], 5);
+    assert_eq!(last["reason"], "Error");
+    let message = first(&waiting)["state"]["waiting"]["message"].as_str().unwrap();
+    assert!(message.contains("back-off"), "{message}");
+    let events = agent.client(&["get", "events"]).ok();
+    assert!(events.contains("BackOff"), "{events}");
+}
+
+#[test]
+fn an_oom_kill_is_named() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("oom");
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest(
+        "oom.yaml",
+        &pod("oom", "command: [sh, -c, 'tail /dev/zero'], resources: {limits: {memory: 16Mi}}"),
+    );
+    agent.wait_pod("oom", "was killed for its memory", |pod| {
+        let terminated = [&first(pod)["lastState"]["terminated"], &first(pod)["state"]["terminated"]];
+        terminated.iter().any(|t| t["reason"] == "OOMKilled" && t["exitCode"] == 137)
+    });
+}
+
+#[test]
+fn a_failing_liveness_probe_restarts_the_container_and_readiness_does_not() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("probe");
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest(
+        "live.yaml",
+        &pod(
+            "live",
+            "command: [sh, -c, 'touch /tmp/ok; sleep 3; rm /tmp/ok; sleep 1000'], \
+             livenessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1, failureThreshold: 1}",
+        ),
+    );
+    agent.drop_manifest(
+        "unready.yaml",
+        &pod("unready", "command: [sleep, '1000'], readinessProbe: {tcpSocket: {port: 1}, periodSeconds: 1, failureThreshold: 1}"),
+    );
+    agent.wait_pod("live", "was restarted", |pod| first(pod)["restartCount"].as_u64() >= Some(1));
+    let unready = agent.wait_pod("unready", "runs", |pod| pod["status"]["phase"] == "Running");
+    assert_eq!(first(&unready)["ready"], false);
+    assert_eq!(first(&unready)["restartCount"], 0);
+    let events = agent.client(&["get", "events"]).ok();
+    assert!(events.contains("Unhealthy"), "{events}");
+}
+
+#[test]
+fn a_missing_image_is_pulled_once_it_appears() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("pull");
+    let mut registry = Registry::start(&world, 5000);
+    let agent = Agent::start(&world);
+    let text = |name: &str, image: &str| pod(name, "command: [sleep, '1000']").replace(BUSYBOX, image);
+    agent.drop_manifest("late.yaml", &text("late", "127.0.0.1:5000/late:1"));
+    let waiting = agent.wait_pod("late", "says that its image is missing", |pod| {
+        matches!(first(pod)["state"]["waiting"]["reason"].as_str(), Some("ErrImagePull" | "ImagePullBackOff"))
+    });
+    let message = first(&waiting)["state"]["waiting"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("127.0.0.1:5000/late:1"), "{message}");
+    registry.push(&Image::busybox(world.home(), "late:1"), "late:1");
+    agent.wait_ready("late");
+
+    registry.stop();
+    agent.drop_manifest("down.yaml", &text("down", "127.0.0.1:5000/other:1"));
+    let waiting = agent.wait_pod("down", "says that its registry is down", |pod| {
+        matches!(first(pod)["state"]["waiting"]["reason"].as_str(), Some("ErrImagePull" | "ImagePullBackOff"))
+    });
+    let message = first(&waiting)["state"]["waiting"]["message"].as_str().unwrap_or_default().to_owned();
+    assert!(message.contains("127.0.0.1:5000"), "{message}");
+    assert_eq!(portreeve_e2e::condition(&agent.pod("late").unwrap(), "Ready"), Some("True"));
+}
+
+#[test]
+fn a_blob_that_is_not_what_its_digest_says_is_never_run() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("digest");
+    let registry = Registry::start(&world, 5000);
+    registry.push(&Image::busybox(world.home(), "broken:1"), "broken:1");
+    // Another byte in the largest blob: the registry serves it under the old digest.
+    let line = format!("find {} -name data -size +100k", registry.storage().display());
+    let blob = world.sh(&line).lines().next().expect("a layer blob").to_owned();
+    world.sh(&format!("printf X | dd of={blob} bs=1 seek=5000 conv=notrunc status=none"));
+    let agent = Agent::start(&world);
+    agent.drop_manifest("broken.yaml", &pod("broken", "command: [sleep, '1000']").replace(BUSYBOX, "127.0.0.1:5000/broken:1"));
+    let waiting = agent.wait_pod("broken", "refuses the image", |pod| {
+        first(pod)["state"]["waiting"]["message"].as_str().is_some_and(|message| message.contains("digest"))
+    });
+    assert_eq!(waiting["status"]["phase"], "Pending");
+    assert!(!agent.client(&["get", "images"]).ok().contains("broken"));
+}
+
+#[test]
+fn a_killed_shim_leaves_no_orphans_and_its_pod_comes_back() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("shim");
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest("a.yaml", &pod("a", "command: [sleep, '100000']"));
+    let before = agent.wait_ready("a");
+    let contained = agent.census().contained;
+    let shims: Vec<i32> = agent
+        .census()
+        .processes
+        .iter()
+        .filter(|line| line.contains(" shim "))
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect();
+    assert_eq!(shims.len(), 1, "one shim per pod: {:?}", agent.census().processes);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shims[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_until("the pod was made again", 60, || {
+        let pod = agent.pod("a").unwrap_or_default();
+        let id = first(&pod)["containerID"].clone();
+        if id.is_string() && id != first(&before)["containerID"] && portreeve_e2e::condition(&pod, "Ready") == Some("True") {
+            Ok(())
+        } else {
+            Err(format!("{}", pod["status"]))
+        }
+    });
+    let after = agent.census().contained;
+    assert!(contained.is_disjoint(&after), "an orphan of the killed shim lives on: {contained:?} {after:?}");
+    assert_eq!(agent.pod("a").unwrap()["metadata"]["uid"], before["metadata"]["uid"]);
+}
