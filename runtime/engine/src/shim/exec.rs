@@ -1,0 +1,150 @@
+//! Further processes in a running container.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+
+use oci_spec::runtime::Process;
+use portreeve_oci::{ContainerRef, Stdio, WindowSize};
+
+use super::container::{Container, Refusal, specification};
+use crate::protocol::{ExecCall, Failure};
+
+/// How often the descendants of a process to be killed are looked for again.
+const PASSES: usize = 8;
+
+/// A process that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+}
+
+/// Runs a process with the container's user, environment and limits; the terminal's master comes back.
+pub(super) fn exec(
+    container: &Container,
+    call: ExecCall,
+    fds: Vec<OwnedFd>,
+) -> Result<(Running, Option<OwnedFd>), Refusal> {
+    let spec = specification(container.directory())?;
+    let template = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| Refusal::new(Failure::Other, "the container has no process"))?;
+    let process = process(template, &call);
+    let stdio = if call.tty {
+        Stdio::Terminal {
+            size: call
+                .size
+                .map(|(columns, rows)| WindowSize { rows, columns }),
+        }
+    } else {
+        pipes(&call, fds)?
+    };
+    let reference = ContainerRef {
+        pidfd: container.first(),
+        spec: &spec,
+        cgroup: &container.cgroup,
+    };
+    match portreeve_oci::exec(&reference, &process, stdio) {
+        Ok(execed) => {
+            let pid = execed.pid.as_raw_nonzero().get();
+            Ok((
+                Running {
+                    pid,
+                    pidfd: execed.pidfd,
+                },
+                execed.terminal,
+            ))
+        }
+        Err(error) => Err(Refusal {
+            message: crate::error::chain(&error),
+            kind: Failure::Program,
+            code: error.exit_code(),
+        }),
+    }
+}
+
+fn process(template: &Process, call: &ExecCall) -> Process {
+    let mut process = template.clone();
+    process.set_args(Some(call.args.clone()));
+    process.set_terminal(Some(call.tty));
+    if let Some(cwd) = &call.cwd {
+        process.set_cwd(cwd.into());
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    let terminal = call.tty.then(|| "TERM=xterm".to_owned());
+    let missing = terminal.filter(|_| !env.iter().any(|one| one.starts_with("TERM=")));
+    for one in missing.iter().chain(&call.envs) {
+        let name = one.split('=').next().unwrap_or_default();
+        env.retain(|other| other.split('=').next() != Some(name));
+        env.push(one.clone());
+    }
+    process.set_env(Some(env));
+    process
+}
+
+fn pipes(call: &ExecCall, fds: Vec<OwnedFd>) -> Result<Stdio, Refusal> {
+    let mut fds = fds.into_iter();
+    let mut take = |wanted: bool| if wanted { fds.next() } else { None };
+    let (stdin, stdout, stderr) = (take(call.stdin), take(call.stdout), take(call.stderr));
+    let or_null = |fd: Option<OwnedFd>| match fd {
+        Some(fd) => Ok(fd),
+        None => fs::File::options()
+            .write(true)
+            .open("/dev/null")
+            .map(Into::into),
+    };
+    let context = |error: std::io::Error| Refusal::context("opening /dev/null", &error);
+    Ok(Stdio::Pipes {
+        stdin,
+        stdout: or_null(stdout).map_err(context)?,
+        stderr: or_null(stderr).map_err(context)?,
+    })
+}
+
+/// Kills a process and its descendants. They are stopped first, so that none escapes by forking meanwhile.
+pub(super) fn kill_tree(process: &Running) {
+    let signal = |pid: i32, signal| {
+        // Descendants are named by number, from a list just read: they are stopped, or children of stopped ones.
+        let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+    };
+    let stop = nix::sys::signal::Signal::SIGSTOP;
+    let mut tree = vec![process.pid];
+    signal(process.pid, stop);
+    for _ in 0..PASSES {
+        let before = tree.len();
+        let mut next = 0;
+        while let Some(&parent) = tree.get(next) {
+            for child in children(parent) {
+                if !tree.contains(&child) {
+                    signal(child, stop);
+                    tree.push(child);
+                }
+            }
+            next += 1;
+        }
+        if tree.len() == before {
+            break;
+        }
+    }
+    for pid in tree.iter().skip(1) {
+        signal(*pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    let _gone =
+        portreeve_sys::process::pidfd_send_signal(process.pidfd.as_fd(), nix::libc::SIGKILL);
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| {
+            text.split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}

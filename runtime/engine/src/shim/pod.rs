@@ -1,0 +1,286 @@
+//! The pod's own namespaces, which the shim lives in.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use portreeve_oci::cgroup::Cgroup;
+use portreeve_sys::clone::{self, Clone3, clone3};
+use portreeve_sys::{namespace, process};
+use rustix::mount::MountFlags;
+use serde::{Deserialize, Serialize};
+
+/// The newest version of `shim.json` that this program reads.
+const VERSION: u64 = 1;
+
+/// What the agent wants of a shim: the content of `<dir>/shim.json`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Pod {
+    /// Of this file.
+    pub(crate) version: u64,
+    /// The shim's own cgroup.
+    pub(crate) cgroup: String,
+    /// A network and hostname of its own.
+    #[serde(default)]
+    pub(crate) network: bool,
+    /// An ipc of its own.
+    #[serde(default)]
+    pub(crate) ipc: bool,
+    /// A pid namespace for all its containers.
+    #[serde(default)]
+    pub(crate) pid: bool,
+    /// A user namespace: rows of the id maps.
+    #[serde(default)]
+    pub(crate) user: Option<(Vec<IdMap>, Vec<IdMap>)>,
+    /// With a network of its own.
+    #[serde(default)]
+    pub(crate) hostname: String,
+    /// Kernel parameters of these namespaces.
+    #[serde(default)]
+    pub(crate) sysctls: BTreeMap<String, String>,
+    /// Where the pod's `/dev/shm` is mounted on the node, when it has one.
+    #[serde(default)]
+    pub(crate) shm: Option<(PathBuf, u64)>,
+}
+
+/// A row of an id map: inside, outside, length.
+pub(crate) type IdMap = (u32, u32, u32);
+
+/// What is held of the pod's namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Namespaces {
+    /// Of the network, when it is the pod's own.
+    pub(super) network: Option<OwnedFd>,
+    /// Of the users.
+    pub(super) user: Option<OwnedFd>,
+    /// Of the processes.
+    pub(super) pid: Option<OwnedFd>,
+    /// The first process of the pid namespace: it reaps orphans, and ends with the shim.
+    pub(super) pause: Option<clone::Child>,
+}
+
+/// Why the pod cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PodError {
+    #[error("reading {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} has version {found}, this shim knows {VERSION}")]
+    Newer { path: PathBuf, found: u64 },
+    #[error("joining the shims' cgroup")]
+    Cgroup(#[from] portreeve_oci::cgroup::CgroupError),
+    #[error("{action}")]
+    Namespace {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("setting {name}")]
+    Sysctl {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn step<T, E: Into<io::Error>>(action: &'static str, result: Result<T, E>) -> Result<T, PodError> {
+    result.map_err(|source| PodError::Namespace {
+        action,
+        source: source.into(),
+    })
+}
+
+/// Reads `shim.json` and moves into cgroup and namespaces.
+pub(super) fn enter(directory: &Path) -> Result<(Pod, Namespaces), PodError> {
+    let path = directory.join("shim.json");
+    let bytes = fs::read(&path).map_err(|source| PodError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let pod: Pod = serde_json::from_slice(&bytes).map_err(|error| PodError::Read {
+        path: path.clone(),
+        source: error.into(),
+    })?;
+    if pod.version > VERSION {
+        return Err(PodError::Newer {
+            path,
+            found: pod.version,
+        });
+    }
+    Cgroup::open_or_create(&pod.cgroup)?.join()?;
+    // Among the last to be killed when memory runs out: all of the pod goes with it. Not everybody may lower it.
+    let _refused = fs::write("/proc/self/oom_score_adj", "-998");
+
+    let mut own = 0;
+    if pod.network {
+        own |= clone::NEW_NET | clone::NEW_UTS;
+    }
+    if pod.ipc {
+        own |= clone::NEW_IPC;
+    }
+    let mut namespaces = Namespaces::default();
+    if pod.user.is_some() || pod.pid {
+        first_process(&pod, own, &mut namespaces)?;
+    }
+    if pod.user.is_none() {
+        step("making the pod's namespaces", namespace::unshare(own))?;
+    }
+    if pod.network {
+        let file = step(
+            "opening the pod's network namespace",
+            fs::File::open("/proc/self/ns/net"),
+        )?;
+        namespaces.network = Some(file.into());
+        step(
+            "setting the hostname",
+            namespace::set_host_name(&pod.hostname),
+        )?;
+    }
+    for (name, value) in &pod.sysctls {
+        sysctl(name, value).map_err(|source| PodError::Sysctl {
+            name: name.clone(),
+            source,
+        })?;
+    }
+    if let Some((path, size)) = &pod.shm {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let options = std::ffi::CString::new(format!("mode=1777,size={size}")).unwrap_or_default();
+        step(
+            "mounting the pod's /dev/shm",
+            rustix::mount::mount("shm", path, "tmpfs", flags, options.as_c_str()),
+        )?;
+    }
+    Ok((pod, namespaces))
+}
+
+/// Clones the process that the pod's user namespace is made with, and that is the first of its pid namespace.
+///
+/// Net, ipc and uts made in the same call belong to that user namespace; the shim enters them and stays a user of
+/// the node itself.
+fn first_process(pod: &Pod, own: u64, namespaces: &mut Namespaces) -> Result<(), PodError> {
+    let mut kinds = 0;
+    if pod.user.is_some() {
+        kinds |= clone::NEW_USER | own;
+    }
+    if pod.pid {
+        kinds |= clone::NEW_PID;
+    }
+    let how = Clone3 {
+        namespaces: kinds,
+        ..Clone3::default()
+    };
+    let keep = pod.pid;
+    let child = step("cloning the pod's first process", clone3(&how, pause))?;
+    let proc = format!("/proc/{}", child.pid.as_raw_nonzero());
+    if let Some((uids, gids)) = &pod.user {
+        step("mapping users", write_map(&format!("{proc}/uid_map"), uids))?;
+        step(
+            "mapping groups",
+            write_map(&format!("{proc}/gid_map"), gids),
+        )?;
+        let open = |kind: &str| {
+            step(
+                "opening the pod's namespaces",
+                fs::File::open(format!("{proc}/ns/{kind}")),
+            )
+        };
+        namespaces.user = Some(open("user")?.into());
+        for (flag, kind) in [
+            (clone::NEW_NET, "net"),
+            (clone::NEW_UTS, "uts"),
+            (clone::NEW_IPC, "ipc"),
+        ] {
+            if own & flag != 0 {
+                step(
+                    "entering the pod's namespaces",
+                    namespace::enter(open(kind)?.as_fd(), flag),
+                )?;
+            }
+        }
+    }
+    if keep {
+        let file = step(
+            "opening the pod's pid namespace",
+            fs::File::open(format!("{proc}/ns/pid")),
+        )?;
+        namespaces.pid = Some(file.into());
+        namespaces.pause = Some(child);
+    } else {
+        step(
+            "ending a child",
+            process::pidfd_send_signal(child.pidfd.as_fd(), nix::libc::SIGKILL),
+        )?;
+        step("waiting for a child", process::wait(child.pidfd.as_fd()))?;
+    }
+    Ok(())
+}
+
+/// The first process of a pod's pid namespace: it reaps what is left to it, and the kernel ends it with the shim.
+fn pause() -> i32 {
+    let _name = process::set_name(c"pause");
+    if process::set_parent_death_signal(Some(nix::libc::SIGKILL)).is_err() {
+        return 1;
+    }
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    if children.thread_block().is_err() {
+        return 1;
+    }
+    loop {
+        while let Ok(status) = nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+        if children.wait().is_err() {
+            return 1;
+        }
+    }
+}
+
+fn write_map(path: &str, rows: &[IdMap]) -> io::Result<()> {
+    let text: String = rows
+        .iter()
+        .map(|(inside, outside, length)| format!("{inside} {outside} {length}\n"))
+        .collect();
+    fs::File::options()
+        .write(true)
+        .open(path)?
+        .write_all(text.as_bytes())
+}
+
+/// Writes one kernel parameter; dots or slashes part its name.
+fn sysctl(name: &str, value: &str) -> io::Result<()> {
+    let relative = if name.contains('/') {
+        name.to_owned()
+    } else {
+        name.replace('.', "/")
+    };
+    let plain = relative
+        .split('/')
+        .all(|part| !matches!(part, "" | "." | ".."));
+    if !plain || value.contains('\n') {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not the name or value of a kernel parameter",
+        ));
+    }
+    fs::File::options()
+        .write(true)
+        .open(Path::new("/proc/sys").join(relative))?
+        .write_all(value.as_bytes())
+}
+
+impl Namespaces {
+    /// The path of a held namespace, as this process and its clones see it.
+    pub(super) fn path(fd: Option<&OwnedFd>) -> Option<String> {
+        fd.map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()))
+    }
+}
