@@ -1,0 +1,319 @@
+//! The benchmark: from a file in a directory to a process that runs, and what that costs.
+//!
+//! "Running" is the moment at which the container's own program has touched a file in a
+//! hostPath volume, seen by inotify: nothing that an agent claims about itself is trusted.
+//! CPU time is what cgroup accounting charged to the agent, its shims and the containers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, binary, preload_busybox};
+use serde_json::{Value, json};
+
+struct Settings {
+    single: usize,
+    pods: usize,
+    idle: u64,
+    pull: usize,
+}
+
+fn main() {
+    let settings = settings();
+    let mut report = Report::default();
+    println!("{}", machine());
+    ours(&settings, &mut report);
+    if installed("podman") {
+        podman(&settings, &mut report);
+    } else {
+        println!("podman is not installed: no comparison with it");
+    }
+    report.print();
+    if let Some(path) = std::env::var_os("PORTREEVE_BENCH_JSON") {
+        std::fs::write(&path, serde_json::to_vec_pretty(&report.json()).expect("JSON")).expect("writing the JSON");
+    }
+}
+
+fn settings() -> Settings {
+    let mut settings = Settings { single: 30, pods: 100, idle: 60, pull: 400 };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(flag) = arguments.next() {
+        let number = arguments.next().and_then(|text| text.parse::<usize>().ok());
+        let number = number.unwrap_or_else(|| panic!("{flag} needs a number"));
+        match flag.as_str() {
+            "--single" => settings.single = number,
+            "--pods" => settings.pods = number,
+            "--idle" => settings.idle = number as u64,
+            "--pull" => settings.pull = number,
+            _ => panic!("unknown flag {flag}: --single N --pods N --idle SECONDS --pull MEBIBYTES"),
+        }
+    }
+    settings
+}
+
+fn machine() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let size = std::fs::metadata(binary()).map_or(0, |file| file.len());
+    format!("Linux {}, {cpus} cores, load {}, binary {:.1} MB", kernel.trim(), load.trim(), size as f64 / 1e6)
+}
+
+fn installed(program: &str) -> bool {
+    Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().is_ok_and(|s| s.success())
+}
+
+/// A pod that touches `/out/<name>` and sleeps.
+fn toucher(name: &str, image: &str, out: &Path) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  volumes: \
+         [{{name: out, hostPath: {{path: '{}'}}}}]\n  containers:\n  - {{name: main, image: '{image}', command: [sh, -c, \
+         'touch /out/{name}; exec sleep 100000'], volumeMounts: [{{name: out, mountPath: /out}}]}}\n",
+        out.display()
+    )
+}
+
+/// Waits until `count` further files have appeared in the watched directory.
+fn appeared(inotify: &Inotify, mut count: usize) {
+    while count > 0 {
+        let events = inotify.read_events().expect("inotify");
+        count = count.saturating_sub(events.len());
+    }
+}
+
+fn watch(directory: &Path) -> Inotify {
+    std::fs::create_dir_all(directory).expect("the output directory");
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC).expect("inotify");
+    inotify.add_watch(directory, AddWatchFlags::IN_CREATE).expect("watching the output directory");
+    inotify
+}
+
+fn ours(settings: &Settings, report: &mut Report) {
+    let world = World::new("bench");
+    preload_busybox(&world);
+    let mut agent = Agent::start(&world);
+    let account = Account::of(&agent);
+    let out = world.path("out");
+    let inotify = watch(&out);
+
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    let before = account.nanoseconds();
+    for number in 0..settings.single {
+        let name = format!("s{number}");
+        let begun = Instant::now();
+        agent.drop_manifest("single.yaml", &toucher(&name, BUSYBOX, &out));
+        appeared(&inotify, 1);
+        up.push(begun.elapsed());
+        let begun = Instant::now();
+        agent.remove_manifest("single.yaml");
+        until_no_pod(&agent);
+        down.push(begun.elapsed());
+    }
+    let cycles = Duration::from_nanos((account.nanoseconds() - before) / settings.single.max(1) as u64);
+    report.times("portreeve", "file dropped to running", &up);
+    report.times("portreeve", "file removed to gone", &down);
+    report.one("portreeve", "CPU per whole cycle, ms", millis(cycles));
+
+    let before = account.nanoseconds();
+    let begun = Instant::now();
+    for number in 0..settings.pods {
+        agent.drop_manifest(&format!("m{number}.yaml"), &toucher(&format!("m{number}"), BUSYBOX, &out));
+    }
+    appeared(&inotify, settings.pods);
+    report.one("portreeve", &format!("{} pods dropped at once to all running, ms", settings.pods), millis(begun.elapsed()));
+    let cpu = Duration::from_nanos((account.nanoseconds() - before) / settings.pods.max(1) as u64);
+    report.one("portreeve", "CPU per pod of those, ms", millis(cpu));
+    std::thread::sleep(Duration::from_secs(3));
+
+    let shims: Vec<u64> = agent
+        .census()
+        .processes
+        .iter()
+        .filter(|line| line.contains(" shim"))
+        .filter_map(|line| line.split(' ').next().map(pss_kib))
+        .collect();
+    report.one("portreeve", "agent PSS, MiB", pss_kib(&agent.pid().to_string()) as f64 / 1024.0);
+    report.one("portreeve", "shims", shims.len() as f64);
+    report.one("portreeve", "PSS per shim, MiB", shims.iter().sum::<u64>() as f64 / 1024.0 / shims.len().max(1) as f64);
+
+    let before = account.nanoseconds();
+    std::thread::sleep(Duration::from_secs(settings.idle));
+    let used = Duration::from_nanos(account.nanoseconds() - before).as_secs_f64();
+    report.one("portreeve", "idle CPU, % of a core", 100.0 * used / settings.idle.max(1) as f64);
+
+    let begun = Instant::now();
+    for number in 0..settings.pods {
+        agent.remove_manifest(&format!("m{number}.yaml"));
+    }
+    until_no_pod(&agent);
+    report.one("portreeve", &format!("{} pods removed at once to all gone, ms", settings.pods), millis(begun.elapsed()));
+
+    if settings.pull > 0 {
+        pull(&world, &agent, settings.pull, report);
+    }
+    let left = agent.erase();
+    assert!(left.is_empty(), "left over: {left:#?}");
+}
+
+/// Waits until the agent keeps no pod any more, by the sandboxes that it has on disk.
+fn until_no_pod(agent: &Agent<'_>) {
+    let sandboxes = agent.run_dir().join("sandboxes");
+    while std::fs::read_dir(&sandboxes).is_ok_and(|mut entries| entries.next().is_some()) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// A cold pull and unpack of an image of four layers, half of it compressible.
+fn pull(world: &World, agent: &Agent<'_>, mebibytes: usize, report: &mut Report) {
+    let layers: Vec<Vec<u8>> = (0..4u64).map(|layer| filler(layer, mebibytes / 4)).collect();
+    let image = Image::archive(world.home(), "big:1", &layers);
+    let registry = Registry::start(world, 5000);
+    let reference = registry.push(&image, "big:1");
+    let begun = Instant::now();
+    let answer = agent.client(&["image", "pull", &reference]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    report.one("portreeve", &format!("cold pull and unpack of {mebibytes} MiB, ms"), millis(begun.elapsed()));
+}
+
+/// A layer of files of 1 MiB, each half noise and half zeros.
+fn filler(seed: u64, mebibytes: usize) -> Vec<u8> {
+    let mut state = seed + 1;
+    let mut layer = tar::Builder::new(Vec::new());
+    for number in 0..mebibytes {
+        let mut contents = vec![0u8; 1 << 20];
+        for word in contents.chunks_exact_mut(8).take(1 << 16) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        let mut header = tar::Header::new_gnu();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        let name = format!("data/{seed}/{number}");
+        layer.append_data(&mut header, name, contents.as_slice()).expect("writing to memory");
+    }
+    layer.into_inner().expect("writing to memory")
+}
+
+fn podman(settings: &Settings, report: &mut Report) {
+    let world = World::new("podman");
+    let image = Image::busybox(world.home(), BUSYBOX);
+    let podman = |arguments: &[&str]| {
+        let mut command = world.command("podman");
+        command.args(["--root", &world.path("podman").to_string_lossy(), "--runroot", &world.path("podman-run").to_string_lossy()]);
+        let output = command.args(["--cgroup-manager", "cgroupfs"]).args(arguments).output().expect("podman");
+        output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    if let Err(error) = podman(&["load", "-q", "-i", &image.tar.to_string_lossy()]) {
+        println!("podman does not run here: {error}");
+        return;
+    }
+    let out = world.path("out");
+    let inotify = watch(&out);
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    for number in 0..settings.single.min(10) {
+        let file: PathBuf = world.path("pod.yaml");
+        std::fs::write(&file, toucher(&format!("s{number}"), BUSYBOX, &out)).expect("writing a manifest");
+        let file = file.to_string_lossy().into_owned();
+        let begun = Instant::now();
+        if let Err(error) = podman(&["kube", "play", &file]) {
+            println!("podman kube play does not run here: {error}");
+            return;
+        }
+        appeared(&inotify, 1);
+        up.push(begun.elapsed());
+        let begun = Instant::now();
+        podman(&["kube", "down", "--force", &file]).expect("podman kube down");
+        down.push(begun.elapsed());
+    }
+    report.times("podman kube play", "file dropped to running", &up);
+    report.times("podman kube play", "file removed to gone", &down);
+}
+
+/// CPU time charged to the agent and to its cgroup tree.
+struct Account {
+    agent: i32,
+    tree: Vec<PathBuf>,
+}
+
+impl Account {
+    fn of(agent: &Agent<'_>) -> Self {
+        Self { agent: agent.pid().as_raw(), tree: agent.census().cgroups.into_iter().collect() }
+    }
+
+    fn nanoseconds(&self) -> u64 {
+        self.agent_nanoseconds() + self.tree_nanoseconds()
+    }
+
+    /// `se.sum_exec_runtime` of every thread, from `/proc/<pid>/task/<tid>/schedstat`.
+    fn agent_nanoseconds(&self) -> u64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.agent)).into_iter().flatten().flatten();
+        threads
+            .filter_map(|thread| std::fs::read_to_string(thread.path().join("schedstat")).ok())
+            .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+
+    fn tree_nanoseconds(&self) -> u64 {
+        let top = self.tree.iter().filter(|cgroup| !self.tree.iter().any(|other| other != *cgroup && cgroup.starts_with(other)));
+        top.filter_map(|cgroup| {
+            let v1 = std::fs::read_to_string(cgroup.join("cpuacct.usage")).ok();
+            let v1 = v1.and_then(|text| text.trim().parse::<u64>().ok());
+            v1.or_else(|| {
+                let text = std::fs::read_to_string(cgroup.join("cpu.stat")).ok()?;
+                let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+                Some(line.parse::<u64>().ok()? * 1000)
+            })
+        })
+        .max()
+        .unwrap_or(0)
+    }
+}
+
+fn pss_kib(pid: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+/// What was measured, by program and figure.
+#[derive(Default)]
+struct Report {
+    rows: Vec<(String, String, BTreeMap<&'static str, f64>)>,
+}
+
+impl Report {
+    fn times(&mut self, program: &str, figure: &str, times: &[Duration]) {
+        let mut sorted: Vec<f64> = times.iter().copied().map(millis).collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |part: f64| sorted.get(((sorted.len().saturating_sub(1)) as f64 * part).round() as usize).copied().unwrap_or(0.0);
+        let row = BTreeMap::from([("min", at(0.0)), ("p50", at(0.5)), ("p99", at(0.99))]);
+        self.rows.push((program.to_owned(), format!("{figure}, ms"), row));
+    }
+
+    fn one(&mut self, program: &str, figure: &str, value: f64) {
+        self.rows.push((program.to_owned(), figure.to_owned(), BTreeMap::from([("value", value)])));
+    }
+
+    fn print(&self) {
+        println!("\n| program | figure | min / value | p50 | p99 |\n|---|---|---:|---:|---:|");
+        for (program, figure, row) in &self.rows {
+            let cell = |name: &str| row.get(name).map_or(String::new(), |value| format!("{value:.2}"));
+            let first = if row.contains_key("min") { cell("min") } else { cell("value") };
+            println!("| {program} | {figure} | {first} | {} | {} |", cell("p50"), cell("p99"));
+        }
+    }
+
+    fn json(&self) -> Value {
+        let rows: Vec<Value> =
+            self.rows.iter().map(|(program, figure, row)| json!({ "program": program, "figure": figure, "values": row })).collect();
+        json!({ "machine": machine(), "rows": rows })
+    }
+}

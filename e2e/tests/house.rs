@@ -1,0 +1,101 @@
+//! The rules of the house, checked: who may depend on whom, and that the README's map is whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn workspace() -> Vec<Value> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo metadata");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    metadata["packages"].as_array().cloned().expect("packages")
+}
+
+/// Dependencies of each package, without those for its tests.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let name = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
+    workspace()
+        .iter()
+        .map(|package| {
+            let all = package["dependencies"].as_array().cloned().unwrap_or_default();
+            (name(package), all.iter().filter(|d| d["kind"].is_null()).map(name).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn dependencies_point_downwards_only() {
+    let allowed: &[(&str, &[&str])] = &[
+        ("manifests", &[]),
+        ("sys", &[]),
+        ("oci", &["sys"]),
+        ("image", &["sys"]),
+        ("network", &["sys"]),
+        ("engine", &["oci", "image", "network", "sys"]),
+        ("plan", &["manifests"]),
+        ("node", &["manifests", "plan", "engine"]),
+        ("api", &["node", "plan", "engine", "manifests"]),
+        ("cli", &["api", "node", "plan", "engine", "oci", "manifests"]),
+        ("e2e", &[]),
+    ];
+    let dependencies = dependencies();
+    assert_eq!(dependencies.len(), allowed.len(), "a crate is missing from this table: {:?}", dependencies.keys());
+    for (package, allowed) in allowed {
+        for dependency in &dependencies[&format!("portreeve-{package}")] {
+            if let Some(ours) = dependency.strip_prefix("portreeve-") {
+                assert!(allowed.contains(&ours), "{package} must not depend on {ours}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pure_and_fork_safe_crates_stay_so() {
+    let dependencies = dependencies();
+    for package in ["plan", "manifests", "oci", "sys"] {
+        for banned in ["tokio", "tracing", "rand", "hyper", "futures-util"] {
+            let name = format!("portreeve-{package}");
+            assert!(!dependencies[&name].contains(banned), "{package} must not depend on {banned}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_names_every_crate_and_every_crate_has_a_licence() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
+    for package in workspace() {
+        let name = package["name"].as_str().expect("a name");
+        assert!(readme.contains(&format!("`{name}`")), "the README's code map does not name {name}");
+        assert_eq!(package["license"], "Apache-2.0", "{name}");
+    }
+}
+
+#[test]
+fn unsafe_code_lives_in_one_crate() {
+    let mut folders = vec![root()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') && !path.ends_with("runtime/sys") {
+                folders.push(path);
+            } else if name.ends_with(".rs") && !path.ends_with("e2e/tests/house.rs") {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                for mark in ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code"] {
+                    assert!(!text.contains(mark), "{} has `{mark}`", path.display());
+                }
+            }
+        }
+    }
+}
