@@ -1,1 +1,45 @@
-//! The doors: Kubernetes-shaped HTTP over a unix socket.
+//! The doors: what a client can see of this machine, and ask of it, over HTTP.
+//!
+//! ```text
+//!   <run>/portreeve.sock                          127.0.0.1:9580
+//!     /version /api /apis                           /metrics /livez /readyz
+//!     /api/v1/{pods,events,nodes,namespaces}
+//!     /apis/portreeve.dev/v1alpha1/...
+//!     /apis/metrics.k8s.io/v1beta1/...
+//!        |                                             |
+//!        +------------> Backend (a trait) <------------+
+//!                          |
+//!                        portreeve-node
+//! ```
+//!
+//! The paths, the objects and the errors are those of the Kubernetes API server, so that
+//! kubectl and client libraries work unchanged; our own objects live in a group of our own.
+//! This crate is codecs, no policy: what is decided is decided in `plan` and done in `node`.
+//!
+//! **Invariant:** every size a client controls has a bound, and a client that does not read
+//! holds no more than one bounded channel.
+
+pub mod age;
+pub mod backend;
+pub mod channel;
+pub mod v1alpha1;
+
+mod app;
+mod discovery;
+mod failure;
+mod log;
+mod metrics;
+mod node;
+mod own;
+mod params;
+mod resources;
+mod selector;
+mod server;
+mod stream;
+mod table;
+mod watch;
+
+pub use backend::{Backend, BackendError};
+pub use failure::Failure;
+pub use node::NodeBackend;
+pub use server::{Config, Doors, ServeError};

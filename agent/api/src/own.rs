@@ -1,0 +1,306 @@
+//! What is ours, under `/apis/portreeve.dev/v1alpha1`.
+//!
+//! ```text
+//!   GET    sources[/{name}]                     where intent comes from, and what is wrong there
+//!   GET    containers, namespaces/{ns}/containers
+//!   GET    images          DELETE images?reference=
+//!   POST   images/pull?reference=               ndjson of PullProgress, the last line says how it ended
+//!   POST   images/load     (a tar)              the images
+//!   POST   plan  apply  delete  drain           JSON in, JSON out
+//!   POST   namespaces/{ns}/pods/{name}/restart
+//! ```
+
+use std::convert::Infallible;
+use std::io;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use portreeve_engine::image::Progress;
+use portreeve_node::NamespacedName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::WatchStream;
+
+use crate::app::App;
+use crate::failure::Failure;
+use crate::params::Params;
+use crate::selector::LabelSelector;
+use crate::table::{Form, Row, table};
+use crate::v1alpha1::{
+    API_VERSION, ApplyReport, ApplyRequest, Container, ContainerView, DeleteRequest, Deleted, DrainReport, LayerView,
+    Meta, PlanReport, PlanRequest, PullProgress, Source, SourceReport,
+};
+
+/// Pieces of an uploaded tar that wait for the store.
+const UPLOAD_QUEUE: usize = 4;
+/// The largest tar that can be loaded.
+const MAX_TAR_BYTES: usize = 64 * 1024 * 1024 * 1024;
+
+pub(crate) fn routes() -> Router<App> {
+    let own = Router::new()
+        .route("/sources", get(sources))
+        .route("/sources/{name}", get(source))
+        .route("/containers", get(containers))
+        .route("/namespaces/{namespace}/containers", get(namespaced_containers))
+        .route("/images", get(images).delete(remove_image))
+        .route("/images/pull", post(pull))
+        .route("/images/load", post(load).layer(DefaultBodyLimit::max(MAX_TAR_BYTES)))
+        .route("/plan", post(plan))
+        .route("/apply", post(apply))
+        .route("/delete", post(delete))
+        .route("/drain", post(drain))
+        .route("/namespaces/{namespace}/pods/{name}/restart", post(restart));
+    Router::new().nest("/apis/portreeve.dev/v1alpha1", own)
+}
+
+fn list<T: Row>(headers: &HeaderMap, params: &Params, kind: &str, items: &[T]) -> Result<Response, Failure> {
+    if params.flag("watch")? {
+        return Err(Failure::method_not_allowed());
+    }
+    Ok(match Form::of(headers, params)? {
+        Form::Objects => Json(json!({
+            "kind": format!("{kind}List"),
+            "apiVersion": API_VERSION,
+            "metadata": {},
+            "items": items,
+        }))
+        .into_response(),
+        Form::Table(include) => Json(table(items, include, true, &json!({}), Timestamp::now())).into_response(),
+    })
+}
+
+fn named(report: SourceReport) -> Source {
+    Source {
+        api_version: API_VERSION.to_owned(),
+        kind: "Source".to_owned(),
+        metadata: Meta { name: report.name.clone(), ..Meta::default() },
+        status: report,
+    }
+}
+
+async fn sources(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<Response, Failure> {
+    let sources: Vec<Source> = app.backend.sources().into_iter().map(named).collect();
+    list(&headers, &params, "Source", &sources)
+}
+
+async fn source(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Source>, Failure> {
+    let found = app.backend.sources().into_iter().find(|source| source.name == name);
+    found.map(named).map(Json).ok_or_else(|| Failure::not_found("sources", &name))
+}
+
+async fn containers(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<Response, Failure> {
+    list_containers(&app, &headers, &params, None)
+}
+
+async fn namespaced_containers(
+    State(app): State<App>,
+    Path(namespace): Path<String>,
+    headers: HeaderMap,
+    params: Params,
+) -> Result<Response, Failure> {
+    list_containers(&app, &headers, &params, Some(&namespace))
+}
+
+fn list_containers(
+    app: &App,
+    headers: &HeaderMap,
+    params: &Params,
+    namespace: Option<&str>,
+) -> Result<Response, Failure> {
+    let labels = LabelSelector::parse(params.get("labelSelector").unwrap_or_default())?;
+    let pods = app.backend.pods();
+    let containers: Vec<Container> = pods
+        .items
+        .iter()
+        .filter(|pod| namespace.is_none() || pod.metadata.namespace.as_deref() == namespace)
+        .filter(|pod| labels.matches(pod.metadata.labels.as_ref()))
+        .flat_map(|pod| containers_of(pod))
+        .collect();
+    list(headers, params, "Container", &containers)
+}
+
+/// The containers of a pod as its status tells of them.
+fn containers_of(pod: &Pod) -> Vec<Container> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    let init = status.init_container_statuses.iter().flatten().map(|one| ("init", one));
+    let app = status.container_statuses.iter().flatten().map(|one| ("app", one));
+    init.chain(app).map(|(role, one)| container(pod, role, one)).collect()
+}
+
+fn container(pod: &Pod, role: &str, status: &ContainerStatus) -> Container {
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let state = status.state.clone().unwrap_or_default();
+    let (word, since) = if let Some(running) = state.running {
+        ("Running".to_owned(), running.started_at)
+    } else if let Some(ended) = state.terminated {
+        (ended.reason.unwrap_or_else(|| format!("ExitCode:{}", ended.exit_code)), ended.finished_at)
+    } else {
+        (state.waiting.and_then(|waiting| waiting.reason).unwrap_or_else(|| "Waiting".to_owned()), None)
+    };
+    Container {
+        api_version: API_VERSION.to_owned(),
+        kind: "Container".to_owned(),
+        metadata: Meta {
+            name: format!("{name}/{}", status.name),
+            namespace: pod.metadata.namespace.clone(),
+            labels: pod.metadata.labels.clone().unwrap_or_default(),
+            ..Meta::default()
+        },
+        status: ContainerView {
+            pod: name,
+            name: status.name.clone(),
+            role: role.to_owned(),
+            state: word,
+            ready: status.ready,
+            restarts: status.restart_count,
+            image: status.image.clone(),
+            image_id: status.image_id.clone(),
+            container_id: status.container_id.clone().unwrap_or_default(),
+            since: since.map(|since| since.0),
+        },
+    }
+}
+
+async fn images(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<Response, Failure> {
+    list(&headers, &params, "Image", &app.backend.images().await?)
+}
+
+async fn remove_image(State(app): State<App>, params: Params) -> Result<Json<Value>, Failure> {
+    let removed = app.backend.remove_image(reference(&params)?).await?;
+    Ok(Json(json!({ "removed": removed })))
+}
+
+fn reference(params: &Params) -> Result<&str, Failure> {
+    params.text("reference").ok_or_else(|| Failure::bad_request("reference: which image?"))
+}
+
+async fn pull(State(app): State<App>, params: Params) -> Result<Response, Failure> {
+    let reference = reference(&params)?.to_owned();
+    let (sink, progress) = watch::channel(Progress::default());
+    let backend = app.backend.clone();
+    // The pull belongs to this request: a client that leaves takes its interest with it.
+    let pull = async move {
+        match backend.pull(&reference, sink).await {
+            Ok(image) => PullProgress::Done { image },
+            Err(error) => PullProgress::Failed { message: error.to_string() },
+        }
+    };
+    // Only the newest step waits for the client, however slow it is.
+    let steps = WatchStream::new(progress).map(|progress| step(&progress));
+    let lines = stream::select(steps, stream::once(pull)).map(|step| Ok::<Bytes, Infallible>(json_line(&step)));
+    Ok(ndjson(Body::from_stream(lines)))
+}
+
+fn step(progress: &Progress) -> PullProgress {
+    if progress.layers.is_empty() {
+        return PullProgress::Resolving;
+    }
+    let layers = progress
+        .layers
+        .iter()
+        .map(|layer| LayerView {
+            digest: layer.digest.to_string(),
+            total_bytes: layer.total_bytes,
+            fetched_bytes: layer.fetched_bytes,
+            done: layer.done,
+            present: layer.present,
+        })
+        .collect();
+    PullProgress::Fetching { layers }
+}
+
+fn json_line<T: Serialize>(value: &T) -> Bytes {
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+fn ndjson(body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn load(State(app): State<App>, body: Body) -> Result<Response, Failure> {
+    let (pieces, tar) = mpsc::channel::<io::Result<Bytes>>(UPLOAD_QUEUE);
+    let upload = async move {
+        let mut body = body.into_data_stream();
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(io::Error::other);
+            let failed = piece.is_err();
+            // A store that has read enough, or failed, reads no more.
+            if pieces.send(piece).await.is_err() || failed {
+                return;
+            }
+        }
+    };
+    let (loaded, ()) = tokio::join!(app.backend.load(tar), upload);
+    let images = loaded?;
+    Ok(Json(json!({ "kind": "ImageList", "apiVersion": API_VERSION, "metadata": {}, "items": images })).into_response())
+}
+
+/// Reads a JSON body whatever its content type says; a body that is too large is 413.
+struct JsonBody<T>(T);
+
+impl<T: DeserializeOwned> axum::extract::FromRequest<App> for JsonBody<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: axum::extract::Request, app: &App) -> Result<Self, Failure> {
+        let bytes =
+            BytesMut::from_request(request, app).await.map_err(|error| Failure::too_large(error.to_string()))?;
+        serde_json::from_slice(&bytes)
+            .map(JsonBody)
+            .map_err(|error| Failure::bad_request(format!("request body: {error}")))
+    }
+}
+
+async fn plan(State(app): State<App>, JsonBody(request): JsonBody<PlanRequest>) -> Result<Json<PlanReport>, Failure> {
+    Ok(Json(app.backend.plan(request).await?))
+}
+
+async fn apply(
+    State(app): State<App>,
+    JsonBody(request): JsonBody<ApplyRequest>,
+) -> Result<Json<ApplyReport>, Failure> {
+    Ok(Json(app.backend.apply(request.files).await?))
+}
+
+async fn delete(
+    State(app): State<App>,
+    JsonBody(request): JsonBody<DeleteRequest>,
+) -> Result<Json<Vec<Deleted>>, Failure> {
+    let mut deleted = Vec::new();
+    if !request.files.is_empty() {
+        deleted.extend(app.backend.delete_files(request.files).await?);
+    }
+    if !request.objects.is_empty() {
+        deleted.extend(app.backend.delete(request.objects).await?);
+    }
+    Ok(Json(deleted))
+}
+
+async fn drain(State(app): State<App>, params: Params) -> Result<Json<DrainReport>, Failure> {
+    let grace = params.number("gracePeriodSeconds")?.map(Duration::from_secs);
+    let pods = app.backend.drain(grace).await?;
+    Ok(Json(DrainReport { pods: pods.iter().map(NamespacedName::to_string).collect() }))
+}
+
+async fn restart(
+    State(app): State<App>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<Value>, Failure> {
+    app.backend.restart(&NamespacedName::new(namespace, name)).await?;
+    Ok(Json(json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" })))
+}

@@ -1,0 +1,129 @@
+//! Exec, attach and port-forward: a WebSocket with the channels of [`crate::channel`].
+
+mod ports;
+mod session;
+mod socket;
+
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use portreeve_node::NamespacedName;
+
+use crate::app::App;
+use crate::backend::ExecSpec;
+use crate::channel::Protocol;
+use crate::failure::Failure;
+use crate::params::Params;
+
+/// The most ports one connection forwards.
+const MAX_PORTS: usize = 64;
+/// The most bytes a command has, arguments together.
+const MAX_COMMAND_BYTES: usize = 128 * 1024;
+
+/// Runs a command in a container.
+pub(crate) async fn exec(
+    State(app): State<App>,
+    Path((namespace, name)): Path<(String, String)>,
+    params: Params,
+    request: Request,
+) -> Result<Response, Failure> {
+    let command = params.all("command");
+    if command.first().is_none_or(String::is_empty) {
+        return Err(Failure::bad_request("you must specify at least 1 command for the container"));
+    }
+    if command.iter().map(String::len).sum::<usize>() > MAX_COMMAND_BYTES {
+        return Err(Failure::bad_request("the command is longer than 128 KiB"));
+    }
+    let spec = spec(&params, command)?;
+    let pod = NamespacedName::new(namespace, name);
+    let container = app.backend.container(&pod, params.text("container"), false)?;
+    // From here on a failure travels on the error channel, where clients look for it.
+    let (response, socket) = socket::Upgrade::of(request)?.accept();
+    let (backend, stop) = (app.backend.clone(), app.stop.clone());
+    app.sessions.spawn(async move {
+        let Some((socket, protocol)) = socket.await else { return };
+        match backend.exec(&container, spec).await {
+            Ok(session) => session::run(socket, protocol, session, stop).await,
+            Err(error) => session::refuse(socket, error).await,
+        }
+    });
+    Ok(response)
+}
+
+/// Joins the streams of a container's first process.
+pub(crate) async fn attach(
+    State(app): State<App>,
+    Path((namespace, name)): Path<(String, String)>,
+    params: Params,
+    request: Request,
+) -> Result<Response, Failure> {
+    let spec = spec(&params, Vec::new())?;
+    let pod = NamespacedName::new(namespace, name);
+    let container = app.backend.container(&pod, params.text("container"), false)?;
+    // From here on a failure travels on the error channel, where clients look for it.
+    let (response, socket) = socket::Upgrade::of(request)?.accept();
+    let (backend, stop) = (app.backend.clone(), app.stop.clone());
+    app.sessions.spawn(async move {
+        let Some((socket, protocol)) = socket.await else { return };
+        match backend.attach(&container, spec).await {
+            Ok(session) => session::run(socket, protocol, session, stop).await,
+            Err(error) => session::refuse(socket, error).await,
+        }
+    });
+    Ok(response)
+}
+
+fn spec(params: &Params, command: Vec<String>) -> Result<ExecSpec, Failure> {
+    let tty = params.flag("tty")?;
+    let spec = ExecSpec {
+        command,
+        tty,
+        stdin: params.flag("stdin")?,
+        stdout: params.flag("stdout")?,
+        // A terminal has one output; kubectl does not ask for both, other clients do.
+        stderr: params.flag("stderr")? && !tty,
+    };
+    if !spec.stdin && !spec.stdout && !spec.stderr {
+        return Err(Failure::bad_request("you must specify at least one of stdin, stdout, stderr"));
+    }
+    Ok(spec)
+}
+
+/// Connects to ports of a pod.
+pub(crate) async fn forward(
+    State(app): State<App>,
+    Path((namespace, name)): Path<(String, String)>,
+    params: Params,
+    request: Request,
+) -> Result<Response, Failure> {
+    let mut ports = Vec::new();
+    for text in params.all("ports").iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty()) {
+        match text.trim().parse::<u16>() {
+            Ok(port) if port > 0 => ports.push(port),
+            _ => return Err(Failure::bad_request(format!("ports: {text:?} is not a port"))),
+        }
+    }
+    if ports.is_empty() || ports.len() > MAX_PORTS {
+        return Err(Failure::bad_request(format!("ports: between 1 and {MAX_PORTS} ports are needed")));
+    }
+    let pod = NamespacedName::new(namespace, name);
+    let known = app.backend.pods().items.iter().any(|one| {
+        one.metadata.namespace.as_deref() == Some(pod.namespace.as_str())
+            && one.metadata.name.as_deref() == Some(pod.name.as_str())
+    });
+    if !known {
+        return Err(Failure::not_found("pods", &pod.name));
+    }
+    let (response, socket) = socket::Upgrade::of(request)?.accept();
+    let (backend, stop) = (app.backend.clone(), app.stop.clone());
+    app.sessions.spawn(async move {
+        if let Some((socket, protocol)) = socket.await {
+            ports::run(socket, protocol, backend.as_ref(), &pod, &ports, stop).await;
+        }
+    });
+    Ok(response)
+}
+
+/// The protocols in the words of an error message.
+fn protocols() -> String {
+    format!("{}, {}", Protocol::V5.name(), Protocol::V4.name())
+}

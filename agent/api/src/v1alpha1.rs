@@ -1,0 +1,197 @@
+//! The objects of `portreeve.dev/v1alpha1`: what is ours and has no Kubernetes kind.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+pub use portreeve_node::{
+    Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange, ObjectName,
+    PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, ProblemReport, SourceReport, SourceState,
+};
+use serde::{Deserialize, Serialize};
+
+/// The group and version, as `apiVersion` has it.
+pub const API_VERSION: &str = "portreeve.dev/v1alpha1";
+
+/// The part of `metadata` these objects have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Meta {
+    /// The name.
+    pub name: String,
+    /// The namespace, of what has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// When it came to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation_timestamp: Option<Timestamp>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A list of objects of one kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectList<T> {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// The kind with `List` behind it.
+    pub kind: String,
+    /// What a list says of itself.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    /// The objects.
+    pub items: Vec<T>,
+}
+
+/// One place that says what should run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `Source`.
+    pub kind: String,
+    /// Its name on this node.
+    pub metadata: Meta,
+    /// What was found there.
+    pub status: SourceReport,
+}
+
+/// One container of one pod.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `Container`.
+    pub kind: String,
+    /// `pod/container` is the name.
+    pub metadata: Meta,
+    /// What is known of it.
+    pub status: ContainerView,
+}
+
+/// What is known of a container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerView {
+    /// The pod's name.
+    pub pod: String,
+    /// The container's name in the pod.
+    pub name: String,
+    /// `app` or `init`.
+    pub role: String,
+    /// `Running`, or why it waits or ended.
+    pub state: String,
+    /// Readiness.
+    pub ready: bool,
+    /// How often it was started again.
+    pub restarts: i32,
+    /// The image as written.
+    pub image: String,
+    /// The image's digest.
+    pub image_id: String,
+    /// With the `portreeve://` in front; empty before the first start.
+    pub container_id: String,
+    /// Since when it is in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// One image in the store.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Image {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `Image`.
+    pub kind: String,
+    /// The first reference, or the id, is the name.
+    pub metadata: Meta,
+    /// What is known of it.
+    pub status: ImageStatus,
+}
+
+/// What is known of an image.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageStatus {
+    /// The digest of its configuration.
+    pub id: String,
+    /// Tagged references.
+    pub references: Vec<String>,
+    /// References by digest.
+    pub repo_digests: Vec<String>,
+    /// What it takes on disk.
+    pub size_bytes: u64,
+    /// Garbage collection leaves it alone.
+    pub pinned: bool,
+}
+
+/// How far a pull is, one JSON document per line; the last one is `Done` or `Failed`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum PullProgress {
+    /// The registry is asked what the reference means.
+    Resolving,
+    /// Layers are fetched and unpacked.
+    Fetching {
+        /// Every layer, lowest first.
+        layers: Vec<LayerView>,
+    },
+    /// It is in the store.
+    Done {
+        /// What was pulled.
+        image: Image,
+    },
+    /// It failed, and this is why.
+    Failed {
+        /// The chain of reasons.
+        message: String,
+    },
+}
+
+/// One layer of a pull.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerView {
+    /// The digest of the blob in the registry.
+    pub digest: String,
+    /// Bytes to fetch.
+    pub total_bytes: u64,
+    /// Bytes fetched so far.
+    pub fetched_bytes: u64,
+    /// Unpacked, verified and in place.
+    pub done: bool,
+    /// It was here before, nothing is fetched.
+    pub present: bool,
+}
+
+/// What `delete` is asked: manifests, objects by name, or both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeleteRequest {
+    /// Manifests whose objects go.
+    #[serde(default)]
+    pub files: Vec<ManifestFile>,
+    /// Objects that go.
+    #[serde(default)]
+    pub objects: Vec<ObjectName>,
+}
+
+/// What `apply` is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplyRequest {
+    /// The manifests.
+    pub files: Vec<ManifestFile>,
+}
+
+/// What `drain` stopped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainReport {
+    /// The pods, as `namespace/name`.
+    pub pods: Vec<String>,
+}
