@@ -1,0 +1,148 @@
+//! A real server in a real image, and who can reach it.
+
+use std::path::Path;
+use std::process::Command;
+
+use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, skipped_without_root, wait_until};
+
+/// Whether this kernel can rewrite destinations; the cgroup v2 guest's kernel was built without.
+fn skipped_without_nat(world: &World) -> bool {
+    let rule = "add table ip probe; add chain ip probe c { type nat hook prerouting priority -100; }; \
+                add rule ip probe c tcp dport 1 dnat to 127.0.0.1:2";
+    let can = world.command("nft").arg(rule).output().is_ok_and(|output| output.status.success());
+    let _gone = world.command("nft").args(["delete", "table", "ip", "probe"]).output();
+    if !can {
+        eprintln!("SKIPPED: this kernel has no nft `dnat`, so no host port can be published on it");
+    }
+    !can
+}
+
+#[test]
+fn nginx_from_a_registry_serves_through_its_host_port() {
+    if skipped_without_root("network") {
+        return;
+    }
+    if std::env::var_os("PORTREEVE_GUEST").is_some() {
+        eprintln!("SKIPPED: the image is made on the host; the guest has neither its tar nor the time to unpack it");
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/nginx");
+    let output = Command::new(script).output().expect("e2e/images/nginx");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tar = String::from_utf8_lossy(&output.stdout).trim().into();
+    let world = World::new("nginx");
+    let registry = Registry::start(&world, 5000);
+    let reference = registry.push(&Image { reference: "test.local/nginx:1".to_owned(), tar }, "nginx:1");
+    let agent = Agent::start(&world);
+    agent.drop_manifest(
+        "nginx.yaml",
+        &format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: nginx}}
+spec:
+  containers:
+  - name: nginx
+    image: {reference}
+    ports: [{{containerPort: 80, hostPort: 18081}}]
+    readinessProbe: {{httpGet: {{port: 80}}, periodSeconds: 1}}
+"
+        ),
+    );
+    agent.wait_ready("nginx");
+    assert_eq!(world.fetch("http://127.0.0.1:18081/").unwrap(), "nginx on portreeve\n");
+    // The package manager of the image removed files of the layer below: whiteouts hold.
+    let gone = agent.client(&["exec", "nginx", "--", "ls", "/var/lib/apt/lists"]);
+    assert_ne!(gone.code, 0, "a file that a layer removed is there: {}", gone.stdout);
+}
+
+#[test]
+fn a_published_port_answers_everywhere_it_should() {
+    if skipped_without_root("network") {
+        return;
+    }
+    let world = World::new("ports");
+    if skipped_without_nat(&world) {
+        return;
+    }
+    // A second address of the host, and a machine outside that is reached through it.
+    world.sh("ip netns add outside");
+    world.sh("ip link add uplink type veth peer name eth0 netns outside");
+    world.sh("ip addr add 192.0.2.1/24 dev uplink && ip link set uplink up");
+    world.sh("ip -n outside addr add 192.0.2.2/24 dev eth0 && ip -n outside link set eth0 up && ip -n outside link set lo up");
+    let agent = Agent::with_busybox(&world);
+    for (name, port) in [("server", ", ports: [{containerPort: 8080, hostPort: 18080}]"), ("client", "")] {
+        agent.drop_manifest(
+            &format!("{name}.yaml"),
+            &format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+                 - {{name: main, image: '{BUSYBOX}', command: [httpd, -f, -p, '8080', -h, /www]{port}}}\n"
+            ),
+        );
+    }
+    let server = agent.wait_ready("server");
+    let ip = server["status"]["podIP"].as_str().unwrap().to_owned();
+    let client = agent.wait_ready("client");
+    let client_ip = client["status"]["podIP"].as_str().unwrap().to_owned();
+    let page = "a page from busybox\n";
+    wait_until("the server listens", 10, || world.fetch(&format!("http://{ip}:8080/")));
+    assert_eq!(world.fetch("http://127.0.0.1:18080/").unwrap(), page, "through loopback");
+    assert_eq!(world.fetch("http://192.0.2.1:18080/").unwrap(), page, "through the host's own address");
+    let outside = world.command("ip").args(["netns", "exec", "outside", "busybox", "wget", "-qO-", "-T5", "http://192.0.2.1:18080/"]).output();
+    assert_eq!(String::from_utf8_lossy(&outside.unwrap().stdout), page, "from another machine");
+    let from = |pod: &str, url: &str| agent.client(&["exec", pod, "--", "wget", "-qO-", "-T5", url]);
+    assert_eq!(from("client", &format!("http://{ip}:8080/")).ok(), page, "from pod to pod");
+    assert_eq!(from("client", "http://192.0.2.1:18080/").ok(), page, "from a pod through the host");
+    assert_eq!(from("server", "http://192.0.2.1:18080/").ok(), page, "from the pod to itself through the host");
+
+    // What a pod says to the outside leaves with the host's address.
+    let log = world.path("seen");
+    let line = format!("ip netns exec outside busybox nc -l -p 7000 -e sh -c 'env > {}' &", log.display());
+    world.sh(&line);
+    wait_until("the outside machine listens", 10, || {
+        let answer = agent.client(&["exec", "client", "--", "sh", "-c", "echo hi | nc -w 2 192.0.2.2 7000"]);
+        match std::fs::read_to_string(&log) {
+            Ok(text) if text.contains("NCREMADDR") || answer.code == 0 => Ok(()),
+            other => Err(format!("{other:?} {}", answer.stderr)),
+        }
+    });
+    let seen = std::fs::read_to_string(&log).unwrap_or_default();
+    assert!(!seen.contains(&client_ip), "the pod's own address left the machine: {seen}");
+
+    // Loopback of the host is not reachable from a pod, although a published port answers there.
+    let spoofed = agent.client(&["exec", "client", "--", "sh", "-c", "ip route add 127.0.0.0/8 dev eth0"]);
+    assert_ne!(spoofed.code, 0, "a pod must not have NET_ADMIN");
+
+    agent.remove_manifest("server.yaml");
+    agent.wait_gone("server");
+    assert!(world.fetch("http://127.0.0.1:18080/").is_err());
+    world.sh("ip link del uplink; ip netns del outside");
+}
+
+#[test]
+fn a_flushed_table_and_a_lost_rule_come_back() {
+    if skipped_without_root("network") {
+        return;
+    }
+    let world = World::new("drift");
+    if skipped_without_nat(&world) {
+        return;
+    }
+    let mut agent = Agent::with_busybox(&world);
+    agent.drop_manifest(
+        "web.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+             - {{name: main, image: '{BUSYBOX}', command: [httpd, -f, -p, '8080', -h, /www], ports: [{{containerPort: 8080, hostPort: 18080}}]}}\n"
+        ),
+    );
+    agent.wait_ready("web");
+    wait_until("the port answers", 10, || world.fetch("http://127.0.0.1:18080/"));
+    for table in agent.census().tables {
+        world.sh(&format!("nft delete {table}"));
+    }
+    assert!(world.fetch("http://127.0.0.1:18080/").is_err());
+    agent.terminate();
+    agent.launch();
+    wait_until("the rules are there again", 30, || world.fetch("http://127.0.0.1:18080/"));
+}
