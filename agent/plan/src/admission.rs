@@ -40,17 +40,12 @@ pub fn admit(candidates: &[Candidate<'_>]) -> BTreeMap<PodKey, Blocked> {
             continue;
         }
         let wanted = host_ports(candidate.pod.spec.as_ref());
-        let clash = wanted.iter().find_map(|wanted| {
-            taken
-                .iter()
-                .find(|(owned, _)| owned.clashes(wanted))
-                .map(|(_, owner)| (wanted, owner))
-        });
+        let clash = wanted
+            .iter()
+            .find_map(|wanted| taken.iter().find(|(owned, _)| owned.clashes(wanted)).map(|(_, owner)| (wanted, owner)));
         if let Some((port, owner)) = clash {
-            let message = format!(
-                "host port {}/{} is used by pod {owner}; change one of them",
-                port.port, port.protocol
-            );
+            let message =
+                format!("host port {}/{} is used by pod {owner}; change one of them", port.port, port.protocol);
             let reason = "HostPortConflict".to_owned();
             blocked.insert(candidate.key.clone(), Blocked { reason, message });
             continue;
@@ -71,8 +66,7 @@ struct HostPort {
 
 impl HostPort {
     fn clashes(&self, other: &HostPort) -> bool {
-        let same_address =
-            self.ip == other.ip || self.ip.is_unspecified() || other.ip.is_unspecified();
+        let same_address = self.ip == other.ip || self.ip.is_unspecified() || other.ip.is_unspecified();
         self.port == other.port && self.protocol == other.protocol && same_address
     }
 }
@@ -89,11 +83,7 @@ fn host_ports(spec: Option<&PodSpec>) -> Vec<HostPort> {
             let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
             Some(HostPort {
                 protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-                ip: port
-                    .host_ip
-                    .as_deref()
-                    .and_then(|ip| ip.parse().ok())
-                    .unwrap_or(any),
+                ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()).unwrap_or(any),
                 port: port.host_port.filter(|port| *port != 0)?,
             })
         })

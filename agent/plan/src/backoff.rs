@@ -40,10 +40,7 @@ pub fn retry_at(failure: &Failure) -> Timestamp {
 
 /// When a failed step of the node's own may be tried again: 1 s, doubling to 1 min.
 pub(crate) fn step_retry_at(failure: &Failure) -> Timestamp {
-    after(
-        failure.at,
-        doubled(FIRST_STEP, LONGEST_STEP, failure.attempts),
-    )
+    after(failure.at, doubled(FIRST_STEP, LONGEST_STEP, failure.attempts))
 }
 
 fn doubled(first: Duration, longest: Duration, attempts: u32) -> Duration {
@@ -54,10 +51,7 @@ fn doubled(first: Duration, longest: Duration, attempts: u32) -> Duration {
 
 /// `at` plus `wait`; the end of time if there is no such moment.
 pub(crate) fn after(at: Timestamp, wait: Duration) -> Timestamp {
-    SignedDuration::try_from(wait)
-        .ok()
-        .and_then(|wait| at.checked_add(wait).ok())
-        .unwrap_or(Timestamp::MAX)
+    SignedDuration::try_from(wait).ok().and_then(|wait| at.checked_add(wait).ok()).unwrap_or(Timestamp::MAX)
 }
 
 /// The time from `from` to `to`; zero when it runs backwards.

@@ -56,10 +56,7 @@ pub struct Config {
 impl Config {
     /// Takes `data` and `binaryData` (or a Secret's data) as one map.
     pub fn new(data: BTreeMap<String, Vec<u8>>) -> Config {
-        let prints = data
-            .iter()
-            .map(|(key, value)| (key.clone(), Fingerprint::of(value)))
-            .collect();
+        let prints = data.iter().map(|(key, value)| (key.clone(), Fingerprint::of(value))).collect();
         Config { data, prints }
     }
 

@@ -82,12 +82,7 @@ impl DesiredPod {
     /// Namespace and name.
     pub fn key(&self) -> PodKey {
         PodKey {
-            namespace: self
-                .pod
-                .metadata
-                .namespace
-                .clone()
-                .unwrap_or_else(|| "default".to_owned()),
+            namespace: self.pod.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
             name: self.pod.metadata.name.clone().unwrap_or_default(),
         }
     }

@@ -15,9 +15,7 @@ impl Fingerprint {
     pub fn of(bytes: impl AsRef<[u8]>) -> Fingerprint {
         const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
         const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-        let hash = bytes.as_ref().iter().fold(BASIS, |hash, byte| {
-            (hash ^ u128::from(*byte)).wrapping_mul(PRIME)
-        });
+        let hash = bytes.as_ref().iter().fold(BASIS, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME));
         Fingerprint(format!("{hash:032x}"))
     }
 

@@ -33,12 +33,18 @@ mod backoff;
 pub mod config;
 pub mod desired;
 pub mod difference;
+mod env;
+mod fate;
 mod fingerprint;
 pub mod observed;
 pub mod plan;
+mod ready;
 pub mod resources;
+mod sandbox;
 pub mod status;
 pub mod step;
+mod volumes;
+mod world;
 
 pub use admission::{Candidate, admit};
 pub use backoff::{crash_backoff, retry_at};
@@ -47,9 +53,9 @@ pub use desired::{Blocked, DesiredPod, Finished, Intent, PodKey, PodUid, Termina
 pub use difference::{Cost, Difference, differences};
 pub use fingerprint::Fingerprint;
 pub use observed::{
-    Attempted, Carried, ContainerId, ContainerRecord, ContainerState, ContainerView, Exit, Failure,
-    History, HookState, ImageName, ImageView, ObservedPod, ProbeVerdicts, SandboxId, SandboxRecord,
-    SandboxState, SandboxView, Stopping, Verdict, VolumeRecord,
+    Attempted, Carried, ContainerId, ContainerRecord, ContainerState, ContainerView, Exit, Failure, History, HookState,
+    ImageName, ImageView, ObservedPod, ProbeVerdicts, SandboxId, SandboxRecord, SandboxState, SandboxView, Stopping,
+    Verdict, VolumeRecord,
 };
 pub use plan::{container_record, plan, sandbox_record, volume_records};
 pub use resources::{Resources, ResourcesView};

@@ -129,7 +129,7 @@ pub struct ContainerView {
     pub resources: ResourcesView,
     /// How far its postStart hook is; ignored when it has none.
     pub post_start: HookState,
-    /// A graceful stop that has begun.
+    /// A graceful stop that has begun; kept after the exit, where it says who ended it.
     pub stopping: Option<Stopping>,
 }
 
@@ -301,8 +301,11 @@ pub struct Carried {
     pub attempt: u32,
     /// Back-off before that attempt, in seconds.
     pub backoff_seconds: Option<u64>,
-    /// How it ended, if it did by itself.
+    /// How it ended, if it did.
     pub exit: Option<Exit>,
+    /// It had ended for good before its sandbox went: its restart policy asked for no more.
+    #[serde(default)]
+    pub completed: bool,
     /// Its id.
     pub id: Option<ContainerId>,
 }

@@ -45,9 +45,7 @@ impl Resources {
         let resources = container.resources.as_ref();
         let limits = resources.and_then(|resources| resources.limits.as_ref());
         let requests = resources.and_then(|resources| resources.requests.as_ref());
-        let get = |map: Option<&BTreeMap<String, Quantity>>, name: &str| {
-            map.and_then(|map| map.get(name)).cloned()
-        };
+        let get = |map: Option<&BTreeMap<String, Quantity>>, name: &str| map.and_then(|map| map.get(name)).cloned();
         let cpu = |quantity: Option<Quantity>| quantity.and_then(|q| quantity::cpu_millis(&q).ok());
         let bytes = |quantity: Option<Quantity>| quantity.and_then(|q| quantity::bytes(&q).ok());
         Resources {
@@ -65,23 +63,14 @@ impl Resources {
         let memory = |bytes: Option<u64>| ("memory", bytes.map(|bytes| bytes.to_string()));
         let pids = (PIDS_RESOURCE, self.pids_limit.map(|pids| pids.to_string()));
         let map = |entries: Vec<(&str, Option<String>)>| {
-            let map: BTreeMap<String, Quantity> = entries
-                .into_iter()
-                .filter_map(|(name, value)| Some((name.to_owned(), Quantity(value?))))
-                .collect();
+            let map: BTreeMap<String, Quantity> =
+                entries.into_iter().filter_map(|(name, value)| Some((name.to_owned(), Quantity(value?)))).collect();
             (!map.is_empty()).then_some(map)
         };
         ResourceRequirements {
             claims: None,
-            limits: map(vec![
-                cpu(self.cpu_limit_millis),
-                memory(self.memory_limit_bytes),
-                pids,
-            ]),
-            requests: map(vec![
-                cpu(self.cpu_request_millis),
-                memory(self.memory_request_bytes),
-            ]),
+            limits: map(vec![cpu(self.cpu_limit_millis), memory(self.memory_limit_bytes), pids]),
+            requests: map(vec![cpu(self.cpu_request_millis), memory(self.memory_request_bytes)]),
         }
     }
 }
@@ -92,14 +81,8 @@ impl fmt::Display for Resources {
         let mut part = |name: &str, value: Option<String>| {
             parts.extend(value.map(|value| format!("{name} {value}")));
         };
-        part(
-            "cpu request",
-            self.cpu_request_millis.map(|millis| format!("{millis}m")),
-        );
-        part(
-            "cpu limit",
-            self.cpu_limit_millis.map(|millis| format!("{millis}m")),
-        );
+        part("cpu request", self.cpu_request_millis.map(|millis| format!("{millis}m")));
+        part("cpu limit", self.cpu_limit_millis.map(|millis| format!("{millis}m")));
         part("memory request", self.memory_request_bytes.map(binary));
         part("memory limit", self.memory_limit_bytes.map(binary));
         part("pids limit", self.pids_limit.map(|pids| pids.to_string()));
@@ -116,8 +99,5 @@ fn binary(bytes: u64) -> String {
     UNITS
         .iter()
         .find(|(size, _)| bytes != 0 && bytes % size == 0)
-        .map_or_else(
-            || bytes.to_string(),
-            |(size, unit)| format!("{}{unit}", bytes / size),
-        )
+        .map_or_else(|| bytes.to_string(), |(size, unit)| format!("{}{unit}", bytes / size))
 }

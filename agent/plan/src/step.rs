@@ -84,11 +84,7 @@ pub struct Wait {
 
 /// The verbs of the planner. Each is idempotent for the executor: what is done already is done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "type",
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase"
-)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Action {
     /// Write the end of the pod to the ledger (with its status), before anything is taken away.
     RecordFinished {
@@ -243,16 +239,11 @@ mod seconds_option {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[allow(clippy::ref_option)] // the signature is serde's
-    pub(super) fn serialize<S: Serializer>(
-        value: &Option<Duration>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
         value.map(|value| value.as_secs_f64()).serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<Duration>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         Option::<f64>::deserialize(from)?
             .map(|seconds| Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom))
             .transpose()
@@ -304,13 +295,7 @@ impl fmt::Display for Wait {
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = |volumes: &BTreeSet<String>| {
-            volumes
-                .iter()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names = |volumes: &BTreeSet<String>| volumes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         match self {
             Action::RecordFinished { finished } => {
                 write!(f, "record pod as {}", finished.terminal.phase())
@@ -320,28 +305,20 @@ impl fmt::Display for Action {
             Action::RefreshVolumes { volumes } => write!(f, "refresh volumes {}", names(volumes)),
             Action::UnmountVolumes { volumes } => write!(f, "unmount volumes {}", names(volumes)),
             Action::CreateSandbox { .. } => f.write_str("create sandbox"),
-            Action::CreateContainer {
-                container, attempt, ..
-            } => {
+            Action::CreateContainer { container, attempt, .. } => {
                 write!(f, "create container {container} (attempt {attempt})")
             }
             Action::StartContainer { container, .. } => write!(f, "start container {container}"),
             Action::RunPostStart { container, .. } => {
                 write!(f, "run postStart hook of container {container}")
             }
-            Action::KillContainer {
-                container, grace, ..
-            } => {
+            Action::KillContainer { container, grace, .. } => {
                 write!(f, "stop container {container} within {} s", grace.as_secs())
             }
             Action::RemoveContainer { container, id } => {
                 write!(f, "remove container {container} ({})", short(&id.0))
             }
-            Action::UpdateResources {
-                container,
-                resources,
-                ..
-            } => {
+            Action::UpdateResources { container, resources, .. } => {
                 write!(f, "set resources of container {container} to {resources}")
             }
             Action::StopSandbox { id } => write!(f, "stop sandbox {}", short(&id.0)),

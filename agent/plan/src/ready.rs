@@ -1,0 +1,150 @@
+//! Whether a container could be created now: its image, its configuration, its last failure.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
+
+use crate::backoff::retry_at;
+use crate::env::env_use;
+use crate::observed::{Attempted, Failure, ImageName, ImageView};
+use crate::world::World;
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Readiness {
+    /// It could.
+    Ready,
+    /// It could once its image is pulled.
+    Pull {
+        image: ImageName,
+        reason: String,
+        /// The image must be seen before the container can be made.
+        look_first: bool,
+    },
+    /// It could not.
+    Blocked(Obstacle),
+}
+
+/// Why a container cannot be created, in the words of `state.waiting`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Obstacle {
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    pub(crate) until: Option<Timestamp>,
+}
+
+impl Obstacle {
+    fn new(reason: &str, message: impl Into<String>) -> Obstacle {
+        Obstacle { reason: reason.to_owned(), message: message.into(), until: None }
+    }
+}
+
+/// Whether `container` could be created. A pull that succeeded at or after `since` is recent enough
+/// for `imagePullPolicy: Always`.
+pub(crate) fn readiness(world: &World<'_>, container: &Container, since: Timestamp) -> Readiness {
+    let missing = env_use(world.desired, container).missing;
+    if !missing.is_empty() {
+        let message = missing.join("; ");
+        return Readiness::Blocked(Obstacle::new("CreateContainerConfigError", message));
+    }
+    if let Some(failure) = world.failure(&Attempted::Container(container.name.clone()))
+        && retry_at(failure) > world.now
+    {
+        return Readiness::Blocked(Obstacle {
+            reason: failure.reason.clone(),
+            message: failure.message.clone(),
+            until: Some(retry_at(failure)),
+        });
+    }
+    image(world, container, since)
+}
+
+fn image(world: &World<'_>, container: &Container, since: Timestamp) -> Readiness {
+    let name = ImageName(container.image.clone().unwrap_or_default());
+    let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+    let pull = |reason: &str| Readiness::Pull {
+        image: name.clone(),
+        reason: format!("image {name} {reason}"),
+        look_first: must_not_be_root(world, container).is_some_and(|user| user.is_none()),
+    };
+    match world.observed.images.get(&name).unwrap_or(&ImageView::Absent) {
+        ImageView::Invalid { message } => Readiness::Blocked(Obstacle::new("InvalidImageName", message)),
+        ImageView::Present { user, pulled_at, failure, .. } => {
+            if policy == "Always" && pulled_at.is_none_or(|pulled_at| pulled_at < since) {
+                return match backing_off(world, &name, failure.as_ref()) {
+                    Some(obstacle) => Readiness::Blocked(obstacle),
+                    None => pull("is asked for again (imagePullPolicy Always)"),
+                };
+            }
+            match runs_as_root(world, container, user.as_deref()) {
+                Some(message) => Readiness::Blocked(Obstacle::new("CreateContainerConfigError", message)),
+                None => Readiness::Ready,
+            }
+        }
+        _ if policy == "Never" => Readiness::Blocked(Obstacle::new(
+            "ErrImageNeverPull",
+            format!("image {name} is not on this node and imagePullPolicy is Never; load it"),
+        )),
+        ImageView::Absent => pull("is not on this node"),
+        ImageView::Pulling { after: None } => {
+            Readiness::Blocked(Obstacle::new("ContainerCreating", format!("pulling image {name}")))
+        }
+        ImageView::Pulling { after: Some(failure) } => {
+            Readiness::Blocked(Obstacle { until: None, ..pull_failed(&name, failure) })
+        }
+        ImageView::Failed(failure) => match backing_off(world, &name, Some(failure)) {
+            Some(obstacle) => Readiness::Blocked(obstacle),
+            None => pull("could not be pulled before"),
+        },
+    }
+}
+
+/// The obstacle of a pull that failed and is not to be tried again yet.
+fn backing_off(world: &World<'_>, name: &ImageName, failure: Option<&Failure>) -> Option<Obstacle> {
+    let failure = failure.filter(|failure| world.counts(failure))?;
+    (retry_at(failure) > world.now).then(|| pull_failed(name, failure))
+}
+
+/// `ErrImagePull` for the first failure, `ImagePullBackOff` for those after it.
+fn pull_failed(name: &ImageName, failure: &Failure) -> Obstacle {
+    let (reason, message) = if failure.attempts <= 1 {
+        (failure.reason.clone(), failure.message.clone())
+    } else {
+        let message = format!("back-off pulling image {name}: {}", failure.message);
+        ("ImagePullBackOff".to_owned(), message)
+    };
+    Obstacle { reason, message, until: Some(retry_at(failure)) }
+}
+
+/// `Some(user of the spec)` if the container may not run as root.
+fn must_not_be_root(world: &World<'_>, container: &Container) -> Option<Option<i64>> {
+    let own = container.security_context.as_ref();
+    let pod = world.desired.spec().security_context.as_ref();
+    let refused = own
+        .and_then(|context| context.run_as_non_root)
+        .or_else(|| pod.and_then(|context| context.run_as_non_root))
+        .unwrap_or(false);
+    let user = own.and_then(|context| context.run_as_user).or_else(|| pod.and_then(|context| context.run_as_user));
+    refused.then_some(user)
+}
+
+/// Why the container would break `runAsNonRoot`. Source: kubelet security_context.go
+/// verifyRunAsNonRoot.
+fn runs_as_root(world: &World<'_>, container: &Container, image: Option<&str>) -> Option<String> {
+    match must_not_be_root(world, container)? {
+        Some(0) => Some("container's runAsUser breaks non-root policy".to_owned()),
+        Some(_) => None,
+        None => {
+            let user = image.unwrap_or_default();
+            let user = user.split_once(':').map_or(user, |(user, _)| user);
+            match user.parse::<u32>() {
+                Ok(0) => Some("container has runAsNonRoot and image will run as root".to_owned()),
+                Ok(_) => None,
+                Err(_) if user.is_empty() => Some("container has runAsNonRoot and image will run as root".to_owned()),
+                Err(_) => Some(format!(
+                    "container has runAsNonRoot and image has non-numeric user ({user}), cannot \
+                     verify user is non-root; set runAsUser"
+                )),
+            }
+        }
+    }
+}
