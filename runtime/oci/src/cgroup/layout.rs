@@ -1,0 +1,151 @@
+//! Where the cgroup hierarchies are mounted, read once from mountinfo.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::{CgroupError, Version};
+
+/// One version 1 hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hierarchy {
+    /// Controllers it carries; a named one has only its `name=`.
+    pub(crate) controllers: Vec<String>,
+    /// Where it is mounted.
+    pub(crate) mount: PathBuf,
+}
+
+/// Every hierarchy of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Version 1 hierarchies; empty on a pure version 2 machine.
+    pub(crate) v1: Vec<Hierarchy>,
+    /// Mount of the unified hierarchy: with controllers on version 2, without on a hybrid machine.
+    pub(crate) unified: Option<PathBuf>,
+}
+
+const V1_CONTROLLERS: [&str; 14] = [
+    "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event",
+    "hugetlb", "rdma", "misc",
+];
+
+impl Layout {
+    /// Reads the text of /proc/PID/mountinfo; of several mounts of one hierarchy the first below /sys/fs/cgroup counts.
+    pub(crate) fn parse(mountinfo: &str) -> Self {
+        let mut layout = Self { v1: Vec::new(), unified: None };
+        let mut mounts: Vec<(&str, &str, &str)> = mountinfo.lines().filter_map(cgroup_mount).collect();
+        mounts.sort_by_key(|(point, ..)| !Path::new(point).starts_with("/sys/fs/cgroup"));
+        for (point, kind, options) in mounts {
+            let mount = PathBuf::from(unescape(point));
+            if kind == "cgroup2" {
+                layout.unified.get_or_insert(mount);
+                continue;
+            }
+            let controllers: Vec<String> = options
+                .split(',')
+                .filter(|option| V1_CONTROLLERS.contains(option) || option.starts_with("name="))
+                .map(str::to_owned)
+                .collect();
+            let known = layout.v1.iter().any(|hierarchy| hierarchy.controllers.iter().any(|name| controllers.contains(name)));
+            if !controllers.is_empty() && !known {
+                layout.v1.push(Hierarchy { controllers, mount });
+            }
+        }
+        layout
+    }
+
+    /// Version 1 as soon as one real controller lives there.
+    pub(crate) fn version(&self) -> Version {
+        let named_only = self.v1.iter().all(|h| h.controllers.iter().all(|name| name.starts_with("name=")));
+        if named_only && self.unified.is_some() { Version::V2 } else { Version::V1 }
+    }
+
+    /// Mount of the version 1 hierarchy with this controller.
+    pub(crate) fn v1_mount(&self, controller: &str) -> Option<&Path> {
+        self.v1.iter().find(|h| h.controllers.iter().any(|name| name == controller)).map(|h| h.mount.as_path())
+    }
+
+    /// Every mount, the unified one first.
+    pub(crate) fn mounts(&self) -> impl Iterator<Item = &Path> {
+        self.unified.iter().map(PathBuf::as_path).chain(self.v1.iter().map(|h| h.mount.as_path()))
+    }
+}
+
+/// The layout of this machine.
+pub(crate) fn layout() -> Result<&'static Layout, CgroupError> {
+    static LAYOUT: OnceLock<Layout> = OnceLock::new();
+    let layout = LAYOUT.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Layout::parse(&text)
+    });
+    if layout.v1.is_empty() && layout.unified.is_none() { Err(CgroupError::NotMounted) } else { Ok(layout) }
+}
+
+/// Mount point, type and super options of a mountinfo line, when it is a cgroup. proc_pid_mountinfo(5).
+fn cgroup_mount(line: &str) -> Option<(&str, &str, &str)> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut after = after.split(' ');
+    let kind = after.next()?;
+    if kind != "cgroup" && kind != "cgroup2" {
+        return None;
+    }
+    let options = after.nth(1)?;
+    Some((before.split(' ').nth(4)?, kind, options))
+}
+
+/// Octal escapes of mountinfo (`\040` is a space).
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        match (first, code) {
+            (b'\\', Some(code)) => {
+                bytes.push(code);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+50 31 0:32 / /mnt/other\\040place rw,relatime - cgroup cgroup rw,memory
+";
+
+    #[test]
+    fn a_hybrid_machine_is_version_one_with_a_unified_mount_beside() {
+        let layout = Layout::parse(HYBRID);
+        assert_eq!(layout.version(), Version::V1);
+        assert_eq!(layout.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
+        assert_eq!(layout.v1_mount("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
+        assert_eq!(layout.v1_mount("memory"), Some(Path::new("/sys/fs/cgroup/memory")));
+        assert_eq!(layout.v1_mount("name=systemd"), Some(Path::new("/sys/fs/cgroup/systemd")));
+        assert_eq!(layout.v1.len(), 3, "the second memory mount is the same hierarchy");
+    }
+
+    #[test]
+    fn a_unified_machine_is_version_two() {
+        let layout = Layout::parse("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
+        assert_eq!(layout.version(), Version::V2);
+        assert_eq!(layout.mounts().collect::<Vec<_>>(), [Path::new("/sys/fs/cgroup")]);
+    }
+
+    #[test]
+    fn an_escaped_space_in_a_mount_point_is_a_space() {
+        let layout = Layout::parse("50 31 0:32 / /mnt/a\\040b rw - cgroup cgroup rw,memory\n");
+        assert_eq!(layout.v1_mount("memory"), Some(Path::new("/mnt/a b")));
+    }
+}

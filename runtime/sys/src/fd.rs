@@ -1,0 +1,67 @@
+//! Descriptors: ranges, sealed memory, duplicates.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::raw::{check, check_int};
+
+/// Marks every descriptor from `first` on close-on-exec.
+///
+/// # Errors
+/// `ENOSYS` or `EINVAL` on kernels older than 5.11; then nothing is marked.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    const CLOEXEC: libc::c_uint = 1 << 2;
+    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC only sets a flag, so no owner loses its descriptor.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOEXEC) })?;
+    Ok(())
+}
+
+/// A file in memory whose content can never change again.
+///
+/// # Errors
+/// `ENOSYS` without memfd, `ENOMEM`.
+pub fn sealed_memory(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&fd, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    seal(&fd)?;
+    Ok(fd)
+}
+
+/// Makes a memory file immutable: no write, no growth, no shrinking, no further change of the seals.
+///
+/// # Errors
+/// `EBUSY` while it is mapped writable.
+pub fn seal(fd: &OwnedFd) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_add_seals(fd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?)
+}
+
+/// A duplicate with a number of at least `minimum`, close-on-exec.
+///
+/// # Errors
+/// `EMFILE`, `EINVAL` beyond the limit of open files.
+pub fn duplicate_above(fd: BorrowedFd<'_>, minimum: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes a number and answers with a new descriptor.
+    let new = check_int(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, minimum) })?;
+    // SAFETY: the descriptor is new, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Takes over a descriptor that this process got at birth by its number (a listener on 0, for example).
+///
+/// # Errors
+/// `EBADF` when nothing is open there.
+pub fn adopt(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD only asks.
+    check_int(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // SAFETY: F_DUPFD_CLOEXEC answers with a new descriptor for the same file.
+    let new = check_int(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the descriptor is new, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}

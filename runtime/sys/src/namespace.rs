@@ -1,0 +1,48 @@
+//! Entering and making namespaces in the calling thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::raw::check_int;
+
+/// Enters the namespace behind `fd` (a file of /proc/PID/ns); `kind` is a `clone::NEW_*` flag or 0 for any.
+///
+/// # Errors
+/// `EPERM` without capability over it, `EINVAL` for another kind or in a process with several threads.
+pub fn enter(fd: BorrowedFd<'_>, kind: u64) -> io::Result<()> {
+    let kind = i32::try_from(kind).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: setns takes two numbers. What it changes (mount, user, ... of this thread) no Rust invariant rests on.
+    check_int(unsafe { libc::setns(fd.as_raw_fd(), kind) })?;
+    Ok(())
+}
+
+/// Moves the calling thread into new namespaces; `kinds` are `clone::NEW_*` flags.
+///
+/// # Errors
+/// `EPERM`, `ENOSPC` at a limit of namespaces, `EINVAL` for a user namespace in a process with several threads.
+pub fn unshare(kinds: u64) -> io::Result<()> {
+    let kinds = i32::try_from(kinds).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: unshare takes one number; CLONE_FILES and CLONE_VM are not among the flags offered here.
+    check_int(unsafe { libc::unshare(kinds) })?;
+    Ok(())
+}
+
+/// Host name of this UTS namespace.
+///
+/// # Errors
+/// `EPERM`, `EINVAL` when longer than 64 bytes.
+pub fn set_host_name(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length describe `name`, which outlives the call.
+    check_int(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
+    Ok(())
+}
+
+/// NIS domain name of this UTS namespace.
+///
+/// # Errors
+/// As [`set_host_name`].
+pub fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length describe `name`, which outlives the call.
+    check_int(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) })?;
+    Ok(())
+}
