@@ -123,9 +123,7 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// A record was written by a newer version of this program; it is left as it is.
-    #[error(
-        "reading {path}: its version {found} is newer than {supported}, which this program knows"
-    )]
+    #[error("reading {path}: its version {found} is newer than {supported}, which this program knows")]
     NewerRecord {
         /// The file.
         path: PathBuf,

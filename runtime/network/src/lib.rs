@@ -22,6 +22,27 @@ mod config;
 mod error;
 mod network;
 
+mod attach;
+mod upkeep;
+
+mod bridge;
+mod forwarding;
+mod pod;
+
+mod addresses;
+mod drift;
+mod names;
+mod record;
+mod subnet;
+mod survey;
+
+mod link;
+mod netlink;
+mod nft;
+mod setting;
+
 pub use config::{Config, DEFAULT_POOL, DEFAULT_SUBNET_LOCK, PortMapping, Protocol};
+pub use drift::{Drift, Reconciled};
 pub use error::NetworkError;
-pub use network::{Attachment, Drift, Network, Reconciled, Repair, Survey, survey};
+pub use network::{Attachment, Network};
+pub use survey::{ForeignDrop, Survey, survey};

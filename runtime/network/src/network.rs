@@ -1,23 +1,42 @@
-//! The operations of one agent's network.
+//! One agent's network: its configuration, its records, and what it knows in memory.
 
-use std::collections::BTreeSet;
-use std::fmt;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::os::fd::BorrowedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
+use nix::libc;
+use serde::{Deserialize, Serialize};
 
+use crate::addresses::Addresses;
+use crate::names::link_name_fault;
+use crate::netlink::{Refusal, Socket};
+use crate::nft::{Element, Ruleset};
+use crate::record::{NetworkRecord, Records};
 use crate::{Config, NetworkError, PortMapping};
 
-/// One agent's network. All methods take `&self` and may run on several threads at once; calls
-/// for one sandbox id must not overlap.
+pub(crate) const NETLINK_ROUTE: isize = 0;
+pub(crate) const NETLINK_NETFILTER: isize = 12;
+
+/// One agent's network. All methods take `&self` and may run on several threads at once, which
+/// must be in the network namespace of the thread that opened it; calls for one sandbox id must
+/// not overlap.
 #[derive(Debug)]
 pub struct Network {
-    config: Config,
+    pub(crate) config: Config,
+    pub(crate) records: Records,
+    /// Serialises what looks at the network as a whole. Taken before every other lock.
+    pub(crate) upkeep: Mutex<()>,
+    /// Taken before `state`: who changes the ruleset decides by the attachments of that moment.
+    pub(crate) netfilter: Mutex<Socket>,
+    pub(crate) route: Mutex<Socket>,
+    pub(crate) state: Mutex<State>,
 }
 
 /// The place of one sandbox in the network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// The sandbox.
     pub sandbox_id: String,
@@ -32,166 +51,186 @@ pub struct Attachment {
     /// Name of its other end on the host.
     pub host_link: String,
     /// Ports of the host that lead to this pod.
+    #[serde(default)]
     pub ports: Vec<PortMapping>,
 }
 
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Drift {
-    /// The bridge is absent or misses something.
-    Bridge {
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A kernel setting of ours has another value.
-    Setting {
-        /// Its file.
-        path: String,
-    },
-    /// The ruleset of our table is not what it should be.
-    Ruleset {
-        /// The first difference.
-        what: String,
-    },
-    /// The link of an attachment is absent: only `attach` with the namespace makes a new one.
-    LinkMissing {
-        /// The sandbox.
-        sandbox_id: String,
-        /// The name of the link.
-        link: String,
-    },
-    /// The link of an attachment is there, but down or not on our bridge.
-    LinkChanged {
-        /// The sandbox.
-        sandbox_id: String,
-        /// The name of the link.
-        link: String,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// A link of ours that no attachment owns.
-    Leftover {
-        /// The name of the link.
-        link: String,
-    },
+/// What is known in memory; the records and the kernel can give all of it again.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) record: Option<NetworkRecord>,
+    pub(crate) addresses: Option<Addresses>,
+    pub(crate) attachments: BTreeMap<String, Held>,
+    /// Bridge and ruleset were made or checked since `open`.
+    pub(crate) ready: bool,
+    pub(crate) bridge_index: u32,
+    pub(crate) mtu: u32,
 }
 
-impl fmt::Display for Drift {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bridge { what } => write!(f, "bridge: {what}"),
-            Self::Setting { path } => write!(f, "{path} was changed"),
-            Self::Ruleset { what } => write!(f, "nftables: {what}"),
-            Self::LinkMissing { sandbox_id, link } => {
-                write!(f, "link {link} of sandbox {sandbox_id} is gone")
-            }
-            Self::LinkChanged {
-                sandbox_id,
-                link,
-                what,
-            } => write!(f, "link {link} of sandbox {sandbox_id}: {what}"),
-            Self::Leftover { link } => write!(f, "link {link} belongs to no sandbox"),
-        }
+/// An attachment and what is being done with it.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) attachment: Attachment,
+    pub(crate) phase: Phase,
+}
+
+/// Where an attachment is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// `attach` is at work: nobody else touches it.
+    Attaching,
+    /// In use.
+    Attached,
+    /// `detach` is at work or failed: its ports are not published again.
+    Releasing,
+}
+
+impl State {
+    /// The elements that the maps of the ruleset have to hold.
+    pub(crate) fn elements(&self) -> Vec<Element> {
+        self.attachments
+            .values()
+            .filter(|held| held.phase != Phase::Releasing)
+            .flat_map(|held| elements_of(&held.attachment))
+            .collect()
     }
 }
 
-/// A drift that was put right.
-pub type Repair = Drift;
-
-/// What `reconcile` found and did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reconciled {
-    /// Sandboxes whose attachment was released because nothing owned it.
-    pub released: Vec<String>,
-    /// What was put right.
-    pub repaired: Vec<Repair>,
-    /// Sandboxes that live but have no link: `attach` them again with their namespace.
-    pub detached: Vec<String>,
-}
-
-/// Facts for `doctor` about this machine's network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Survey {
-    /// Whether nftables can be spoken to, or why not.
-    pub nftables: Option<String>,
+/// The elements that publish an attachment's ports.
+pub(crate) fn elements_of(attachment: &Attachment) -> Vec<Element> {
+    let element = |port| Element::new(port, attachment.address);
+    attachment.ports.iter().map(element).collect()
 }
 
 impl Network {
-    /// Reads the records and makes the network ready.
+    /// Reads the records; the kernel is not changed before [`Network::ensure`] or the first
+    /// [`Network::attach`].
     ///
     /// # Errors
-    /// [`NetworkError`] naming the step that failed.
+    /// [`NetworkError::Config`] for names that cannot be used, [`NetworkError::NewerRecord`] when
+    /// a newer version of this program wrote the records, and when netlink or the records cannot
+    /// be used.
     pub fn open(config: Config) -> Result<Self, NetworkError> {
-        Ok(Self { config })
+        validate(&config)?;
+        let records = Records::open(&config.state_dir)?;
+        let record = records.network()?;
+        let attachments = records.attachments()?;
+        let socket = |family, action: &str| {
+            Socket::open(family).map_err(|source| NetworkError::Route { action: action.to_owned(), source })
+        };
+        let attachments = attachments.into_iter().map(|(id, attachment)| {
+            let phase = Phase::Attached;
+            (id, Held { attachment, phase })
+        });
+        let mut state = State { record, attachments: attachments.collect(), ..State::default() };
+        let taken: Vec<Ipv4Addr> = state.attachments.values().map(|held| held.attachment.address).collect();
+        state.addresses =
+            state.record.as_ref().map(|record| Addresses::new(record.subnet, taken, records.given_back()));
+        Ok(Self {
+            route: Mutex::new(socket(NETLINK_ROUTE, "opening a route socket")?),
+            netfilter: Mutex::new(socket(NETLINK_NETFILTER, "opening a netfilter socket")?),
+            upkeep: Mutex::new(()),
+            state: Mutex::new(state),
+            records,
+            config,
+        })
     }
+
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config
     }
-    /// The pods' subnet.
-    pub fn subnet(&self) -> Ipv4Net {
-        self.config.pool
+
+    /// The pods' subnet, once it was chosen.
+    pub fn subnet(&self) -> Option<Ipv4Net> {
+        self.state().record.as_ref().map(|record| record.subnet)
     }
-    /// Makes or repairs bridge, ruleset and settings.
-    ///
-    /// # Errors
-    /// [`NetworkError`] naming the step that failed.
-    pub fn ensure(&self) -> Result<Vec<Repair>, NetworkError> {
-        Ok(Vec::new())
-    }
-    /// Connects a sandbox; a second call with the same arguments repairs the first one's work.
-    ///
-    /// # Errors
-    /// [`NetworkError`] naming the step that failed; nothing is left over then.
-    pub fn attach(
-        &self,
-        sandbox_id: &str,
-        _netns: BorrowedFd<'_>,
-        _ports: &[PortMapping],
-    ) -> Result<Attachment, NetworkError> {
-        Err(NetworkError::SandboxId {
-            id: sandbox_id.to_owned(),
-        })
-    }
-    /// Releases everything a sandbox has; absent is success.
-    ///
-    /// # Errors
-    /// [`NetworkError::Teardown`]; what could be released is.
-    pub fn detach(&self, _sandbox_id: &str) -> Result<(), NetworkError> {
-        Ok(())
-    }
+
     /// All attachments, by sandbox id.
     pub fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
+        self.state()
+            .attachments
+            .values()
+            .filter(|held| held.phase == Phase::Attached)
+            .map(|held| held.attachment.clone())
+            .collect()
     }
-    /// What is not as it should be now.
-    ///
-    /// # Errors
-    /// [`NetworkError`] when the kernel could not be asked.
-    pub fn observe(&self) -> Result<Vec<Drift>, NetworkError> {
-        Ok(Vec::new())
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// Releases what no living sandbox owns and repairs the others.
-    ///
-    /// # Errors
-    /// [`NetworkError`] naming the step that failed.
-    pub fn reconcile(&self, _live: &BTreeSet<String>) -> Result<Reconciled, NetworkError> {
-        Ok(Reconciled::default())
+
+    pub(crate) fn route(&self) -> MutexGuard<'_, Socket> {
+        self.route.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// Removes bridge, table and records, and restores `ip_forward` when it was off.
-    ///
-    /// # Errors
-    /// [`NetworkError::Teardown`]; what could be removed is.
-    pub fn close_and_remove(&self) -> Result<(), NetworkError> {
-        Ok(())
+
+    pub(crate) fn netfilter(&self) -> MutexGuard<'_, Socket> {
+        self.netfilter.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// Facts for `doctor`.
-    pub fn survey(&self) -> Survey {
-        survey(&self.config)
+
+    pub(crate) fn ruleset(&self, subnet: Ipv4Net) -> Ruleset {
+        Ruleset::new(&self.config.nft_table, &self.config.bridge, subnet)
+    }
+
+    /// Takes the lock that all agents of this machine share; it ends with the file.
+    pub(crate) fn lock_machine(&self) -> Result<File, NetworkError> {
+        let path = &self.config.subnet_lock;
+        let refuse = |source| NetworkError::Record { path: path.clone(), source };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(refuse)?;
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(refuse)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).map_err(|errno| refuse(errno.into()))?;
+        Ok(file)
+    }
+
+    pub(crate) fn nftables_error(&self, action: &'static str, refusal: Refusal) -> NetworkError {
+        let source = std::io::Error::new(refusal.source.kind(), format!("{}: {}", refusal.action, refusal.source));
+        NetworkError::Nftables { action, table: self.config.nft_table.clone(), source }
     }
 }
 
-/// Facts about this machine's network as the agent with this configuration meets it.
-pub fn survey(_config: &Config) -> Survey {
-    Survey::default()
+/// An error of rtnetlink.
+pub(crate) fn route_error(refusal: Refusal) -> NetworkError {
+    NetworkError::Route { action: refusal.action, source: refusal.source }
+}
+
+fn validate(config: &Config) -> Result<(), NetworkError> {
+    let refuse = |field, value: String, why: &str| Err(NetworkError::Config { field, value, why: why.to_owned() });
+    if let Some(why) = link_name_fault(&config.bridge) {
+        return refuse("bridge", config.bridge.clone(), why);
+    }
+    let table = &config.nft_table;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let starts_right = table.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+    if !starts_right || table.len() > 63 || !table.bytes().all(plain) {
+        let why = "a table's name has 1 to 63 letters, digits and '_', a letter first";
+        return refuse("nftTable", table.clone(), why);
+    }
+    if let Some(cidr) = config.pod_cidr {
+        if !(16..=29).contains(&cidr.prefix_len()) {
+            return refuse("podCIDR", cidr.to_string(), "its prefix must be /16 to /29");
+        }
+        if cidr.trunc() != cidr {
+            let why = format!("it has host bits set; the subnet is {}", cidr.trunc());
+            return refuse("podCIDR", cidr.to_string(), &why);
+        }
+        let first = cidr.network();
+        if first.is_loopback() || first.is_multicast() || first.is_unspecified() {
+            return refuse("podCIDR", cidr.to_string(), "pods cannot have such addresses");
+        }
+    }
+    if config.mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
+        let value = config.mtu.unwrap_or_default().to_string();
+        return refuse("mtu", value, "it must be 576 to 65535");
+    }
+    Ok(())
 }

@@ -1,0 +1,15 @@
+//! nftables over nfnetlink: an own encoder for the few expressions of our ruleset.
+//!
+//! Every change is one batch: the kernel takes all of it or nothing.
+
+mod expression;
+mod foreign;
+mod protocol;
+mod ruleset;
+mod stale;
+mod table;
+
+pub(crate) use foreign::forward_chains;
+pub(crate) use ruleset::{Element, Ruleset};
+pub(crate) use stale::forget_flows;
+pub(crate) use table::{add_elements, delete_elements, delete_table, difference, rebuild};

@@ -1,0 +1,111 @@
+//! Facts about this machine's network, for `doctor` and for a pod's events.
+
+use std::fmt;
+use std::fs;
+
+use crate::netlink::{Refusal, Socket};
+use crate::network::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use crate::{Config, Network, link, nft, setting};
+
+/// Facts about this machine's network; taking them changes nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Why links cannot be made, if so.
+    pub netlink_fault: Option<String>,
+    /// Why nftables cannot be used, if so.
+    pub nftables_fault: Option<String>,
+    /// Whether this machine forwards IPv4 packets now.
+    pub ip_forward: bool,
+    /// Whether this agent turned that on (known to an open [`Network`] alone).
+    pub turned_ip_forward_on: bool,
+    /// Whether frames between pods pass through the firewall too (br_netfilter).
+    pub bridge_traffic_is_filtered: bool,
+    /// Chains of others that can drop what is forwarded to and from pods.
+    pub foreign_drops: Vec<ForeignDrop>,
+    /// Tables of the older iptables in use, whose rules cannot be seen from here.
+    pub legacy_iptables: Vec<String>,
+}
+
+/// A chain of somebody else that can drop forwarded packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignDrop {
+    /// Family of its table: `ip` or `inet`.
+    pub family: String,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub chain: String,
+    /// It drops whatever its rules do not accept.
+    pub by_policy: bool,
+    /// It has a rule that drops or rejects.
+    pub by_rule: bool,
+    /// A rule of it accepts packets of our bridge.
+    pub accepts_our_bridge: bool,
+}
+
+impl ForeignDrop {
+    /// Whether pods most likely have no way out because of it.
+    pub fn blocks_pods(&self) -> bool {
+        self.by_policy && !self.accepts_our_bridge
+    }
+}
+
+impl fmt::Display for ForeignDrop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, table, chain, .. } = self;
+        let how = match (self.by_policy, self.by_rule) {
+            (true, _) => "drops forwarded packets that none of its rules accepts",
+            _ => "has a rule that drops forwarded packets",
+        };
+        write!(f, "nftables chain {family} {table} {chain} {how}")?;
+        if self.accepts_our_bridge {
+            write!(f, ", and accepts those of our bridge")?;
+        }
+        Ok(())
+    }
+}
+
+/// Facts about this machine's network as an agent with this configuration meets it.
+pub fn survey(config: &Config) -> Survey {
+    let mut survey = Survey {
+        ip_forward: setting::read(setting::IP_FORWARD).is_ok_and(|v| v.as_deref() == Some("1")),
+        bridge_traffic_is_filtered: setting::read("bridge/bridge-nf-call-iptables")
+            .is_ok_and(|value| value.as_deref() == Some("1")),
+        legacy_iptables: fs::read_to_string("/proc/net/ip_tables_names")
+            .map(|names| names.lines().map(str::to_owned).collect())
+            .unwrap_or_default(),
+        ..Survey::default()
+    };
+    let words = |refusal: Refusal| format!("{}: {}", refusal.action, refusal.source);
+    survey.netlink_fault = Socket::open(NETLINK_ROUTE)
+        .map_err(|error| error.to_string())
+        .and_then(|mut socket| link::links(&mut socket).map_err(words))
+        .err();
+    let chains = Socket::open(NETLINK_NETFILTER)
+        .map_err(|error| error.to_string())
+        .and_then(|mut socket| nft::forward_chains(&mut socket, &config.nft_table, &config.bridge).map_err(words));
+    match chains {
+        Ok(chains) => {
+            survey.foreign_drops = chains
+                .into_iter()
+                .map(|found| ForeignDrop {
+                    family: found.family.to_owned(),
+                    table: found.table,
+                    chain: found.chain,
+                    by_policy: found.drops_by_policy,
+                    by_rule: found.has_drop_rule,
+                    accepts_our_bridge: found.accepts_bridge,
+                })
+                .collect();
+        }
+        Err(fault) => survey.nftables_fault = Some(fault),
+    }
+    survey
+}
+
+impl Network {
+    /// Facts about this machine's network as this agent meets it.
+    pub fn survey(&self) -> Survey {
+        Survey { turned_ip_forward_on: self.turned_ip_forward_on(), ..survey(&self.config) }
+    }
+}

@@ -1,0 +1,242 @@
+//! Keeping what all pods share as it should be, and removing it.
+
+use std::collections::BTreeSet;
+
+use ipnet::Ipv4Net;
+
+use crate::drift::{Drift, Reconciled};
+use crate::link::{self, Link};
+use crate::names::sandbox_of_alias;
+use crate::network::{Phase, route_error};
+use crate::nft;
+use crate::setting;
+use crate::{Network, NetworkError};
+
+impl Network {
+    /// Makes or repairs bridge, settings, ruleset and the host's end of the pods' links.
+    ///
+    /// Gives what was put right; making things for the first time is not a repair.
+    ///
+    /// # Errors
+    /// [`NetworkError`] naming the step that failed. What was done before stays.
+    pub fn ensure(&self) -> Result<Vec<Drift>, NetworkError> {
+        let _upkeep = self.upkeep.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.ensure_locked()
+    }
+
+    /// What is not as it should be now; nothing is changed.
+    ///
+    /// # Errors
+    /// [`NetworkError`] when the kernel could not be asked.
+    pub fn observe(&self) -> Result<Vec<Drift>, NetworkError> {
+        let Some(subnet) = self.subnet() else {
+            return Ok(Vec::new());
+        };
+        let mut drifts = Vec::new();
+        let (links, addresses) = {
+            let mut route = self.route();
+            let links = link::links(&mut route).map_err(route_error)?;
+            (links, link::addresses(&mut route).map_err(route_error)?)
+        };
+        let bridge = links.iter().find(|link| link.name == self.config.bridge);
+        if let Some(what) = self.bridge_fault(bridge, &addresses, subnet) {
+            drifts.push(Drift::Bridge { what });
+        }
+        if bridge.is_some() {
+            for (name, value) in self.settings() {
+                if setting::read(&name)?.is_some_and(|found| found != value) {
+                    let path = setting::path(&name).display().to_string();
+                    drifts.push(Drift::Setting { path });
+                }
+            }
+        }
+        drifts.extend(self.ruleset_drift(subnet)?);
+        drifts.extend(self.link_drifts(&links, bridge));
+        Ok(drifts)
+    }
+
+    /// Releases what no sandbox in `live` owns, and repairs the others: for a start after any end.
+    ///
+    /// A sandbox whose `attach` is at work counts as living.
+    ///
+    /// # Errors
+    /// [`NetworkError`] naming the step that failed; a failed release keeps its record.
+    pub fn reconcile(&self, live: &BTreeSet<String>) -> Result<Reconciled, NetworkError> {
+        let mut reconciled = Reconciled::default();
+        let mut failures = Vec::new();
+        for id in self.dead(live) {
+            match self.detach(&id) {
+                Ok(()) => reconciled.released.push(id),
+                Err(error) => failures.push(error),
+            }
+        }
+        reconciled.repaired = self.ensure()?;
+        let links = link::links(&mut self.route()).map_err(route_error)?;
+        for drift in self.link_drifts(&links, None) {
+            match drift {
+                Drift::Leftover { link } => match self.remove_link(&link) {
+                    Ok(()) => reconciled.repaired.push(Drift::Leftover { link }),
+                    Err(error) => failures.push(error),
+                },
+                Drift::LinkMissing { sandbox_id, .. } => reconciled.detached.push(sandbox_id),
+                _ => {}
+            }
+        }
+        if failures.is_empty() {
+            return Ok(reconciled);
+        }
+        Err(NetworkError::Teardown { what: "what no sandbox owns".to_owned(), failures })
+    }
+
+    /// Releases every attachment, removes bridge, table and records, and turns `ip_forward` off
+    /// again when it was off before and no other agent needs it.
+    ///
+    /// # Errors
+    /// [`NetworkError::Teardown`] with every failure; what could be removed is.
+    pub fn close_and_remove(&self) -> Result<(), NetworkError> {
+        let _upkeep = self.upkeep.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut failures = Vec::new();
+        let ids: Vec<String> = self.state().attachments.keys().cloned().collect();
+        for id in ids {
+            failures.extend(self.detach(&id).err());
+        }
+        match link::links(&mut self.route()) {
+            Ok(links) => {
+                for link in links {
+                    if sandbox_of_alias(&self.config.bridge, &link.alias).is_some() {
+                        failures.extend(self.remove_link(&link.name).err());
+                    }
+                }
+            }
+            Err(refusal) => failures.push(route_error(refusal)),
+        }
+        failures.extend(self.remove_bridge(&self.config.bridge).err());
+        let removed = nft::delete_table(&mut self.netfilter(), &self.config.nft_table);
+        if let Err(refusal) = removed {
+            failures.push(self.nftables_error("removing the ruleset", refusal));
+        }
+        failures.extend(self.restore_forwarding().err());
+        if failures.is_empty() {
+            let mut state = self.state();
+            failures.extend(self.records.remove_network().err());
+            state.record = None;
+            state.addresses = None;
+            state.ready = false;
+        }
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(NetworkError::Teardown { what: format!("bridge {} and all behind it", self.config.bridge), failures })
+    }
+
+    fn ensure_locked(&self) -> Result<Vec<Drift>, NetworkError> {
+        let (subnet, drift) = self.ensure_bridge()?;
+        let mut repaired: Vec<Drift> = drift.into_iter().collect();
+        let first = !self.state().ready;
+        for (name, value) in self.settings() {
+            match setting::read(&name)? {
+                Some(found) if found != value => {}
+                _ => continue,
+            }
+            if name == setting::IP_FORWARD {
+                self.remember_forwarding()?;
+            }
+            setting::write(&name, &value)?;
+            if !first {
+                let path = setting::path(&name).display().to_string();
+                repaired.push(Drift::Setting { path });
+            }
+        }
+        repaired.extend(self.ensure_ruleset(subnet)?);
+        let links = link::links(&mut self.route()).map_err(route_error)?;
+        let bridge = links.iter().find(|link| link.name == self.config.bridge);
+        for drift in self.link_drifts(&links, bridge) {
+            if let Drift::LinkChanged { link, .. } = &drift {
+                self.repair_link(link)?;
+                repaired.push(drift);
+            }
+        }
+        self.state().ready = true;
+        Ok(repaired)
+    }
+
+    fn ensure_ruleset(&self, subnet: Ipv4Net) -> Result<Option<Drift>, NetworkError> {
+        let mut socket = self.netfilter();
+        let ruleset = self.ruleset(subnet);
+        let (elements, first) = {
+            let state = self.state();
+            (state.elements(), !state.ready)
+        };
+        let what = nft::difference(&mut socket, &ruleset, &elements)
+            .map_err(|refusal| self.nftables_error("reading the ruleset", refusal))?;
+        let Some(what) = what else { return Ok(None) };
+        nft::rebuild(&mut socket, &ruleset, &elements)
+            .map_err(|refusal| self.nftables_error("writing the ruleset", refusal))?;
+        let had_pods = !self.state().attachments.is_empty();
+        Ok((!first || had_pods).then_some(Drift::Ruleset { what }))
+    }
+
+    fn ruleset_drift(&self, subnet: Ipv4Net) -> Result<Option<Drift>, NetworkError> {
+        let mut socket = self.netfilter();
+        let elements = self.state().elements();
+        let what = nft::difference(&mut socket, &self.ruleset(subnet), &elements)
+            .map_err(|refusal| self.nftables_error("reading the ruleset", refusal))?;
+        Ok(what.map(|what| Drift::Ruleset { what }))
+    }
+
+    /// The settings that pods need, and their values.
+    fn settings(&self) -> [(String, String); 3] {
+        let bridge = &self.config.bridge;
+        [
+            (setting::IP_FORWARD.to_owned(), "1".to_owned()),
+            // Connections from 127.0.0.1 to published ports leave through the bridge.
+            (format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned()),
+            // Pods have IPv4 alone: none of them is to be heard as an IPv6 router by the host.
+            (format!("ipv6/conf/{bridge}/disable_ipv6"), "1".to_owned()),
+        ]
+    }
+
+    /// What is wrong with the links of pods; without a bridge their place on it is not judged.
+    fn link_drifts(&self, links: &[Link], bridge: Option<&Link>) -> Vec<Drift> {
+        let state = self.state();
+        let mut drifts = Vec::new();
+        for (id, held) in &state.attachments {
+            if held.phase != Phase::Attached {
+                continue;
+            }
+            let (sandbox_id, name) = (id.clone(), held.attachment.host_link.clone());
+            let found = links
+                .iter()
+                .find(|link| link.name == name && sandbox_of_alias(&self.config.bridge, &link.alias) == Some(id));
+            let Some(found) = found else {
+                drifts.push(Drift::LinkMissing { sandbox_id, link: name });
+                continue;
+            };
+            let Some(bridge) = bridge else { continue };
+            let what = if found.bridge != bridge.index {
+                "it is not a port of the bridge"
+            } else if !found.up {
+                "it is down"
+            } else if !found.hairpin {
+                "hairpin mode is off"
+            } else {
+                continue;
+            };
+            drifts.push(Drift::LinkChanged { sandbox_id, link: name, what: what.to_owned() });
+        }
+        let unowned = links.iter().filter(|link| {
+            sandbox_of_alias(&self.config.bridge, &link.alias).is_some_and(|id| !state.attachments.contains_key(id))
+        });
+        drifts.extend(unowned.map(|link| Drift::Leftover { link: link.name.clone() }));
+        drifts
+    }
+
+    fn dead(&self, live: &BTreeSet<String>) -> Vec<String> {
+        self.state()
+            .attachments
+            .iter()
+            .filter(|(id, held)| !live.contains(*id) && held.phase != Phase::Attaching)
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+}
