@@ -46,3 +46,7 @@ pub use drift::{Drift, Reconciled};
 pub use error::NetworkError;
 pub use network::{Attachment, Network};
 pub use survey::{ForeignDrop, Survey, survey};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice)]
+mod tests;

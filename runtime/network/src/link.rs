@@ -155,7 +155,8 @@ pub(crate) fn push_new_pair(batch: &mut Batch, pair: &NewPair<'_>) {
             w.string(IFLA_INFO_KIND, "veth");
             w.nest(IFLA_INFO_DATA, |w| {
                 w.nest(VETH_INFO_PEER, |w| {
-                    link_header(w, AF_UNSPEC, 0, IFF_UP);
+                    // Not yet up: a veth opens only when both ends exist.
+                    link_header(w, AF_UNSPEC, 0, 0);
                     w.string(IFLA_IFNAME, pair.pod_interface);
                     w.bytes(IFLA_ADDRESS, &pair.pod_mac).u32(IFLA_MTU, pair.mtu);
                     w.u32(IFLA_NUM_TX_QUEUES, 1).u32(IFLA_NUM_RX_QUEUES, 1);

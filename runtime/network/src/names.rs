@@ -5,9 +5,16 @@ use std::net::Ipv4Addr;
 /// Every link of this program starts so.
 const PREFIX: &str = "pr";
 
-/// FNV-1a, 64 bits: spreads names; nothing secret depends on it.
+/// FNV-1a with the finish of MurmurHash3, so that every bit depends on every byte.
+///
+/// It spreads names; nothing secret depends on it, and it never changes: links are named by it.
 pub(crate) fn fingerprint(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    let mut hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3_u64));
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
 }
 
 /// The host's end of a pod's link: `pr`, four digits of the bridge, nine of the sandbox.

@@ -1,0 +1,298 @@
+//! Starts, restarts, kills, drift and removal.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+
+use ipnet::Ipv4Net;
+
+use super::world::{Netns, World, id, tcp, world};
+use crate::link::{self, Which};
+use crate::netlink::Batch;
+use crate::{Config, Drift, Network, NetworkError};
+
+fn run(world: &World, build: impl FnOnce(&mut Batch)) {
+    let mut batch = Batch::new();
+    build(&mut batch);
+    world.host.route().run(&batch).unwrap();
+}
+
+#[test]
+fn a_second_start_finds_everything_as_it_was() {
+    world(|world| {
+        let network = world.open();
+        let pod = Netns::new();
+        let at = network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80)]).unwrap();
+        let bridge = link::link(&mut world.host.route(), "prtest0").unwrap();
+        drop(network);
+        let network = world.open();
+        assert_eq!(network.attachments(), [at]);
+        let reconciled = network.reconcile(&BTreeSet::from([id('a')])).unwrap();
+        assert_eq!(reconciled, crate::Reconciled::default());
+        assert_eq!(link::link(&mut world.host.route(), "prtest0").unwrap(), bridge);
+        pod.serve("pod", 80);
+        assert!(world.host.ask(Ipv4Addr::LOCALHOST, 8080).is_some());
+    });
+}
+
+#[test]
+fn what_no_living_sandbox_owns_is_released() {
+    world(|world| {
+        let network = world.open();
+        let (a, b) = (Netns::new(), Netns::new());
+        network.attach(&id('a'), a.as_fd(), &[tcp(8080, 80)]).unwrap();
+        let at_b = network.attach(&id('b'), b.as_fd(), &[tcp(8081, 80)]).unwrap();
+        drop(network);
+        // A kill between the record and the link, and one after everything but the record.
+        let records = world.directory.path().join("state/attachments");
+        let text = std::fs::read_to_string(records.join(format!("{}.json", id('a')))).unwrap();
+        let early = text.replace(&id('a'), "early").replace("10.85.0.2", "10.85.0.9");
+        std::fs::write(records.join("early.json"), early.replace("8080", "8082")).unwrap();
+        std::fs::write(records.join("half.new"), "{").unwrap();
+        let network = world.open();
+        let reconciled = network.reconcile(&BTreeSet::from([id('b')])).unwrap();
+        assert_eq!(reconciled.released, [id('a'), "early".to_owned()]);
+        assert_eq!(world.links(), [at_b.host_link, "prtest0".to_owned()]);
+        assert_eq!(network.observe().unwrap(), []);
+        assert_eq!(std::fs::read_dir(records).unwrap().count(), 1);
+    });
+}
+
+#[test]
+fn a_link_whose_record_is_lost_is_removed_and_a_strangers_link_stays() {
+    world(|world| {
+        let network = world.open();
+        let (a, stranger) = (Netns::new(), Netns::new());
+        let at = network.attach(&id('a'), a.as_fd(), &[tcp(8080, 80)]).unwrap();
+        drop(network);
+        std::fs::remove_dir_all(world.directory.path().join("state/attachments")).unwrap();
+        let bridge = link::link(&mut world.host.route(), "prtest0").unwrap().unwrap();
+        run(world, |batch| {
+            let pair = link::NewPair {
+                host_link: "prstranger",
+                bridge: bridge.index,
+                netns: stranger.as_fd(),
+                pod_interface: "eth0",
+                pod_mac: [2, 0, 0, 0, 0, 9],
+                mtu: 1500,
+            };
+            link::push_new_pair(batch, &pair);
+        });
+        let network = world.open();
+        let leftover = Drift::Leftover { link: at.host_link };
+        assert!(network.observe().unwrap().contains(&leftover));
+        let reconciled = network.reconcile(&BTreeSet::new()).unwrap();
+        assert!(reconciled.repaired.contains(&leftover), "{reconciled:?}");
+        assert_eq!(world.links(), ["prstranger", "prtest0"]);
+        assert_eq!(network.observe().unwrap(), []);
+    });
+}
+
+#[test]
+fn each_drift_is_seen_and_repaired() {
+    world(|world| {
+        let network = world.open();
+        let pod = Netns::new();
+        let at = network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80)]).unwrap();
+        pod.serve("pod", 80);
+        let bridge = link::link(&mut world.host.route(), "prtest0").unwrap().unwrap();
+        type Damage<'a> = Box<dyn Fn() + 'a>;
+        let nft = |arguments: &'static [&'static str]| {
+            Box::new(move || drop(world.host.program("nft", arguments))) as Damage<'_>
+        };
+        let ip = |arguments: Vec<String>| {
+            let arguments = move || {
+                let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+                drop(world.host.program("ip", &arguments));
+            };
+            Box::new(arguments) as Damage<'_>
+        };
+        let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let damages: Vec<(&str, Damage<'_>)> = vec![
+            ("flushed ruleset", nft(&["flush", "ruleset"])),
+            ("flushed chain", nft(&["flush", "chain", "ip", "portreeve_test", "postrouting"])),
+            ("flushed map", nft(&["flush", "map", "ip", "portreeve_test", "host_ports"])),
+            ("strange rule", nft(&["add", "rule", "ip", "portreeve_test", "forward", "drop"])),
+            (
+                "strange port",
+                nft(&["add", "element", "ip", "portreeve_test", "host_ports", "{ tcp . 99 : 10.85.0.7 . 80 }"]),
+            ),
+            ("strange chain", nft(&["add", "chain", "ip", "portreeve_test", "other"])),
+            ("ip_forward", Box::new(|| world.host.set_sysctl("ipv4/ip_forward", "0"))),
+            ("route_localnet", Box::new(|| world.host.set_sysctl("ipv4/conf/prtest0/route_localnet", "0"))),
+            ("no master", ip(words(format!("link set {} nomaster", at.host_link)))),
+            ("link down", ip(words(format!("link set {} down", at.host_link)))),
+            ("no hairpin", ip(words(format!("link set {} type bridge_slave hairpin off", at.host_link)))),
+            ("bridge down", ip(words("link set prtest0 down".to_owned()))),
+            ("bridge MAC", ip(words("link set prtest0 address 02:00:00:00:00:77".to_owned()))),
+            ("bridge address", ip(words("addr del 10.85.0.1/24 dev prtest0".to_owned()))),
+            ("bridge removed", Box::new(|| world.delete_link("prtest0"))),
+        ];
+        for (what, damage) in damages {
+            damage();
+            let drifts = network.observe().unwrap();
+            assert!(!drifts.is_empty(), "{what} was not seen");
+            let repaired = network.ensure().unwrap();
+            assert!(!repaired.is_empty(), "{what} was not repaired");
+            assert_eq!(network.observe().unwrap(), [], "{what}");
+            assert!(world.host.ask(Ipv4Addr::LOCALHOST, 8080).is_some(), "{what}");
+            assert_eq!(network.ensure().unwrap(), [], "{what}");
+        }
+        let remade = link::link(&mut world.host.route(), "prtest0").unwrap().unwrap();
+        assert_eq!(remade.mac, bridge.mac);
+        // The pod's link is the one thing that needs the namespace.
+        world.delete_link(&at.host_link);
+        let missing = Drift::LinkMissing { sandbox_id: id('a'), link: at.host_link.clone() };
+        assert_eq!(network.observe().unwrap(), [missing]);
+        let reconciled = network.reconcile(&BTreeSet::from([id('a')])).unwrap();
+        assert_eq!(reconciled.detached, [id('a')]);
+        network.attach(&id('a'), pod.as_fd(), &at.ports).unwrap();
+        assert_eq!(network.observe().unwrap(), []);
+        // Attaching does not wait for anybody to notice that the bridge is gone.
+        world.delete_link("prtest0");
+        let other = Netns::new();
+        let at = network.attach(&id('b'), other.as_fd(), &[]).unwrap();
+        assert!(other.run(|| std::net::TcpStream::connect((at.gateway, 1)).is_err()));
+        assert_eq!(network.observe().unwrap(), []);
+    });
+}
+
+#[test]
+fn closing_removes_everything_and_restores_forwarding() {
+    world(|world| {
+        assert_eq!(world.host.sysctl("ipv4/ip_forward"), "0");
+        let before = world.host.program("nft", &["list", "ruleset"]);
+        let network = world.open();
+        let pod = Netns::new();
+        network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80)]).unwrap();
+        assert_eq!(world.host.sysctl("ipv4/ip_forward"), "1");
+        assert!(network.survey().turned_ip_forward_on);
+        network.close_and_remove().unwrap();
+        assert_eq!(world.links(), Vec::<String>::new());
+        assert_eq!(world.host.program("nft", &["list", "ruleset"]), before);
+        assert_eq!(world.host.sysctl("ipv4/ip_forward"), "0");
+        assert!(!world.directory.path().join("state").exists());
+        network.close_and_remove().unwrap();
+    });
+}
+
+#[test]
+fn two_agents_take_two_subnets_and_the_last_one_restores_forwarding() {
+    world(|world| {
+        let first = world.open();
+        let second = Network::open(Config {
+            bridge: "prtest1".to_owned(),
+            nft_table: "portreeve_test1".to_owned(),
+            state_dir: world.directory.path().join("state1"),
+            ..world.config()
+        })
+        .unwrap();
+        let (a, b) = (Netns::new(), Netns::new());
+        let at_a = first.attach(&id('a'), a.as_fd(), &[tcp(8080, 80)]).unwrap();
+        let at_b = second.attach(&id('b'), b.as_fd(), &[tcp(8081, 80)]).unwrap();
+        assert_eq!(at_a.gateway.to_string(), "10.85.0.1");
+        assert_eq!(at_b.gateway.to_string(), "10.85.1.1");
+        a.serve("a", 80);
+        b.serve("b", 80);
+        assert!(world.host.ask(Ipv4Addr::LOCALHOST, 8080).unwrap().starts_with("a "));
+        assert!(b.ask(super::world::HOST, 8080).unwrap().starts_with("a "));
+        assert!(a.ask(super::world::HOST, 8081).unwrap().starts_with("b "));
+        first.reconcile(&BTreeSet::new()).unwrap();
+        assert_eq!(second.observe().unwrap(), []);
+        first.close_and_remove().unwrap();
+        assert_eq!(world.host.sysctl("ipv4/ip_forward"), "1");
+        assert!(world.host.ask(Ipv4Addr::LOCALHOST, 8081).is_some());
+        second.close_and_remove().unwrap();
+        assert_eq!(world.host.sysctl("ipv4/ip_forward"), "0");
+        assert_eq!(world.links(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn subnets_in_use_are_left_alone() {
+    world(|world| {
+        run(world, |batch| {
+            link::push_address(batch, 1, "10.85.0.9/32".parse().unwrap());
+            link::push_address(batch, 1, "10.85.1.1/24".parse().unwrap());
+        });
+        let network = world.open();
+        network.ensure().unwrap();
+        let chosen: Ipv4Net = "10.85.2.0/24".parse().unwrap();
+        assert_eq!(network.subnet(), Some(chosen));
+        let taken = Network::open(Config {
+            bridge: "prtest1".to_owned(),
+            nft_table: "portreeve_test1".to_owned(),
+            state_dir: world.directory.path().join("state1"),
+            pod_cidr: Some("10.85.1.0/24".parse().unwrap()),
+            ..world.config()
+        });
+        let error = taken.unwrap().ensure().unwrap_err();
+        assert!(matches!(error, NetworkError::SubnetTaken { .. }), "{error}");
+        assert_eq!(world.links(), ["prtest0"]);
+    });
+}
+
+#[test]
+fn a_bridge_of_somebody_else_is_not_taken_over() {
+    world(|world| {
+        run(world, |batch| {
+            link::push_new_bridge(batch, "prtest0", [2, 0, 0, 0, 0, 1], 1500);
+        });
+        let network = world.open();
+        let error = network.ensure().unwrap_err();
+        assert!(matches!(error, NetworkError::ForeignLink { .. }), "{error}");
+        network.close_and_remove().unwrap();
+        assert_eq!(world.links(), ["prtest0"]);
+    });
+}
+
+#[test]
+fn another_configuration_replaces_the_network_only_without_pods() {
+    world(|world| {
+        let network = world.open();
+        let pod = Netns::new();
+        network.attach(&id('a'), pod.as_fd(), &[]).unwrap();
+        drop(network);
+        let changed =
+            Config { bridge: "prtest9".to_owned(), pod_cidr: Some("10.99.0.0/24".parse().unwrap()), ..world.config() };
+        let network = Network::open(changed.clone()).unwrap();
+        let error = network.ensure().unwrap_err();
+        assert!(matches!(error, NetworkError::Config { field: "bridge", .. }), "{error}");
+        world.open().detach(&id('a')).unwrap();
+        let network = Network::open(changed).unwrap();
+        network.ensure().unwrap();
+        assert_eq!(world.links(), ["prtest9"]);
+        let at = network.attach(&id('b'), pod.as_fd(), &[]).unwrap();
+        assert_eq!(at.address.to_string(), "10.99.0.2");
+        assert_eq!(network.observe().unwrap(), []);
+    });
+}
+
+#[test]
+fn records_of_a_newer_version_are_refused_and_kept() {
+    world(|world| {
+        let state = world.directory.path().join("state");
+        std::fs::create_dir_all(state.join("attachments")).unwrap();
+        let text = r#"{"version":2,"everything":"else"}"#;
+        std::fs::write(state.join("network.json"), text).unwrap();
+        let error = Network::open(world.config()).unwrap_err();
+        assert!(matches!(error, NetworkError::NewerRecord { found: 2, .. }), "{error}");
+        assert_eq!(std::fs::read_to_string(state.join("network.json")).unwrap(), text);
+    });
+}
+
+#[test]
+fn pods_have_the_mtu_of_the_way_out() {
+    world(|world| {
+        let uplink = link::link(&mut world.host.route(), "uplink").unwrap().unwrap();
+        run(world, |batch| {
+            link::push_mac_and_mtu(batch, "uplink", [2, 0, 0, 0, 0, 1], 1400);
+            link::push_up(batch, Which::Index(uplink.index));
+        });
+        let network = world.open();
+        let pod = Netns::new();
+        network.attach(&id('a'), pod.as_fd(), &[]).unwrap();
+        let found = link::link(&mut pod.route(), "eth0").unwrap().unwrap();
+        assert_eq!(found.mtu, 1400);
+    });
+}

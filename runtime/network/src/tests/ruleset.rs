@@ -1,0 +1,117 @@
+//! The ruleset as Debian's `nft` reads it, and the rulesets of others as we read them.
+
+use std::os::fd::AsFd;
+
+use super::world::{Netns, id, tcp, udp, world};
+use crate::survey;
+
+/// What `nft -s list table` prints; the numbers of the rules' contents are left out.
+const GOLDEN: &str = r#"table ip portreeve_test {
+	map host_ports {
+		type inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { udp . 53 : 10.85.0.2 . 5353 }
+	}
+
+	map host_ip_ports {
+		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { 127.0.0.1 . tcp . 9090 : 10.85.0.2 . 90 }
+	}
+
+	chain guard {
+		type filter hook prerouting priority raw; policy accept;
+		iifname "prtest0" ip daddr 127.0.0.0/8 drop comment "pods do not reach the host's loopback"
+		iifname "prtest0" ip saddr 127.0.0.0/8 drop comment "pods do not pose as the host's loopback"
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @host_ip_ports comment "ports published on one address"
+		fib daddr type local dnat ip to meta l4proto . th dport map @host_ports comment "ports published on every address"
+	}
+
+	chain output {
+		type nat hook output priority -100; policy accept;
+		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @host_ip_ports comment "ports published on one address"
+		fib daddr type local dnat ip to meta l4proto . th dport map @host_ports comment "ports published on every address"
+	}
+
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		iifname "prtest0" accept comment "from pods"
+		oifname "prtest0" accept comment "to pods"
+	}
+
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr 10.85.0.0/24 oifname != "prtest0" masquerade comment "pods leave with the host's address"
+		ip saddr 127.0.0.0/8 oifname "prtest0" masquerade comment "the host's loopback reaches published ports"
+		ip saddr 10.85.0.0/24 oifname "prtest0" ct status dnat masquerade comment "pods reach published ports of this host"
+	}
+}
+"#;
+
+#[test]
+fn nft_reads_the_ruleset_as_it_is_meant() {
+    world(|world| {
+        let network = world.open();
+        let pod = Netns::new();
+        let on_loopback = crate::PortMapping { host_ip: Some(std::net::Ipv4Addr::LOCALHOST), ..tcp(9090, 90) };
+        let ports = [udp(53, 5353), on_loopback];
+        network.attach(&id('a'), pod.as_fd(), &ports).unwrap();
+        let arguments = ["-s", "list", "table", "ip", "portreeve_test"];
+        let Some(listed) = world.host.program("nft", &arguments) else {
+            return;
+        };
+        let mut plain = String::new();
+        for (n, part) in listed.split(" [").enumerate() {
+            // After " [": eight digits and "]".
+            plain.push_str(if n == 0 { part } else { &part[9..] });
+        }
+        assert_eq!(plain, GOLDEN, "{plain}");
+    });
+}
+
+#[test]
+fn foreign_chains_that_drop_are_named() {
+    world(|world| {
+        let config = world.config();
+        let network = world.open();
+        network.ensure().unwrap();
+        let clean = survey(&config);
+        assert_eq!(clean.foreign_drops, []);
+        assert_eq!(clean.nftables_fault, None);
+        assert!(clean.ip_forward);
+        let rules = "
+            table inet firewall {
+                chain users { oifname \"eth7\" reject; }
+                chain forward { type filter hook forward priority 10; policy accept; jump users; }
+                chain input { type filter hook input priority 0; policy drop; }
+            }
+            table ip filter {
+                chain FORWARD { type filter hook forward priority 0; policy drop; }
+            }";
+        let file = world.directory.path().join("rules");
+        std::fs::write(&file, rules).unwrap();
+        let Some(_) = world.host.program("nft", &["-f", file.to_str().unwrap()]) else {
+            return;
+        };
+        let found = survey(&config).foreign_drops;
+        let names: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            names,
+            [
+                "nftables chain ip filter FORWARD drops forwarded packets that none of its rules accepts",
+                "nftables chain inet firewall forward has a rule that drops forwarded packets",
+            ]
+        );
+        assert!(found[0].blocks_pods() && !found[1].blocks_pods());
+        let accept = ["add", "rule", "ip", "filter", "FORWARD", "iifname", "prtest0", "accept"];
+        world.host.program("nft", &accept);
+        assert!(!survey(&config).foreign_drops[0].blocks_pods());
+        // None of this is ours to touch.
+        assert_eq!(network.ensure().unwrap(), []);
+        network.close_and_remove().unwrap();
+        let left = world.host.program("nft", &["list", "ruleset"]).unwrap();
+        assert!(left.contains("table ip filter") && left.contains("table inet firewall"));
+    });
+}
