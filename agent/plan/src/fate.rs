@@ -15,7 +15,7 @@ use crate::RESTART_ON_CHANGE;
 use crate::backoff::{after, between, crash_backoff};
 use crate::difference::{Cost, Difference, container_differences};
 use crate::env::{env_use, stale_keys};
-use crate::observed::{Carried, ContainerState, ContainerView, Exit, HookState, Stopping, Verdict};
+use crate::observed::{Carried, ContainerView, Exit, HookState, Stopping, Verdict};
 use crate::ready::{Obstacle, Readiness, readiness};
 use crate::sandbox::recreate_differences;
 use crate::step::KillCause;
@@ -347,12 +347,4 @@ fn unhealthy(
 pub(crate) fn pod_grace(world: &World<'_>) -> Duration {
     let seconds = world.desired.spec().termination_grace_period_seconds.unwrap_or(30);
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-}
-
-/// When the running container of `view` started.
-pub(crate) fn started_at(view: &ContainerView) -> Option<Timestamp> {
-    match view.state {
-        ContainerState::Running { started_at } => Some(started_at),
-        _ => None,
-    }
 }

@@ -59,7 +59,7 @@ pub use observed::{
 };
 pub use plan::{container_record, plan, sandbox_record, volume_records};
 pub use resources::{Resources, ResourcesView};
-pub use status::{remember, status};
+pub use status::{PENDING_CHANGE, STALE, remember, status};
 pub use step::{Action, KillCause, Plan, Step, Wait};
 
 /// Annotation of a pod: `"true"` restarts a container when a ConfigMap or Secret key that its
