@@ -35,9 +35,8 @@ impl Network {
             return Err(NetworkError::SandboxId { id: sandbox_id.to_owned() });
         }
         let ports = checked_ports(ports)?;
-        if !self.state().ready {
-            self.ensure()?;
-        }
+        self.refuse_own_netns(sandbox_id, netns)?;
+        self.make_ready()?;
         let (attachment, earlier) = self.reserve(sandbox_id, ports)?;
         let connected = self
             .records
@@ -74,24 +73,47 @@ impl Network {
     /// [`NetworkError::Teardown`] with every failure; what could be released is, and a further
     /// call tries the rest again.
     pub fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {
-        let attachment = {
-            let mut state = self.state();
-            let Some(held) = state.attachments.get_mut(sandbox_id) else {
-                return Ok(());
-            };
-            held.phase = Phase::Releasing;
-            held.attachment.clone()
-        };
-        let mut failures = Vec::new();
-        failures.extend(self.withdraw(&attachment).err());
-        failures.extend(self.remove_link(&attachment.host_link).err());
-        if failures.is_empty() {
-            failures.extend(self.forget(&attachment).err());
-        }
+        let failures = self.release(std::slice::from_ref(&sandbox_id.to_owned()));
         if failures.is_empty() {
             return Ok(());
         }
         Err(NetworkError::Teardown { what: format!("the network of sandbox {sandbox_id}"), failures })
+    }
+
+    /// Releases several sandboxes at the price of one; gives every failure.
+    pub(crate) fn release(&self, sandbox_ids: &[String]) -> Vec<NetworkError> {
+        let attachments: Vec<Attachment> = {
+            let mut state = self.state();
+            let release = |id| {
+                let held = state.attachments.get_mut(id)?;
+                held.phase = Phase::Releasing;
+                Some(held.attachment.clone())
+            };
+            sandbox_ids.iter().filter_map(release).collect()
+        };
+        if attachments.is_empty() {
+            return Vec::new();
+        }
+        let mut failures = Vec::new();
+        failures.extend(self.withdraw(&attachments).err());
+        let links = attachments.iter().map(|at| at.host_link.as_str());
+        failures.extend(self.remove_links(links).err());
+        if failures.is_empty() {
+            failures.extend(self.forget(&attachments).err());
+        }
+        failures
+    }
+
+    /// A sandbox of the host's network has nothing to attach; taking it for a pod's would give the
+    /// host a pod's interface.
+    fn refuse_own_netns(&self, id: &str, netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
+        let refuse = |source| NetworkError::EnterNetns { id: id.to_owned(), source };
+        let found = rustix::fs::fstat(netns).map_err(|errno| refuse(errno.into()))?;
+        if (found.st_dev, found.st_ino) == self.own_netns {
+            let why = "it is the host's own network namespace";
+            return Err(refuse(std::io::Error::other(why)));
+        }
+        Ok(())
     }
 
     /// Gives the sandbox an address and its ports, in memory; also what it had before.
@@ -180,7 +202,7 @@ impl Network {
             let ours = sandbox_of_alias(&self.config.bridge, &found.alias) == Some(id);
             make = !ours || pod::interface(id, netns)?.is_none();
             if make {
-                self.remove_link(&attachment.host_link)?;
+                self.remove_links([attachment.host_link.as_str()])?;
             }
         }
         let address = Ipv4Net::new_assert(attachment.address, attachment.prefix);
@@ -229,7 +251,7 @@ impl Network {
                             why: format!("a {} of somebody else has this name", found.kind),
                         });
                     }
-                    self.remove_link(name)?;
+                    self.remove_links([name])?;
                 }
                 Err(refusal) => return Err(route_error(refusal)),
             }
@@ -276,8 +298,8 @@ impl Network {
         Ok(())
     }
 
-    fn withdraw(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        let elements = elements_of(attachment);
+    fn withdraw(&self, attachments: &[Attachment]) -> Result<(), NetworkError> {
+        let elements: Vec<_> = attachments.iter().flat_map(elements_of).collect();
         if elements.is_empty() {
             return Ok(());
         }
@@ -285,7 +307,7 @@ impl Network {
         match answer {
             Err(refusal) if !refusal.is(libc::ENOENT) => Err(self.nftables_error("withdrawing host ports", refusal)),
             _ => {
-                self.forget_flows(attachment);
+                attachments.iter().for_each(|at| self.forget_flows(at));
                 Ok(())
             }
         }
@@ -299,36 +321,21 @@ impl Network {
         }
     }
 
-    /// Removes a link of ours; absent is success, and one of somebody else stays.
-    pub(crate) fn remove_link(&self, name: &str) -> Result<(), NetworkError> {
-        let mut route = self.route();
-        let Some(found) = link::link(&mut route, name).map_err(route_error)? else {
-            return Ok(());
-        };
-        if sandbox_of_alias(&self.config.bridge, &found.alias).is_none() {
-            return Ok(());
-        }
-        let mut batch = Batch::new();
-        link::push_delete(&mut batch, Which::Index(found.index));
-        match route.run(&batch) {
-            Err(refusal) if !refusal.is(libc::ENODEV) => Err(route_error(refusal)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Gives the address back and removes the record, in this order.
-    fn forget(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+    /// Gives the addresses back and removes the records, in this order.
+    fn forget(&self, attachments: &[Attachment]) -> Result<(), NetworkError> {
         let mut state = self.state();
         if let Some(addresses) = state.addresses.as_mut() {
             let mut given_back: Vec<_> = addresses.given_back().collect();
-            given_back.push(attachment.address);
+            given_back.extend(attachments.iter().map(|at| at.address));
             self.records.set_given_back(given_back)?;
         }
-        self.records.remove_attachment(&attachment.sandbox_id)?;
-        if let Some(addresses) = state.addresses.as_mut() {
-            addresses.give_back(attachment.address);
+        for attachment in attachments {
+            self.records.remove_attachment(&attachment.sandbox_id)?;
+            if let Some(addresses) = state.addresses.as_mut() {
+                addresses.give_back(attachment.address);
+            }
+            state.attachments.remove(&attachment.sandbox_id);
         }
-        state.attachments.remove(&attachment.sandbox_id);
         Ok(())
     }
 }

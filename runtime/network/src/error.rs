@@ -132,7 +132,7 @@ pub enum NetworkError {
         /// The newest version that this program reads.
         supported: u64,
     },
-    /// The sandbox has an attachment with another address family or it is being changed.
+    /// The recorded address of a sandbox is not one of the pods' subnet.
     #[error("attaching sandbox {id}: it has no address {address} in {subnet}")]
     AddressOutside {
         /// The sandbox.
@@ -150,6 +150,40 @@ pub enum NetworkError {
         /// Every failure.
         failures: Vec<NetworkError>,
     },
+}
+
+/// When the same call can succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Only with another configuration, manifest or machine.
+    Never,
+    /// When another sandbox was released.
+    AfterRelease,
+    /// The kernel may answer otherwise next time.
+    Later,
+}
+
+impl NetworkError {
+    /// Whether and when to try again.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Config { .. }
+            | Self::SandboxId { .. }
+            | Self::PortInvalid { .. }
+            | Self::NewerRecord { .. }
+            | Self::AddressOutside { .. } => Retry::Never,
+            Self::NoFreeAddress { .. } | Self::PortTaken { .. } => Retry::AfterRelease,
+            Self::NoFreeSubnet { .. }
+            | Self::SubnetTaken { .. }
+            | Self::ForeignLink { .. }
+            | Self::Route { .. }
+            | Self::Nftables { .. }
+            | Self::Sysctl { .. }
+            | Self::EnterNetns { .. }
+            | Self::Record { .. }
+            | Self::Teardown { .. } => Retry::Later,
+        }
+    }
 }
 
 /// One line for several failures, each with its cause.

@@ -23,6 +23,7 @@ mod error;
 mod network;
 
 mod attach;
+mod reap;
 mod upkeep;
 
 mod bridge;
@@ -43,7 +44,7 @@ mod setting;
 
 pub use config::{Config, DEFAULT_POOL, DEFAULT_SUBNET_LOCK, PortMapping, Protocol};
 pub use drift::{Drift, Reconciled};
-pub use error::NetworkError;
+pub use error::{NetworkError, Retry};
 pub use network::{Attachment, Network};
 pub use survey::{ForeignDrop, Survey, survey};
 

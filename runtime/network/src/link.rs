@@ -27,6 +27,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
@@ -237,6 +238,24 @@ pub(crate) fn push_delete(batch: &mut Batch, which: Which<'_>) {
         Which::Name(name) => format!("removing link {name}"),
     };
     batch.push(RTM_DELLINK, 0, action, |w| which.header(w, false));
+}
+
+/// Puts a link into a group.
+pub(crate) fn push_group(batch: &mut Batch, index: u32, group: u32) {
+    let action = format!("putting link {index} into group {group}");
+    batch.push(RTM_NEWLINK, 0, action, |w| {
+        Which::Index(index).header(w, false);
+        w.u32(IFLA_GROUP, group);
+    });
+}
+
+/// Removes every link of a group.
+pub(crate) fn push_delete_group(batch: &mut Batch, group: u32) {
+    let action = format!("removing the links of group {group}");
+    batch.push(RTM_DELLINK, 0, action, |w| {
+        link_header(w, AF_UNSPEC, 0, 0);
+        w.u32(IFLA_GROUP, group);
+    });
 }
 
 /// Gives a link an address.

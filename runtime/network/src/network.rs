@@ -14,6 +14,7 @@ use crate::addresses::Addresses;
 use crate::names::link_name_fault;
 use crate::netlink::{Refusal, Socket};
 use crate::nft::{Element, Ruleset};
+use crate::reap::Reaper;
 use crate::record::{NetworkRecord, Records};
 use crate::{Config, NetworkError, PortMapping};
 
@@ -32,6 +33,9 @@ pub struct Network {
     /// Taken before `state`: who changes the ruleset decides by the attachments of that moment.
     pub(crate) netfilter: Mutex<Socket>,
     pub(crate) route: Mutex<Socket>,
+    pub(crate) reaper: Reaper,
+    /// Device and inode of the host's network namespace.
+    pub(crate) own_netns: (u64, u64),
     pub(crate) state: Mutex<State>,
 }
 
@@ -128,6 +132,8 @@ impl Network {
             state.record.as_ref().map(|record| Addresses::new(record.subnet, taken, records.given_back()));
         Ok(Self {
             route: Mutex::new(socket(NETLINK_ROUTE, "opening a route socket")?),
+            reaper: Reaper::new(socket(NETLINK_ROUTE, "opening a route socket")?),
+            own_netns: own_netns()?,
             netfilter: Mutex::new(socket(NETLINK_NETFILTER, "opening a netfilter socket")?),
             upkeep: Mutex::new(()),
             state: Mutex::new(state),
@@ -196,6 +202,14 @@ impl Network {
         let source = std::io::Error::new(refusal.source.kind(), format!("{}: {}", refusal.action, refusal.source));
         NetworkError::Nftables { action, table: self.config.nft_table.clone(), source }
     }
+}
+
+/// The network namespace of the calling thread.
+fn own_netns() -> Result<(u64, u64), NetworkError> {
+    let path = "/proc/thread-self/ns/net";
+    let found =
+        rustix::fs::stat(path).map_err(|errno| NetworkError::Record { path: path.into(), source: errno.into() })?;
+    Ok((found.st_dev, found.st_ino))
 }
 
 /// An error of rtnetlink.

@@ -12,7 +12,7 @@ pub(crate) const IP_FORWARD: &str = "ipv4/ip_forward";
 /// The directory that all settings are below.
 const ROOT: &str = "/proc/sys/net";
 /// `PROC_SUPER_MAGIC` of linux/magic.h.
-const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
 
 /// The value of a setting, `None` when this kernel does not have it.
 pub(crate) fn read(name: &str) -> Result<Option<String>, NetworkError> {
@@ -47,7 +47,7 @@ fn put(path: &Path, value: &str) -> io::Result<()> {
     // Neither made nor cut: a file in its place that is no setting stays as it is.
     let mut file = File::options().write(true).open(path)?;
     let kind = rustix::fs::fstatfs(&file)?.f_type;
-    if i64::try_from(kind) != Ok(PROC_SUPER_MAGIC) {
+    if kind != PROC_SUPER_MAGIC {
         return Err(io::Error::other("it is not a file of procfs"));
     }
     file.write_all(value.as_bytes())

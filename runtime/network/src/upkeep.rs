@@ -1,6 +1,7 @@
 //! Keeping what all pods share as it should be, and removing it.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 use ipnet::Ipv4Net;
 
@@ -20,7 +21,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError`] naming the step that failed. What was done before stays.
     pub fn ensure(&self) -> Result<Vec<Drift>, NetworkError> {
-        let _upkeep = self.upkeep.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
         self.ensure_locked()
     }
 
@@ -64,24 +65,25 @@ impl Network {
     pub fn reconcile(&self, live: &BTreeSet<String>) -> Result<Reconciled, NetworkError> {
         let mut reconciled = Reconciled::default();
         let mut failures = Vec::new();
-        for id in self.dead(live) {
-            match self.detach(&id) {
-                Ok(()) => reconciled.released.push(id),
-                Err(error) => failures.push(error),
-            }
-        }
+        let dead = self.dead(live);
+        failures.extend(self.release(&dead));
+        let state = self.state();
+        let released = dead.into_iter().filter(|id| !state.attachments.contains_key(id));
+        reconciled.released = released.collect();
+        drop(state);
         reconciled.repaired = self.ensure()?;
         let links = link::links(&mut self.route()).map_err(route_error)?;
+        let mut leftovers = Vec::new();
         for drift in self.link_drifts(&links, None) {
             match drift {
-                Drift::Leftover { link } => match self.remove_link(&link) {
-                    Ok(()) => reconciled.repaired.push(Drift::Leftover { link }),
-                    Err(error) => failures.push(error),
-                },
+                Drift::Leftover { link } => leftovers.push(link),
                 Drift::LinkMissing { sandbox_id, .. } => reconciled.detached.push(sandbox_id),
                 _ => {}
             }
         }
+        failures.extend(self.remove_links(leftovers.iter().map(String::as_str)).err());
+        let removed = leftovers.into_iter().map(|link| Drift::Leftover { link });
+        reconciled.repaired.extend(removed);
         if failures.is_empty() {
             return Ok(reconciled);
         }
@@ -94,19 +96,16 @@ impl Network {
     /// # Errors
     /// [`NetworkError::Teardown`] with every failure; what could be removed is.
     pub fn close_and_remove(&self) -> Result<(), NetworkError> {
-        let _upkeep = self.upkeep.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
         let mut failures = Vec::new();
         let ids: Vec<String> = self.state().attachments.keys().cloned().collect();
-        for id in ids {
-            failures.extend(self.detach(&id).err());
-        }
-        match link::links(&mut self.route()) {
+        failures.extend(self.release(&ids));
+        let links = link::links(&mut self.route());
+        match links {
+            // Those that are not ours are passed over.
             Ok(links) => {
-                for link in links {
-                    if sandbox_of_alias(&self.config.bridge, &link.alias).is_some() {
-                        failures.extend(self.remove_link(&link.name).err());
-                    }
-                }
+                let names = links.iter().map(|link| link.name.as_str());
+                failures.extend(self.remove_links(names).err());
             }
             Err(refusal) => failures.push(route_error(refusal)),
         }
@@ -127,6 +126,18 @@ impl Network {
             return Ok(());
         }
         Err(NetworkError::Teardown { what: format!("bridge {} and all behind it", self.config.bridge), failures })
+    }
+
+    /// Makes everything unless that was done since `open`.
+    pub(crate) fn make_ready(&self) -> Result<(), NetworkError> {
+        if self.state().ready {
+            return Ok(());
+        }
+        let _upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.state().ready {
+            return Ok(());
+        }
+        self.ensure_locked().map(drop)
     }
 
     fn ensure_locked(&self) -> Result<Vec<Drift>, NetworkError> {

@@ -66,17 +66,17 @@ impl Expressions {
     }
 
     /// `ip saddr NET`
-    pub(super) fn from_net(self, net: Ipv4Net) -> Self {
+    pub(super) fn sent_by(self, net: Ipv4Net) -> Self {
         self.payload(NETWORK_HEADER, IPV4_SOURCE, 4, REG_1).within(net)
     }
 
     /// `ip daddr NET`
-    pub(super) fn to_net(self, net: Ipv4Net) -> Self {
+    pub(super) fn sent_to(self, net: Ipv4Net) -> Self {
         self.payload(NETWORK_HEADER, IPV4_DESTINATION, 4, REG_1).within(net)
     }
 
     /// `fib daddr type local`
-    pub(super) fn to_local(self) -> Self {
+    pub(super) fn sent_to_this_host(self) -> Self {
         self.expression("fib", |w| {
             w.be32(1, REG_1).be32(2, FIB_RESULT_ADDRTYPE).be32(3, FIB_F_DADDR);
         })

@@ -62,37 +62,37 @@ impl Ruleset {
         };
         let new = Expressions::new;
         let mut rules = vec![
-            rule("guard", "pods do not reach the host's loopback", new().arrives_on(bridge).to_net(LOOPBACK).drop()),
-            rule(
-                "guard",
-                "pods do not pose as the host's loopback",
-                new().arrives_on(bridge).from_net(LOOPBACK).drop(),
-            ),
+            rule("guard", "pods do not reach the host's loopback", new().arrives_on(bridge).sent_to(LOOPBACK).drop()),
+            rule("guard", "pods do not pose as the host's loopback", new().arrives_on(bridge).sent_by(LOOPBACK).drop()),
         ];
         for chain in ["prerouting", "output"] {
             rules.push(rule(
                 chain,
                 "ports published on one address",
-                new().to_local().redirect_by_address_and_port(PORTS_OF_ADDRESS),
+                new().sent_to_this_host().redirect_by_address_and_port(PORTS_OF_ADDRESS),
             ));
-            rules.push(rule(chain, "ports published on every address", new().to_local().redirect_by_port(PORTS)));
+            rules.push(rule(
+                chain,
+                "ports published on every address",
+                new().sent_to_this_host().redirect_by_port(PORTS),
+            ));
         }
         rules.push(rule("forward", "from pods", new().arrives_on(bridge).accept()));
         rules.push(rule("forward", "to pods", new().leaves_on(bridge).accept()));
         rules.push(rule(
             "postrouting",
             "pods leave with the host's address",
-            new().from_net(subnet).leaves_not_on(bridge).masquerade(),
+            new().sent_by(subnet).leaves_not_on(bridge).masquerade(),
         ));
         rules.push(rule(
             "postrouting",
             "the host's loopback reaches published ports",
-            new().from_net(LOOPBACK).leaves_on(bridge).masquerade(),
+            new().sent_by(LOOPBACK).leaves_on(bridge).masquerade(),
         ));
         rules.push(rule(
             "postrouting",
             "pods reach published ports of this host",
-            new().from_net(subnet).leaves_on(bridge).was_redirected().masquerade(),
+            new().sent_by(subnet).leaves_on(bridge).was_redirected().masquerade(),
         ));
         Self { table: table.to_owned(), rules }
     }

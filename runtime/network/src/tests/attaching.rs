@@ -144,6 +144,9 @@ fn a_failed_attachment_leaves_nothing() {
         let (pod, file) = (Netns::new(), tempfile::tempfile().unwrap());
         let error = network.attach(&id('a'), file.as_fd(), &[tcp(80, 80)]).unwrap_err();
         assert!(matches!(error, NetworkError::EnterNetns { .. }), "{error}");
+        let own = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let error = network.attach(&id('a'), own.as_fd(), &[]).unwrap_err();
+        assert!(matches!(error, NetworkError::EnterNetns { .. }), "{error}");
         // Another network is in the pod already.
         network.attach(&id('b'), pod.as_fd(), &[]).unwrap();
         network.attach(&id('c'), pod.as_fd(), &[tcp(80, 80)]).unwrap_err();
