@@ -99,16 +99,11 @@ impl Credential {
     /// When it is too long, is not such JSON, or an `auth` cannot be decoded.
     pub fn from_docker_config(bytes: &[u8]) -> Result<Vec<Self>, CredentialError> {
         if bytes.len() > MAX_CONFIG {
-            return Err(CredentialError::TooLong {
-                length: bytes.len(),
-            });
+            return Err(CredentialError::TooLong { length: bytes.len() });
         }
-        let value: serde_json::Value =
-            serde_json::from_slice(bytes).map_err(CredentialError::Parse)?;
+        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(CredentialError::Parse)?;
         let auths = if value.get("auths").is_some() {
-            serde_json::from_value::<File>(value)
-                .map_err(CredentialError::Parse)?
-                .auths
+            serde_json::from_value::<File>(value).map_err(CredentialError::Parse)?.auths
         } else {
             serde_json::from_value(value).map_err(CredentialError::Parse)?
         };
@@ -127,10 +122,7 @@ impl Credential {
             return Some(0);
         }
         let server = self.server.as_str();
-        let server = server
-            .strip_prefix("https://")
-            .or_else(|| server.strip_prefix("http://"))
-            .unwrap_or(server);
+        let server = server.strip_prefix("https://").or_else(|| server.strip_prefix("http://")).unwrap_or(server);
         let (host, path) = server.split_once('/').unwrap_or((server, ""));
         let path = path.trim_end_matches('/');
         // Docker Hub's historical key is https://index.docker.io/v1/.
@@ -138,16 +130,10 @@ impl Credential {
             "index.docker.io" | "registry-1.docker.io" => ("docker.io", path),
             other => (other, path),
         };
-        let path = if matches!(path, "v1" | "v2") {
-            ""
-        } else {
-            path
-        };
+        let path = if matches!(path, "v1" | "v2") { "" } else { path };
         let inside = path.is_empty()
             || repository == path
-            || repository
-                .strip_prefix(path)
-                .is_some_and(|rest| rest.starts_with('/'));
+            || repository.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
         (host_matches(host, registry) && inside).then_some(path.len() + 1)
     }
 }
@@ -158,45 +144,27 @@ fn host_matches(pattern: &str, registry: &str) -> bool {
         return true;
     }
     let split = |h: &str| match h.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
-            (host.to_owned(), port.to_owned())
-        }
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host.to_owned(), port.to_owned()),
         _ => (h.to_owned(), String::new()),
     };
     let ((pattern, pattern_port), (host, port)) = (split(pattern), split(registry));
     pattern_port == port
         && pattern.contains('*')
         && pattern.split('.').count() == host.split('.').count()
-        && pattern
-            .split('.')
-            .zip(host.split('.'))
-            .all(|(p, h)| p == "*" || p == h)
+        && pattern.split('.').zip(host.split('.')).all(|(p, h)| p == "*" || p == h)
 }
 
 impl Entry {
     fn into_credential(self, server: String) -> Result<Option<Credential>, CredentialError> {
-        let registry_token = self
-            .registry_token
-            .filter(|t| !t.is_empty())
-            .map(Secret::new);
+        let registry_token = self.registry_token.filter(|t| !t.is_empty()).map(Secret::new);
         let (username, password) = match self.auth.filter(|a| !a.is_empty()) {
-            Some(auth) => decode_auth(&auth).ok_or_else(|| CredentialError::Auth {
-                server: server.clone(),
-            })?,
-            None => (
-                self.username.unwrap_or_default(),
-                self.password.unwrap_or_default(),
-            ),
+            Some(auth) => decode_auth(&auth).ok_or_else(|| CredentialError::Auth { server: server.clone() })?,
+            None => (self.username.unwrap_or_default(), self.password.unwrap_or_default()),
         };
         if username.is_empty() && registry_token.is_none() {
             return Ok(None);
         }
-        Ok(Some(Credential {
-            server,
-            username,
-            password: Secret::new(password),
-            registry_token,
-        }))
+        Ok(Some(Credential { server, username, password: Secret::new(password), registry_token }))
     }
 }
 
@@ -210,10 +178,7 @@ fn decode_auth(auth: &str) -> Option<(String, String)> {
     let text = String::from_utf8(bytes).ok()?;
     let (username, password) = text.split_once(':')?;
     // Some tools end the password with NUL bytes.
-    Some((
-        username.to_owned(),
-        password.trim_end_matches('\0').to_owned(),
-    ))
+    Some((username.to_owned(), password.trim_end_matches('\0').to_owned()))
 }
 
 #[cfg(test)]
@@ -223,9 +188,7 @@ mod tests {
     #[test]
     fn logins_are_read_from_both_forms_of_dockers_file() {
         let auth = base64::engine::general_purpose::STANDARD.encode("me:se:cret");
-        let new = format!(
-            r#"{{"auths":{{"host:5000":{{"auth":"{auth}"}},"empty":{{}}}},"credsStore":"x"}}"#
-        );
+        let new = format!(r#"{{"auths":{{"host:5000":{{"auth":"{auth}"}},"empty":{{}}}},"credsStore":"x"}}"#);
         let old = r#"{"host:5000":{"username":"me","password":"se:cret","email":"x"}}"#;
         for text in [new.as_str(), old] {
             let found = Credential::from_docker_config(text.as_bytes()).unwrap();
@@ -238,15 +201,9 @@ mod tests {
     #[test]
     fn a_login_is_offered_only_to_the_server_it_names() {
         let matches = |server: &str, registry: &str, repository: &str| {
-            Credential::basic(server, "a", "b")
-                .matches(registry, repository)
-                .is_some()
+            Credential::basic(server, "a", "b").matches(registry, repository).is_some()
         };
-        assert!(matches(
-            "https://index.docker.io/v1/",
-            "docker.io",
-            "library/busybox"
-        ));
+        assert!(matches("https://index.docker.io/v1/", "docker.io", "library/busybox"));
         assert!(matches("host:5000", "host:5000", "x"));
         assert!(!matches("host:5000", "host:5001", "x"));
         assert!(!matches("host", "host:5000", "x"));

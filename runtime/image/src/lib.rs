@@ -36,8 +36,8 @@ pub use progress::{LayerProgress, Phase, Progress, ProgressSink};
 pub use reference::{ImageRef, ReferenceError};
 pub use registry::RegistryError;
 pub use store::{
-    Config, Freed, KeepBlobs, LoadError, Preloaded, PullError, Removed, Retry, Snapshot,
-    SnapshotError, Store, StoreError, Usage,
+    Config, Freed, KeepBlobs, LoadError, Preloaded, PullError, Removed, Retry, Snapshot, SnapshotError, Store,
+    StoreError, Usage,
 };
 
 /// Makes ring the TLS provider of this process, once, unless the program chose one before.

@@ -25,20 +25,11 @@ impl Platform {
             "powerpc64" => ("ppc64le", None),
             other => (other, None),
         };
-        Self {
-            os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
-            variant: variant.map(str::to_owned),
-        }
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
     }
 
     /// How well an image for `os`/`architecture`/`variant` runs here: `None` not at all, else smaller is better.
-    pub(crate) fn distance(
-        &self,
-        os: &str,
-        architecture: &str,
-        variant: Option<&str>,
-    ) -> Option<u32> {
+    pub(crate) fn distance(&self, os: &str, architecture: &str, variant: Option<&str>) -> Option<u32> {
         if os != self.os || architecture != self.architecture {
             return None;
         }
@@ -48,13 +39,7 @@ impl Platform {
                 ("arm64", None) => Some(8),
                 ("arm", None) => Some(7),
                 (_, None) => Some(0),
-                (_, Some(v)) => v
-                    .strip_prefix('v')
-                    .unwrap_or(v)
-                    .split('.')
-                    .next()?
-                    .parse()
-                    .ok(),
+                (_, Some(v)) => v.strip_prefix('v').unwrap_or(v).split('.').next()?.parse().ok(),
             }
         };
         match (level(self.variant.as_deref()), level(variant)) {
@@ -82,21 +67,13 @@ mod tests {
 
     #[test]
     fn the_newest_variant_that_still_runs_is_nearest() {
-        let arm = Platform {
-            os: "linux".into(),
-            architecture: "arm".into(),
-            variant: Some("v7".into()),
-        };
+        let arm = Platform { os: "linux".into(), architecture: "arm".into(), variant: Some("v7".into()) };
         assert_eq!(arm.distance("linux", "arm", Some("v7")), Some(0));
         assert_eq!(arm.distance("linux", "arm", Some("v6")), Some(1));
         assert_eq!(arm.distance("linux", "arm", Some("v8")), None);
         assert_eq!(arm.distance("linux", "arm64", Some("v8")), None);
         assert_eq!(arm.distance("windows", "arm", Some("v7")), None);
-        let amd = Platform {
-            os: "linux".into(),
-            architecture: "amd64".into(),
-            variant: None,
-        };
+        let amd = Platform { os: "linux".into(), architecture: "amd64".into(), variant: None };
         assert_eq!(amd.distance("linux", "amd64", None), Some(0));
         assert_eq!(amd.distance("linux", "amd64", Some("v2")), None);
         assert_eq!(amd.distance("unknown", "unknown", None), None);

@@ -53,10 +53,6 @@ impl Progress {
     /// Bytes to fetch over all layers that were not here before.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        self.layers
-            .iter()
-            .filter(|l| !l.present)
-            .map(|l| l.total_bytes)
-            .sum()
+        self.layers.iter().filter(|l| !l.present).map(|l| l.total_bytes).sum()
     }
 }

@@ -124,12 +124,7 @@ impl ImageRef {
     /// The same repository, pinned to `digest`, without a tag.
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> Self {
-        Self {
-            registry: self.registry.clone(),
-            repository: self.repository.clone(),
-            tag: None,
-            digest: Some(digest),
-        }
+        Self { registry: self.registry.clone(), repository: self.repository.clone(), tag: None, digest: Some(digest) }
     }
 
     /// The short form that a person writes: without `docker.io/library/` where that is implied.
@@ -140,20 +135,12 @@ impl ImageRef {
         let shorter = short.strip_prefix("library/").unwrap_or(short);
         // A shorter form counts only when it means the same: `docker.io/a.b/c` must keep its registry.
         let same = |text: &&str| text.parse::<Self>().is_ok_and(|r| r == *self);
-        [shorter, short]
-            .into_iter()
-            .find(same)
-            .unwrap_or(&full)
-            .to_owned()
+        [shorter, short].into_iter().find(same).unwrap_or(&full).to_owned()
     }
 
     /// The host that serves this registry's API.
     pub(crate) fn api_host(&self) -> &str {
-        if self.registry == DEFAULT_REGISTRY {
-            "registry-1.docker.io"
-        } else {
-            &self.registry
-        }
+        if self.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &self.registry }
     }
 }
 
@@ -167,12 +154,8 @@ impl FromStr for ImageRef {
         let shown = || -> String { text.chars().take(300).collect() };
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
-                let digest = digest
-                    .parse::<Digest>()
-                    .map_err(|source| ReferenceError::Digest {
-                        text: shown(),
-                        source,
-                    })?;
+                let digest =
+                    digest.parse::<Digest>().map_err(|source| ReferenceError::Digest { text: shown(), source })?;
                 (rest, Some(digest))
             }
             None => (text, None),
@@ -187,27 +170,16 @@ impl FromStr for ImageRef {
         }
         let (registry, path) = split_registry(name);
         if registry.len() + 1 + path.len() > MAX_NAME {
-            return Err(ReferenceError::TooLong {
-                length: registry.len() + 1 + path.len(),
-            });
+            return Err(ReferenceError::TooLong { length: registry.len() + 1 + path.len() });
         }
         if !is_registry(registry) {
-            return Err(ReferenceError::Registry {
-                text: shown(),
-                registry: registry.to_owned(),
-            });
+            return Err(ReferenceError::Registry { text: shown(), registry: registry.to_owned() });
         }
         if let Some(component) = path.split('/').find(|c| !is_component(c)) {
-            return Err(ReferenceError::Repository {
-                text: shown(),
-                component: component.to_owned(),
-            });
+            return Err(ReferenceError::Repository { text: shown(), component: component.to_owned() });
         }
         if let Some(tag) = tag.filter(|t| !is_tag(t)) {
-            return Err(ReferenceError::Tag {
-                text: shown(),
-                tag: tag.chars().take(200).collect(),
-            });
+            return Err(ReferenceError::Tag { text: shown(), tag: tag.chars().take(200).collect() });
         }
         let registry = match registry {
             "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY,
@@ -223,12 +195,7 @@ impl FromStr for ImageRef {
             (None, None) => Some("latest".to_owned()),
             (None, Some(_)) => None,
         };
-        Ok(Self {
-            registry: registry.to_owned(),
-            repository,
-            tag,
-            digest,
-        })
+        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 }
 
@@ -236,9 +203,7 @@ impl FromStr for ImageRef {
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some((host, path))
-            if host.contains(['.', ':'])
-                || host == "localhost"
-                || host.bytes().any(|b| b.is_ascii_uppercase()) =>
+            if host.contains(['.', ':']) || host == "localhost" || host.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
             (host, path)
         }
@@ -247,10 +212,7 @@ fn split_registry(name: &str) -> (&str, &str) {
 }
 
 fn is_hex_id(name: &str) -> bool {
-    name.len() == 64
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn is_registry(text: &str) -> bool {
@@ -280,15 +242,12 @@ fn is_registry(text: &str) -> bool {
             && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     host.is_none_or(|h| h.split('.').all(label))
-        && port.is_none_or(|p| {
-            p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok_and(|p| p > 0)
-        })
+        && port.is_none_or(|p| p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok_and(|p| p > 0))
 }
 
 fn is_component(text: &str) -> bool {
     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let ends_in_words =
-        |t: &str| t.bytes().next().is_some_and(word) && t.bytes().next_back().is_some_and(word);
+    let ends_in_words = |t: &str| t.bytes().next().is_some_and(word) && t.bytes().next_back().is_some_and(word);
     // Between two words there is one dot, one or two underscores, or any number of dashes.
     ends_in_words(text)
         && text
@@ -351,10 +310,7 @@ mod tests {
             ("busybox:1.36", "docker.io/library/busybox:1.36"),
             ("me/app", "docker.io/me/app:latest"),
             ("docker.io/busybox", "docker.io/library/busybox:latest"),
-            (
-                "index.docker.io/library/busybox",
-                "docker.io/library/busybox:latest",
-            ),
+            ("index.docker.io/library/busybox", "docker.io/library/busybox:latest"),
             ("localhost/x", "localhost/x:latest"),
             ("localhost:5000/x:y", "localhost:5000/x:y"),
             ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest"),
@@ -368,11 +324,7 @@ mod tests {
                 assert!(input.parse::<ImageRef>().is_err());
                 continue;
             }
-            assert_eq!(
-                input.parse::<ImageRef>().unwrap().to_string(),
-                expect,
-                "{input}"
-            );
+            assert_eq!(input.parse::<ImageRef>().unwrap().to_string(), expect, "{input}");
         }
     }
 
@@ -380,15 +332,9 @@ mod tests {
     fn a_digest_pins_and_no_tag_is_invented_beside_it() {
         let plain = format!("busybox@{DIGEST}").parse::<ImageRef>().unwrap();
         assert_eq!(plain.tag(), None);
-        assert_eq!(
-            plain.to_string(),
-            format!("docker.io/library/busybox@{DIGEST}")
-        );
+        assert_eq!(plain.to_string(), format!("docker.io/library/busybox@{DIGEST}"));
         let both = format!("host:1/x:v1@{DIGEST}").parse::<ImageRef>().unwrap();
-        assert_eq!(
-            (both.tag(), both.digest().unwrap().as_str()),
-            (Some("v1"), DIGEST)
-        );
+        assert_eq!((both.tag(), both.digest().unwrap().as_str()), (Some("v1"), DIGEST));
     }
 
     #[test]

@@ -19,10 +19,7 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat},
     sys::{
-        stat::{
-            FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, mkdirat,
-            mknodat, utimensat,
-        },
+        stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, mkdirat, mknodat, utimensat},
         time::TimeSpec,
     },
     unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat},
@@ -55,11 +52,7 @@ pub struct Applied {
 ///
 /// # Errors
 /// See [`LayerError`]; the directory is then to be thrown away.
-pub fn apply_layer(
-    archive: impl Read,
-    root: BorrowedFd<'_>,
-    limits: &Limits,
-) -> Result<Applied, LayerError> {
+pub fn apply_layer(archive: impl Read, root: BorrowedFd<'_>, limits: &Limits) -> Result<Applied, LayerError> {
     let mut archive = Archive::new(io::BufReader::with_capacity(1 << 18, archive), limits);
     apply(&mut archive, root, limits)
 }
@@ -70,12 +63,7 @@ pub(crate) fn apply<R: BufRead>(
     root: BorrowedFd<'_>,
     limits: &Limits,
 ) -> Result<Applied, LayerError> {
-    let mut layer = Layer {
-        root: Root::new(root),
-        limits,
-        bytes: 0,
-        times: BTreeMap::new(),
-    };
+    let mut layer = Layer { root: Root::new(root), limits, bytes: 0, times: BTreeMap::new() };
     while let Some(member) = archive.next()? {
         layer.member(archive, &member)?;
     }
@@ -97,25 +85,14 @@ fn at<T, E: Into<io::Error>>(operation: &'static str, result: Result<T, E>) -> A
 }
 
 impl Layer<'_> {
-    fn member<R: BufRead>(
-        &mut self,
-        archive: &mut Archive<R>,
-        member: &Member,
-    ) -> Result<(), LayerError> {
+    fn member<R: BufRead>(&mut self, archive: &mut Archive<R>, member: &Member) -> Result<(), LayerError> {
         let place = Place::new(&member.path, self.limits.path_bytes)?;
-        let refused = |problem| LayerError::Refused {
-            path: shown(&member.path),
-            problem,
-        };
+        let refused = |problem| LayerError::Refused { path: shown(&member.path), problem };
         let Some((directory, name)) = place.split() else {
             return match member.kind {
                 Kind::Directory => {
                     self.root.explicit(&[]);
-                    let done = self
-                        .root
-                        .fd()
-                        .try_clone_to_owned()
-                        .map_err(|e| ("opening the layer", e));
+                    let done = self.root.fd().try_clone_to_owned().map_err(|e| ("opening the layer", e));
                     let done = done.and_then(|fd| self.directory_metadata(&fd, &place, member));
                     done.map_err(|e| write_error(member, e))
                 }
@@ -124,15 +101,10 @@ impl Layer<'_> {
             };
         };
         // Bookkeeping of aufs, which no other file system knows: everyone skips it.
-        if directory.split(|b| *b == b'/').any(|c| c.starts_with(AUFS))
-            || (name.starts_with(AUFS) && name != OPAQUE)
-        {
+        if directory.split(|b| *b == b'/').any(|c| c.starts_with(AUFS)) || (name.starts_with(AUFS) && name != OPAQUE) {
             return Ok(());
         }
-        if directory
-            .split(|b| *b == b'/')
-            .any(|c| c.starts_with(WHITEOUT))
-        {
+        if directory.split(|b| *b == b'/').any(|c| c.starts_with(WHITEOUT)) {
             return Err(refused("it lies below a whiteout"));
         }
         if name == OPAQUE {
@@ -142,52 +114,37 @@ impl Layer<'_> {
             if matches!(hidden, b"" | b"." | b"..") {
                 return Err(refused("it is a whiteout of no name"));
             }
-            return self
-                .whiteout(directory, hidden)
-                .map_err(|e| write_error(member, e));
+            return self.whiteout(directory, hidden).map_err(|e| write_error(member, e));
         }
         match member.kind {
             Kind::File => self.file(archive, &place, member),
-            Kind::Directory => self
-                .directory(&place, member)
-                .map_err(|e| write_error(member, e)),
+            Kind::Directory => self.directory(&place, member).map_err(|e| write_error(member, e)),
             Kind::Symlink => {
                 if member.link.is_empty() || member.link.len() > 4095 || member.link.contains(&0) {
                     return Err(refused("the target of a symbolic link cannot be that"));
                 }
-                self.special(&place, member)
-                    .map_err(|e| write_error(member, e))
+                self.special(&place, member).map_err(|e| write_error(member, e))
             }
-            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => self
-                .special(&place, member)
-                .map_err(|e| write_error(member, e)),
+            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
+                self.special(&place, member).map_err(|e| write_error(member, e))
+            }
             Kind::HardLink => {
                 let target = Place::new(&member.link, self.limits.path_bytes)?;
                 if target.is_root() || target == place {
                     return Err(refused("a hard link cannot point there"));
                 }
-                self.hard_link(&place, &target)
-                    .map_err(|e| write_error(member, e))
+                self.hard_link(&place, &target).map_err(|e| write_error(member, e))
             }
             Kind::Other => Ok(()),
         }
     }
 
-    fn file<R: BufRead>(
-        &mut self,
-        archive: &mut Archive<R>,
-        place: &Place,
-        member: &Member,
-    ) -> Result<(), LayerError> {
+    fn file<R: BufRead>(&mut self, archive: &mut Archive<R>, place: &Place, member: &Member) -> Result<(), LayerError> {
         self.bytes = self.bytes.saturating_add(member.size);
         if self.bytes > self.limits.unpacked_bytes {
-            return Err(LayerError::Limit {
-                what: "bytes of content",
-                limit: self.limits.unpacked_bytes,
-            });
+            return Err(LayerError::Limit { what: "bytes of content", limit: self.limits.unpacked_bytes });
         }
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o600);
         let fd = self.make(place, |parent, name| openat(parent, name, flags, mode));
         let file = File::from(fd.map_err(|(_, e)| write_error(member, ("creating the file", e)))?);
@@ -196,22 +153,9 @@ impl Layer<'_> {
             Some(map) => write_sparse(archive, &file, member, map)?,
         }
         let done = (|| {
-            at(
-                "setting its owner",
-                fchown(
-                    &file,
-                    Some(Uid::from_raw(member.uid)),
-                    Some(Gid::from_raw(member.gid)),
-                ),
-            )?;
-            at(
-                "setting its mode",
-                fchmod(&file, Mode::from_bits_truncate(member.mode)),
-            )?;
-            at(
-                "setting its attributes",
-                xattr::set_all(&file, &member.xattrs),
-            )?;
+            at("setting its owner", fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid))))?;
+            at("setting its mode", fchmod(&file, Mode::from_bits_truncate(member.mode)))?;
+            at("setting its attributes", xattr::set_all(&file, &member.xattrs))?;
             let time = time_spec(member.mtime);
             at("setting its time", futimens(&file, &time, &time))
         })();
@@ -227,24 +171,15 @@ impl Layer<'_> {
         let made = mkdirat(parent, name_os, Mode::from_bits_truncate(0o700));
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = match made {
-            Ok(()) => at(
-                "opening the directory",
-                openat(parent, name_os, flags, Mode::empty()),
-            )?,
+            Ok(()) => at("opening the directory", openat(parent, name_os, flags, Mode::empty()))?,
             // It may have been implied, or come twice, or replace something else.
             Err(Errno::EEXIST) => match openat(parent, name_os, flags, Mode::empty()) {
                 Ok(fd) => fd,
                 Err(Errno::ENOTDIR | Errno::ELOOP) => {
                     let over_whiteout = is_whiteout(parent, name);
                     at("replacing an earlier entry", remove(parent, name))?;
-                    at(
-                        "making the directory",
-                        mkdirat(parent, name_os, Mode::from_bits_truncate(0o700)),
-                    )?;
-                    let fd = at(
-                        "opening the directory",
-                        openat(parent, name_os, flags, Mode::empty()),
-                    )?;
+                    at("making the directory", mkdirat(parent, name_os, Mode::from_bits_truncate(0o700)))?;
+                    let fd = at("opening the directory", openat(parent, name_os, flags, Mode::empty()))?;
                     if over_whiteout {
                         at("marking it opaque", xattr::set_opaque(fd.as_fd()))?;
                     }
@@ -260,18 +195,8 @@ impl Layer<'_> {
     }
 
     fn directory_metadata(&mut self, fd: &OwnedFd, place: &Place, member: &Member) -> Attempt<()> {
-        at(
-            "setting its owner",
-            fchown(
-                fd,
-                Some(Uid::from_raw(member.uid)),
-                Some(Gid::from_raw(member.gid)),
-            ),
-        )?;
-        at(
-            "setting its mode",
-            fchmod(fd, Mode::from_bits_truncate(member.mode)),
-        )?;
+        at("setting its owner", fchown(fd, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid))))?;
+        at("setting its mode", fchmod(fd, Mode::from_bits_truncate(member.mode)))?;
         at("setting its attributes", xattr::set_all(fd, &member.xattrs))?;
         self.times.insert(place.bytes().to_vec(), member.mtime);
         Ok(())
@@ -294,57 +219,24 @@ impl Layer<'_> {
         let parent = self.root.parent(directory)?;
         let name_os = OsStr::from_bytes(name);
         let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
-        at(
-            "setting its owner",
-            fchownat(
-                parent,
-                name_os,
-                Some(uid),
-                Some(gid),
-                AtFlags::AT_SYMLINK_NOFOLLOW,
-            ),
-        )?;
+        at("setting its owner", fchownat(parent, name_os, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW))?;
         if member.kind != Kind::Symlink {
             // It was made just now and is no link, so following is safe.
-            at(
-                "setting its mode",
-                fchmodat(parent, name_os, mode, FchmodatFlags::FollowSymlink),
-            )?;
+            at("setting its mode", fchmodat(parent, name_os, mode, FchmodatFlags::FollowSymlink))?;
         }
-        at(
-            "setting its attributes",
-            xattr::set_all_at(parent, name, &member.xattrs),
-        )?;
+        at("setting its attributes", xattr::set_all_at(parent, name, &member.xattrs))?;
         let time = time_spec(member.mtime);
-        at(
-            "setting its time",
-            utimensat(
-                parent,
-                name_os,
-                &time,
-                &time,
-                UtimensatFlags::NoFollowSymlink,
-            ),
-        )
+        at("setting its time", utimensat(parent, name_os, &time, &time, UtimensatFlags::NoFollowSymlink))
     }
 
     fn hard_link(&mut self, place: &Place, target: &Place) -> Attempt<()> {
         let Some((target_directory, target_name)) = target.split() else {
             return Ok(());
         };
-        let target_parent = at(
-            "opening the link's target",
-            self.root.existing(target_directory),
-        )?;
+        let target_parent = at("opening the link's target", self.root.existing(target_directory))?;
         // Without AT_SYMLINK_FOLLOW a link to a symbolic link is a second name of that link.
         self.make(place, |parent, name| {
-            linkat(
-                &target_parent,
-                OsStr::from_bytes(target_name),
-                parent,
-                name,
-                AtFlags::empty(),
-            )
+            linkat(&target_parent, OsStr::from_bytes(target_name), parent, name, AtFlags::empty())
         })
         .map_err(|(_, e)| ("making the hard link", e))
     }
@@ -352,10 +244,7 @@ impl Layer<'_> {
     fn opaque(&mut self, directory: &[u8]) -> Attempt<()> {
         self.root.parent(directory)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let fd = at(
-            "opening the directory",
-            open_in_root(self.root.fd(), directory, flags),
-        )?;
+        let fd = at("opening the directory", open_in_root(self.root.fd(), directory, flags))?;
         at("marking it opaque", xattr::set_opaque(fd.as_fd()))
     }
 
@@ -366,8 +255,7 @@ impl Layer<'_> {
         match mknodat(parent, name, SFlag::S_IFCHR, Mode::empty(), 0) {
             Ok(()) => Ok(()),
             Err(Errno::EEXIST) => {
-                let flags =
-                    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 match openat(parent, name, flags, Mode::empty()) {
                     Ok(own) => at("marking it opaque", xattr::set_opaque(own.as_fd())),
                     Err(Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => Ok(()),
@@ -379,11 +267,7 @@ impl Layer<'_> {
     }
 
     /// Makes the last part of `place`; an earlier entry of that name gives way.
-    fn make<T>(
-        &mut self,
-        place: &Place,
-        mut make: impl FnMut(BorrowedFd<'_>, &OsStr) -> nix::Result<T>,
-    ) -> Attempt<T> {
+    fn make<T>(&mut self, place: &Place, mut make: impl FnMut(BorrowedFd<'_>, &OsStr) -> nix::Result<T>) -> Attempt<T> {
         let Some((directory, name)) = place.split() else {
             return Err(("making the entry", io::ErrorKind::InvalidInput.into()));
         };
@@ -397,9 +281,7 @@ impl Layer<'_> {
                 self.root.forget(place.bytes());
                 self.times.retain(|path, _| {
                     path != place.bytes()
-                        && !path
-                            .strip_prefix(place.bytes())
-                            .is_some_and(|rest| rest.starts_with(b"/"))
+                        && !path.strip_prefix(place.bytes()).is_some_and(|rest| rest.starts_with(b"/"))
                 });
                 made
             }
@@ -412,8 +294,7 @@ impl Layer<'_> {
         for (path, mtime) in &self.times {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
             let time = time_spec(*mtime);
-            let done =
-                open_in_root(self.root.fd(), path, flags).map_err(|e| ("opening the directory", e));
+            let done = open_in_root(self.root.fd(), path, flags).map_err(|e| ("opening the directory", e));
             let done = done.and_then(|fd| at("setting its time", futimens(&fd, &time, &time)));
             done.map_err(|(operation, source)| LayerError::Write {
                 path: shown(path),
@@ -421,27 +302,18 @@ impl Layer<'_> {
                 source: Arc::new(source),
             })?;
         }
-        Ok(Applied {
-            entries,
-            bytes: self.bytes,
-            implied: self.root.into_implied(),
-        })
+        Ok(Applied { entries, bytes: self.bytes, implied: self.root.into_implied() })
     }
 }
 
-fn write_plain<R: BufRead>(
-    archive: &mut Archive<R>,
-    mut file: &File,
-    member: &Member,
-) -> Result<(), LayerError> {
+fn write_plain<R: BufRead>(archive: &mut Archive<R>, mut file: &File, member: &Member) -> Result<(), LayerError> {
     loop {
         let chunk = archive.chunk()?;
         if chunk.is_empty() {
             return Ok(());
         }
         let length = chunk.len();
-        file.write_all(chunk)
-            .map_err(|e| write_error(member, ("writing its content", e)))?;
+        file.write_all(chunk).map_err(|e| write_error(member, ("writing its content", e)))?;
         archive.consume(length);
     }
 }
@@ -452,8 +324,7 @@ fn write_sparse<R: BufRead>(
     member: &Member,
     map: &[(u64, u64)],
 ) -> Result<(), LayerError> {
-    file.set_len(member.size)
-        .map_err(|e| write_error(member, ("setting its length", e)))?;
+    file.set_len(member.size).map_err(|e| write_error(member, ("setting its length", e)))?;
     for &(mut offset, mut left) in map {
         while left > 0 {
             let chunk = archive.chunk()?;
@@ -461,8 +332,7 @@ fn write_sparse<R: BufRead>(
             let Some(part) = chunk.get(..step).filter(|p| !p.is_empty()) else {
                 return Ok(());
             };
-            file.write_all_at(part, offset)
-                .map_err(|e| write_error(member, ("writing its content", e)))?;
+            file.write_all_at(part, offset).map_err(|e| write_error(member, ("writing its content", e)))?;
             archive.consume(step);
             offset += step as u64;
             left -= step as u64;
@@ -476,9 +346,5 @@ fn time_spec((seconds, nanos): (i64, u32)) -> TimeSpec {
 }
 
 fn write_error(member: &Member, (operation, source): (&'static str, io::Error)) -> LayerError {
-    LayerError::Write {
-        path: shown(&member.path),
-        operation,
-        source: Arc::new(source),
-    }
+    LayerError::Write { path: shown(&member.path), operation, source: Arc::new(source) }
 }

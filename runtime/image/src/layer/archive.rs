@@ -6,7 +6,7 @@
 //! Source: POSIX pax, GNU tar manual "Basic Tar Format" and "Sparse Formats", Go `archive/tar`.
 
 use std::{
-    io::{self, BufRead, Read},
+    io::{self, BufRead},
     sync::Arc,
 };
 
@@ -61,13 +61,7 @@ pub(crate) struct Archive<R> {
 
 impl<R: BufRead> Archive<R> {
     pub(crate) fn new(input: R, limits: &Limits) -> Self {
-        Self {
-            input,
-            limits: limits.clone(),
-            entry: 0,
-            remaining: 0,
-            padding: 0,
-        }
+        Self { input, limits: limits.clone(), entry: 0, remaining: 0, padding: 0 }
     }
 
     /// Members so far.
@@ -86,16 +80,12 @@ impl<R: BufRead> Archive<R> {
                 return if pax.is_empty() && long_path.is_none() && long_link.is_none() {
                     Ok(None)
                 } else {
-                    Err(self
-                        .malformed("the archive ends after a header that describes a next entry"))
+                    Err(self.malformed("the archive ends after a header that describes a next entry"))
                 };
             };
             self.entry += 1;
             if self.entry > self.limits.entries {
-                return Err(LayerError::Limit {
-                    what: "entries",
-                    limit: self.limits.entries,
-                });
+                return Err(LayerError::Limit { what: "entries", limit: self.limits.entries });
             }
             let kind = header.as_old().linkflag.first().copied().unwrap_or(0);
             match kind {
@@ -104,9 +94,7 @@ impl<R: BufRead> Archive<R> {
                     match kind {
                         b'L' => long_path = Some(until_nul(&text).to_vec()),
                         b'K' => long_link = Some(until_nul(&text).to_vec()),
-                        _ => pax
-                            .parse(&text)
-                            .map_err(|problem| self.malformed(problem))?,
+                        _ => pax.parse(&text).map_err(|problem| self.malformed(problem))?,
                     }
                 }
                 // Global PAX headers carry comments (git's commit id); nobody applies them to layers.
@@ -115,9 +103,7 @@ impl<R: BufRead> Archive<R> {
                     self.padding = padding(self.remaining);
                 }
                 _ => {
-                    return self
-                        .member(&header, kind, pax, long_path, long_link)
-                        .map(Some);
+                    return self.member(&header, kind, pax, long_path, long_link).map(Some);
                 }
             }
         }
@@ -146,10 +132,7 @@ impl<R: BufRead> Archive<R> {
     /// Reads the current member's whole content, which must be shorter than `limit`.
     pub(crate) fn read_all(&mut self, limit: u64) -> Result<Vec<u8>, LayerError> {
         if self.remaining > limit {
-            return Err(LayerError::Limit {
-                what: "bytes in one document",
-                limit,
-            });
+            return Err(LayerError::Limit { what: "bytes in one document", limit });
         }
         let mut content = Vec::new();
         loop {
@@ -176,9 +159,7 @@ impl<R: BufRead> Archive<R> {
             if buffer.is_empty() {
                 return Err(truncated(self.entry));
             }
-            let step = buffer
-                .len()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let step = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             self.input.consume(step);
             left -= step as u64;
         }
@@ -196,10 +177,7 @@ impl<R: BufRead> Archive<R> {
         }
         let header = tar::Header::from_byte_slice(&block).clone();
         // The sum counts its own field as spaces. GNU and Sun tar once summed signed bytes.
-        let counted = block
-            .iter()
-            .enumerate()
-            .map(|(i, b)| if (148..156).contains(&i) { b' ' } else { *b });
+        let counted = block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { b' ' } else { *b });
         let unsigned: u32 = counted.clone().map(u32::from).sum();
         let signed: i32 = counted.map(|b| i32::from(b.cast_signed())).sum();
         match header.cksum() {
@@ -213,30 +191,21 @@ impl<R: BufRead> Archive<R> {
 
     fn block(&mut self) -> Result<[u8; BLOCK], LayerError> {
         let mut block = [0; BLOCK];
-        self.input
-            .read_exact(&mut block)
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => truncated(self.entry),
-                _ => read_error(e),
-            })?;
+        self.input.read_exact(&mut block).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => truncated(self.entry),
+            _ => read_error(e),
+        })?;
         Ok(block)
     }
 
     /// The content of a header that describes the next member.
-    fn extension(
-        &mut self,
-        header: &tar::Header,
-        so_far: &mut usize,
-    ) -> Result<Vec<u8>, LayerError> {
+    fn extension(&mut self, header: &tar::Header, so_far: &mut usize) -> Result<Vec<u8>, LayerError> {
         self.remaining = self.stored_size(header, &Pax::default())?;
         self.padding = padding(self.remaining);
         *so_far = so_far.saturating_add(usize::try_from(self.remaining).unwrap_or(usize::MAX));
         if *so_far > self.limits.header_bytes {
             let limit = self.limits.header_bytes as u64;
-            return Err(LayerError::Limit {
-                what: "bytes of headers for one entry",
-                limit,
-            });
+            return Err(LayerError::Limit { what: "bytes of headers for one entry", limit });
         }
         self.read_all(u64::MAX)
     }
@@ -244,8 +213,7 @@ impl<R: BufRead> Archive<R> {
     fn stored_size(&self, header: &tar::Header, pax: &Pax) -> Result<u64, LayerError> {
         let size = match pax.size {
             Some(size) => size,
-            None => number(&header.as_old().size)
-                .ok_or_else(|| self.malformed("its size is no number"))?,
+            None => number(&header.as_old().size).ok_or_else(|| self.malformed("its size is no number"))?,
         };
         // Beyond this, offsets no longer fit what the kernel counts in.
         if size > i64::MAX as u64 - 4 * BLOCK as u64 {
@@ -263,15 +231,9 @@ impl<R: BufRead> Archive<R> {
         long_link: Option<Vec<u8>>,
     ) -> Result<Member, LayerError> {
         let old = header.as_old();
-        let path = pax
-            .take_path()
-            .or(long_path)
-            .unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = pax
-            .link
-            .take()
-            .or(long_link)
-            .unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
+        let path = pax.take_path().or(long_path).unwrap_or_else(|| header.path_bytes().into_owned());
+        let link =
+            pax.link.take().or(long_link).unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
         let kind = match flag {
             b'\0' if path.ends_with(b"/") => Kind::Directory,
             b'\0' | b'0' | b'7' | b'S' => Kind::File,
@@ -291,14 +253,10 @@ impl<R: BufRead> Archive<R> {
         self.remaining = stored;
         self.padding = padding(stored);
         let id = |from_pax: Option<u64>, field: &[u8]| {
-            from_pax
-                .or_else(|| number(field))
-                .and_then(|n| u32::try_from(n).ok())
+            from_pax.or_else(|| number(field)).and_then(|n| u32::try_from(n).ok())
         };
-        let uid =
-            id(pax.uid, &old.uid).ok_or_else(|| self.malformed("its uid is no 32-bit number"))?;
-        let gid =
-            id(pax.gid, &old.gid).ok_or_else(|| self.malformed("its gid is no 32-bit number"))?;
+        let uid = id(pax.uid, &old.uid).ok_or_else(|| self.malformed("its uid is no 32-bit number"))?;
+        let gid = id(pax.gid, &old.gid).ok_or_else(|| self.malformed("its gid is no 32-bit number"))?;
         let mode = number(&old.mode)
             .and_then(|m| u32::try_from(m).ok())
             .ok_or_else(|| self.malformed("its mode is no number"))?;
@@ -320,19 +278,7 @@ impl<R: BufRead> Archive<R> {
         if let Some(map) = &sparse {
             self.check_sparse(map, size)?;
         }
-        Ok(Member {
-            path,
-            link,
-            kind,
-            mode: mode & 0o7777,
-            uid,
-            gid,
-            mtime,
-            size,
-            device,
-            xattrs: pax.xattrs,
-            sparse,
-        })
+        Ok(Member { path, link, kind, mode: mode & 0o7777, uid, gid, mtime, size, device, xattrs: pax.xattrs, sparse })
     }
 
     fn device(&self, header: &tar::Header) -> Result<(u32, u32), LayerError> {
@@ -348,18 +294,14 @@ impl<R: BufRead> Archive<R> {
         let Some(gnu) = header.as_gnu() else {
             return Err(self.malformed("a sparse file needs a GNU header"));
         };
-        let size =
-            number(&gnu.realsize).ok_or_else(|| self.malformed("its real size is no number"))?;
+        let size = number(&gnu.realsize).ok_or_else(|| self.malformed("its real size is no number"))?;
         let mut map = Vec::new();
         let raw = |p: &tar::GnuSparseHeader| (p.offset, p.numbytes);
         let mut pieces: Vec<_> = gnu.sparse.iter().map(raw).collect();
         let mut extended = gnu.is_extended();
         loop {
             // Unused places are blank.
-            for (offset, length) in pieces
-                .iter()
-                .filter(|(o, l)| o.first() != Some(&0) && l.first() != Some(&0))
-            {
+            for (offset, length) in pieces.iter().filter(|(o, l)| o.first() != Some(&0) && l.first() != Some(&0)) {
                 let part = number(offset).zip(number(length));
                 map.push(part.ok_or_else(|| self.malformed("its sparse map has no numbers"))?);
             }
@@ -381,11 +323,7 @@ impl<R: BufRead> Archive<R> {
         };
         if !pax.sparse_in_content {
             let map = std::mem::take(&mut pax.sparse_map);
-            return match map
-                .chunks_exact(2)
-                .map(|p| Some((*p.first()?, *p.get(1)?)))
-                .collect()
-            {
+            return match map.chunks_exact(2).map(|p| Some((*p.first()?, *p.get(1)?))).collect() {
                 Some(pairs) if map.len().is_multiple_of(2) => Ok((size, pairs)),
                 _ => Err(self.malformed("its sparse map is incomplete")),
             };
@@ -403,10 +341,7 @@ impl<R: BufRead> Archive<R> {
     fn check_map_length(&self, pieces: usize) -> Result<(), LayerError> {
         if pieces.saturating_mul(16) > self.limits.header_bytes {
             let limit = self.limits.header_bytes as u64 / 16;
-            return Err(LayerError::Limit {
-                what: "pieces in one sparse file",
-                limit,
-            });
+            return Err(LayerError::Limit { what: "pieces in one sparse file", limit });
         }
         Ok(())
     }
@@ -418,9 +353,7 @@ impl<R: BufRead> Archive<R> {
             if offset < end {
                 return Err(self.malformed("pieces of a sparse file overlap"));
             }
-            end = offset
-                .checked_add(length)
-                .ok_or_else(|| self.malformed("a sparse piece is too long"))?;
+            end = offset.checked_add(length).ok_or_else(|| self.malformed("a sparse piece is too long"))?;
             stored = stored.saturating_add(length);
         }
         if end > size || stored != self.remaining {
@@ -430,10 +363,7 @@ impl<R: BufRead> Archive<R> {
     }
 
     fn malformed(&self, problem: impl Into<String>) -> LayerError {
-        LayerError::Malformed {
-            entry: self.entry,
-            problem: problem.into(),
-        }
+        LayerError::Malformed { entry: self.entry, problem: problem.into() }
     }
 }
 
@@ -481,20 +411,12 @@ fn seconds(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 == 0 {
         let text = std::str::from_utf8(until_nul(field)).ok()?.trim();
-        return if text.is_empty() {
-            Some(0)
-        } else {
-            i64::from_str_radix(text, 8).ok()
-        };
+        return if text.is_empty() { Some(0) } else { i64::from_str_radix(text, 8).ok() };
     }
     let negative = first & 0x40 != 0;
     let mut value: i128 = if negative { -1 } else { 0 };
     for (i, byte) in field.iter().enumerate() {
-        let byte = if i == 0 && !negative {
-            byte & 0x7f
-        } else {
-            *byte
-        };
+        let byte = if i == 0 && !negative { byte & 0x7f } else { *byte };
         value = (value << 8) | i128::from(byte);
         if i64::try_from(value).is_err() {
             return None;
@@ -504,10 +426,7 @@ fn seconds(field: &[u8]) -> Option<i64> {
 }
 
 fn truncated(entry: u64) -> LayerError {
-    LayerError::Malformed {
-        entry,
-        problem: "the archive ends in the middle of it".to_owned(),
-    }
+    LayerError::Malformed { entry, problem: "the archive ends in the middle of it".to_owned() }
 }
 
 /// A reader below us may have wrapped one of our own errors.

@@ -32,22 +32,18 @@ impl<R: BufRead> Decompressor<R> {
         }
         let unsupported = |name: &str| {
             let problem = format!("{name} is not supported, only gzip, zstd and none");
-            LayerError::Decompress(Arc::new(io::Error::new(
-                io::ErrorKind::Unsupported,
-                problem,
-            )))
+            LayerError::Decompress(Arc::new(io::Error::new(io::ErrorKind::Unsupported, problem)))
         };
         let kind = start.clone();
         let input = Cursor::new(start).chain(input);
         // Skippable frames lead zstd:chunked layers that some tools write.
         let zstd = kind.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
-            || kind.get(1..4) == Some(&[0x2a, 0x4d, 0x18])
-                && kind.first().is_some_and(|b| b & 0xf0 == 0x50);
+            || kind.get(1..4) == Some(&[0x2a, 0x4d, 0x18]) && kind.first().is_some_and(|b| b & 0xf0 == 0x50);
         if kind.starts_with(&[0x1f, 0x8b]) {
             Ok(Self::Gzip(Box::new(MultiGzDecoder::new(input))))
         } else if zstd {
-            let decoder = zstd::stream::read::Decoder::with_buffer(input)
-                .map_err(|e| LayerError::Decompress(Arc::new(e)))?;
+            let decoder =
+                zstd::stream::read::Decoder::with_buffer(input).map_err(|e| LayerError::Decompress(Arc::new(e)))?;
             Ok(Self::Zstd(Box::new(decoder)))
         } else if kind.starts_with(b"BZh") {
             Err(unsupported("bzip2"))
@@ -76,12 +72,10 @@ impl<R: BufRead> Read for Decompressor<R> {
             Self::Plain(input) => return input.read(buffer),
         };
         // What the network said comes through; the rest is the decoder's own complaint.
-        result.map_err(
-            |error| match error.get_ref().map(|e| e.is::<LayerError>()) {
-                Some(true) => error,
-                _ if error.kind() == io::ErrorKind::Interrupted => error,
-                _ => io::Error::other(LayerError::Decompress(Arc::new(error))),
-            },
-        )
+        result.map_err(|error| match error.get_ref().map(|e| e.is::<LayerError>()) {
+            Some(true) => error,
+            _ if error.kind() == io::ErrorKind::Interrupted => error,
+            _ => io::Error::other(LayerError::Decompress(Arc::new(error))),
+        })
     }
 }

@@ -21,6 +21,5 @@ pub use limits::Limits;
 pub(crate) use archive::{Archive, Kind};
 pub(crate) use decompress::Decompressor;
 pub(crate) use error::is_disk_full;
-pub(crate) use place::{is_whiteout, open_in_root};
 pub(crate) use stream::{Expected, unpack};
 pub(crate) use xattr::is_opaque;

@@ -39,31 +39,17 @@ impl Pax {
         self.any = true;
         // Some writers fill the last block with NUL.
         while !text.is_empty() && !text.iter().all(|b| *b == 0) {
-            let space = text
-                .iter()
-                .take(20)
-                .position(|b| *b == b' ')
-                .ok_or("a PAX record has no length")?;
+            let space = text.iter().take(20).position(|b| *b == b' ').ok_or("a PAX record has no length")?;
             let length: usize = text
                 .get(..space)
                 .and_then(|digits| std::str::from_utf8(digits).ok())
                 .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
                 .and_then(|digits| digits.parse().ok())
                 .ok_or("a PAX record's length is no number")?;
-            let record = text
-                .get(space + 1..length)
-                .ok_or("a PAX record is longer than its header")?;
-            let record = record
-                .strip_suffix(b"\n")
-                .ok_or("a PAX record does not end with a newline")?;
-            let equals = record
-                .iter()
-                .position(|b| *b == b'=')
-                .ok_or("a PAX record has no '='")?;
-            let (key, value) = (
-                record.get(..equals).unwrap_or_default(),
-                record.get(equals + 1..).unwrap_or_default(),
-            );
+            let record = text.get(space + 1..length).ok_or("a PAX record is longer than its header")?;
+            let record = record.strip_suffix(b"\n").ok_or("a PAX record does not end with a newline")?;
+            let equals = record.iter().position(|b| *b == b'=').ok_or("a PAX record has no '='")?;
+            let (key, value) = (record.get(..equals).unwrap_or_default(), record.get(equals + 1..).unwrap_or_default());
             self.record(key, value)?;
             text = text.get(length..).unwrap_or_default();
         }
@@ -122,11 +108,7 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
     if !fraction.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let digits: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     let nanos: u32 = digits.parse().ok()?;
     if whole.starts_with('-') && nanos > 0 {
         return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos));
@@ -151,28 +133,15 @@ mod tests {
         text.push(b'\n');
         text.extend_from_slice(b"16 mtime=-1.250\n");
         pax.parse(&text).unwrap();
-        assert_eq!(
-            pax.xattrs,
-            [(b"security.capability".to_vec(), value.to_vec())]
-        );
+        assert_eq!(pax.xattrs, [(b"security.capability".to_vec(), value.to_vec())]);
         assert_eq!(pax.mtime, Some((-2, 750_000_000)));
     }
 
     #[test]
     fn lengths_that_lie_are_refused() {
-        for bad in [
-            "99 path=x\n",
-            "0 path=x\n",
-            "x path=x\n",
-            "8 path=x\n",
-            "9 pathx\n",
-            "-9 path=x\n",
-            "11 size=-1\n",
-        ] {
-            assert!(
-                Pax::default().parse(bad.as_bytes()).is_err(),
-                "{bad:?} was taken"
-            );
+        for bad in ["99 path=x\n", "0 path=x\n", "x path=x\n", "8 path=x\n", "9 pathx\n", "-9 path=x\n", "11 size=-1\n"]
+        {
+            assert!(Pax::default().parse(bad.as_bytes()).is_err(), "{bad:?} was taken");
         }
     }
 }

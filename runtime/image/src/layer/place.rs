@@ -33,10 +33,7 @@ pub(crate) struct Place(Vec<u8>);
 impl Place {
     /// Cleans a name. Absolute names are taken as relative to the root, as every tar does.
     pub(crate) fn new(name: &[u8], limit: usize) -> Result<Self, LayerError> {
-        let refused = |problem| LayerError::Refused {
-            path: shown(name),
-            problem,
-        };
+        let refused = |problem| LayerError::Refused { path: shown(name), problem };
         if name.len() > limit {
             return Err(refused("its name is too long"));
         }
@@ -93,11 +90,7 @@ pub(crate) struct Root<'a> {
 
 impl<'a> Root<'a> {
     pub(crate) fn new(root: BorrowedFd<'a>) -> Self {
-        Self {
-            root,
-            parents: HashMap::new(),
-            implied: BTreeSet::from([Vec::new()]),
-        }
+        Self { root, parents: HashMap::new(), implied: BTreeSet::from([Vec::new()]) }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'a> {
@@ -105,10 +98,7 @@ impl<'a> Root<'a> {
     }
 
     /// The descriptor of directory `path` for use as a parent; what is missing on the way is made.
-    pub(crate) fn parent(
-        &mut self,
-        path: &[u8],
-    ) -> Result<BorrowedFd<'_>, (&'static str, io::Error)> {
+    pub(crate) fn parent(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>, (&'static str, io::Error)> {
         if path.is_empty() {
             return Ok(self.root);
         }
@@ -130,11 +120,7 @@ impl<'a> Root<'a> {
         let mut ends: Vec<usize> = Vec::new();
         let mut end = path.len();
         let mut fd = loop {
-            match open_in_root(
-                self.root,
-                path.get(..end).unwrap_or_default(),
-                OFlag::O_PATH | OFlag::O_DIRECTORY,
-            ) {
+            match open_in_root(self.root, path.get(..end).unwrap_or_default(), OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Ok(fd) => break fd,
                 // A whiteout of this very layer may stand where the directory must be.
                 Err(e)
@@ -142,15 +128,9 @@ impl<'a> Root<'a> {
                         || e.raw_os_error() == Some(Errno::ENOTDIR as i32) =>
                 {
                     ends.push(end);
-                    end = path
-                        .get(..end)
-                        .and_then(|p| p.iter().rposition(|b| *b == b'/'))
-                        .unwrap_or(0);
+                    end = path.get(..end).and_then(|p| p.iter().rposition(|b| *b == b'/')).unwrap_or(0);
                     if end == 0 {
-                        break self
-                            .root
-                            .try_clone_to_owned()
-                            .map_err(|e| ("opening the layer", e))?;
+                        break self.root.try_clone_to_owned().map_err(|e| ("opening the layer", e))?;
                     }
                 }
                 Err(e) => return Err(("opening its directory", e)),
@@ -163,12 +143,8 @@ impl<'a> Root<'a> {
             if over_whiteout {
                 unlink(fd.as_fd(), name).map_err(|e| ("replacing a whiteout", e))?;
             }
-            mkdirat(
-                &fd,
-                OsStr::from_bytes(name),
-                Mode::from_bits_truncate(0o755),
-            )
-            .map_err(|e| ("making its directory", e.into()))?;
+            mkdirat(&fd, OsStr::from_bytes(name), Mode::from_bits_truncate(0o755))
+                .map_err(|e| ("making its directory", e.into()))?;
             // Single names only, so no symbolic link can be meant here.
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             fd = nix::fcntl::openat(&fd, OsStr::from_bytes(name), flags, Mode::empty())
@@ -177,8 +153,7 @@ impl<'a> Root<'a> {
             nix::sys::stat::fchmod(&fd, Mode::from_bits_truncate(0o755))
                 .map_err(|e| ("setting the mode of its directory", e.into()))?;
             if over_whiteout {
-                crate::layer::xattr::set_opaque(fd.as_fd())
-                    .map_err(|e| ("marking it opaque", e))?;
+                crate::layer::xattr::set_opaque(fd.as_fd()).map_err(|e| ("marking it opaque", e))?;
             }
             self.implied.insert(part.to_vec());
         }
@@ -198,11 +173,7 @@ impl<'a> Root<'a> {
     /// Something was removed that descriptors or notes may still mean.
     pub(crate) fn forget(&mut self, path: &[u8]) {
         self.parents.clear();
-        let inside = |p: &Vec<u8>| {
-            p == path
-                || p.strip_prefix(path)
-                    .is_some_and(|rest| rest.starts_with(b"/"))
-        };
+        let inside = |p: &Vec<u8>| p == path || p.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"));
         self.implied.retain(|p| !inside(p));
     }
 
@@ -222,9 +193,7 @@ impl<'a> Root<'a> {
 pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> io::Result<OwnedFd> {
     let path = if path.is_empty() { b"." } else { path };
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .resolve(resolve);
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
     // EAGAIN: a rename somewhere made the kernel unsure about a `..` inside a symbolic link.
     for _ in 0..64 {
         match openat2(root, OsStr::from_bytes(path), how) {
@@ -237,11 +206,7 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> i
 
 /// Whether `name` is an overlayfs whiteout.
 pub(crate) fn is_whiteout(parent: BorrowedFd<'_>, name: &[u8]) -> bool {
-    let stat = fstatat(
-        parent,
-        OsStr::from_bytes(name),
-        nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
-    );
+    let stat = fstatat(parent, OsStr::from_bytes(name), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
     stat.is_ok_and(|s| s.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits() && s.st_rdev == 0)
 }
 

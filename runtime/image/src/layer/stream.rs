@@ -41,30 +41,18 @@ pub(crate) fn unpack(
     root: BorrowedFd<'_>,
     limits: &Limits,
 ) -> Result<Applied, LayerError> {
-    let by_ratio = expected
-        .length
-        .saturating_mul(limits.ratio)
-        .max(limits.ratio_floor_bytes);
-    let limits = Limits {
-        unpacked_bytes: limits.unpacked_bytes.min(by_ratio),
-        ..limits.clone()
-    };
+    let by_ratio = expected.length.saturating_mul(limits.ratio).max(limits.ratio_floor_bytes);
+    let limits = Limits { unpacked_bytes: limits.unpacked_bytes.min(by_ratio), ..limits.clone() };
     let blob = Counted::new(input, expected.length, expected.blob.is_some());
-    let plain = Unpacked {
-        inner: Decompressor::new(blob)?,
-        hasher: Sha256::new(),
-        length: 0,
-        limit: limits.unpacked_bytes,
-    };
+    let plain =
+        Unpacked { inner: Decompressor::new(blob)?, hasher: Sha256::new(), length: 0, limit: limits.unpacked_bytes };
     let mut archive = Archive::new(BufReader::with_capacity(1 << 18, plain), &limits);
     let applied = apply(&mut archive, root, &limits);
     // A damaged blob most often fails as an archive first; that it is damaged is the better message,
     // so after such an error the rest is still read for its digest.
     let (mut rest, archive_error) = match applied {
         Ok(applied) => (archive.into_input(), Ok(applied)),
-        Err(e @ (LayerError::Malformed { .. } | LayerError::Decompress(_))) => {
-            (archive.into_input(), Err(e))
-        }
+        Err(e @ (LayerError::Malformed { .. } | LayerError::Decompress(_))) => (archive.into_input(), Err(e)),
         Err(e) => return Err(e),
     };
     let drained = drain(&mut rest);
@@ -76,10 +64,7 @@ pub(crate) fn unpack(
     drained?;
     let actual = Digest::from_bytes(&hasher.finalize());
     if actual != expected.diff_id {
-        return Err(LayerError::DiffId {
-            expected: expected.diff_id.clone(),
-            actual,
-        });
+        return Err(LayerError::DiffId { expected: expected.diff_id.clone(), actual });
     }
     Ok(applied)
 }
@@ -104,33 +89,18 @@ struct Counted<R> {
 
 impl<R: BufRead> Counted<R> {
     fn new(inner: R, limit: u64, hash: bool) -> Self {
-        Self {
-            inner,
-            hasher: hash.then(Sha256::new),
-            length: 0,
-            limit,
-        }
+        Self { inner, hasher: hash.then(Sha256::new), length: 0, limit }
     }
 
     fn verify(self, expected: &Expected) -> Result<(), LayerError> {
         if self.length != expected.length {
-            return Err(LayerError::Length {
-                expected: expected.length,
-                actual: self.length,
-            });
+            return Err(LayerError::Length { expected: expected.length, actual: self.length });
         }
         let (Some(hasher), Some(digest)) = (self.hasher, &expected.blob) else {
             return Ok(());
         };
         let actual = Digest::from_bytes(&hasher.finalize());
-        if actual == *digest {
-            Ok(())
-        } else {
-            Err(LayerError::Blob {
-                expected: digest.clone(),
-                actual,
-            })
-        }
+        if actual == *digest { Ok(()) } else { Err(LayerError::Blob { expected: digest.clone(), actual }) }
     }
 }
 
@@ -151,10 +121,7 @@ impl<R: BufRead> BufRead for Counted<R> {
         let buffer = self.inner.fill_buf()?;
         let after = self.length.saturating_add(buffer.len() as u64);
         if after > self.limit {
-            return Err(io::Error::other(LayerError::Length {
-                expected: self.limit,
-                actual: after,
-            }));
+            return Err(io::Error::other(LayerError::Length { expected: self.limit, actual: after }));
         }
         Ok(buffer)
     }
@@ -185,10 +152,7 @@ impl<R: Read> Read for Unpacked<R> {
         self.hasher.update(buffer.get(..length).unwrap_or_default());
         self.length += length as u64;
         if self.length > self.limit {
-            return Err(io::Error::other(LayerError::Limit {
-                what: "unpacked bytes",
-                limit: self.limit,
-            }));
+            return Err(io::Error::other(LayerError::Limit { what: "unpacked bytes", limit: self.limit }));
         }
         Ok(length)
     }

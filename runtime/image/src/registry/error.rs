@@ -5,9 +5,27 @@ use std::{error::Error, sync::Arc};
 /// What a registry, or the way to it, did wrong. Cheap to clone.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistryError {
-    /// The request did not get through.
-    #[error("request to {url} failed")]
-    Request {
+    /// The client itself cannot be made.
+    #[error("setting up the connection to {registry}")]
+    Setup {
+        /// Host and port.
+        registry: String,
+        /// Why.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
+    /// There is no connection.
+    #[error("connecting to {url}")]
+    Connect {
+        /// Where to.
+        url: String,
+        /// Why.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
+    /// The connection broke or stood still in the middle.
+    #[error("transfer from {url} was cut off")]
+    Transfer {
         /// Where to.
         url: String,
         /// Why.
@@ -40,4 +58,54 @@ pub enum RegistryError {
         /// What is wrong.
         problem: String,
     },
+}
+
+impl RegistryError {
+    /// Sorts what the HTTP client reports.
+    pub(crate) fn from_request(url: &str, error: reqwest::Error) -> Self {
+        let url = url.to_owned();
+        let (connect, source) = (error.is_connect(), Arc::new(error.without_url()));
+        if connect { Self::Connect { url, source } } else { Self::Transfer { url, source } }
+    }
+
+    /// The status, when the registry did answer.
+    pub(crate) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Worth trying again at once, within the same pull.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Transfer { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            _ => false,
+        }
+    }
+
+    /// The deepest cause of a failed connection in a few words.
+    pub(crate) fn cause(&self) -> String {
+        let mut error: &dyn Error = self;
+        let mut texts = Vec::new();
+        while let Some(source) = error.source() {
+            if let Some(io) = source.downcast_ref::<std::io::Error>() {
+                match io.kind() {
+                    std::io::ErrorKind::ConnectionRefused => {
+                        return "connection refused, nothing listens there".to_owned();
+                    }
+                    std::io::ErrorKind::TimedOut => return "timed out".to_owned(),
+                    _ => {}
+                }
+            }
+            texts.push(source.to_string());
+            error = source;
+        }
+        let last = texts.pop().unwrap_or_else(|| self.to_string());
+        match texts.iter().any(|t| t.contains("dns error")) {
+            true => format!("no such host ({last})"),
+            false => last,
+        }
+    }
 }

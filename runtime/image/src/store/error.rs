@@ -64,9 +64,7 @@ pub enum PullError {
         offered: String,
     },
     /// Content is not what its digest says.
-    #[error(
-        "{what} of {image} has digest {actual} instead of {expected}: it was damaged or changed"
-    )]
+    #[error("{what} of {image} has digest {actual} instead of {expected}: it was damaged or changed")]
     DigestMismatch {
         /// The reference.
         image: String,
@@ -270,6 +268,14 @@ pub enum SnapshotError {
     },
 }
 
+impl StoreError {
+    /// The disk, or the quota on it, is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if crate::layer::is_disk_full(source))
+    }
+}
+
 impl PullError {
     /// Whether asking again may help.
     #[must_use]
@@ -282,10 +288,7 @@ impl PullError {
             | Self::Interrupted { .. } => Retry::Later,
             // Bytes damaged on their way come right the next time; those damaged in the registry do not.
             Self::DigestMismatch { .. } => Retry::Later,
-            Self::Layer {
-                source: LayerError::Read(_),
-                ..
-            } => Retry::Later,
+            Self::Layer { source: LayerError::Read(_), .. } => Retry::Later,
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
             | Self::Platform { .. }
@@ -298,9 +301,7 @@ impl PullError {
     #[must_use]
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::NotFound { .. } => {
-                "check the name and tag, or push the image, or give a login for a private one"
-            }
+            Self::NotFound { .. } => "check the name and tag, or push the image, or give a login for a private one",
             Self::Unauthorized { .. } => {
                 "give a valid login in imagePullSecrets, and check that it may read this repository"
             }
@@ -309,14 +310,9 @@ impl PullError {
             }
             Self::Registry { .. } => "look at the registry's own log",
             Self::Platform { .. } => "build or choose an image for this machine's architecture",
-            Self::DigestMismatch { .. } => {
-                "push the image again; the registry's copy or the way to it is damaged"
-            }
+            Self::DigestMismatch { .. } => "push the image again; the registry's copy or the way to it is damaged",
             Self::Invalid { .. } => "build the image again with a current tool",
-            Self::Layer {
-                source: LayerError::Read(_),
-                ..
-            } => "check the network to the registry",
+            Self::Layer { source: LayerError::Read(_), .. } => "check the network to the registry",
             Self::Layer { .. } => "build the image again; this layer cannot be unpacked",
             Self::DiskFull { .. } => "free space on the image store's disk, or move it with --root",
             Self::Store { .. } => "look at the image store's directory and its disk",

@@ -7,27 +7,51 @@
 //!    blobs/sha256/<hex>         manifests and configurations as they came (and layer blobs that are kept)
 //!    layers/<diff id hex>/
 //!      fs/                      the unpacked layer: a lower directory of overlays
-//!      layer.json               its size, and what it says about directories it does not contain
+//!      layer.json               its size, and what it only implies
+//!    layers/finish-<image id hex>/fs   directories that must lie on top of an image's layers (rare)
 //!    snapshots/<container id>/
 //!      upper/ work/ image       the writable part of one container; `image` is a link naming what it stands on
 //!    staging/                   whatever is not finished; emptied when the store is opened
 //! ```
 
+mod catalog;
 mod config;
 mod error;
+mod gc;
+mod layers;
+mod layout;
+mod load;
+mod meta;
+mod open;
+mod preload;
+mod pull;
+mod snapshot;
+mod sync;
 
-use std::{collections::BTreeSet, io::Read, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, fs::File, io::Read, sync::Arc};
+
+use nix::fcntl::Flock;
 
 use crate::{
     credential::Credential,
     digest::Digest,
+    flight::Flights,
     image::{Image, ImageId},
-    progress::ProgressSink,
+    manifest::ImageConfig,
+    progress::{Progress, ProgressSink},
     reference::ImageRef,
+    registry::Registries,
 };
+
+use catalog::{Catalog, Entry, Record};
+use layers::{LayerLocks, read_layer};
+use sync::Syncer;
 
 pub use config::{Config, KeepBlobs};
 pub use error::{LoadError, PullError, Retry, SnapshotError, StoreError};
+pub use gc::{Freed, Removed};
+pub use preload::Preloaded;
+pub use snapshot::Snapshot;
 
 /// The images of this machine. Clones share one store.
 #[derive(Debug, Clone)]
@@ -35,49 +59,31 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
+type PullKey = (ImageRef, Vec<Credential>);
+
 #[derive(Debug)]
-struct Inner {}
-
-/// Where a container's root filesystem is: the parts of one overlay mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Read-only layers, topmost first.
-    pub lower: Vec<PathBuf>,
-    /// The writable directory; its own mode and owner are those of the image's root directory.
-    pub upper: PathBuf,
-    /// Overlayfs' own directory, on the same filesystem.
-    pub work: PathBuf,
+struct Inner {
+    /// First, so that it ends before the lock is given back.
+    syncer: Syncer,
+    catalog: Arc<Catalog>,
+    registries: Registries,
+    downloads: Arc<tokio::sync::Semaphore>,
+    layer_locks: LayerLocks,
+    flights: Flights<PullKey, Progress, Result<Image, PullError>>,
+    boot: String,
+    config: Config,
+    _lock: Flock<File>,
 }
 
-/// What [`Store::remove`] did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// References that no longer exist.
-    pub untagged: Vec<ImageRef>,
-    /// The image itself, when it went.
-    pub deleted: Option<ImageId>,
-    /// Bytes that are free again.
-    pub freed_bytes: u64,
-}
-
-/// What [`Store::gc`] did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Freed {
-    /// Images that were removed.
-    pub images: Vec<ImageId>,
-    /// Unpacked layers that were removed, also those of interrupted pulls.
-    pub layers: usize,
-    /// Bytes that are free again.
-    pub bytes: u64,
-}
-
-/// One file of the preload directory.
-#[derive(Debug)]
-pub struct Preloaded {
-    /// The tar file.
-    pub file: PathBuf,
-    /// Its images, pinned; or why there are none.
-    pub result: Result<Vec<Image>, LoadError>,
+/// A complete image that is about to get its record.
+struct NewImage {
+    id: ImageId,
+    manifest: Digest,
+    references: BTreeSet<ImageRef>,
+    repo_digests: BTreeSet<ImageRef>,
+    blobs: BTreeSet<Digest>,
+    config: ImageConfig,
+    pinned: bool,
 }
 
 /// What the store uses, and what its filesystem has.
@@ -85,6 +91,8 @@ pub struct Preloaded {
 pub struct Usage {
     /// Bytes of all unpacked layers.
     pub layer_bytes: u64,
+    /// Unpacked layers.
+    pub layers: u64,
     /// Size of the filesystem in bytes.
     pub capacity_bytes: u64,
     /// Bytes that are free on it for us.
@@ -102,10 +110,8 @@ impl Store {
     /// # Errors
     /// When another process has it open, when it was written by a newer version (nothing is changed
     /// then), or when the directories cannot be made.
-    pub fn open(_config: Config) -> Result<Self, StoreError> {
-        Ok(Self {
-            inner: Arc::new(Inner {}),
-        })
+    pub fn open(config: Config) -> Result<Self, StoreError> {
+        Ok(Self { inner: Arc::new(open::open(config)?) })
     }
 
     /// Fetches an image that is complete when this returns. The same image asked for twice at once
@@ -120,86 +126,105 @@ impl Store {
     pub async fn pull(
         &self,
         reference: &ImageRef,
-        _auth: &[Credential],
-        _progress: Option<ProgressSink>,
+        auth: &[Credential],
+        progress: Option<ProgressSink>,
     ) -> Result<Image, PullError> {
-        Err(PullError::NotFound {
-            image: reference.to_string(),
-        })
+        let key = (reference.clone(), auth.to_vec());
+        let flight = self.inner.flights.join(&key, |progress| {
+            let pull = pull::Pull { inner: self.inner.clone(), reference: reference.clone(), progress };
+            let auth = auth.to_vec();
+            async move { pull.run(&auth).await }
+        });
+        let outcome = flight.wait(progress.as_ref()).await;
+        outcome.unwrap_or_else(|| Err(PullError::Interrupted { image: reference.to_string() }))
     }
 
     /// The image that a tag or digest means on this machine.
     #[must_use]
-    pub fn lookup(&self, _reference: &ImageRef) -> Option<Image> {
-        let _ = &self.inner;
-        None
+    pub fn lookup(&self, reference: &ImageRef) -> Option<Image> {
+        let state = self.inner.catalog.read();
+        state.find(reference).map(|entry| self.inner.catalog.image(entry))
     }
 
     /// The image with this id.
     #[must_use]
-    pub fn image(&self, _id: &ImageId) -> Option<Image> {
-        None
+    pub fn image(&self, id: &ImageId) -> Option<Image> {
+        let state = self.inner.catalog.read();
+        state.images.get(id).map(|entry| self.inner.catalog.image(entry))
     }
 
     /// What a person or a kubelet may call an image: an id (with or without `sha256:`, or a unique
     /// beginning of it, at least 4 digits), or a reference.
     #[must_use]
-    pub fn resolve(&self, _text: &str) -> Option<Image> {
-        None
+    pub fn resolve(&self, text: &str) -> Option<Image> {
+        let by_name = || self.lookup(&text.parse().ok()?);
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        let is_hex = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_hex {
+            return by_name();
+        }
+        // A short name may look like the beginning of an id; the name wins.
+        by_name().or_else(|| {
+            let state = self.inner.catalog.read();
+            let mut fitting = state.images.values().filter(|e| e.record.id.digest().hex().starts_with(hex));
+            match (fitting.next(), fitting.next()) {
+                (Some(entry), None) => Some(self.inner.catalog.image(entry)),
+                _ => None,
+            }
+        })
     }
 
     /// Every image, by id.
     #[must_use]
     pub fn list(&self) -> Vec<Image> {
-        Vec::new()
+        let state = self.inner.catalog.read();
+        state.images.values().map(|entry| self.inner.catalog.image(entry)).collect()
     }
 
     /// Takes a tag or a digest off its image; the image goes when nothing names it any more, and with
-    /// it the layers that no other image has. An absent reference is no error.
+    /// it the layers that no other image has. An absent reference is no error. Blocks on the disk.
     ///
     /// # Errors
     /// When the image is in use by a snapshot and this is its last name, or the disk refuses.
-    pub fn remove(&self, _reference: &ImageRef) -> Result<Removed, StoreError> {
-        Ok(Removed::default())
+    pub fn remove(&self, reference: &ImageRef) -> Result<Removed, StoreError> {
+        self.inner.remove(reference)
     }
 
-    /// Removes an image with all its names. An absent image is no error.
+    /// Removes an image with all its names. An absent image is no error. Blocks on the disk.
     ///
     /// # Errors
     /// When it is in use by a snapshot, or the disk refuses.
-    pub fn remove_image(&self, _id: &ImageId) -> Result<Removed, StoreError> {
-        Ok(Removed::default())
+    pub fn remove_image(&self, id: &ImageId) -> Result<Removed, StoreError> {
+        self.inner.remove_image(id)
     }
 
     /// Reads an OCI layout or a docker-archive out of a tar stream (also compressed) into the store.
     ///
     /// # Errors
     /// When the archive is neither, is damaged, or does not fit the disk.
-    pub async fn load(&self, _tar: impl Read + Send + 'static) -> Result<Vec<Image>, LoadError> {
-        Ok(Vec::new())
+    pub async fn load(&self, tar: impl Read + Send + 'static) -> Result<Vec<Image>, LoadError> {
+        load::load(&self.inner, tar, false).await
     }
 
     /// Loads every tar of the preload directory that is new or has changed, and pins its images.
     pub async fn preload(&self) -> Vec<Preloaded> {
-        Vec::new()
+        preload::preload(&self.inner).await
     }
 
     /// Makes the writable directories of a container on top of an image. Nothing is mounted.
     ///
     /// # Errors
     /// When the id is not a plain name, has a snapshot already, or the image is gone.
-    pub fn snapshot(&self, _container_id: &str, image: &Image) -> Result<Snapshot, SnapshotError> {
-        Err(SnapshotError::ImageGone {
-            image: image.id.clone(),
-        })
+    pub fn snapshot(&self, container_id: &str, image: &Image) -> Result<Snapshot, SnapshotError> {
+        self.inner.snapshot(container_id, image)
     }
 
     /// Removes the writable directories of a container; an absent snapshot is no error.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn remove_snapshot(&self, _container_id: &str) -> Result<(), SnapshotError> {
-        Ok(())
+    pub fn remove_snapshot(&self, container_id: &str) -> Result<(), SnapshotError> {
+        self.inner.remove_snapshot(container_id)
     }
 
     /// The ids of all snapshots.
@@ -207,23 +232,104 @@ impl Store {
     /// # Errors
     /// When the directory cannot be read.
     pub fn snapshots(&self) -> Result<BTreeSet<String>, SnapshotError> {
-        Ok(BTreeSet::new())
+        self.inner.snapshots()
     }
 
     /// Removes every image that is neither in `in_use`, nor pinned, nor under a snapshot, nor being
-    /// pulled, and every layer that no image has.
-    pub fn gc(&self, _in_use: &BTreeSet<ImageId>) -> Freed {
-        Freed::default()
+    /// pulled, and every layer that no image has. Blocks on the disk.
+    pub fn gc(&self, in_use: &BTreeSet<ImageId>) -> Freed {
+        self.inner.gc(in_use)
     }
 
-    /// What the store uses, and what its filesystem has left.
+    /// What the store uses, and what its filesystem has left. Reads one small file per layer.
     ///
     /// # Errors
     /// When the filesystem cannot be asked.
     pub fn usage(&self) -> Result<Usage, StoreError> {
-        Ok(Usage::default())
+        let root = self.inner.catalog.layout.root();
+        let stat = nix::sys::statvfs::statvfs(root).map_err(|e| StoreError::Io {
+            operation: "asking the filesystem of",
+            path: root.to_owned(),
+            source: e.into(),
+        })?;
+        let layers: BTreeSet<Digest> =
+            self.inner.catalog.read().images.values().flat_map(|e| e.record.layers.clone()).collect();
+        let sizes = layers.iter().filter_map(|l| read_layer(&self.inner.catalog.layout, l));
+        Ok(Usage {
+            layer_bytes: sizes.map(|l| l.size_bytes).sum(),
+            layers: layers.len() as u64,
+            capacity_bytes: stat.blocks() * stat.fragment_size(),
+            available_bytes: stat.blocks_available() * stat.fragment_size(),
+            inodes: stat.files(),
+            inodes_free: stat.files_available(),
+        })
     }
 }
 
-#[allow(dead_code)]
-fn unused(_: Digest) {}
+impl Inner {
+    /// Gives a complete image its record. Its layers are in place and leased.
+    fn commit_blocking(&self, new: NewImage) -> Result<Image, StoreError> {
+        let layout = &self.catalog.layout;
+        let layers = &new.config.diff_ids;
+        let distinct: BTreeSet<&Digest> = layers.iter().collect();
+        let sizes = distinct.into_iter().filter_map(|l| read_layer(layout, l)).map(|l| l.size_bytes);
+        let size_bytes = sizes.sum();
+        let finish = meta::finish_blocking(layout, layers)?;
+        let record = Record {
+            id: new.id.clone(),
+            manifest: new.manifest,
+            references: new.references,
+            repo_digests: new.repo_digests,
+            layers: layers.clone(),
+            blobs: new.blobs,
+            size_bytes,
+            finish: finish.staging.is_some(),
+            root: finish.root,
+            pinned: new.pinned,
+            added_at: jiff::Timestamp::now(),
+            unsynced_boot: Some(self.boot.clone()),
+        };
+        let image = self.catalog.change(|state| {
+            if let Some(staging) = finish.staging {
+                staging.commit(&layout.finish(new.id.digest()))?;
+            }
+            state.insert(Entry { record, config: new.config });
+            let entry = state.images.get(&new.id);
+            Ok(entry.map(|e| self.catalog.image(e)))
+        })?;
+        self.syncer.committed(new.id.clone());
+        image.ok_or_else(|| StoreError::Io {
+            operation: "recording",
+            path: layout.index(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })
+    }
+
+    /// Gives an image that is here another name; `None` when it is not here any more.
+    fn add_names(
+        &self,
+        id: &ImageId,
+        tag: Option<ImageRef>,
+        pinned_to: ImageRef,
+        documents: impl IntoIterator<Item = Digest>,
+    ) -> Result<Option<Image>, StoreError> {
+        {
+            let state = self.catalog.read();
+            let Some(entry) = state.images.get(id) else { return Ok(None) };
+            let named = tag.iter().all(|t| entry.record.references.contains(t));
+            if named && entry.record.repo_digests.contains(&pinned_to) {
+                return Ok(Some(self.catalog.image(entry)));
+            }
+        }
+        self.catalog.change(|state| {
+            let Some(entry) = state.images.get(id) else { return Ok(None) };
+            let mut entry = entry.clone();
+            entry.record.references.extend(tag);
+            entry.record.repo_digests.insert(pinned_to);
+            entry.record.blobs.extend(documents);
+            let image = self.catalog.image(&entry);
+            state.insert(entry);
+            Ok(Some(image))
+        })
+    }
+}

@@ -1,0 +1,248 @@
+//! Which images there are: in memory for questions, in `index.json` for the next start.
+//!
+//! **Invariant:** a record is in the index only while every layer it names is in place; layers go
+//! only under the catalog's write lock, after every record, lease and snapshot was asked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    image::{Image, ImageId},
+    manifest::ImageConfig,
+    reference::ImageRef,
+    store::{StoreError, layout::Layout},
+};
+
+/// The format that this program writes; it refuses newer ones.
+pub(crate) const VERSION: u64 = 1;
+
+/// `index.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct IndexFile {
+    pub(crate) version: u64,
+    pub(crate) images: Vec<Record>,
+    /// Files of the preload directory that were loaded, and what they looked like then.
+    #[serde(default)]
+    pub(crate) preloaded: BTreeMap<PathBuf, Preload>,
+}
+
+/// What identifies a file of the preload directory, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Preload {
+    pub(crate) size: u64,
+    pub(crate) modified_ns: i128,
+    pub(crate) inode: u64,
+    pub(crate) images: BTreeSet<ImageId>,
+}
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) id: ImageId,
+    pub(crate) manifest: Digest,
+    /// Tags.
+    pub(crate) references: BTreeSet<ImageRef>,
+    /// `name@digest`.
+    pub(crate) repo_digests: BTreeSet<ImageRef>,
+    /// Diff ids, lowest first.
+    pub(crate) layers: Vec<Digest>,
+    /// Blobs that are kept for it besides its configuration: manifests, indexes, layers.
+    pub(crate) blobs: BTreeSet<Digest>,
+    pub(crate) size_bytes: u64,
+    /// There is a `finish-<id>` directory to go on top of the layers.
+    pub(crate) finish: bool,
+    pub(crate) root: RootMeta,
+    pub(crate) pinned: bool,
+    pub(crate) added_at: jiff::Timestamp,
+    /// The boot in which it was written, until the kernel has put all of it on the disk.
+    pub(crate) unsynced_boot: Option<String>,
+}
+
+/// Mode and owner of the image's root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RootMeta {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// A record with its configuration at hand.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) config: ImageConfig,
+}
+
+#[derive(Debug, Default, Clone)]
+pub(crate) struct State {
+    pub(crate) images: BTreeMap<ImageId, Entry>,
+    pub(crate) preloaded: BTreeMap<PathBuf, Preload>,
+    /// Layers that a pull has, or is about to have, in place without a record yet.
+    pub(crate) leases: BTreeMap<Digest, usize>,
+    /// Pulls and loads at work.
+    pub(crate) working: usize,
+}
+
+/// The images of this store.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    pub(crate) layout: Layout,
+    state: RwLock<State>,
+    /// Writers come one after the other, while readers go on with what is in memory.
+    writer: Mutex<()>,
+}
+
+impl Catalog {
+    pub(crate) fn new(layout: Layout, state: State) -> Self {
+        Self { layout, state: RwLock::new(state), writer: Mutex::new(()) }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, then the index. When the index cannot be written nothing has changed,
+    /// except for what `change` itself did on disk, which the next start notices.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let _one_at_a_time = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let (result, before, file) = {
+            let mut state = self.write();
+            let before = (state.images.clone(), state.preloaded.clone());
+            let result = change(&mut state)?;
+            (result, before, state.to_file())
+        };
+        let written = self.write_index(&file);
+        if written.is_err() {
+            let mut state = self.write();
+            (state.images, state.preloaded) = before;
+        }
+        written.map(|()| result)
+    }
+
+    fn write_index(&self, file: &IndexFile) -> Result<(), StoreError> {
+        let path = self.layout.index();
+        let text =
+            serde_json::to_vec_pretty(file).map_err(|source| StoreError::Index { path: path.clone(), source })?;
+        self.layout.write(&path, &text, true)
+    }
+
+    /// Keeps layers, and all blobs, from being collected until the lease is dropped.
+    pub(crate) fn lease(self: &Arc<Self>, layers: &[Digest]) -> Lease {
+        let mut state = self.write();
+        state.working += 1;
+        for layer in layers {
+            *state.leases.entry(layer.clone()).or_insert(0) += 1;
+        }
+        Lease { catalog: self.clone(), layers: layers.to_vec() }
+    }
+
+    pub(crate) fn image(&self, entry: &Entry) -> Image {
+        let Entry { record, config } = entry;
+        let mut layers = Vec::with_capacity(record.layers.len() + 1);
+        if record.finish {
+            layers.push(self.layout.finish(record.id.digest()).join("fs"));
+        }
+        layers.extend(record.layers.iter().rev().map(|l| self.layout.layer(l).join("fs")));
+        Image {
+            id: record.id.clone(),
+            references: record.references.iter().cloned().collect(),
+            repo_digests: record.repo_digests.iter().map(ToString::to_string).collect(),
+            size_bytes: record.size_bytes,
+            config: config.parsed.clone(),
+            layers,
+            created: config.created,
+            pinned: record.pinned,
+        }
+    }
+}
+
+impl State {
+    fn to_file(&self) -> IndexFile {
+        IndexFile {
+            version: VERSION,
+            images: self.images.values().map(|e| e.record.clone()).collect(),
+            preloaded: self.preloaded.clone(),
+        }
+    }
+
+    /// The image that a reference means: its digest if it has one, else its tag.
+    pub(crate) fn find(&self, reference: &ImageRef) -> Option<&Entry> {
+        self.images.values().find(|entry| match reference.digest() {
+            None => entry.record.references.contains(reference),
+            Some(digest) => {
+                entry.record.repo_digests.contains(&reference.with_digest(digest.clone()))
+                    || entry.record.manifest == *digest && entry.record.names().any(|r| r.name() == reference.name())
+            }
+        })
+    }
+
+    /// Adds an image, or what is new about one that is here; its tags leave the images they were on.
+    pub(crate) fn insert(&mut self, mut entry: Entry) {
+        for other in self.images.values_mut().filter(|o| o.record.id != entry.record.id) {
+            other.record.references.retain(|r| !entry.record.references.contains(r));
+        }
+        if let Some(present) = self.images.get(&entry.record.id) {
+            let old = &present.record;
+            entry.record.references.extend(old.references.iter().cloned());
+            entry.record.repo_digests.extend(old.repo_digests.iter().cloned());
+            entry.record.blobs.extend(old.blobs.iter().cloned());
+            entry.record.pinned |= old.pinned;
+            entry.record.added_at = old.added_at;
+        }
+        self.images.insert(entry.record.id.clone(), entry);
+    }
+
+    /// Layers that a record or a lease needs.
+    pub(crate) fn needed_layers(&self) -> BTreeSet<Digest> {
+        let recorded = self.images.values().flat_map(|e| e.record.layers.iter());
+        recorded.chain(self.leases.keys()).cloned().collect()
+    }
+
+    /// Blobs that a record needs.
+    pub(crate) fn needed_blobs(&self) -> BTreeSet<Digest> {
+        self.images
+            .values()
+            .flat_map(|e| e.record.blobs.iter().chain([e.record.id.digest(), &e.record.manifest]))
+            .cloned()
+            .collect()
+    }
+}
+
+impl Record {
+    /// Everything it is called.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &ImageRef> {
+        self.references.iter().chain(&self.repo_digests)
+    }
+}
+
+/// Keeps layers from being collected while a pull has no record for them yet.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    catalog: Arc<Catalog>,
+    layers: Vec<Digest>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.catalog.write();
+        state.working -= 1;
+        for layer in &self.layers {
+            if let Some(count) = state.leases.get_mut(layer) {
+                *count -= 1;
+                if *count == 0 {
+                    state.leases.remove(layer);
+                }
+            }
+        }
+    }
+}

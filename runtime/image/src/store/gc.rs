@@ -1,0 +1,157 @@
+//! What goes, and what must not.
+//!
+//! An image stays while it is pinned, named by the caller as in use, or under a snapshot; a layer
+//! while a record or a lease (a pull at work) needs it.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    digest::Digest,
+    image::ImageId,
+    reference::ImageRef,
+    store::{
+        Inner, StoreError,
+        catalog::State,
+        layers::read_layer_at,
+        layout::{Layout, Staging, entries, name_of},
+        snapshot,
+    },
+};
+
+/// What [`Store::remove`](crate::Store::remove) did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Names that no longer exist: tags, and `name@digest`.
+    pub untagged: Vec<ImageRef>,
+    /// The image itself, when it went.
+    pub deleted: Option<ImageId>,
+    /// Bytes of layers that are free again.
+    pub freed_bytes: u64,
+}
+
+/// What [`Store::gc`](crate::Store::gc) did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Images that were removed.
+    pub images: Vec<ImageId>,
+    /// Unpacked layers that were removed, also those of interrupted pulls.
+    pub layers: usize,
+    /// Bytes of layers that are free again.
+    pub bytes: u64,
+}
+
+/// Things moved out of sight; they are deleted when this is dropped, outside any lock.
+#[derive(Default)]
+struct Swept {
+    layers: usize,
+    bytes: u64,
+    trash: Vec<Staging>,
+}
+
+impl Inner {
+    pub(crate) fn remove(&self, reference: &ImageRef) -> Result<Removed, StoreError> {
+        let found = self.catalog.read().find(reference).map(|e| e.record.id.clone());
+        let Some(id) = found else { return Ok(Removed::default()) };
+        self.take_names(&id, |names| {
+            let mut gone = Vec::new();
+            if reference.digest().is_none() {
+                gone.push(reference.clone());
+            }
+            // The digests of a repository go with its last tag.
+            let same_name = |r: &&ImageRef| r.name() == reference.name();
+            let last_tag = !names.references.iter().filter(same_name).any(|r| r != reference);
+            if reference.digest().is_some() || last_tag {
+                gone.extend(names.repo_digests.iter().filter(same_name).cloned());
+            }
+            gone
+        })
+    }
+
+    pub(crate) fn remove_image(&self, id: &ImageId) -> Result<Removed, StoreError> {
+        self.take_names(id, |names| names.names().cloned().collect())
+    }
+
+    fn take_names(
+        &self,
+        id: &ImageId,
+        choose: impl FnOnce(&super::catalog::Record) -> Vec<ImageRef>,
+    ) -> Result<Removed, StoreError> {
+        if !self.catalog.read().images.contains_key(id) {
+            return Ok(Removed::default());
+        }
+        let layout = &self.catalog.layout;
+        let (removed, _swept) = self.catalog.change(|state| {
+            let Some(entry) = state.images.get_mut(id) else { return Ok(Default::default()) };
+            let untagged = choose(&entry.record);
+            if entry.record.names().all(|n| untagged.contains(n)) {
+                if let Some((container, _)) = snapshot::users(layout)?.into_iter().find(|(_, i)| i == id) {
+                    return Err(StoreError::InUse { image: id.clone(), container });
+                }
+                state.images.remove(id);
+                let swept = sweep(layout, state);
+                let removed = Removed { untagged, deleted: Some(id.clone()), freed_bytes: swept.bytes };
+                return Ok((removed, swept));
+            }
+            entry.record.references.retain(|r| !untagged.contains(r));
+            entry.record.repo_digests.retain(|r| !untagged.contains(r));
+            Ok((Removed { untagged, ..Removed::default() }, Swept::default()))
+        })?;
+        Ok(removed)
+    }
+
+    pub(crate) fn gc(&self, in_use: &BTreeSet<ImageId>) -> Freed {
+        let layout = &self.catalog.layout;
+        let done = self.catalog.change(|state| {
+            let mut needed = in_use.clone();
+            needed.extend(snapshot::users(layout)?.into_iter().map(|(_, image)| image));
+            let unused = |id: &ImageId, pinned: bool| !pinned && !needed.contains(id);
+            let images: Vec<ImageId> = state
+                .images
+                .values()
+                .filter(|e| unused(&e.record.id, e.record.pinned))
+                .map(|e| e.record.id.clone())
+                .collect();
+            state.images.retain(|id, _| !images.contains(id));
+            Ok((images, sweep(layout, state)))
+        });
+        match done {
+            Ok((images, swept)) => Freed { images, layers: swept.layers, bytes: swept.bytes },
+            Err(error) => {
+                tracing::debug!(%error, "images could not be collected");
+                Freed::default()
+            }
+        }
+    }
+}
+
+/// Moves everything that nothing needs out of sight. What cannot be moved now is met again next time.
+fn sweep(layout: &Layout, state: &State) -> Swept {
+    let mut swept = Swept::default();
+    let layers: BTreeSet<String> = state.needed_layers().iter().map(|d| d.hex().to_owned()).collect();
+    let finishes: BTreeSet<String> = state.images.keys().map(|id| format!("finish-{}", id.digest().hex())).collect();
+    for path in entries(&layout.layers()).unwrap_or_default() {
+        let Some(name) = name_of(&path) else { continue };
+        if layers.contains(name) || finishes.contains(name) {
+            continue;
+        }
+        let bytes = read_layer_at(&path).map_or(0, |l| l.size_bytes);
+        if let Ok(Some(trash)) = layout.discard(&path) {
+            swept.layers += usize::from(!name.starts_with("finish-"));
+            swept.bytes += bytes;
+            swept.trash.push(trash);
+        }
+    }
+    // A pull writes its blobs just before its record; they stay while one is at work.
+    if state.working == 0 {
+        let blobs: BTreeSet<Digest> = state.needed_blobs();
+        for path in entries(&layout.blobs()).unwrap_or_default() {
+            let known = name_of(&path).and_then(|n| Digest::from_hex(n).ok());
+            if !known.is_some_and(|d| blobs.contains(&d))
+                && let Ok(Some(trash)) = layout.discard(&path)
+            {
+                swept.trash.push(trash);
+            }
+        }
+    }
+    swept
+}

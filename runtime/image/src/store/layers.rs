@@ -1,0 +1,107 @@
+//! Unpacked layers: made in staging, visible only when both digests were right.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::{self, DirBuilder, File},
+    io::BufRead,
+    os::{fd::AsFd, unix::fs::DirBuilderExt},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    layer::{Expected, LayerError, Limits, unpack},
+    store::{StoreError, layout::Layout},
+};
+
+/// `layer.json`, beside the layer's `fs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerFile {
+    pub(crate) version: u64,
+    pub(crate) size_bytes: u64,
+    pub(crate) entries: u64,
+    /// Directories that the layer has things in but says nothing about, as hexadecimal bytes.
+    pub(crate) implied: BTreeSet<String>,
+    /// The boot in which it was unpacked.
+    pub(crate) boot: String,
+}
+
+/// Why a layer is not in place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlaceError {
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PlaceError {
+    pub(crate) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Layer(e) => e.is_disk_full(),
+            Self::Store(e) => e.is_disk_full(),
+        }
+    }
+}
+
+/// Reads `layer.json`; `None` when the layer is not in place.
+pub(crate) fn read_layer(layout: &Layout, diff_id: &Digest) -> Option<LayerFile> {
+    read_layer_at(&layout.layer(diff_id))
+}
+
+pub(crate) fn read_layer_at(directory: &Path) -> Option<LayerFile> {
+    let text = fs::read(directory.join("layer.json")).ok()?;
+    serde_json::from_slice(&text).ok().filter(|l: &LayerFile| l.version == 1)
+}
+
+/// Unpacks a layer and puts it in place. Must not run on the executor.
+pub(crate) fn place_blocking(
+    layout: &Layout,
+    input: impl BufRead,
+    expected: &Expected,
+    limits: &Limits,
+    boot: &str,
+) -> Result<LayerFile, PlaceError> {
+    let staging = layout.stage("layer")?;
+    let fs_path = staging.path().join("fs");
+    let failed = |source| StoreError::Io { operation: "creating", path: fs_path.clone(), source };
+    DirBuilder::new().mode(0o755).create(&fs_path).map_err(failed)?;
+    let root = File::open(&fs_path).map_err(failed)?;
+    // The umask took its part; without an entry of its own the root is what a mkdir makes.
+    nix::sys::stat::fchmod(&root, nix::sys::stat::Mode::from_bits_truncate(0o755)).map_err(|e| failed(e.into()))?;
+    let applied = unpack(input, expected, root.as_fd(), limits)?;
+    let file = LayerFile {
+        version: 1,
+        size_bytes: applied.bytes,
+        entries: applied.entries,
+        implied: applied.implied.iter().map(hex::encode).collect(),
+        boot: boot.to_owned(),
+    };
+    let path = staging.path().join("layer.json");
+    let text = serde_json::to_vec(&file).map_err(|source| StoreError::Index { path: path.clone(), source })?;
+    fs::write(&path, text).map_err(|source| StoreError::Io { operation: "writing", path, source })?;
+    staging.commit(&layout.layer(&expected.diff_id))?;
+    Ok(file)
+}
+
+/// One lock per layer, so that a layer that several images share is fetched by one of them.
+#[derive(Debug, Default)]
+pub(crate) struct LayerLocks {
+    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl LayerLocks {
+    pub(crate) fn of(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(diff_id).and_then(Weak::upgrade) {
+            return lock;
+        }
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        locks.insert(diff_id.clone(), Arc::downgrade(&lock));
+        lock
+    }
+}

@@ -1,0 +1,487 @@
+//! Loads images out of an archive: an OCI layout, or what `docker save` writes.
+//!
+//! A stream can be read once and its parts come in any order, so it is first laid out as files in
+//! staging; layers are then unpacked from there with the same checks as pulled ones.
+//! Source: OCI image-spec `image-layout.md`; Docker image spec v1.2 §Combined Image JSON.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, BufReader, Read, Write},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use futures_util::{TryStreamExt, stream::FuturesUnordered};
+use serde::Deserialize;
+use sha2::Digest as _;
+
+use crate::{
+    digest::Digest,
+    image::{Image, ImageId},
+    layer::{Archive, Decompressor, Expected, Kind, LayerError, Limits},
+    manifest::{self, Descriptor, Document, IndexEntry, MAX_CONFIG, MAX_MANIFEST, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST},
+    reference::ImageRef,
+    store::{
+        Inner, KeepBlobs, LoadError, NewImage, StoreError,
+        layers::{PlaceError, place_blocking, read_layer},
+        layout::{Staging, create_private},
+    },
+};
+
+/// Files in one image archive.
+const MAX_FILES: u64 = 100_000;
+
+/// The archive's files, laid out in staging.
+struct Spool {
+    /// Removed with everything in it when the load is over.
+    _directory: Staging,
+    items: BTreeMap<Vec<u8>, Item>,
+}
+
+enum Item {
+    File { path: PathBuf, size: u64 },
+    Link(Vec<u8>),
+}
+
+/// One image of the archive, before its layers are unpacked.
+struct Plan {
+    names: BTreeSet<ImageRef>,
+    config_bytes: Vec<u8>,
+    config: manifest::ImageConfig,
+    manifest: (Digest, Vec<u8>),
+    /// Index documents that lead to it.
+    documents: Vec<(Digest, Vec<u8>)>,
+    layers: Vec<(Expected, PathBuf)>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerEntry {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+pub(crate) async fn load(
+    inner: &Arc<Inner>,
+    tar: impl Read + Send + 'static,
+    pinned: bool,
+) -> Result<Vec<Image>, LoadError> {
+    let _at_work = inner.catalog.lease(&[]);
+    let spooling = inner.clone();
+    let planned = blocking(move || {
+        let spool = spool(&spooling, tar)?;
+        let plans = plan(&spooling, &spool)?;
+        Ok((spool, plans))
+    });
+    let (_spool, plans) = planned.await.map_err(|e| full(inner, e))?;
+    let mut images = Vec::new();
+    for plan in plans {
+        let _lease = inner.catalog.lease(&plan.config.diff_ids);
+        let work: FuturesUnordered<_> = plan.layers.iter().map(|(e, path)| layer(inner, e, path)).collect();
+        let () = work.try_collect().await.map_err(|e| full(inner, e))?;
+        let committing = inner.clone();
+        let done = blocking(move || commit(&committing, plan, pinned));
+        images.push(done.await.map_err(|e| full(inner, e))?);
+    }
+    Ok(images)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+) -> Result<T, LoadError> {
+    let stopped = |_| LoadError::Archive(LayerError::Read(Arc::new(io::ErrorKind::Interrupted.into())));
+    tokio::task::spawn_blocking(work).await.map_err(stopped)?
+}
+
+/// A full disk is one error, wherever it was met.
+fn full(inner: &Inner, error: LoadError) -> LoadError {
+    let disk_full = match &error {
+        LoadError::Archive(e) | LoadError::Layer { source: e, .. } => e.is_disk_full(),
+        LoadError::Store(e) => e.is_disk_full(),
+        _ => false,
+    };
+    if disk_full { LoadError::DiskFull { path: inner.config.root.clone() } } else { error }
+}
+
+async fn layer(inner: &Arc<Inner>, expected: &Expected, path: &std::path::Path) -> Result<(), LoadError> {
+    let lock = inner.layer_locks.of(&expected.diff_id);
+    let _only_one = lock.lock().await;
+    if read_layer(&inner.catalog.layout, &expected.diff_id).is_some() {
+        return Ok(());
+    }
+    let stopped = || LoadError::Archive(LayerError::Read(Arc::new(io::ErrorKind::Interrupted.into())));
+    let _slot = inner.downloads.acquire().await.map_err(|_| stopped())?;
+    let (inner, expected, path) = (inner.clone(), expected.clone(), path.to_owned());
+    blocking(move || {
+        let failed = |source| LoadError::Store(StoreError::Io { operation: "reading", path: path.clone(), source });
+        let input = BufReader::with_capacity(1 << 18, File::open(&path).map_err(failed)?);
+        let placed = place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &inner.boot);
+        match placed {
+            Ok(_) => Ok(()),
+            Err(PlaceError::Store(e)) => Err(LoadError::Store(e)),
+            Err(PlaceError::Layer(source)) => {
+                let layer = expected.blob.as_ref().unwrap_or(&expected.diff_id).to_string();
+                Err(LoadError::Layer { layer, source })
+            }
+        }
+    })
+    .await
+}
+
+fn spool(inner: &Inner, tar: impl Read) -> Result<Spool, LoadError> {
+    let directory = inner.catalog.layout.stage("load").map_err(LoadError::Store)?;
+    let limits = Limits { entries: MAX_FILES, ..inner.config.limits.clone() };
+    let input = Decompressor::new(BufReader::with_capacity(1 << 18, tar)).map_err(LoadError::Archive)?;
+    let mut archive = Archive::new(BufReader::with_capacity(1 << 18, input), &limits);
+    let mut items = BTreeMap::new();
+    let mut total = 0_u64;
+    while let Some(member) = archive.next().map_err(LoadError::Archive)? {
+        let Some(name) = inside(b"", &member.path) else { continue };
+        let item = match member.kind {
+            Kind::File if member.sparse.is_none() => {
+                total = total.saturating_add(member.size);
+                if total > limits.unpacked_bytes {
+                    let limit = limits.unpacked_bytes;
+                    return Err(LoadError::Archive(LayerError::Limit { what: "bytes of content", limit }));
+                }
+                let path = directory.path().join(items.len().to_string());
+                write_out(&mut archive, &path)?;
+                Item::File { path, size: member.size }
+            }
+            Kind::Symlink => {
+                let parent = name.iter().rposition(|b| *b == b'/').and_then(|s| name.get(..s));
+                match inside(parent.unwrap_or_default(), &member.link) {
+                    Some(target) => Item::Link(target),
+                    None => continue,
+                }
+            }
+            Kind::HardLink => match inside(b"", &member.link) {
+                Some(target) => Item::Link(target),
+                None => continue,
+            },
+            _ => continue,
+        };
+        items.insert(name, item);
+    }
+    Ok(Spool { _directory: directory, items })
+}
+
+fn write_out<R: io::BufRead>(archive: &mut Archive<R>, path: &std::path::Path) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Store(StoreError::Io { operation: "writing", path: path.to_owned(), source });
+    let mut file = create_private(path).map_err(failed)?;
+    loop {
+        let chunk = archive.chunk().map_err(LoadError::Archive)?;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let length = chunk.len();
+        file.write_all(chunk).map_err(failed)?;
+        archive.consume(length);
+    }
+}
+
+/// `path` seen from directory `from`, both inside the archive; `None` when it leads out.
+fn inside(from: &[u8], path: &[u8]) -> Option<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = from.split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();
+    for part in path.split(|b| *b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop()?;
+            }
+            _ => parts.push(part),
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join(&b'/'))
+}
+
+impl Spool {
+    /// The file that a name means, through links.
+    fn file(&self, name: &str) -> Option<(&PathBuf, u64)> {
+        let mut name = inside(b"", name.as_bytes())?;
+        for _ in 0..8 {
+            match self.items.get(&name)? {
+                Item::File { path, size } => return Some((path, *size)),
+                Item::Link(target) => name = target.clone(),
+            }
+        }
+        None
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, LoadError> {
+        let Some((path, size)) = self.file(name) else { return Ok(None) };
+        if size > limit {
+            let problem = format!("has {size} bytes, more than {limit}");
+            return Err(LoadError::Invalid { what: name.to_owned(), problem });
+        }
+        let failed = |source| StoreError::Io { operation: "reading", path: path.clone(), source };
+        fs::read(path).map(Some).map_err(failed).map_err(LoadError::Store)
+    }
+
+    fn blob_name(digest: &Digest) -> String {
+        format!("blobs/sha256/{}", digest.hex())
+    }
+
+    fn blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, LoadError> {
+        let name = Self::blob_name(digest);
+        let invalid = |problem: String| LoadError::Invalid { what: name.clone(), problem };
+        let bytes = self.read(&name, limit)?.ok_or_else(|| invalid("is missing".to_owned()))?;
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            return Err(invalid(format!("has digest {actual} instead")));
+        }
+        Ok(bytes)
+    }
+}
+
+fn plan(inner: &Inner, spool: &Spool) -> Result<Vec<Plan>, LoadError> {
+    let docker = match spool.read("manifest.json", MAX_MANIFEST)? {
+        Some(text) => serde_json::from_slice::<Vec<DockerEntry>>(&text)
+            .map_err(|e| LoadError::Invalid { what: "manifest.json".to_owned(), problem: e.to_string() })?,
+        None => Vec::new(),
+    };
+    let mut offered = BTreeSet::new();
+    let plans = match spool.read("index.json", MAX_MANIFEST)? {
+        Some(index) => plan_layout(inner, spool, &index, &docker, &mut offered)?,
+        None if docker.is_empty() => return Err(LoadError::NotAnImage),
+        None => plan_docker(inner, spool, &docker, &mut offered)?,
+    };
+    if plans.is_empty() {
+        let offered = offered.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(LoadError::Platform { wanted: inner.config.platform.to_string(), offered });
+    }
+    Ok(plans)
+}
+
+fn plan_layout(
+    inner: &Inner,
+    spool: &Spool,
+    index: &[u8],
+    docker: &[DockerEntry],
+    offered: &mut BTreeSet<String>,
+) -> Result<Vec<Plan>, LoadError> {
+    let invalid = |problem| LoadError::Invalid { what: "index.json".to_owned(), problem };
+    let Document::Index(entries) = manifest::parse(index, None).map_err(invalid)? else {
+        return Err(invalid("is a manifest, not an index".to_owned()));
+    };
+    let mut plans: Vec<Plan> = Vec::new();
+    for entry in &entries {
+        let Some(mut plan) = plan_entry(inner, spool, entry, offered)? else { continue };
+        // Docker writes both forms, and the full names only here.
+        let config_name = Spool::blob_name(&Digest::of(&plan.config_bytes));
+        for twin in docker.iter().filter(|d| d.config == config_name) {
+            plan.names.extend(docker_names(twin)?);
+        }
+        match plans.iter_mut().find(|p| p.manifest.0 == plan.manifest.0) {
+            Some(same) => same.names.extend(plan.names),
+            None => plans.push(plan),
+        }
+    }
+    Ok(plans)
+}
+
+fn plan_entry(
+    inner: &Inner,
+    spool: &Spool,
+    entry: &IndexEntry,
+    offered: &mut BTreeSet<String>,
+) -> Result<Option<Plan>, LoadError> {
+    let names = layout_names(entry)?;
+    let mut digest = entry.descriptor.digest.clone();
+    let mut documents = Vec::new();
+    for _ in 0..3 {
+        let bytes = spool.blob(&digest, MAX_MANIFEST)?;
+        let what = || Spool::blob_name(&digest);
+        let media_type = (documents.is_empty()).then_some(entry.descriptor.media_type.as_str());
+        let document =
+            manifest::parse(&bytes, media_type).map_err(|problem| LoadError::Invalid { what: what(), problem })?;
+        match document {
+            Document::Index(entries) => {
+                let chosen = match manifest::choose(&entries, &inner.config.platform) {
+                    Ok(chosen) => chosen.descriptor.digest.clone(),
+                    Err(other) => {
+                        offered.insert(other);
+                        return Ok(None);
+                    }
+                };
+                documents.push((digest, bytes));
+                digest = chosen;
+            }
+            Document::Manifest(manifest) => {
+                let config_bytes = spool.blob(&manifest.config.digest, MAX_CONFIG)?;
+                let Some(config) = config_for_here(inner, &manifest.config.digest, &config_bytes, offered)? else {
+                    return Ok(None);
+                };
+                let layers = layout_layers(spool, &manifest.layers, &config.diff_ids, &what())?;
+                let manifest = (digest, bytes);
+                return Ok(Some(Plan { names, config_bytes, config, manifest, documents, layers }));
+            }
+        }
+    }
+    Err(LoadError::Invalid { what: "index.json".to_owned(), problem: "leads through too many indexes".to_owned() })
+}
+
+fn layout_layers(
+    spool: &Spool,
+    blobs: &[Descriptor],
+    diff_ids: &[Digest],
+    what: &str,
+) -> Result<Vec<(Expected, PathBuf)>, LoadError> {
+    check_count(blobs.len(), diff_ids.len(), what)?;
+    let mut layers = Vec::new();
+    for (blob, diff_id) in blobs.iter().zip(diff_ids) {
+        let name = Spool::blob_name(&blob.digest);
+        let Some((path, _)) = spool.file(&name) else {
+            return Err(LoadError::Invalid { what: name, problem: "is missing".to_owned() });
+        };
+        let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
+        layers.push((expected, path.clone()));
+    }
+    Ok(layers)
+}
+
+fn check_count(layers: usize, diff_ids: usize, what: &str) -> Result<(), LoadError> {
+    if layers == diff_ids {
+        return Ok(());
+    }
+    let problem = format!("has {layers} layers, its configuration {diff_ids} diff ids");
+    Err(LoadError::Invalid { what: what.to_owned(), problem })
+}
+
+fn config_for_here(
+    inner: &Inner,
+    digest: &Digest,
+    bytes: &[u8],
+    offered: &mut BTreeSet<String>,
+) -> Result<Option<manifest::ImageConfig>, LoadError> {
+    let config = manifest::parse_config(bytes)
+        .map_err(|problem| LoadError::Invalid { what: format!("configuration {digest}"), problem })?;
+    if let Err(other) = config.check_platform(&inner.config.platform) {
+        offered.insert(other);
+        return Ok(None);
+    }
+    Ok(Some(config))
+}
+
+/// Names that tools put into a layout's index. A lone tag names nothing.
+fn layout_names(entry: &IndexEntry) -> Result<BTreeSet<ImageRef>, LoadError> {
+    let annotation = |key: &str| entry.annotations.as_ref().and_then(|a| a.get(key));
+    let full = annotation("io.containerd.image.name");
+    let short = annotation("org.opencontainers.image.ref.name").filter(|n| n.contains(['/', ':']));
+    full.or(short).map(|name| parse_name(name)).into_iter().collect()
+}
+
+fn parse_name(name: &str) -> Result<ImageRef, LoadError> {
+    name.parse().map_err(|e: crate::ReferenceError| LoadError::Invalid {
+        what: "image name".to_owned(),
+        problem: e.to_string(),
+    })
+}
+
+fn docker_names(entry: &DockerEntry) -> Result<BTreeSet<ImageRef>, LoadError> {
+    entry.repo_tags.iter().flatten().map(|t| parse_name(t)).collect()
+}
+
+fn plan_docker(
+    inner: &Inner,
+    spool: &Spool,
+    docker: &[DockerEntry],
+    offered: &mut BTreeSet<String>,
+) -> Result<Vec<Plan>, LoadError> {
+    let mut plans = Vec::new();
+    for entry in docker {
+        let missing = |what: &String| LoadError::Invalid { what: what.clone(), problem: "is missing".to_owned() };
+        let config_bytes = spool.read(&entry.config, MAX_CONFIG)?.ok_or_else(|| missing(&entry.config))?;
+        let config_digest = Digest::of(&config_bytes);
+        let Some(config) = config_for_here(inner, &config_digest, &config_bytes, offered)? else { continue };
+        check_count(entry.layers.len(), config.diff_ids.len(), "manifest.json")?;
+        let mut layers = Vec::new();
+        let mut blobs = Vec::new();
+        for (name, diff_id) in entry.layers.iter().zip(&config.diff_ids) {
+            let (path, size) = spool.file(name).ok_or_else(|| missing(name))?;
+            let (blob, media_type) = describe_file(path)?;
+            blobs.push(Descriptor { media_type, digest: blob.clone(), size });
+            layers.push((Expected { blob: Some(blob), length: size, diff_id: diff_id.clone() }, path.clone()));
+        }
+        // This form has no manifest; one of our own gives the image its digest.
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": Descriptor {
+                media_type: OCI_CONFIG.to_owned(),
+                digest: config_digest,
+                size: config_bytes.len() as u64,
+            },
+            "layers": blobs,
+        });
+        let bytes = manifest.to_string().into_bytes();
+        let manifest = (Digest::of(&bytes), bytes);
+        let names = docker_names(entry)?;
+        plans.push(Plan { names, config_bytes, config, manifest, documents: Vec::new(), layers });
+    }
+    Ok(plans)
+}
+
+/// Digest and media type of a layer file.
+fn describe_file(path: &std::path::Path) -> Result<(Digest, String), LoadError> {
+    let failed = |source| LoadError::Store(StoreError::Io { operation: "reading", path: path.to_owned(), source });
+    let mut file = File::open(path).map_err(failed)?;
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    let mut start = Vec::new();
+    loop {
+        let length = file.read(&mut buffer).map_err(failed)?;
+        let part = buffer.get(..length).unwrap_or_default();
+        if part.is_empty() {
+            break;
+        }
+        if start.is_empty() {
+            start = part.iter().copied().take(4).collect();
+        }
+        hasher.update(part);
+    }
+    let suffix = match start.as_slice() {
+        [0x1f, 0x8b, ..] => "+gzip",
+        [0x28, 0xb5, 0x2f, 0xfd] => "+zstd",
+        _ => "",
+    };
+    Ok((Digest::from_bytes(&hasher.finalize()), format!("{OCI_LAYER}{suffix}")))
+}
+
+fn commit(inner: &Inner, plan: Plan, pinned: bool) -> Result<Image, LoadError> {
+    let layout = &inner.catalog.layout;
+    let id = Digest::of(&plan.config_bytes);
+    let store = LoadError::Store;
+    layout.write_blob(&id, &plan.config_bytes).map_err(store)?;
+    let mut blobs = BTreeSet::new();
+    for (digest, bytes) in plan.documents.iter().chain([&plan.manifest]) {
+        layout.write_blob(digest, bytes).map_err(store)?;
+        blobs.insert(digest.clone());
+    }
+    if inner.config.keep_blobs == KeepBlobs::Loaded {
+        for (expected, path) in &plan.layers {
+            let Some(digest) = &expected.blob else { continue };
+            let target = layout.blob(digest);
+            // A file that two images of the archive share is there since the first of them.
+            match fs::rename(path, &target) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && target.exists() => {}
+                other => other
+                    .map_err(|source| store(StoreError::Io { operation: "keeping", path: target.clone(), source }))?,
+            }
+            blobs.insert(digest.clone());
+        }
+    }
+    let top = plan.documents.first().map_or(&plan.manifest.0, |(digest, _)| digest);
+    let new = NewImage {
+        id: ImageId::new(id),
+        manifest: plan.manifest.0.clone(),
+        repo_digests: plan.names.iter().map(|n| n.with_digest(top.clone())).collect(),
+        references: plan.names.into_iter().filter(|n| n.digest().is_none()).collect(),
+        blobs,
+        config: plan.config,
+        pinned,
+    };
+    inner.commit_blocking(new).map_err(store)
+}

@@ -1,0 +1,170 @@
+//! Opening a store: find out what is whole, and remove what is not.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::Deserialize;
+
+use crate::{
+    digest::Digest,
+    manifest,
+    registry::Registries,
+    store::{
+        Config, Inner, StoreError,
+        catalog::{Catalog, Entry, IndexFile, Record, State, VERSION},
+        layers::{LayerLocks, read_layer, read_layer_at},
+        layout::{Layout, entries, name_of},
+        sync::Syncer,
+    },
+};
+
+#[derive(Deserialize)]
+struct Versioned {
+    version: u64,
+}
+
+pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
+    let layout = Layout::new(&config.root);
+    // Before anything is touched: a newer program's store is none of our business.
+    let index = read_index(&layout)?;
+    let authorities = read_authorities(&config)?;
+    layout.create()?;
+    let lock = lock(&layout)?;
+    layout.clear_staging()?;
+    let boot = boot_id()?;
+    let mut state = State { preloaded: index.preloaded, ..State::default() };
+    let mut unsynced = Vec::new();
+    for record in index.images {
+        match check(&layout, record, &boot) {
+            Ok(entry) => {
+                if entry.record.unsynced_boot.is_some() {
+                    unsynced.push(entry.record.id.clone());
+                }
+                state.images.insert(entry.record.id.clone(), entry);
+            }
+            Err((image, problem)) => {
+                tracing::warn!(%image, problem, "image is not whole and was dropped, it will be pulled again");
+            }
+        }
+    }
+    remove_untrusted_layers(&layout, &state, &boot)?;
+    let registries =
+        Registries::new(&config.insecure_registries, authorities, config.connect_timeout, config.stall_timeout);
+    let catalog = Arc::new(Catalog::new(layout, state));
+    let syncer = Syncer::start(catalog.clone()).map_err(|source| StoreError::Io {
+        operation: "starting the sync thread of",
+        path: config.root.clone(),
+        source,
+    })?;
+    for image in unsynced {
+        syncer.committed(image);
+    }
+    let downloads = Arc::new(tokio::sync::Semaphore::new(config.max_concurrent_downloads.max(1)));
+    Ok(Inner {
+        syncer,
+        catalog,
+        registries,
+        downloads,
+        layer_locks: LayerLocks::default(),
+        flights: crate::flight::Flights::default(),
+        boot,
+        config,
+        _lock: lock,
+    })
+}
+
+fn read_index(layout: &Layout) -> Result<IndexFile, StoreError> {
+    let path = layout.index();
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Ok(IndexFile { version: VERSION, images: Vec::new(), preloaded: BTreeMap::new() });
+        }
+        Err(source) => return Err(StoreError::Io { operation: "reading", path, source }),
+    };
+    let damaged = |source| StoreError::Index { path: path.clone(), source };
+    // The version first: a newer format may have a shape that we cannot read.
+    let Versioned { version } = serde_json::from_slice(&text).map_err(damaged)?;
+    if version > VERSION {
+        return Err(StoreError::Newer { root: layout.root().to_owned(), found: version, known: VERSION });
+    }
+    serde_json::from_slice(&text).map_err(damaged)
+}
+
+fn read_authorities(config: &Config) -> Result<Vec<Vec<u8>>, StoreError> {
+    let mut found = Vec::new();
+    for path in &config.ca_files {
+        let bad = |problem: String| StoreError::Certificate { path: path.clone(), problem };
+        let pem = fs::read(path).map_err(|e| bad(e.to_string()))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| bad(e.to_string()))?;
+        if certificates.is_empty() {
+            return Err(bad("there is no certificate in PEM form in it".to_owned()));
+        }
+        found.push(pem);
+    }
+    Ok(found)
+}
+
+fn lock(layout: &Layout) -> Result<Flock<File>, StoreError> {
+    let path = layout.lock();
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(|source| StoreError::Io { operation: "opening", path: path.clone(), source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => StoreError::Locked { root: layout.root().to_owned() },
+        other => StoreError::Io { operation: "locking", path, source: other.into() },
+    })
+}
+
+fn boot_id() -> Result<String, StoreError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = fs::read_to_string(path);
+    let text = text.map_err(|source| StoreError::Io { operation: "reading", path: path.to_owned(), source })?;
+    Ok(text.trim().to_owned())
+}
+
+/// A record counts only with its configuration and every layer in place, and on the disk.
+fn check(layout: &Layout, record: Record, boot: &str) -> Result<Entry, (Digest, &'static str)> {
+    let id = record.id.digest().clone();
+    if record.unsynced_boot.as_deref().is_some_and(|b| b != boot) {
+        return Err((id, "the machine went down before it was on the disk"));
+    }
+    let bytes = fs::read(layout.blob(&id)).unwrap_or_default();
+    if Digest::of(&bytes) != id {
+        return Err((id, "its configuration is missing or damaged"));
+    }
+    let Ok(config) = manifest::parse_config(&bytes) else {
+        return Err((id, "its configuration cannot be read"));
+    };
+    if config.diff_ids != record.layers || record.layers.iter().any(|l| read_layer(layout, l).is_none()) {
+        return Err((id, "a layer is missing"));
+    }
+    if record.finish && !layout.finish(&id).join("fs").is_dir() {
+        return Err((id, "its topmost layer is missing"));
+    }
+    Ok(Entry { record, config })
+}
+
+/// Layers without a record are worth keeping for the pull that was broken off, but only when the
+/// kernel that wrote them still runs: else they may be incomplete on the disk.
+fn remove_untrusted_layers(layout: &Layout, state: &State, boot: &str) -> Result<(), StoreError> {
+    let needed: std::collections::BTreeSet<String> = state.needed_layers().iter().map(|d| d.hex().to_owned()).collect();
+    for path in entries(&layout.layers())? {
+        let Some(name) = name_of(&path) else { continue };
+        let recorded = match name.strip_prefix("finish-") {
+            Some(hex) => state.images.values().any(|e| e.record.finish && e.record.id.digest().hex() == hex),
+            None => needed.contains(name),
+        };
+        if recorded || read_layer_at(&path).is_some_and(|l| l.boot == boot) {
+            continue;
+        }
+        drop(layout.discard(&path)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,436 @@
+//! A pull: from a reference to an image that is complete.
+
+use std::{
+    io::{self, BufRead, Read},
+    sync::Arc,
+};
+
+use bytes::{Buf, Bytes};
+use futures_util::{StreamExt, TryStreamExt, stream::FuturesUnordered};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    credential::Credential,
+    digest::Digest,
+    image::{Image, ImageId},
+    layer::{Expected, LayerError},
+    manifest::{self, Descriptor, Document, ImageConfig, MAX_CONFIG, Manifest},
+    progress::{LayerProgress, Phase, Progress},
+    reference::ImageRef,
+    registry::{Fetched, RegistryError, Session, describe},
+    store::{
+        Inner, PullError,
+        catalog::Record,
+        layers::{PlaceError, place_blocking, read_layer},
+    },
+};
+
+/// An index may point at an index; nobody does so more than once.
+const MAX_INDEXES: usize = 3;
+/// How often a cut transfer is taken up again where it broke off, without a byte in between.
+const MAX_RESUMPTIONS: u32 = 4;
+/// Chunks that wait between network and disk, per layer; each has at most some 100 KiB.
+const CHUNKS_IN_FLIGHT: usize = 32;
+
+/// One pull at work.
+pub(crate) struct Pull {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) reference: ImageRef,
+    pub(crate) progress: watch::Sender<Progress>,
+}
+
+/// What a reference turned out to be.
+struct Resolved {
+    session: Arc<Session>,
+    /// The digest that the registry's tag means: an index or a manifest.
+    top: Digest,
+    manifest_digest: Digest,
+    manifest: Manifest,
+    /// Raw documents, as they came.
+    documents: Vec<(Digest, Vec<u8>)>,
+}
+
+impl Pull {
+    pub(crate) async fn run(self, auth: &[Credential]) -> Result<Image, PullError> {
+        let _at_work = self.inner.catalog.lease(&[]);
+        let resolved = self.resolve(auth).await?;
+        if let Some(image) = self.already_here(&resolved).await? {
+            self.progress.send_modify(|p| p.phase = Phase::Done);
+            return Ok(image);
+        }
+        let (config_bytes, config) = self.config(&resolved).await?;
+        let layers = &resolved.manifest.layers;
+        if config.diff_ids.len() != layers.len() {
+            let problem = format!("has {} diff ids, the manifest has {} layers", config.diff_ids.len(), layers.len());
+            return Err(self.invalid("configuration", problem));
+        }
+        config.check_platform(&self.inner.config.platform).map_err(|offered| self.platform(offered))?;
+        let _lease = self.inner.catalog.lease(&config.diff_ids);
+        self.begin_layers(layers);
+        let work: FuturesUnordered<_> = layers
+            .iter()
+            .zip(&config.diff_ids)
+            .enumerate()
+            .map(|(number, (blob, diff_id))| self.layer(&resolved.session, number, blob, diff_id))
+            .collect();
+        let () = work.try_collect().await?;
+        let image = self.commit(resolved, config_bytes, config).await?;
+        self.progress.send_modify(|p| p.phase = Phase::Done);
+        Ok(image)
+    }
+
+    /// Asks the registry, with each login that fits until one is accepted.
+    async fn resolve(&self, auth: &[Credential]) -> Result<Resolved, PullError> {
+        let (registry, repository) = (self.reference.registry(), self.reference.repository());
+        let mut fitting: Vec<(usize, &Credential)> =
+            auth.iter().filter_map(|c| Some((c.matches(registry, repository)?, c))).collect();
+        fitting.sort_by_key(|(exactness, _)| std::cmp::Reverse(*exactness));
+        let mut logins: Vec<Option<&Credential>> = fitting.into_iter().map(|(_, c)| Some(c)).collect();
+        if logins.is_empty() {
+            logins.push(None);
+        }
+        let mut refusal = None;
+        for login in logins {
+            match self.resolve_with(login).await {
+                Err(e @ PullError::Unauthorized { .. }) => refusal = refusal.or(Some(e)),
+                other => return other,
+            }
+        }
+        Err(refusal.unwrap_or_else(|| PullError::NotFound { image: self.reference.to_string() }))
+    }
+
+    async fn resolve_with(&self, login: Option<&Credential>) -> Result<Resolved, PullError> {
+        let session = Session::open(&self.inner.registries, &self.reference, login).await;
+        let session = Arc::new(session.map_err(|e| self.registry_error("access", e, describe(login)))?);
+        let name = match (self.reference.digest(), self.reference.tag()) {
+            (Some(digest), _) => digest.as_str(),
+            (None, Some(tag)) => tag,
+            (None, None) => "latest",
+        };
+        let mut documents = Vec::new();
+        let (mut digest, mut document) = self.document(&session, name, &mut documents).await?;
+        let top = digest.clone();
+        for _ in 0..MAX_INDEXES {
+            match document {
+                Document::Manifest(manifest) => {
+                    return Ok(Resolved { session, top, manifest_digest: digest, manifest, documents });
+                }
+                Document::Index(entries) => {
+                    let entry = manifest::choose(&entries, &self.inner.config.platform);
+                    let entry = entry.map_err(|offered| self.platform(offered))?;
+                    let chosen = entry.descriptor.digest.clone();
+                    (digest, document) = self.document(&session, chosen.as_str(), &mut documents).await?;
+                }
+            }
+        }
+        Err(self.invalid("index", format!("leads through more than {MAX_INDEXES} indexes")))
+    }
+
+    async fn document(
+        &self,
+        session: &Session,
+        name: &str,
+        documents: &mut Vec<(Digest, Vec<u8>)>,
+    ) -> Result<(Digest, Document), PullError> {
+        let fetched = session.manifest(name).await;
+        let Fetched { bytes, content_type, claimed } =
+            fetched.map_err(|e| self.registry_error("the manifest", e, session.login()))?;
+        let actual = Digest::of(&bytes);
+        // By digest it must be that; by tag, what the registry itself says.
+        for expected in name.parse::<Digest>().ok().iter().chain(&claimed) {
+            if *expected != actual {
+                return Err(self.mismatch("manifest", expected, &actual));
+            }
+        }
+        let document =
+            manifest::parse(&bytes, content_type.as_deref()).map_err(|problem| self.invalid("manifest", problem))?;
+        documents.push((actual.clone(), bytes));
+        Ok((actual, document))
+    }
+
+    /// The very same manifest was pulled before: only its names may be new.
+    async fn already_here(&self, resolved: &Resolved) -> Result<Option<Image>, PullError> {
+        let record = {
+            let state = self.inner.catalog.read();
+            let same = |r: &&Record| r.manifest == resolved.manifest_digest;
+            state.images.values().map(|e| &e.record).find(same).cloned()
+        };
+        let Some(record) = record else { return Ok(None) };
+        let (inner, id) = (self.inner.clone(), record.id);
+        let (tag, pinned_to) = self.names(&resolved.top);
+        let documents = resolved.documents.clone();
+        let done = self.blocking(move || {
+            for (digest, bytes) in &documents {
+                inner.catalog.layout.write_blob(digest, bytes)?;
+            }
+            inner.add_names(&id, tag, pinned_to, documents.into_iter().map(|(d, _)| d))
+        });
+        done.await?.map_err(|e| self.place_error(None, PlaceError::Store(e)))
+    }
+
+    /// The tag and the pinned name that this pull gives its image.
+    fn names(&self, top: &Digest) -> (Option<ImageRef>, ImageRef) {
+        // With a digest the tag is only a remark, which need not be true.
+        let tag = self.reference.digest().is_none().then(|| self.reference.clone());
+        (tag, self.reference.with_digest(top.clone()))
+    }
+
+    async fn config(&self, resolved: &Resolved) -> Result<(Vec<u8>, ImageConfig), PullError> {
+        let blob = &resolved.manifest.config;
+        let kept = std::fs::read(self.inner.catalog.layout.blob(&blob.digest)).ok();
+        let bytes = match kept.filter(|b| Digest::of(b) == blob.digest) {
+            Some(bytes) => bytes,
+            None => self.small_blob(&resolved.session, blob).await?,
+        };
+        let actual = Digest::of(&bytes);
+        if actual != blob.digest {
+            return Err(self.mismatch("configuration", &blob.digest, &actual));
+        }
+        let config = manifest::parse_config(&bytes).map_err(|problem| self.invalid("configuration", problem))?;
+        Ok((bytes, config))
+    }
+
+    async fn small_blob(&self, session: &Session, blob: &Descriptor) -> Result<Vec<u8>, PullError> {
+        let limit = blob.size.min(MAX_CONFIG);
+        let what = "the configuration";
+        let (mut stream, _) = session.blob(blob, 0).await.map_err(|e| self.registry_error(what, e, session.login()))?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            // The stream may complain of the digest at its end; then ours says so better.
+            let Ok(chunk) = chunk else { break };
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > limit {
+                return Err(self.invalid("configuration", format!("has more than the {limit} bytes promised")));
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn begin_layers(&self, layers: &[Descriptor]) {
+        self.progress.send_modify(|progress| {
+            progress.phase = Phase::Fetching;
+            progress.layers = layers
+                .iter()
+                .map(|l| LayerProgress {
+                    digest: l.digest.clone(),
+                    total_bytes: l.size,
+                    fetched_bytes: 0,
+                    done: false,
+                    present: false,
+                })
+                .collect();
+        });
+    }
+
+    fn show(&self, number: usize, change: impl FnOnce(&mut LayerProgress)) {
+        self.progress.send_modify(|p| {
+            if let Some(layer) = p.layers.get_mut(number) {
+                change(layer);
+            }
+        });
+    }
+
+    /// Has one layer in place when it returns. A lock is never waited for with a download slot in hand.
+    async fn layer(
+        &self,
+        session: &Arc<Session>,
+        number: usize,
+        blob: &Descriptor,
+        diff_id: &Digest,
+    ) -> Result<(), PullError> {
+        let lock = self.inner.layer_locks.of(diff_id);
+        let _only_one = lock.lock().await;
+        if read_layer(&self.inner.catalog.layout, diff_id).is_some() {
+            self.show(number, |l| (l.done, l.present) = (true, true));
+            return Ok(());
+        }
+        let slot = self.inner.downloads.acquire().await;
+        let _slot = slot.map_err(|_| PullError::Interrupted { image: self.reference.to_string() })?;
+        let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
+        let inner = self.inner.clone();
+        let unpacked = self.blocking(move || {
+            let input = Chunks { chunks, current: Bytes::new() };
+            place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &inner.boot)
+        });
+        let fetched = self.fetch(session, number, blob, sink);
+        let (fetched, unpacked) = tokio::join!(fetched, unpacked);
+        let unpacked = unpacked?;
+        match (fetched, unpacked) {
+            // What the registry said comes before what its absence caused.
+            (Err(e), Err(_)) => Err(e),
+            (_, Err(e)) => Err(self.place_error(Some(&blob.digest), e)),
+            (_, Ok(_)) => {
+                self.show(number, |l| l.done = true);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends a blob's bytes to whoever unpacks them; takes up again where a transfer broke off.
+    async fn fetch(
+        &self,
+        session: &Session,
+        number: usize,
+        blob: &Descriptor,
+        sink: mpsc::Sender<Result<Bytes, LayerError>>,
+    ) -> Result<(), PullError> {
+        let mut offset = 0;
+        let mut resumptions = 0;
+        while offset < blob.size {
+            let begun_at = offset;
+            let error = match session.blob(blob, offset).await {
+                Ok((mut stream, from_beginning)) => {
+                    let mut skip = if from_beginning { offset } else { 0 };
+                    loop {
+                        match stream.next().await {
+                            Some(Ok(mut chunk)) => {
+                                let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+                                chunk.advance(skipped);
+                                skip -= skipped as u64;
+                                let length = chunk.len() as u64;
+                                if length > 0 && sink.send(Ok(chunk)).await.is_err() {
+                                    // The unpacker has given up, and says why itself.
+                                    return Ok(());
+                                }
+                                offset += length;
+                                self.show(number, |l| l.fetched_bytes = offset);
+                            }
+                            Some(Err(e)) => break Some(e),
+                            None => break None,
+                        }
+                    }
+                    .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
+                }
+                Err(e) if e.is_transient() && resumptions < MAX_RESUMPTIONS => io::Error::other(e),
+                Err(e) => return Err(self.registry_error("a layer", e, session.login())),
+            };
+            if offset >= blob.size {
+                break;
+            }
+            resumptions = if offset > begun_at { 0 } else { resumptions + 1 };
+            if resumptions > MAX_RESUMPTIONS {
+                // Whoever unpacks learns it in the place where the bytes are missing.
+                let _given_up = sink.send(Err(LayerError::Read(Arc::new(error)))).await;
+                return Ok(());
+            }
+            tracing::debug!(digest = %blob.digest, offset, %error, "layer transfer was cut off");
+            tokio::time::sleep(std::time::Duration::from_millis(200) * 2_u32.pow(resumptions)).await;
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, resolved: Resolved, config_bytes: Vec<u8>, config: ImageConfig) -> Result<Image, PullError> {
+        let (tag, pinned_to) = self.names(&resolved.top);
+        let inner = self.inner.clone();
+        let config_digest = resolved.manifest.config.digest.clone();
+        let done = self.blocking(move || {
+            inner.catalog.layout.write_blob(&config_digest, &config_bytes)?;
+            for (digest, bytes) in &resolved.documents {
+                inner.catalog.layout.write_blob(digest, bytes)?;
+            }
+            let new = super::NewImage {
+                id: ImageId::new(config_digest),
+                manifest: resolved.manifest_digest,
+                references: tag.into_iter().collect(),
+                repo_digests: [pinned_to].into(),
+                blobs: resolved.documents.into_iter().map(|(d, _)| d).collect(),
+                config,
+                pinned: false,
+            };
+            inner.commit_blocking(new)
+        });
+        done.await?.map_err(|e| self.place_error(None, PlaceError::Store(e)))
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, PullError> {
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|_| PullError::Interrupted { image: self.reference.to_string() })
+    }
+
+    fn invalid(&self, what: &'static str, problem: String) -> PullError {
+        PullError::Invalid { image: self.reference.to_string(), what, problem }
+    }
+
+    fn platform(&self, offered: String) -> PullError {
+        let wanted = self.inner.config.platform.to_string();
+        PullError::Platform { image: self.reference.to_string(), wanted, offered }
+    }
+
+    fn mismatch(&self, what: &str, expected: &Digest, actual: &Digest) -> PullError {
+        PullError::DigestMismatch {
+            image: self.reference.to_string(),
+            what: what.to_owned(),
+            expected: expected.clone(),
+            actual: actual.clone(),
+        }
+    }
+
+    fn registry_error(&self, what: &str, source: RegistryError, login: String) -> PullError {
+        let image = self.reference.to_string();
+        let registry = self.reference.registry().to_owned();
+        match &source {
+            RegistryError::Connect { .. } | RegistryError::Setup { .. } => {
+                PullError::CannotConnect { registry, cause: source.cause(), source }
+            }
+            RegistryError::Status { status: 404, .. } if what == "the manifest" => PullError::NotFound { image },
+            RegistryError::Status { status: 401 | 403, .. } => PullError::Unauthorized { image, detail: login },
+            _ => PullError::Registry { registry, what: what.to_owned(), source },
+        }
+    }
+
+    fn place_error(&self, layer: Option<&Digest>, error: PlaceError) -> PullError {
+        let image = self.reference.to_string();
+        if error.is_disk_full() {
+            return PullError::DiskFull { image, path: self.inner.config.root.clone() };
+        }
+        match (error, layer) {
+            (PlaceError::Layer(LayerError::Blob { expected, actual }), _) => {
+                PullError::DigestMismatch { image, what: "layer blob".to_owned(), expected, actual }
+            }
+            (PlaceError::Layer(LayerError::DiffId { expected, actual }), _) => {
+                PullError::DigestMismatch { image, what: "unpacked layer".to_owned(), expected, actual }
+            }
+            (PlaceError::Layer(source), Some(digest)) => PullError::Layer { image, digest: digest.clone(), source },
+            (PlaceError::Layer(source), None) => {
+                PullError::Invalid { image, what: "layer", problem: source.to_string() }
+            }
+            (PlaceError::Store(source), _) => PullError::Store { image, source: Arc::new(source) },
+        }
+    }
+}
+
+/// A blob's bytes on the blocking side of the channel, without a copy.
+struct Chunks {
+    chunks: mpsc::Receiver<Result<Bytes, LayerError>>,
+    current: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let step = available.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..step), available.get(..step)) {
+            to.copy_from_slice(from);
+        }
+        self.consume(step);
+        Ok(step)
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(Ok(chunk)) => self.current = chunk,
+                Some(Err(error)) => return Err(io::Error::other(error)),
+                None => break,
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.current.advance(amount);
+    }
+}
