@@ -259,16 +259,28 @@ fn walk(
         let (old, new) = (named(&old), named(&new));
         if let (Some(old), Some(new)) = (old, new) {
             for key in old.keys().chain(new.keys().filter(|key| !old.contains_key(*key))) {
-                walk(&format!("{path}[{key}]"), old.get(key), new.get(key), cost, found);
+let path = format!("{path}[{key}]");
+                match (old.get(key), new.get(key)) {
+                    (Some(old), Some(new)) => walk(&path, Some(old), Some(new), cost, found),
+                    (old, new) => found.push(leaf(path, old, new, cost)),
+                }
             }
         }
     }
     if found.len() == start {
         // A value, a list without names, or a list whose order alone changed.
-        let shown = |value: Option<&Value>| value.map(Value::to_string);
-        let (from, to) = (shown(old), shown(new));
-        found.push(Difference { field: path.to_owned(), cost: cost(path), from, to });
+        found.push(leaf(path.to_owned(), old, new, cost));
     }
+}
+
+fn leaf(
+    field: String,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    cost: &dyn Fn(&str) -> Cost,
+) -> Difference {
+    let shown = |value: Option<&Value>| value.map(Value::to_string);
+    Difference { cost: cost(&field), field, from: shown(old), to: shown(new) }
 }
 
 /// Both as containers of one kind, where one that is absent counts as empty.

@@ -1,0 +1,201 @@
+//! How a pod ends: removed, completed, failed, out of time.
+
+use std::time::Duration;
+
+use portreeve_plan::{Action, Intent, SandboxState, Stopping, KillCause, Terminal};
+use serde_json::{Value, json};
+
+use crate::model::{Node, running};
+use crate::pods::{at, simple, with};
+
+fn job(policy: &str) -> Value {
+    json!({"restartPolicy": policy, "containers": [
+        {"name": "a", "image": "i:1"}, {"name": "b", "image": "i:1"},
+    ]})
+}
+
+fn graces(node: &Node) -> Vec<u64> {
+    let kills = node.plan().steps.into_iter().filter_map(|step| match step.action {
+        Action::KillContainer { grace, .. } => Some(grace.as_secs()),
+        _ => None,
+    });
+    kills.collect()
+}
+
+#[test]
+fn a_removed_pod_is_stopped_and_then_taken_apart_until_nothing_is_left() {
+    let spec = json!({
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "containers": [{"name": "web", "image": "web:1"}],
+    });
+    let mut node = Node::running(spec);
+    node.remove();
+    assert_eq!(
+        node.steps(),
+        ["stop container web within 30 s", "stop sandbox sandbox-0001", "unmount volumes tmp",
+         "remove container web (web-0002)", "remove sandbox sandbox-0001"]
+    );
+    assert!(!node.plan().removed);
+    node.settle();
+    assert!(node.plan().removed);
+    assert_eq!(node.plan().to_string(), "Pod default/web: nothing is left of it\n");
+}
+
+#[test]
+fn a_pod_that_never_started_is_removed_at_once() {
+    let mut node = Node::new(crate::pods::wanted(simple()));
+    node.remove();
+    assert!(node.plan().removed);
+}
+
+#[test]
+fn the_grace_period_counts_from_the_request_and_only_shrinks() {
+    let mut node = Node::running(simple());
+    node.remove();
+    node.pass(20);
+    assert_eq!(graces(&node), [10]);
+    node.pass(60);
+    assert_eq!(graces(&node), [2], "the least there is");
+    let grace = Some(Duration::ZERO);
+    node.desired.intent = Intent::Remove { since: node.now, grace };
+    assert_eq!(graces(&node), [0]);
+    let deadline = node.now + jiff::SignedDuration::from_secs(3);
+    let cause = KillCause::PodRemoved;
+    node.container("web").stopping = Some(Stopping { deadline, pre_stop_ran: true, cause });
+    let grace = Some(Duration::from_secs(100));
+    node.desired.intent = Intent::Remove { since: node.now, grace };
+    assert_eq!(graces(&node), [3], "a stop that has begun does not get more time");
+}
+
+#[test]
+fn sidecars_stop_after_the_containers_and_in_reverse() {
+    let spec = json!({
+        "initContainers": [
+            {"name": "first", "image": "i:1", "restartPolicy": "Always"},
+            {"name": "second", "image": "i:1", "restartPolicy": "Always"},
+        ],
+        "containers": [{"name": "web", "image": "i:1"}],
+    });
+    let mut node = Node::running(spec);
+    node.remove();
+    node.done.clear();
+    node.settle();
+    let stops: Vec<&str> = node
+        .done
+        .iter()
+        .filter_map(|step| step.strip_prefix("stop container ")?.split(' ').next())
+        .collect();
+    assert_eq!(stops, ["web", "second", "first"]);
+}
+
+#[test]
+fn a_pod_whose_containers_all_completed_has_succeeded_and_keeps_their_records() {
+    let mut node = Node::running(job("OnFailure"));
+    node.exit("a", 0);
+    node.settle();
+    assert!(node.desired.finished.is_none());
+    node.exit("b", 0);
+    assert_eq!(node.status().phase.as_deref(), Some("Succeeded"));
+    assert_eq!(node.steps(), ["record pod as Succeeded", "stop sandbox sandbox-0001"]);
+    node.settle();
+    assert_eq!(node.observed.containers.len(), 2);
+    assert_eq!(node.desired.finished.as_ref().unwrap().terminal, Terminal::Succeeded);
+}
+
+#[test]
+fn a_pod_that_never_restarts_fails_with_its_container() {
+    let mut node = Node::running(job("Never"));
+    node.exit("a", 0);
+    node.exit("b", 3);
+    node.settle();
+    assert_eq!(node.status().phase.as_deref(), Some("Failed"));
+    assert_eq!(node.desired.finished.as_ref().unwrap().terminal, Terminal::Failed);
+}
+
+#[test]
+fn a_finished_pod_does_not_run_again_after_a_reboot_and_is_still_told_about() {
+    let mut node = Node::running(job("Never"));
+    node.exit("a", 0);
+    node.exit("b", 0);
+    node.settle();
+    node.observed = portreeve_plan::ObservedPod::default();
+    node.pass(10);
+    assert!(node.steps().is_empty());
+    let status = node.status();
+    assert_eq!(status.phase.as_deref(), Some("Succeeded"));
+    assert_eq!(status.container_statuses.unwrap().len(), 2);
+    node.edit(with(job("Always"), "/containers/0/image", json!("i:2")));
+    assert!(node.steps().is_empty(), "nor after an edit");
+}
+
+#[test]
+fn a_failed_init_container_ends_a_pod_that_never_restarts() {
+    let spec = json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "init", "image": "i:1"}],
+        "containers": [{"name": "web", "image": "i:1"}],
+    });
+    let mut node = Node::new(crate::pods::wanted(spec));
+    node.round(usize::MAX).unwrap();
+    node.exit("init", 2);
+    node.settle();
+    let finished = node.desired.finished.as_ref().unwrap();
+    assert_eq!(finished.terminal, Terminal::Failed);
+    assert_eq!(finished.message.as_deref(), Some("init container init ended with exit code 2"));
+}
+
+#[test]
+fn a_pod_past_its_deadline_is_killed_and_failed() {
+    let mut node = Node::new(crate::pods::wanted(with(simple(), "/activeDeadlineSeconds", json!(60))));
+    node.settle();
+    assert_eq!(node.plan().wake_at, Some(at(60)));
+    node.pass(60);
+    let steps = node.steps();
+    assert_eq!(steps[..2], ["stop container web within 30 s", "record pod as Failed"]);
+    node.settle();
+    let finished = node.desired.finished.as_ref().unwrap();
+    assert_eq!(finished.reason.as_deref(), Some("DeadlineExceeded"));
+    assert!(!running(node.container("web")));
+}
+
+#[test]
+fn the_end_is_written_down_before_anything_is_taken_away() {
+    let mut node = Node::running(job("Never"));
+    node.exit("a", 0);
+    node.exit("b", 0);
+    node.round(1).unwrap();
+    assert!(node.desired.finished.is_some());
+    assert_eq!(node.sandbox().state, SandboxState::Ready);
+}
+
+#[test]
+fn a_lost_sandbox_ends_a_pod_that_never_restarts() {
+    let mut node = Node::running(job("Never"));
+    node.sandbox().state = SandboxState::Lost { reason: "the shim died".to_owned(), at: None };
+    node.settle();
+    let finished = node.desired.finished.as_ref().unwrap();
+    assert_eq!(finished.terminal, Terminal::Failed);
+    assert_eq!(node.observed.sandboxes.len(), 1, "no other one was made");
+}
+
+#[test]
+fn a_finished_pod_is_removed_like_any_other() {
+    let mut node = Node::running(job("Never"));
+    node.exit("a", 0);
+    node.exit("b", 0);
+    node.settle();
+    node.remove();
+    node.settle();
+    assert!(node.plan().removed);
+}
+
+#[test]
+fn a_removal_that_fails_is_tried_again_and_blocks_what_follows() {
+    let mut node = Node::running(simple());
+    node.remove();
+    node.fail(portreeve_plan::Attempted::Removal, "FailedKillPod");
+    assert!(node.steps().is_empty());
+    assert!(node.plan().wake_at.is_some());
+    node.now = node.plan().wake_at.unwrap();
+    assert!(!node.steps().is_empty());
+}

@@ -1,0 +1,11 @@
+//! Tests of the planner: tables for policy, properties for shape, on a small model of a node.
+
+mod cases;
+mod edits;
+mod ending;
+mod model;
+mod pods;
+mod properties;
+mod starting;
+mod staying;
+mod statuses;

@@ -1,0 +1,306 @@
+//! How a pod comes up: order, images, configuration, init containers, hooks.
+
+use expect_test::expect;
+use portreeve_plan::{Attempted, Blocked, HookState, ImageName, ImageView};
+use serde_json::json;
+
+use crate::model::Node;
+use crate::pods::{at, level, settings, simple, wanted, with};
+
+fn image(name: &str) -> ImageName {
+    ImageName(name.to_owned())
+}
+
+fn waits(node: &Node) -> Vec<String> {
+    node.plan().waits.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_new_pod_is_pulled_mounted_and_started_in_order() {
+    let node = Node::new(wanted(json!({
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "containers": [
+            {"name": "web", "image": "web:1", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}},
+            {"name": "log", "image": "log:1"},
+        ],
+    })));
+    expect![[r#"
+        Pod default/web:
+          pull image log:1 [live]: image log:1 is not on this node
+          pull image web:1 [live]: image web:1 is not on this node
+          mount volumes tmp [live]: the pod names them
+          create sandbox [live]: the pod has no sandbox
+          create container web (attempt 0) [live]: container web has not run yet
+          start container web [live]: container web has not run yet
+          run postStart hook of container web [live]: container web has a postStart hook
+          create container log (attempt 0) [live]: container log has not run yet
+          start container log [live]: container log has not run yet
+    "#]]
+    .assert_eq(&node.plan().to_string());
+}
+
+#[test]
+fn pulls_may_run_at_the_same_time_and_starts_may_not() {
+    let spec = json!({"containers": [
+        {"name": "a", "image": "a:1"}, {"name": "b", "image": "b:1"},
+    ]});
+    let plan = Node::new(wanted(spec)).plan();
+    let sizes: Vec<usize> = plan.batches().map(<[_]>::len).collect();
+    assert_eq!(sizes, [2, 1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn init_containers_run_one_after_the_other_and_then_the_others() {
+    let spec = json!({
+        "initContainers": [{"name": "one", "image": "i:1"}, {"name": "two", "image": "i:1"}],
+        "containers": [{"name": "web", "image": "web:1"}],
+    });
+    let mut node = Node::new(wanted(spec));
+    assert_eq!(
+        node.steps(),
+        ["pull image i:1", "create sandbox", "create container one (attempt 0)",
+         "start container one", "pull image web:1"],
+        "the image of a later container is pulled while the first one runs"
+    );
+    node.round(usize::MAX).unwrap();
+    assert!(node.steps().is_empty(), "one runs");
+    node.exit("one", 0);
+    assert_eq!(node.steps(), ["create container two (attempt 0)", "start container two"]);
+    node.round(usize::MAX).unwrap();
+    node.exit("two", 0);
+    assert_eq!(node.steps(), ["create container web (attempt 0)", "start container web"]);
+}
+
+#[test]
+fn a_failed_init_container_is_tried_again_after_its_backoff() {
+    let spec = json!({
+        "initContainers": [{"name": "one", "image": "i:1"}],
+        "containers": [{"name": "web", "image": "i:1"}],
+    });
+    let mut node = Node::new(wanted(spec));
+    node.round(usize::MAX).unwrap();
+    node.exit("one", 1);
+    assert_eq!(node.steps(), ["create container one (attempt 1)", "start container one"]);
+    node.round(usize::MAX).unwrap();
+    node.exit("one", 1);
+    node.round(usize::MAX).unwrap();
+    assert!(node.steps().is_empty());
+    assert_eq!(node.plan().wake_at, Some(at(10)));
+}
+
+#[test]
+fn a_sidecar_starts_before_what_follows_it_and_is_started_again() {
+    let spec = json!({
+        "restartPolicy": "OnFailure",
+        "initContainers": [
+            {"name": "side", "image": "i:1", "restartPolicy": "Always",
+             "startupProbe": {"tcpSocket": {"port": 1}}},
+            {"name": "init", "image": "i:1"},
+        ],
+        "containers": [{"name": "web", "image": "i:1"}],
+    });
+    let mut node = Node::new(wanted(spec));
+    node.round(usize::MAX).unwrap();
+    assert!(node.steps().is_empty(), "the startup probe has not passed");
+    node.settle();
+    node.exit("side", 0);
+    assert_eq!(node.steps(), ["create container side (attempt 1)", "start container side"]);
+    node.settle();
+    node.exit("web", 0);
+    let steps = node.steps();
+    assert!(steps[0].starts_with("stop container side"), "{steps:?}");
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled_backs_off_from_10_s_to_5_min() {
+    let mut node = Node::new(wanted(simple()));
+    node.unknown_images.insert("web:1".to_owned());
+    let mut gaps = Vec::new();
+    for _ in 0..8 {
+        node.settle();
+        let wake = node.plan().wake_at.unwrap();
+        gaps.push(wake.duration_since(node.now).as_secs());
+        node.now = wake;
+    }
+    assert_eq!(gaps, [10, 20, 40, 80, 160, 300, 300, 300]);
+    node.unknown_images.clear();
+    node.settle();
+    assert_eq!(node.observed.containers.len(), 1);
+}
+
+#[test]
+fn an_edit_of_the_pod_tries_a_failed_pull_at_once() {
+    let mut node = Node::new(wanted(simple()));
+    node.unknown_images.insert("web:1".to_owned());
+    node.settle();
+    assert!(node.steps().is_empty());
+    node.edit(with(simple(), "/imagePullSecrets", json!([{"name": "key"}])));
+    assert_eq!(node.steps()[0], "pull image web:1");
+}
+
+#[test]
+fn a_container_whose_image_is_missing_does_not_hold_back_another() {
+    let spec = json!({"containers": [
+        {"name": "bad", "image": "bad:1"}, {"name": "good", "image": "good:1"},
+    ]});
+    let mut node = Node::new(wanted(spec));
+    node.unknown_images.insert("bad:1".to_owned());
+    node.settle();
+    let names: Vec<_> = node.observed.containers.iter().map(|view| view.name.clone()).collect();
+    assert_eq!(names, ["good"]);
+}
+
+#[test]
+fn pull_policy_never_does_not_pull_and_says_so() {
+    let mut node = Node::new(wanted(with(simple(), "/containers/0/imagePullPolicy", json!("Never"))));
+    assert!(node.steps().is_empty());
+    assert_eq!(
+        waits(&node),
+        ["wait container web (ErrImageNeverPull): image web:1 is not on this node and \
+          imagePullPolicy is Never; load it"]
+    );
+    let id = "sha256:1".to_owned();
+    let present = ImageView::Present { id, user: None, pulled_at: None, failure: None };
+    node.observed.images.insert(image("web:1"), present);
+    assert_eq!(node.steps()[0], "create sandbox");
+}
+
+#[test]
+fn pull_policy_always_asks_the_registry_before_each_creation_and_only_then() {
+    let spec = with(simple(), "/containers/0/imagePullPolicy", json!("Always"));
+    let mut node = Node::running(spec);
+    assert!(node.steps().is_empty());
+    node.exit("web", 1);
+    assert_eq!(node.steps()[0], "pull image web:1");
+    node.settle();
+    assert!(node.steps().is_empty());
+}
+
+#[test]
+fn pull_policy_if_not_present_does_not_pull_what_is_there() {
+    let mut node = Node::running(simple());
+    node.exit("web", 1);
+    assert_eq!(node.steps(), ["create container web (attempt 1)", "start container web"]);
+}
+
+#[test]
+fn an_image_name_that_does_not_parse_is_not_tried() {
+    let mut node = Node::new(wanted(simple()));
+    let message = "a colon too many".to_owned();
+    node.observed.images.insert(image("web:1"), ImageView::Invalid { message });
+    assert!(node.steps().is_empty());
+    assert!(node.plan().wake_at.is_none());
+    assert_eq!(waits(&node), ["wait container web (InvalidImageName): a colon too many"]);
+}
+
+#[test]
+fn a_missing_configuration_key_holds_back_its_container_alone_until_it_appears() {
+    let spec = json!({"containers": [
+        {"name": "web", "image": "web:1", "env": level()}, {"name": "log", "image": "web:1"},
+    ]});
+    let mut node = Node::new(wanted(spec));
+    node.settle();
+    let names: Vec<_> = node.observed.containers.iter().map(|view| view.name.clone()).collect();
+    assert_eq!(names, ["log"]);
+    assert_eq!(
+        waits(&node),
+        ["wait container web (CreateContainerConfigError): configmap \"settings\" not found"]
+    );
+    assert!(node.plan().wake_at.is_none(), "only the configuration can change this");
+    node.desired.configs = settings("debug", node.now);
+    assert_eq!(node.steps(), ["create container web (attempt 0)", "start container web"]);
+}
+
+#[test]
+fn an_optional_key_may_be_missing() {
+    let mut env = level();
+    env[0]["valueFrom"]["configMapKeyRef"]["optional"] = json!(true);
+    let mut node = Node::new(wanted(with(simple(), "/containers/0/env", env)));
+    node.settle();
+    assert_eq!(node.observed.containers.len(), 1);
+}
+
+#[test]
+fn a_volume_of_a_missing_secret_holds_back_the_pod() {
+    let spec = json!({
+        "volumes": [{"name": "keys", "secret": {"secretName": "keys"}}],
+        "containers": [{"name": "web", "image": "web:1"}],
+    });
+    let mut node = Node::new(wanted(spec));
+    node.settle();
+    assert!(node.observed.sandboxes.is_empty());
+    assert_eq!(waits(&node), ["wait (FailedMount): volume keys: secret \"keys\" not found"]);
+}
+
+#[test]
+fn an_image_that_runs_as_root_is_refused_where_the_pod_forbids_it() {
+    let spec = with(simple(), "/securityContext", json!({"runAsNonRoot": true}));
+    let mut node = Node::new(wanted(spec));
+    assert_eq!(node.steps(), ["pull image web:1"], "its user must be seen first");
+    node.settle();
+    assert!(waits(&node)[0].contains("image will run as root"), "{:?}", waits(&node));
+    let id = "sha256:1".to_owned();
+    let user = Some("1000:1000".to_owned());
+    let present = ImageView::Present { id, user, pulled_at: None, failure: None };
+    node.observed.images.insert(image("web:1"), present);
+    assert_eq!(node.steps()[0], "create sandbox");
+}
+
+#[test]
+fn a_container_that_was_created_is_started_and_not_created_again() {
+    let mut node = Node::new(wanted(simple()));
+    node.round(3).unwrap();
+    assert_eq!(node.steps(), ["start container web"]);
+}
+
+#[test]
+fn a_container_that_failed_to_start_is_made_again_after_a_backoff() {
+    let mut node = Node::new(wanted(simple()));
+    node.round(3).unwrap();
+    node.fail(Attempted::Container("web".to_owned()), "RunContainerError");
+    node.pass(9);
+    assert!(node.steps().iter().all(|step| !step.starts_with("start")), "{:?}", node.steps());
+    node.pass(1);
+    let steps = node.steps();
+    assert!(steps[0].starts_with("remove container web"), "{steps:?}");
+    assert_eq!(steps[1..], ["create container web (attempt 1)", "start container web"]);
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_made_is_tried_again_after_1_s_doubling() {
+    let mut node = Node::new(wanted(simple()));
+    node.round(1).unwrap();
+    node.fail(Attempted::Sandbox, "FailedCreatePodSandBox");
+    assert!(node.steps().is_empty());
+    assert_eq!(node.plan().wake_at, Some(at(1)));
+    node.pass(1);
+    assert_eq!(node.steps()[0], "create sandbox");
+    node.fail(Attempted::Sandbox, "FailedCreatePodSandBox");
+    assert_eq!(node.plan().wake_at, Some(at(3)));
+}
+
+#[test]
+fn a_blocked_pod_is_not_started() {
+    let mut node = Node::new(wanted(simple()));
+    let (reason, message) = ("HostPortConflict".to_owned(), "port 80 is taken".to_owned());
+    node.desired.blocked = Some(Blocked { reason, message });
+    node.settle();
+    assert!(node.observed.sandboxes.is_empty());
+    assert_eq!(waits(&node), ["wait (HostPortConflict): port 80 is taken"]);
+}
+
+#[test]
+fn a_hook_that_an_agent_did_not_finish_runs_again_before_what_follows() {
+    let spec = json!({"containers": [
+        {"name": "web", "image": "i:1", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}},
+        {"name": "log", "image": "i:1"},
+    ]});
+    let mut node = Node::new(wanted(spec));
+    node.round(4).unwrap();
+    assert_eq!(node.container("web").post_start, HookState::Pending);
+    assert_eq!(
+        node.steps(),
+        ["run postStart hook of container web", "create container log (attempt 0)",
+         "start container log"]
+    );
+}
