@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use nix::libc;
 
 use crate::addresses::{Addresses, gateway};
+use crate::config::{DEFAULT_POOL, FALLBACK_POOLS};
 use crate::drift::Drift;
 use crate::link::{self, Link, Which};
 use crate::names::{BRIDGE_ALIAS, mac_of, sandbox_of_alias};
@@ -115,8 +116,31 @@ impl Network {
             Some((subnet, Some(taken))) if self.config.pod_cidr.is_some() || self.has_links()? => {
                 Err(refuse(subnet, taken))
             }
-            _ => first_free(self.config.pool, &taken).ok_or(NetworkError::NoFreeSubnet { pool: self.config.pool }),
+            _ => self.free_subnet(&taken),
         }
+    }
+
+    fn free_subnet(&self, taken: &[Taken]) -> Result<Ipv4Net, NetworkError> {
+        let pool = self.config.pool;
+        let further = FALLBACK_POOLS.iter().filter(|_| pool == DEFAULT_POOL);
+        std::iter::once(&pool)
+            .chain(further)
+            .find_map(|pool| first_free(*pool, taken))
+            .ok_or(NetworkError::NoFreeSubnet { pool })
+    }
+
+    /// Whose address or route overlaps the pods' subnet now, in words.
+    pub(crate) fn overlap(&self) -> Result<Option<String>, NetworkError> {
+        let Some(subnet) = self.subnet() else {
+            return Ok(None);
+        };
+        let bridge = link::link(&mut self.route(), &self.config.bridge).map_err(route_error)?;
+        let taken = self.taken_subnets(bridge.as_ref())?;
+        let words = |taken: &Taken| {
+            let Taken { net, owner } = taken;
+            format!("{net} of {owner} overlaps the pods' subnet {subnet}")
+        };
+        Ok(taken_by(subnet, &taken).map(words))
     }
 
     /// Addresses and routes of everybody else; the default route leaves room for all.

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 /// The addresses that subnets are taken from when no `pod_cidr` is configured.
 pub const DEFAULT_POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 85, 0, 0), 16);
 
+/// Where to look when everything of [`DEFAULT_POOL`] overlaps a route, as a VPN's 10.0.0.0/8 does.
+pub(crate) const FALLBACK_POOLS: [Ipv4Net; 2] =
+    [Ipv4Net::new_assert(Ipv4Addr::new(172, 29, 0, 0), 16), Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 240, 0), 20)];
+
 /// The file whose lock orders all agents of one machine while they choose a subnet.
 pub const DEFAULT_SUBNET_LOCK: &str = "/run/portreeve-subnets.lock";
 
@@ -21,7 +25,8 @@ pub struct Config {
     pub bridge: String,
     /// Addresses of the pods; `None` takes the first free /24 of `pool`.
     pub pod_cidr: Option<Ipv4Net>,
-    /// Where subnets come from when `pod_cidr` is not set.
+    /// Where subnets come from when `pod_cidr` is not set; beyond the default pool, and only
+    /// beyond that, two others are tried.
     pub pool: Ipv4Net,
     /// Name of the nftables table of family `ip`.
     pub nft_table: String,

@@ -22,6 +22,8 @@ pub struct Survey {
     pub bridge_traffic_is_filtered: bool,
     /// Chains of others that can drop what is forwarded to and from pods.
     pub foreign_drops: Vec<ForeignDrop>,
+    /// Whose address or route overlaps the pods' subnet (known to an open [`Network`] alone).
+    pub subnet_overlap: Option<String>,
     /// Tables of the older iptables in use, whose rules cannot be seen from here.
     pub legacy_iptables: Vec<String>,
 }
@@ -106,6 +108,10 @@ pub fn survey(config: &Config) -> Survey {
 impl Network {
     /// Facts about this machine's network as this agent meets it.
     pub fn survey(&self) -> Survey {
-        Survey { turned_ip_forward_on: self.turned_ip_forward_on(), ..survey(&self.config) }
+        Survey {
+            turned_ip_forward_on: self.turned_ip_forward_on(),
+            subnet_overlap: self.overlap().unwrap_or_default(),
+            ..survey(&self.config)
+        }
     }
 }

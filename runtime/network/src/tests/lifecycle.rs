@@ -219,6 +219,23 @@ fn subnets_in_use_are_left_alone() {
         network.ensure().unwrap();
         let chosen: Ipv4Net = "10.85.2.0/24".parse().unwrap();
         assert_eq!(network.subnet(), Some(chosen));
+        assert_eq!(network.survey().subnet_overlap, None);
+        run(world, |batch| {
+            link::push_address(batch, 1, "10.9.9.9/8".parse().unwrap());
+        });
+        let words = network.survey().subnet_overlap.unwrap();
+        assert_eq!(words, "10.0.0.0/8 of lo overlaps the pods' subnet 10.85.2.0/24");
+        let elsewhere = Network::open(Config {
+            bridge: "prtest2".to_owned(),
+            nft_table: "portreeve_test2".to_owned(),
+            state_dir: world.directory.path().join("state2"),
+            ..world.config()
+        });
+        let elsewhere = elsewhere.unwrap();
+        elsewhere.ensure().unwrap();
+        let chosen: Ipv4Net = "172.29.0.0/24".parse().unwrap();
+        assert_eq!(elsewhere.subnet(), Some(chosen));
+        elsewhere.close_and_remove().unwrap();
         let taken = Network::open(Config {
             bridge: "prtest1".to_owned(),
             nft_table: "portreeve_test1".to_owned(),
