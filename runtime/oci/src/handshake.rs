@@ -1,1 +1,167 @@
-//! To come.
+//! What the container's process and its maker say to each other, over a socket that keeps message borders.
+//!
+//! ```text
+//!   container's process                         maker
+//!   (between) Spawned{pid, fd} -------------->  (only when a process in between made it)
+//!   Terminal + descriptor ------------------>
+//!   Warning* -------------------------------->
+//!   Ready ---------------------------------->   `create` returns
+//!             <------------------------------   Go          `start`
+//!   end of file (execve closed the socket)      started
+//!   Failed{operation, path, errno} --------->   at any moment instead
+//! ```
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use portreeve_sys::socket::{receive, send};
+
+use crate::error::{SetupError, Warning};
+
+/// One message of the container's process.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A process in between has made the container's: its id, and the pidfd's number in the shared table.
+    Spawned { pid: i32, pidfd: i32 },
+    /// The terminal's master side comes along.
+    Terminal(OwnedFd),
+    /// Something was refused that the container can live without.
+    Warning(Warning),
+    /// Everything but execve has been done.
+    Ready,
+    /// A step failed; the process ends.
+    Failed(SetupError),
+    /// execve failed for this program.
+    NotExecuted { program: String, search: String, errno: i32 },
+    /// The other side has closed: the program runs, or the process has ended.
+    Closed,
+}
+
+const SPAWNED: u8 = 1;
+const TERMINAL: u8 = 2;
+const WARNING: u8 = 3;
+const READY: u8 = 4;
+const FAILED: u8 = 5;
+const NOT_EXECUTED: u8 = 6;
+
+/// A message is at most this long; longer names are cut.
+const LIMIT: usize = 8192;
+
+/// Tag, number, two texts of which the first has its length before it.
+fn encode(tag: u8, number: i32, first: &[u8], second: &[u8]) -> Vec<u8> {
+    let first = first.get(..first.len().min(3000)).unwrap_or(first);
+    let second = second.get(..second.len().min(4096)).unwrap_or(second);
+    let mut bytes = Vec::with_capacity(first.len() + second.len() + 7);
+    bytes.push(tag);
+    bytes.extend(number.to_le_bytes());
+    bytes.extend(u16::try_from(first.len()).unwrap_or(0).to_le_bytes());
+    bytes.extend(first);
+    bytes.extend(second);
+    bytes
+}
+
+fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
+    let (tag, rest) = bytes.split_first()?;
+    let (number, rest) = rest.split_first_chunk::<4>()?;
+    let (length, rest) = rest.split_first_chunk::<2>()?;
+    let number = i32::from_le_bytes(*number);
+    let (first, second) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Some(match *tag {
+        SPAWNED => Message::Spawned { pid: number, pidfd: text(first).parse().ok()? },
+        TERMINAL => Message::Terminal(fds.into_iter().next()?),
+        WARNING => Message::Warning(Warning { operation: text(first), errno: number }),
+        READY => Message::Ready,
+        FAILED => Message::Failed(SetupError {
+            operation: text(first),
+            path: PathBuf::from(std::ffi::OsString::from_vec(second.to_vec())),
+            source: io::Error::from_raw_os_error(number),
+        }),
+        NOT_EXECUTED => Message::NotExecuted { program: text(first), search: text(second), errno: number },
+        _ => return None,
+    })
+}
+
+/// Waits for the next message.
+pub(crate) fn next(socket: BorrowedFd<'_>) -> io::Result<Message> {
+    let mut buffer = [0; LIMIT];
+    let (length, fds) = match receive(socket, &mut buffer) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Message::Closed),
+        other => other?,
+    };
+    if length == 0 {
+        return Ok(Message::Closed);
+    }
+    decode(buffer.get(..length).unwrap_or_default(), fds)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the container's process said something unknown"))
+}
+
+pub(crate) fn spawned(socket: BorrowedFd<'_>, pid: i32, pidfd: i32) -> io::Result<()> {
+    send(socket, &encode(SPAWNED, pid, pidfd.to_string().as_bytes(), b""), &[]).map(|_| ())
+}
+
+pub(crate) fn terminal(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> io::Result<()> {
+    send(socket, &encode(TERMINAL, 0, b"", b""), &[master]).map(|_| ())
+}
+
+pub(crate) fn warning(socket: BorrowedFd<'_>, warning: &Warning) -> io::Result<()> {
+    send(socket, &encode(WARNING, warning.errno, warning.operation.as_bytes(), b""), &[]).map(|_| ())
+}
+
+pub(crate) fn ready(socket: BorrowedFd<'_>) -> io::Result<()> {
+    send(socket, &encode(READY, 0, b"", b""), &[]).map(|_| ())
+}
+
+pub(crate) fn failed(socket: BorrowedFd<'_>, error: &SetupError) -> io::Result<()> {
+    let errno = error.source.raw_os_error();
+    // Errors of our own have no number: their words go with the operation.
+    let operation = if errno.is_some() { error.operation.clone() } else { format!("{}: {}", error.operation, error.source) };
+    let errno = errno.unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
+    send(socket, &encode(FAILED, errno, operation.as_bytes(), error.path.as_os_str().as_bytes()), &[]).map(|_| ())
+}
+
+pub(crate) fn not_executed(socket: BorrowedFd<'_>, program: &[u8], search: &[u8], errno: i32) -> io::Result<()> {
+    send(socket, &encode(NOT_EXECUTED, errno, program, search), &[]).map(|_| ())
+}
+
+/// Tells the container's process to go on.
+pub(crate) fn go(socket: BorrowedFd<'_>) -> io::Result<()> {
+    send(socket, b"go", &[]).map(|_| ())
+}
+
+/// Waits for [`go`]; `false` when the maker has gone.
+pub(crate) fn wait_go(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut buffer = [0; 2];
+    loop {
+        match rustix::io::read(socket, &mut buffer) {
+            Ok(length) => return Ok(length > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_arrives_with_operation_path_and_number() {
+        let (left, right) = portreeve_sys::socket::message_pair().expect("pair");
+        let error = SetupError {
+            operation: "mounting tmpfs".into(),
+            path: "/dev".into(),
+            source: io::Error::from_raw_os_error(1),
+        };
+        failed(left.as_fd(), &error).expect("send");
+        drop(left);
+        let Message::Failed(arrived) = next(right.as_fd()).expect("message") else { panic!("another message") };
+        assert_eq!(arrived.to_string(), "mounting tmpfs /dev");
+        assert_eq!(arrived.source.raw_os_error(), Some(1));
+        assert!(matches!(next(right.as_fd()).expect("end"), Message::Closed));
+    }
+}

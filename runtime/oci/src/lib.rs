@@ -8,7 +8,7 @@
 //!   plan the mounts, open every source by fd
 //!   create the cgroup, write its limits
 //!   clone3(all new namespaces) ----------------> join the cgroup (v1: write 0 to each `tasks`)
-//!   write uid/gid maps         <-- socket -----> mounts by descriptor, pivot_root, masks, user,
+//!                              <-- socket -----  mounts by descriptor, pivot_root, masks, user,
 //!                                                capabilities, seccomp
 //!   `create` returns           <---- ready ----- waits
 //!   `Created::start`           ----- go -------> execve; an error comes back over the socket
@@ -29,10 +29,12 @@ mod error;
 mod exec;
 mod handshake;
 mod init;
-mod namespaces;
+mod prepare;
+mod spawn;
 mod stdio;
+mod userns;
 
-pub use crate::create::{Create, Created, RootFs, create};
+pub use crate::create::{Create, Created, RootFs, Running, Starter, create};
 pub use crate::error::{CreateError, ExecError, SetupError, StartError, Warning};
 pub use crate::exec::{ContainerRef, Execed, exec};
 pub use crate::stdio::{Stdio, WindowSize};

@@ -19,6 +19,33 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from `first` to `last`, both included; an empty range is nothing.
+///
+/// For a process that is about to execute a program and whose owners of descriptors never run again: values that
+/// own one of them must not be dropped afterwards.
+///
+/// # Errors
+/// `ENOSYS` on kernels older than 5.9.
+pub fn close_range(first: i32, last: i32) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: close_range takes three numbers. That owners lose their descriptors is the caller's, documented, matter.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+    Ok(())
+}
+
+/// Takes over a descriptor by its number: one that another process has put into a table shared with this one.
+///
+/// # Errors
+/// `EBADF` when nothing is open there.
+pub fn take(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD only asks.
+    check_int(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // SAFETY: the descriptor is open, and its maker, which did not close it, has ended: nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// A file in memory whose content can never change again.
 ///
 /// # Errors

@@ -1,4 +1,9 @@
-//! Planning: what a configuration asks for, as data, decided before anything is touched.
+//! Planning: what a configuration asks for, as data, decided before anything is touched. Pure.
+
+pub(crate) mod identity;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+mod options;
 
 /// A configuration that cannot be turned into a container.
 #[derive(Debug, thiserror::Error)]
@@ -12,4 +17,10 @@ pub enum PlanError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl PlanError {
+    pub(crate) fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), reason: reason.into() }
+    }
 }

@@ -23,3 +23,16 @@ pub enum SeccompError {
 pub fn default_profile(_architecture: Arch, _capabilities: &[&str]) -> LinuxSeccomp {
     LinuxSeccomp::default()
 }
+
+/// A compiled profile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub(crate) program: Vec<portreeve_sys::seccomp::Instruction>,
+    pub(crate) flags: u32,
+}
+
+impl Filter {
+    pub(crate) fn compile(_profile: &LinuxSeccomp) -> Result<Self, SeccompError> {
+        Ok(Self { program: vec![portreeve_sys::seccomp::Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 0x7fff_0000 }], flags: 0 })
+    }
+}

@@ -1,0 +1,109 @@
+//! Becoming who the program runs as: labels, working directory, user, groups, capabilities.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use portreeve_sys::capability::{self, Sets};
+use portreeve_sys::path::{Limits, beneath};
+use portreeve_sys::process;
+use rustix::fs::OFlags;
+
+use super::{resolve, sysctl};
+use crate::error::{SetupError, Step};
+use crate::plan::identity::Identity;
+
+/// Has the kernel apply the security label at execve.
+///
+/// Written to a private procfs: a fake /proc in the image would swallow it (CVE-2019-16884).
+pub(super) fn label(identity: &Identity) -> Result<(), SetupError> {
+    let apparmor = identity.apparmor_profile.as_ref().filter(|profile| *profile != "unconfined");
+    if apparmor.is_none() && identity.selinux_label.is_none() {
+        return Ok(());
+    }
+    let procfs = sysctl::private_procfs().step("mounting a private procfs", "")?;
+    let write = |file: &str, value: &str| -> io::Result<()> {
+        // `thread-self` is a link of the procfs itself, within it.
+        let path = Path::new("self/attr").join(file);
+        let fd = beneath(procfs.as_fd(), &path, OFlags::WRONLY, Limits { no_crossing: true, ..Limits::default() })?;
+        rustix::io::write(&fd, value.as_bytes())?;
+        Ok(())
+    };
+    if let Some(profile) = apparmor {
+        let value = format!("exec {profile}");
+        match write("apparmor/exec", &value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => write("exec", &value), // Linux before 5.8
+            other => other,
+        }
+        .step("setting the AppArmor profile", profile.as_str())?;
+    }
+    if let Some(label) = &identity.selinux_label {
+        write("exec", label).step("setting the SELinux label", label.as_str())?;
+    }
+    Ok(())
+}
+
+/// Enters the working directory as root; `false` when only the user may.
+pub(super) fn enter_directory(root: BorrowedFd<'_>, identity: &Identity) -> Result<bool, SetupError> {
+    match change_directory(root, &identity.directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error).step("entering the working directory", &identity.directory),
+    }
+}
+
+/// Enters the working directory with the program's own rights.
+pub(super) fn enter_directory_as_user(root: BorrowedFd<'_>, identity: &Identity) -> Result<(), SetupError> {
+    change_directory(root, &identity.directory).step("entering the working directory", &identity.directory)
+}
+
+fn change_directory(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    // A magic link (/proc/self/fd/7) could lead to a directory of the host (CVE-2024-21626): `find` refuses them.
+    let directory = resolve::find(root, path)?;
+    Ok(rustix::process::fchdir(directory)?)
+}
+
+/// The kernel says "(unreachable)" about a directory that is not below this root; such a one is refused too.
+pub(super) fn check_directory(path: &Path) -> Result<(), SetupError> {
+    let here = rustix::process::getcwd(Vec::new());
+    let outside = match &here {
+        Ok(here) => !here.as_bytes().starts_with(b"/"),
+        Err(error) => *error == rustix::io::Errno::NOENT,
+    };
+    if outside {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is not below the container's root"))
+            .step("entering the working directory", path);
+    }
+    Ok(())
+}
+
+/// Gives up everything that the program shall not have.
+pub(super) fn drop_to(identity: &Identity) -> Result<(), SetupError> {
+    let wanted = &identity.capabilities;
+    // What this process lacks (on this machine, or in its bounding set) it cannot give.
+    let have = capability::get().step("reading capabilities", "")?.permitted;
+    if have & (1 << CAP_SETPCAP) != 0 {
+        capability::limit_bounding(wanted.bounding).step("limiting the bounding set", "")?;
+    }
+    process::set_keep_capabilities(true).step("keeping capabilities over the change of user", "")?;
+    match process::set_groups(&identity.groups) {
+        // A user namespace may deny setgroups; with nothing to set, nothing is lost.
+        Err(error) if identity.groups.is_empty() && error.kind() == io::ErrorKind::PermissionDenied => {}
+        other => other.step(&format!("setting the groups {:?}", identity.groups), "")?,
+    }
+    process::set_group_id(identity.gid).step(&format!("becoming group {}", identity.gid), "")?;
+    process::set_user_id(identity.uid).step(&format!("becoming user {}", identity.uid), "")?;
+    process::set_keep_capabilities(false).step("ending the keeping of capabilities", "")?;
+    let permitted = wanted.permitted & have;
+    let inheritable = wanted.inheritable & have;
+    let sets = Sets { effective: wanted.effective & permitted, permitted, inheritable };
+    capability::set(&sets).step("setting capabilities", "")?;
+    capability::set_ambient(wanted.ambient & permitted & inheritable).step("setting ambient capabilities", "")?;
+    if identity.no_new_privileges {
+        process::set_no_new_privileges().step("setting no_new_privs", "")?;
+    }
+    // The change of user has made the process dumpable or not by its own rules.
+    process::set_dumpable(false).step("staying undumpable", "")
+}
+
+const CAP_SETPCAP: u32 = 8;

@@ -1,0 +1,264 @@
+//! What the maker opens before the container's process exists: sources of mounts, the root, devices.
+//!
+//! Everything is a detached mount or an open file that the child inherits by its number: in a user namespace it could
+//! not open these paths, and after pivot_root nobody in the container can.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use portreeve_sys::mount::{self, Change, Propagation, READ_ONLY};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+use crate::cgroup::Cgroup;
+use crate::create::RootFs;
+use crate::error::{SetupError, Step};
+use crate::plan::mounts::{IdMap, MountOp, What};
+use crate::userns;
+
+/// A device that the container gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) path: PathBuf,
+    pub(crate) kind: LinuxDeviceType,
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Devices that every container has.
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// The default devices and those of the configuration, which win.
+pub(crate) fn devices(given: &[LinuxDevice]) -> Result<Vec<Device>, SetupError> {
+    let number = |value: i64, path: &Path| u32::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput)).step("reading the number of device", path);
+    let mut devices = Vec::new();
+    for device in given {
+        devices.push(Device {
+            path: crate::plan::mounts::clean(device.path()),
+            kind: device.typ(),
+            major: number(device.major(), device.path())?,
+            minor: number(device.minor(), device.path())?,
+            mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+        });
+    }
+    for (path, major, minor) in DEFAULT_DEVICES {
+        let path = PathBuf::from(path);
+        if devices.iter().all(|device: &Device| device.path != path) {
+            devices.push(Device { path, kind: LinuxDeviceType::C, major, minor, mode: 0o666, uid: 0, gid: 0 });
+        }
+    }
+    Ok(devices)
+}
+
+/// A source for one mount of the plan.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Made by the child.
+    None,
+    /// A detached tree.
+    Tree { tree: OwnedFd, directory: bool },
+    /// Version 1 hierarchies: name below the mount point, detached tree.
+    Cgroups(Vec<(String, OwnedFd)>),
+}
+
+/// Everything that has been opened.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Detached root mount.
+    pub(crate) root: OwnedFd,
+    /// One per mount of the plan.
+    pub(crate) sources: Vec<Source>,
+    /// The host's /dev/null, checked, as a detached mount: covers masked files.
+    pub(crate) null: OwnedFd,
+    /// In a user namespace: detached mounts of the host's nodes, by index of the device.
+    pub(crate) nodes: Vec<Option<OwnedFd>>,
+}
+
+/// Opens the sources of every mount.
+pub(crate) fn sources(ops: &[MountOp], cgroup: &Cgroup, user_namespace: Option<BorrowedFd<'_>>) -> Result<Vec<Source>, SetupError> {
+    ops.iter().map(|op| source(op, cgroup, user_namespace)).collect()
+}
+
+fn source(op: &MountOp, cgroup: &Cgroup, user_namespace: Option<BorrowedFd<'_>>) -> Result<Source, SetupError> {
+    match &op.what {
+        What::Filesystem { .. } => Ok(Source::None),
+        What::Bind { source, recursive, own, tree: all, id_map } => {
+            let tree = mount::clone_tree(CWD, source, *recursive, false).step("opening the bind source", source)?;
+            let directory = is_directory(tree.as_fd()).step("looking at the bind source", source)?;
+            set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", source)?;
+            if !all.is_empty() {
+                let change = Change { set: all.set, clear: all.clear, recursive: true, ..Change::default() };
+                mount::set_attributes(tree.as_fd(), &change).step("setting recursive mount options of", source)?;
+            }
+            if !own.is_empty() {
+                let change = Change { set: own.set, clear: own.clear, ..Change::default() };
+                mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", source)?;
+            }
+            if let Some(map) = id_map {
+                apply_id_map(tree.as_fd(), map, user_namespace).step("mapping the ids of", source)?;
+            }
+            Ok(Source::Tree { tree, directory })
+        }
+        What::Cgroup { own } => {
+            let change = Change { set: own.set, clear: own.clear, ..Change::default() };
+            let mut trees = Vec::new();
+            for (name, directory) in cgroup.mount_sources() {
+                let tree = mount::clone_tree(CWD, &directory, false, true).step("opening the cgroup", &directory)?;
+                set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &directory)?;
+                if !own.is_empty() {
+                    mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", &directory)?;
+                }
+                trees.push((name, tree));
+            }
+            match trees.as_slice() {
+                [(name, _)] if name.is_empty() => {
+                    Ok(trees.pop().map_or(Source::None, |(_, tree)| Source::Tree { tree, directory: true }))
+                }
+                _ => Ok(Source::Cgroups(trees)),
+            }
+        }
+    }
+}
+
+fn apply_id_map(tree: BorrowedFd<'_>, map: &IdMap, user_namespace: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let own;
+    let namespace = if map.uids.is_empty() {
+        user_namespace.ok_or_else(|| io::Error::other("the container has no user namespace whose maps could be used"))?
+    } else {
+        own = userns::with_maps(&map.uids, &map.gids)?;
+        own.as_fd()
+    };
+    mount::set_attributes(tree, &Change { id_map: Some(namespace), recursive: map.recursive, ..Change::default() })
+}
+
+pub(crate) fn set_propagation(tree: BorrowedFd<'_>, propagation: Option<(Propagation, bool)>) -> io::Result<()> {
+    let Some((propagation, recursive)) = propagation else { return Ok(()) };
+    mount::set_attributes(tree, &Change { propagation: Some(propagation), recursive, ..Change::default() })
+}
+
+fn is_directory(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory)
+}
+
+/// The host's /dev/null as a detached mount; anything else at that path is refused (CVE-2025-31133).
+pub(crate) fn null_device() -> Result<OwnedFd, SetupError> {
+    let tree = node(Path::new("/dev/null"))?;
+    let stat = rustix::fs::fstat(&tree).step("looking at", "/dev/null")?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3);
+    if is_null { Ok(tree) } else { Err(io::Error::other("it is not the null device")).step("looking at", "/dev/null") }
+}
+
+/// A node of the host as a detached mount.
+pub(crate) fn node(path: &Path) -> Result<OwnedFd, SetupError> {
+    let tree = mount::clone_tree(CWD, path, false, true).step("opening the device", path)?;
+    set_propagation(tree.as_fd(), Some((Propagation::Private, false))).step("setting the propagation of", path)?;
+    Ok(tree)
+}
+
+/// The root file system as a detached mount.
+///
+/// In a user namespace the layers are mounted id-mapped, so that files of the image's root belong to the container's.
+pub(crate) fn root(from: &RootFs, user_namespace: Option<BorrowedFd<'_>>, owner: (u32, u32)) -> Result<OwnedFd, SetupError> {
+    match from {
+        RootFs::Directory(path) => {
+            // no_follow: a bundle whose rootfs is a link could name any directory of the host.
+            let tree = mount::clone_tree(CWD, path, true, true).step("opening the root file system", path)?;
+            if !is_directory(tree.as_fd()).step("looking at the root file system", path)? {
+                return Err(rustix::io::Errno::NOTDIR).step("opening the root file system", path);
+            }
+            set_propagation(tree.as_fd(), Some((Propagation::Private, true))).step("setting the propagation of", path)?;
+            Ok(tree)
+        }
+        RootFs::Overlay { lower, upper, work } => overlay(lower, upper, work, user_namespace, owner),
+    }
+}
+
+fn overlay(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    user_namespace: Option<BorrowedFd<'_>>,
+    owner: (u32, u32),
+) -> Result<OwnedFd, SetupError> {
+    if user_namespace.is_some() {
+        // What the container creates is stored with the ids of the host that it is mapped to.
+        rustix::fs::chown(upper, Some(rustix::fs::Uid::from_raw(owner.0)), Some(rustix::fs::Gid::from_raw(owner.1)))
+            .step("giving the writable layer to the container's root user:", upper)?;
+    }
+    match overlay_by_layers(lower, upper, work, user_namespace) {
+        // `lowerdir+` came with Linux 6.8; before, all layers are one string.
+        Err(error) if error.source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) && user_namespace.is_none() => {
+            overlay_by_string(lower, upper, work).map_err(|_| error)
+        }
+        other => other,
+    }
+}
+
+fn overlay_by_layers(lower: &[PathBuf], upper: &Path, work: &Path, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, SetupError> {
+    let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
+    let filesystem = filesystem.as_fd();
+    mount::set_string(filesystem, "source", "overlay").step("naming the overlay", "")?;
+    for layer in lower {
+        if let Some(namespace) = user_namespace {
+            let tree = mount::clone_tree(CWD, layer, false, true).step("opening the layer", layer)?;
+            let change = Change { set: READ_ONLY, id_map: Some(namespace), ..Change::default() };
+            mount::set_attributes(tree.as_fd(), &change).step("mapping the ids of the layer", layer)?;
+            mount::set_fd(filesystem, "lowerdir+", tree.as_fd()).step("adding the id-mapped layer (needs Linux 6.13)", layer)?;
+        } else {
+            set_path(filesystem, "lowerdir+", layer).step("adding the layer", layer)?;
+        }
+    }
+    finish_overlay(filesystem, upper, work)
+}
+
+/// All layers as one option of at most 255 bytes: their descriptors' names, relative to /proc/self/fd.
+fn overlay_by_string(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, SetupError> {
+    use std::os::fd::AsRawFd;
+    let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
+    let mut layers = Vec::new();
+    for layer in lower {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        layers.push(rustix::fs::open(layer, flags, Mode::empty()).step("opening the layer", layer)?);
+    }
+    let names: Vec<String> = layers.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    let value = names.join(":");
+    let before = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).step("opening the working directory", "")?;
+    rustix::process::chdir("/proc/self/fd").step("entering", "/proc/self/fd")?;
+    let made = mount::set_string(filesystem.as_fd(), "lowerdir", &value)
+        .step("adding the layers (more than about 60 need Linux 6.8)", "")
+        .and_then(|()| finish_overlay(filesystem.as_fd(), upper, work));
+    rustix::process::fchdir(&before).step("returning to the working directory", "")?;
+    made
+}
+
+fn finish_overlay(filesystem: BorrowedFd<'_>, upper: &Path, work: &Path) -> Result<OwnedFd, SetupError> {
+    set_path(filesystem, "upperdir", upper).step("setting the writable layer", upper)?;
+    set_path(filesystem, "workdir", work).step("setting overlay's work directory", work)?;
+    mount::create(filesystem, 0).map_err(|source| {
+        let words = mount::complaint(filesystem).map_or_else(String::new, |words| format!(" ({words})"));
+        SetupError { operation: format!("mounting the overlay{words} over"), path: upper.to_owned(), source }
+    })
+}
+
+/// Sets an option to a path; longer ones than the 255 bytes an option can have go by descriptor.
+fn set_path(filesystem: BorrowedFd<'_>, key: &str, path: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    if path.as_os_str().len() < 255 {
+        return mount::set_string(filesystem, key, path);
+    }
+    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    mount::set_string(filesystem, key, format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
