@@ -1,0 +1,38 @@
+//! Real containers on the running kernel. Needs root and a static busybox; says so and passes when it has neither.
+//!
+//! Sequential and single-threaded by its own `main`: a container's first process is a clone of this one.
+//! `cargo test -p portreeve-oci --test containers -- WORD` runs the tests whose names contain the word.
+
+mod basics;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+type Test = (&'static str, fn());
+
+fn main() {
+    let filter: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    if let Some(lack) = world::lack() {
+        eprintln!("SKIPPED all container tests: {lack}");
+        return;
+    }
+    let tests: Vec<Test> = basics::TESTS.to_vec();
+    let mut failed = Vec::new();
+    let mut run = 0;
+    for (name, test) in tests {
+        if !filter.is_empty() && !filter.iter().any(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        run += 1;
+        let begin = std::time::Instant::now();
+        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+        println!("test {name} ... {} ({} ms)", if passed { "ok" } else { "FAILED" }, begin.elapsed().as_millis());
+        if !passed {
+            failed.push(name);
+        }
+    }
+    let left = world::leftovers();
+    assert!(left.is_empty(), "cgroups are left over: {left:?}");
+    println!("{run} run, {} failed", failed.len());
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
