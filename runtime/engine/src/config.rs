@@ -33,9 +33,6 @@ pub struct LogRotation {
 
 impl Default for LogRotation {
     fn default() -> Self {
-        Self {
-            max_bytes: 10 << 20,
-            max_files: 5,
-        }
+        Self { max_bytes: 10 << 20, max_files: 5 }
     }
 }

@@ -194,18 +194,11 @@ impl EngineError {
     }
 
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::File {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::File { action, path: path.to_owned(), source }
     }
 
     pub(crate) fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Invalid {
-            field: field.into(),
-            message: message.into(),
-        }
+        Self::Invalid { field: field.into(), message: message.into() }
     }
 }
 
@@ -223,11 +216,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// Several errors on one line.
 pub(crate) fn lines(errors: &[EngineError]) -> String {
-    errors
-        .iter()
-        .map(|error| chain(error))
-        .collect::<Vec<_>>()
-        .join("; ")
+    errors.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; ")
 }
 
 /// `Ok` without errors; the error itself when there is one; all of them otherwise.

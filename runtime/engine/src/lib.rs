@@ -17,6 +17,10 @@
 //!
 //! **Invariant:** the agent never forks a container. The shim, single-threaded, clones it through `portreeve-oci`.
 
+pub mod shim;
+pub mod spec;
+
+mod client;
 mod config;
 mod container;
 mod engine;
@@ -24,29 +28,26 @@ mod error;
 mod event;
 mod id;
 mod protocol;
-
+mod record;
+mod rootfs;
 mod sandbox;
 mod session;
-pub mod shim;
-
 mod stats;
 
 pub use config::{EngineConfig, LogRotation};
 pub use container::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount,
-    MountSource, Propagation, SeccompProfile, SecurityContext, SupplementalGroupsPolicy,
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount, MountSource, Propagation,
+    SeccompProfile, SecurityContext, SupplementalGroupsPolicy,
 };
 pub use engine::{Engine, Resizer};
 pub use error::{EngineError, Retry};
 pub use event::EngineEvent;
 pub use id::{ContainerId, IdError, Owner, SandboxId};
 pub use sandbox::{
-    DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig,
-    SandboxMetadata, SandboxState, SandboxStatus, UserNamespace,
+    DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig, SandboxMetadata,
+    SandboxState, SandboxStatus, UserNamespace,
 };
-pub use session::{
-    AttachRequest, AttachSession, ExecOutput, ExecRequest, ExecSession, Input, Output, TerminalSize,
-};
+pub use session::{AttachRequest, AttachSession, ExecOutput, ExecRequest, ExecSession, Input, Output, TerminalSize};
 pub use stats::{ContainerStats, SandboxStats};
 
 /// The images crate, whose types appear in this API.

@@ -28,8 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use jiff::Timestamp;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use serde::{Deserialize, Serialize};
 
@@ -84,18 +83,9 @@ pub(crate) enum Call {
     /// Kill an exec'd process and its descendants.
     KillExec { exec: u64 },
     /// Size of a container's terminal.
-    Resize {
-        container: String,
-        columns: u16,
-        rows: u16,
-    },
+    Resize { container: String, columns: u16, rows: u16 },
     /// Streams of the first process; answered with the asked ones as descriptors, in this order.
-    Attach {
-        container: String,
-        stdin: bool,
-        stdout: bool,
-        stderr: bool,
-    },
+    Attach { container: String, stdin: bool, stdout: bool, stderr: bool },
     /// A TCP socket in the pod's network namespace, as descriptor.
     Socket {
         #[serde(default)]
@@ -294,10 +284,7 @@ pub(crate) struct ExitRecord {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
     /// A container ended.
-    Exited {
-        container: String,
-        record: ExitRecord,
-    },
+    Exited { container: String, record: ExitRecord },
     /// An exec'd process ended.
     ExecExited { exec: u64, code: i32 },
 }
@@ -315,17 +302,10 @@ impl Outgoing {
     pub(crate) fn new(message: &impl Serialize, fds: Vec<OwnedFd>) -> io::Result<Self> {
         let mut bytes = vec![0; 8];
         serde_json::to_writer(&mut bytes, message)?;
-        let length = u32::try_from(bytes.len() - 8)
-            .ok()
-            .filter(|length| *length as usize <= MAX_FRAME);
-        let count = u32::try_from(fds.len())
-            .ok()
-            .filter(|count| *count as usize <= MAX_FDS);
+        let length = u32::try_from(bytes.len() - 8).ok().filter(|length| *length as usize <= MAX_FRAME);
+        let count = u32::try_from(fds.len()).ok().filter(|count| *count as usize <= MAX_FDS);
         let (Some(length), Some(count)) = (length, count) else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "a message of more than 1 MiB or 8 descriptors",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message of more than 1 MiB or 8 descriptors"));
         };
         if let Some(head) = bytes.first_chunk_mut::<4>() {
             *head = length.to_le_bytes();
@@ -333,11 +313,7 @@ impl Outgoing {
         if let Some(head) = bytes.get_mut(4..8) {
             head.copy_from_slice(&count.to_le_bytes());
         }
-        Ok(Self {
-            bytes,
-            fds,
-            sent: 0,
-        })
+        Ok(Self { bytes, fds, sent: 0 })
     }
 
     /// Bytes not yet sent.
@@ -350,11 +326,8 @@ impl Outgoing {
         while self.remaining() > 0 {
             let rest = self.bytes.get(self.sent..).unwrap_or_default();
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            let fds: Vec<BorrowedFd<'_>> = if self.sent == 0 {
-                self.fds.iter().map(AsFd::as_fd).collect()
-            } else {
-                Vec::new()
-            };
+            let fds: Vec<BorrowedFd<'_>> =
+                if self.sent == 0 { self.fds.iter().map(AsFd::as_fd).collect() } else { Vec::new() };
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             if !fds.is_empty() {
@@ -406,8 +379,7 @@ impl Incoming {
         if answer.bytes == 0 {
             return Ok(Received::End);
         }
-        self.bytes
-            .extend_from_slice(chunk.get(..answer.bytes).unwrap_or_default());
+        self.bytes.extend_from_slice(chunk.get(..answer.bytes).unwrap_or_default());
         Ok(Received::Bytes)
     }
 
@@ -426,19 +398,13 @@ impl Incoming {
         };
         let (length, count) = (word(0..4), word(4..8));
         if length > MAX_FRAME || count > MAX_FDS {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a frame that is too long",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame that is too long"));
         }
         let Some(json) = body.get(..length) else {
             return Ok(None);
         };
         if self.fds.len() < count {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a frame without its descriptors",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame without its descriptors"));
         }
         let json = json.to_vec();
         self.bytes.drain(..8 + length);
@@ -459,32 +425,14 @@ mod tests {
     fn descriptors_arrive_with_their_own_frame() {
         let (agent, shim) = UnixStream::pair().unwrap();
         let (read, write) = std::io::pipe().unwrap();
-        for (id, fds) in [
-            (1, vec![]),
-            (2, vec![OwnedFd::from(read), OwnedFd::from(write)]),
-            (3, vec![]),
-        ] {
-            assert!(
-                Outgoing::new(
-                    &Request {
-                        id,
-                        call: Call::State
-                    },
-                    fds
-                )
-                .unwrap()
-                .send(agent.as_fd())
-                .unwrap()
-            );
+        for (id, fds) in [(1, vec![]), (2, vec![OwnedFd::from(read), OwnedFd::from(write)]), (3, vec![])] {
+            assert!(Outgoing::new(&Request { id, call: Call::State }, fds).unwrap().send(agent.as_fd()).unwrap());
         }
         let (mut incoming, mut seen) = (Incoming::default(), Vec::new());
         while seen.len() < 3 {
             assert_eq!(incoming.receive(shim.as_fd()).unwrap(), Received::Bytes);
             while let Some((json, fds)) = incoming.next().unwrap() {
-                seen.push((
-                    serde_json::from_slice::<Request>(&json).unwrap().id,
-                    fds.len(),
-                ));
+                seen.push((serde_json::from_slice::<Request>(&json).unwrap().id, fds.len()));
             }
         }
         assert_eq!(seen, [(1, 0), (2, 2), (3, 0)]);
@@ -493,10 +441,7 @@ mod tests {
     #[test]
     fn fields_of_a_newer_version_are_ignored_and_its_requests_keep_their_id() {
         let text = r#"{"id":4,"later":1,"call":{"start":{"container":"a","how":"gently"}}}"#;
-        assert!(matches!(
-            serde_json::from_str::<Request>(text).unwrap().call,
-            Call::Start { .. }
-        ));
+        assert!(matches!(serde_json::from_str::<Request>(text).unwrap().call, Call::Start { .. }));
         let text = r#"{"id":5,"call":{"teleport":{}}}"#;
         assert!(serde_json::from_str::<Request>(text).is_err());
         assert_eq!(serde_json::from_str::<BareRequest>(text).unwrap().id, 5);
@@ -504,10 +449,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_claims_too_much_is_refused() {
-        let mut incoming = Incoming {
-            bytes: vec![0xff; 16],
-            fds: VecDeque::new(),
-        };
+        let mut incoming = Incoming { bytes: vec![0xff; 16], fds: VecDeque::new() };
         assert!(incoming.next().is_err());
     }
 }

@@ -54,7 +54,7 @@ pub struct ExecSession {
     /// Present when asked for and there is no terminal.
     pub stderr: Option<Output>,
     pub(crate) resizer: Option<Resizer>,
-    pub(crate) exit: oneshot::Receiver<Result<i32, EngineError>>,
+    pub(crate) exit: oneshot::Receiver<i32>,
     pub(crate) kill: crate::engine::ExecKill,
 }
 
@@ -107,10 +107,11 @@ impl ExecSession {
     /// # Cancel safety
     /// May be called again after it was dropped half way.
     pub async fn wait(&mut self) -> Result<i32, EngineError> {
-        match (&mut self.exit).await {
-            Ok(answer) => answer,
-            Err(_) => Err(EngineError::ShimLost),
+        // A second wait after the answer is a mistake of the caller; it is told that nobody answers any more.
+        if self.exit.is_terminated() {
+            return Err(EngineError::ShimLost);
         }
+        (&mut self.exit).await.map_err(|_| EngineError::ShimLost)
     }
 
     /// Gives the terminal a new size; without a terminal it does nothing.
@@ -158,16 +159,12 @@ impl AttachSession {
 
 impl fmt::Debug for ExecSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ExecSession")
-            .field("stdin", &self.stdin.is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("ExecSession").field("stdin", &self.stdin.is_some()).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for AttachSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AttachSession")
-            .field("stdin", &self.stdin.is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("AttachSession").field("stdin", &self.stdin.is_some()).finish_non_exhaustive()
     }
 }

@@ -1,259 +1,386 @@
 //! The engine: the table of what exists, and the verbs that change it.
+//!
+//! Verbs that change something run to their end even when whoever called them goes away: they are tasks of the engine.
 
-use std::sync::Arc;
+mod accounts;
+mod container;
+mod exec;
+mod files;
+mod live;
+mod prepare;
+mod recover;
+mod sandbox;
+mod spawn;
+mod table;
+mod terminal;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 use tokio::net::TcpStream;
 use tokio::sync::broadcast;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use exec::ExecKill;
+pub use terminal::Resizer;
 
 use crate::{
-    AttachRequest, AttachSession, ContainerConfig, ContainerId, ContainerStats, ContainerStatus,
-    EngineConfig, EngineError, EngineEvent, ExecOutput, ExecRequest, ExecSession, SandboxConfig,
-    SandboxId, SandboxStats, SandboxStatus, TerminalSize,
+    AttachRequest, AttachSession, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, EngineConfig,
+    EngineError, EngineEvent, ExecOutput, ExecRequest, ExecSession, SandboxConfig, SandboxId, SandboxStats,
+    SandboxStatus,
 };
+use accounts::AccountCache;
+use spawn::Executable;
+use table::{Container, Sandbox, Table};
+
+/// A listener that falls so far behind misses events.
+const EVENTS: usize = 4096;
 
 /// Sandboxes and containers of one node. Cheap to share; all verbs may be called at once from many tasks, those on one
 /// sandbox or container take turns.
 #[derive(Debug)]
-pub struct Engine {}
-
-/// Gives a terminal a new size.
-#[derive(Debug, Clone)]
-pub struct Resizer {}
-#[derive(Debug, Clone)]
-pub(crate) struct ExecKill {}
-impl ExecKill {
-    pub(crate) async fn kill(&self) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
-    }
-}
-impl Resizer {
-    /// Sets columns and rows.
-    ///
-    /// # Errors
-    /// [`EngineError::Resize`] when the kernel refuses.
-    pub async fn resize(&self, _size: TerminalSize) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
-    }
+pub struct Engine {
+    core: Arc<Core>,
 }
 
-#[allow(clippy::unused_async, reason = "signatures first")]
+/// What the engine's tasks share.
+#[derive(Debug)]
+struct Core {
+    config: EngineConfig,
+    executable: Executable,
+    images: portreeve_image::Store,
+    network: Arc<portreeve_network::Network>,
+    table: RwLock<Table>,
+    events: broadcast::Sender<EngineEvent>,
+    tasks: TaskTracker,
+    accounts: AccountCache,
+    /// Capabilities that this process can hand on.
+    capabilities: u64,
+}
+
 impl Engine {
     /// Opens the stores, finds every shim and container again and cleans what has no owner.
     ///
     /// # Errors
     /// [`EngineError::NewerState`] when a newer program wrote the state: nothing was touched then.
     /// Others when directories, network or images cannot be used.
-    pub async fn open(_config: EngineConfig) -> Result<Arc<Self>, EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn open(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
+        let core = recover::open(config).await?;
+        Ok(Arc::new(Self { core }))
     }
+
     /// The images.
     pub fn images(&self) -> &portreeve_image::Store {
-        unreachable!()
+        &self.core.images
     }
+
     /// The network.
     pub fn network(&self) -> &Arc<portreeve_network::Network> {
-        unreachable!()
+        &self.core.network
     }
+
     /// What it was opened with.
     pub fn config(&self) -> &EngineConfig {
-        unreachable!()
+        &self.core.config
     }
+
     /// Everything that happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
-        unreachable!()
+        self.core.events.subscribe()
     }
+
     /// Makes a sandbox and returns when containers can be created in it.
     ///
     /// # Errors
     /// Nothing is left over then.
-    pub async fn run_sandbox(&self, _config: SandboxConfig) -> Result<SandboxId, EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxId, EngineError> {
+        self.finish(|core| async move { core.run_sandbox(config).await }).await
     }
+
     /// Kills what runs in a sandbox and releases its network; its containers' records stay. Absent is `Ok`.
     ///
     /// # Errors
     /// [`EngineError::Teardown`]: what could be stopped is; call again.
-    pub async fn stop_sandbox(&self, _id: &SandboxId) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let id = id.clone();
+        self.finish(|core| async move { core.stop_sandbox(&id).await }).await
     }
+
     /// Stops a sandbox and removes it with its containers; logs stay. Absent is `Ok`.
     ///
     /// # Errors
     /// [`EngineError::Teardown`]: what could be removed is; call again.
-    pub async fn remove_sandbox(&self, _id: &SandboxId) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let id = id.clone();
+        self.finish(|core| async move { core.remove_sandbox(&id).await }).await
     }
+
     /// All sandboxes, oldest first.
     pub fn sandboxes(&self) -> Vec<SandboxStatus> {
-        unreachable!()
+        let mut all: Vec<_> = self.core.table().sandboxes.values().map(|one| one.status()).collect();
+        all.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        all
     }
+
     /// One sandbox.
-    pub fn sandbox(&self, _id: &SandboxId) -> Option<SandboxStatus> {
-        unreachable!()
+    pub fn sandbox(&self, id: &SandboxId) -> Option<SandboxStatus> {
+        self.core.table().sandboxes.get(id).map(|one| one.status())
     }
+
     /// Sets the pod-level limits.
     ///
     /// # Errors
     /// [`EngineError::Cgroup`] when the kernel refuses a value.
     pub async fn update_sandbox_resources(
         &self,
-        _id: &SandboxId,
-        _resources: &LinuxResources,
+        id: &SandboxId,
+        resources: &LinuxResources,
     ) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+        let (id, resources) = (id.clone(), resources.clone());
+        self.finish(|core| async move { core.update_sandbox_resources(&id, resources).await }).await
     }
+
     /// Replaces a sandbox's labels and annotations; nothing that runs notices.
     ///
     /// # Errors
     /// [`EngineError::UnknownSandbox`], or [`EngineError::File`] when it could not be recorded.
     pub async fn annotate_sandbox(
         &self,
-        _id: &SandboxId,
-        _labels: std::collections::BTreeMap<String, String>,
-        _annotations: std::collections::BTreeMap<String, String>,
+        id: &SandboxId,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
     ) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+        let id = id.clone();
+        self.finish(|core| async move { core.annotate_sandbox(&id, labels, annotations).await }).await
     }
+
     /// Sets a container up, up to but not including its program.
     ///
     /// # Errors
     /// Nothing is left over then.
     pub async fn create_container(
         &self,
-        _sandbox: &SandboxId,
-        _config: ContainerConfig,
+        sandbox: &SandboxId,
+        config: ContainerConfig,
     ) -> Result<ContainerId, EngineError> {
-        Err(EngineError::ShimLost)
+        let sandbox = sandbox.clone();
+        self.finish(|core| async move { core.create_container(&sandbox, config).await }).await
     }
+
     /// Runs a created container's program. Starting the running is `Ok`.
     ///
     /// # Errors
     /// [`EngineError::Start`] when the program cannot be run: the container is then `Exited` with reason `StartError`.
-    pub async fn start_container(&self, _id: &ContainerId) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn start_container(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let id = id.clone();
+        self.finish(|core| async move { core.start_container(&id).await }).await
     }
+
     /// Sends the stop signal, waits for at most `grace`, then kills everything in the container's cgroup. Returns when
     /// its first process is gone. Stop of the stopped, of the created and of the absent is `Ok`.
     ///
     /// # Errors
     /// [`EngineError::Shim`] when it could not be signalled or killed.
-    pub async fn stop_container(
-        &self,
-        _id: &ContainerId,
-        _grace: Duration,
-    ) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    ///
+    /// # Cancel safety
+    /// A stop that is dropped has sent its signal and kills nobody any more.
+    pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), EngineError> {
+        self.core.stop_container(id, grace).await
     }
+
     /// Kills a container if it still runs and removes everything of it but its log. Absent is `Ok`.
     ///
     /// # Errors
     /// [`EngineError::Teardown`]: what could be removed is; call again.
-    pub async fn remove_container(&self, _id: &ContainerId) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn remove_container(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let id = id.clone();
+        self.finish(|core| async move { core.remove_container(&id).await }).await
     }
+
     /// Sends a signal to a container's first process.
     ///
     /// # Errors
     /// [`EngineError::WrongState`] when it does not run.
-    pub async fn signal_container(
-        &self,
-        _id: &ContainerId,
-        _signal: i32,
-    ) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn signal_container(&self, id: &ContainerId, signal: i32) -> Result<(), EngineError> {
+        self.core.signal_container(id, signal).await
     }
-    /// Changes the limits of a container, at once.
+
+    /// Changes the limits of a container, at once; what `resources` does not name stays.
     ///
     /// # Errors
     /// [`EngineError::Cgroup`] when the kernel refuses a value.
-    pub async fn update_resources(
-        &self,
-        _id: &ContainerId,
-        _resources: &LinuxResources,
-    ) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn update_resources(&self, id: &ContainerId, resources: &LinuxResources) -> Result<(), EngineError> {
+        let (id, resources) = (id.clone(), resources.clone());
+        self.finish(|core| async move { core.update_resources(&id, resources).await }).await
     }
+
     /// All containers, oldest first.
     pub fn containers(&self) -> Vec<ContainerStatus> {
-        unreachable!()
+        let table = self.core.table();
+        let mut all: Vec<_> = table.containers.values().map(|one| Core::status_of(&table, one)).collect();
+        all.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        all
     }
+
     /// One container.
-    pub fn container(&self, _id: &ContainerId) -> Option<ContainerStatus> {
-        unreachable!()
+    pub fn container(&self, id: &ContainerId) -> Option<ContainerStatus> {
+        let table = self.core.table();
+        table.containers.get(id).map(|one| Core::status_of(&table, one))
     }
-    /// Waits until a container is no longer created or running, and returns what it is then; `None` when it is gone.
+
+    /// Waits until a container has ended, and returns what it is then; `None` when it is gone.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn wait_container(&self, _id: &ContainerId) -> Option<ContainerStatus> {
-        None
+    pub async fn wait_container(&self, id: &ContainerId) -> Option<ContainerStatus> {
+        let container = self.core.table().containers.get(id).cloned()?;
+        container.ended().await;
+        self.container(id)
     }
+
     /// Opens a container's log file anew (after somebody renamed it).
     ///
     /// # Errors
     /// [`EngineError::Shim`] when it cannot be opened.
-    pub async fn reopen_log(&self, _id: &ContainerId) -> Result<(), EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), EngineError> {
+        self.core.reopen_log(id).await
     }
+
     /// Runs a command in a running container.
     ///
     /// # Errors
     /// [`EngineError::Exec`] when its program cannot be run.
-    pub async fn exec(
-        &self,
-        _id: &ContainerId,
-        _request: ExecRequest,
-    ) -> Result<ExecSession, EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn exec(&self, id: &ContainerId, request: ExecRequest) -> Result<ExecSession, EngineError> {
+        self.core.exec(id, request).await
     }
+
     /// Runs a command in a running container and collects its output, at most `output_limit` bytes of each stream (and
     /// never more than 16 MiB). `timeout` zero: none.
     ///
     /// # Errors
     /// [`EngineError::ExecTimeout`]: it and what hangs on it were killed.
+    ///
+    /// # Cancel safety
+    /// When it is dropped, the command is killed.
     pub async fn exec_sync(
         &self,
-        _id: &ContainerId,
-        _command: Vec<String>,
-        _timeout: Duration,
-        _output_limit: usize,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+        output_limit: usize,
     ) -> Result<ExecOutput, EngineError> {
-        Err(EngineError::ShimLost)
+        self.core.exec_sync(id, command, timeout, output_limit).await
     }
+
     /// Connects to a running container's own streams.
     ///
     /// # Errors
     /// [`EngineError::WrongState`] when it does not run.
-    pub async fn attach(
-        &self,
-        _id: &ContainerId,
-        _request: AttachRequest,
-    ) -> Result<AttachSession, EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn attach(&self, id: &ContainerId, request: AttachRequest) -> Result<AttachSession, EngineError> {
+        self.core.attach(id, request).await
     }
+
     /// Connects to a port of the pod's own loopback address.
     ///
     /// # Errors
     /// [`EngineError::Forward`] when nobody listens.
-    pub async fn forward(&self, _id: &SandboxId, _port: u16) -> Result<TcpStream, EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn forward(&self, id: &SandboxId, port: u16) -> Result<TcpStream, EngineError> {
+        self.core.forward(id, port).await
     }
+
     /// What a container uses.
     ///
     /// # Errors
     /// [`EngineError::Cgroup`] when its cgroup is gone.
-    pub async fn stats(&self, _id: &ContainerId) -> Result<ContainerStats, EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, EngineError> {
+        self.core.stats(id).await
     }
+
     /// What a pod uses.
     ///
     /// # Errors
     /// [`EngineError::Cgroup`] when its cgroup is gone.
-    pub async fn sandbox_stats(&self, _id: &SandboxId) -> Result<SandboxStats, EngineError> {
-        Err(EngineError::ShimLost)
+    pub async fn sandbox_stats(&self, id: &SandboxId) -> Result<SandboxStats, EngineError> {
+        self.core.sandbox_stats(id).await
     }
-    /// Lets go of every shim; containers go on.
-    pub async fn shutdown(&self) {}
+
+    /// Finishes what is under way and lets go of every shim; containers go on.
+    pub async fn shutdown(&self) {
+        self.core.tasks.close();
+        self.core.tasks.wait().await;
+        let sandboxes: Vec<_> = self.core.table().sandboxes.values().cloned().collect();
+        for sandbox in sandboxes {
+            sandbox.facts().client = None;
+        }
+    }
+
+    /// Runs a verb as a task of the engine and waits for it.
+    async fn finish<T, F>(&self, verb: impl FnOnce(Arc<Core>) -> F) -> Result<T, EngineError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, EngineError>> + Send + 'static,
+    {
+        match self.core.tasks.spawn(verb(Arc::clone(&self.core))).await {
+            Ok(answer) => answer,
+            Err(error) => Err(EngineError::Shim(format!("a verb of the engine ended early: {error}"))),
+        }
+    }
+}
+
+impl Core {
+    fn table(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table_mut(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: EngineEvent) {
+        let _nobody_listens = self.events.send(event);
+    }
+
+    fn find_sandbox(&self, id: &SandboxId) -> Result<Arc<Sandbox>, EngineError> {
+        let found = self.table().sandboxes.get(id).cloned();
+        found.ok_or_else(|| EngineError::UnknownSandbox(id.clone()))
+    }
+
+    fn find_container(&self, id: &ContainerId) -> Result<Arc<Container>, EngineError> {
+        let found = self.table().containers.get(id).cloned();
+        found.ok_or_else(|| EngineError::UnknownContainer(id.clone()))
+    }
+
+    fn status_of(table: &Table, container: &Container) -> ContainerStatus {
+        let directory =
+            table.sandboxes.get(&container.sandbox).map(|one| one.facts().record.config.log_directory.clone());
+        container.status(directory.as_deref())
+    }
+
+    /// The containers of a sandbox.
+    fn containers_of(&self, id: &SandboxId) -> Vec<Arc<Container>> {
+        self.table().containers.values().filter(|one| one.sandbox == *id).cloned().collect()
+    }
+
+    fn sandboxes_directory(&self) -> PathBuf {
+        self.config.run.join("sandboxes")
+    }
+}
+
+/// Runs something that blocks, away from the executor.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(error) => Err(EngineError::Shim(format!("blocking work ended early: {error}"))),
+    }
+}
+
+fn cgroup_error(action: &'static str, path: &str) -> impl FnOnce(portreeve_oci::cgroup::CgroupError) -> EngineError {
+    let path = path.to_owned();
+    move |source| EngineError::Cgroup { action, path, source: Box::new(source) }
 }

@@ -20,18 +20,8 @@ impl Shim {
             Err(error) => {
                 // Without an id nobody waits for an answer.
                 if let Ok(BareRequest { id }) = serde_json::from_slice(json) {
-                    let refusal = Refusal::new(
-                        Failure::Unsupported,
-                        format!("this shim does not know: {error}"),
-                    );
-                    self.say(
-                        connection,
-                        &Message::Reply {
-                            id,
-                            answer: refusal.answer(),
-                        },
-                        Vec::new(),
-                    );
+                    let refusal = Refusal::new(Failure::Unsupported, format!("this shim does not know: {error}"));
+                    self.say(connection, &Message::Reply { id, answer: refusal.answer() }, Vec::new());
                 }
                 return;
             }
@@ -48,9 +38,7 @@ impl Shim {
                 }
                 return;
             }
-            call => self
-                .call(connection, call, fds)
-                .unwrap_or_else(|refusal| (refusal.answer(), Vec::new())),
+            call => self.call(connection, call, fds).unwrap_or_else(|refusal| (refusal.answer(), Vec::new())),
         };
         self.say(connection, &Message::Reply { id, answer }, fds);
         if big {
@@ -67,10 +55,7 @@ impl Shim {
             }
             Call::Create(call) => {
                 if self.find(&call.container).is_some() {
-                    return Err(Refusal::new(
-                        Failure::Other,
-                        "there is a container of this id already",
-                    ));
+                    return Err(Refusal::new(Failure::Other, "there is a container of this id already"));
                 }
                 if self.ending.is_some() {
                     return Err(Refusal::new(Failure::Other, "the sandbox is being stopped"));
@@ -89,28 +74,18 @@ impl Shim {
                     Err(refusal)
                 }
             },
-            Call::Kill {
-                container,
-                signal,
-                all,
-            } => done(self.container(&container)?.kill(signal, all)),
+            Call::Kill { container, signal, all } => done(self.container(&container)?.kill(signal, all)),
             Call::Delete { container } => self.delete(&container),
             Call::Exec(call) => {
                 let container = self.container(&call.container)?;
                 if !container.running() {
-                    return Err(Refusal::new(
-                        Failure::NotFound,
-                        "the container does not run",
-                    ));
+                    return Err(Refusal::new(Failure::NotFound, "the container does not run"));
                 }
                 let (running, terminal) = exec::exec(container, call, fds)?;
                 let pid = u32::try_from(running.pid).unwrap_or(0);
                 let number = self.number();
                 self.execs.insert(number, running);
-                Ok((
-                    Answer::Exec { exec: number, pid },
-                    terminal.into_iter().collect(),
-                ))
+                Ok((Answer::Exec { exec: number, pid }, terminal.into_iter().collect()))
             }
             Call::KillExec { exec } => {
                 if let Some(running) = self.execs.get(&exec) {
@@ -118,26 +93,13 @@ impl Shim {
                 }
                 Ok((Answer::Done, Vec::new()))
             }
-            Call::Resize {
-                container,
-                columns,
-                rows,
-            } => done(self.container(&container)?.resize(columns, rows)),
-            Call::Attach {
-                container,
-                stdin,
-                stdout,
-                stderr,
-            } => {
+            Call::Resize { container, columns, rows } => done(self.container(&container)?.resize(columns, rows)),
+            Call::Attach { container, stdin, stdout, stderr } => {
                 let fds = self.container(&container)?.attach(stdin, stdout, stderr)?;
                 Ok((Answer::Done, fds))
             }
             Call::Socket { ipv6 } => {
-                let family = if ipv6 {
-                    AddressFamily::INET6
-                } else {
-                    AddressFamily::INET
-                };
+                let family = if ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
                 let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
                 let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
                     .map_err(|error| Refusal::context("making a socket", &error))?;
@@ -150,14 +112,8 @@ impl Shim {
 
     fn hello(&mut self, connection: u64, version: u32) -> Reply {
         self.greet(connection);
-        let netns = self
-            .namespaces
-            .network
-            .as_ref()
-            .map(OwnedFd::try_clone)
-            .transpose();
-        let netns =
-            netns.map_err(|error| Refusal::context("passing the network namespace", &error))?;
+        let netns = self.namespaces.network.as_ref().map(OwnedFd::try_clone).transpose();
+        let netns = netns.map_err(|error| Refusal::context("passing the network namespace", &error))?;
         let answer = Answer::Hello {
             version: VERSION.min(version),
             pid: process_id(),
@@ -169,15 +125,8 @@ impl Shim {
     }
 
     fn container(&mut self, id: &str) -> Result<&mut Container, Refusal> {
-        let missing = || {
-            Refusal::new(
-                Failure::NotFound,
-                format!("this shim has no container {id}"),
-            )
-        };
-        self.find(id)
-            .map(|(_, container)| container)
-            .ok_or_else(missing)
+        let missing = || Refusal::new(Failure::NotFound, format!("this shim has no container {id}"));
+        self.find(id).map(|(_, container)| container).ok_or_else(missing)
     }
 
     /// After a failed start: the process is ending; its exit is announced before the failure is answered.

@@ -22,12 +22,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            incoming: Incoming::default(),
-            outgoing: VecDeque::new(),
-            greeted: false,
-        }
+        Self { stream, incoming: Incoming::default(), outgoing: VecDeque::new(), greeted: false }
     }
 
     /// Whether it waits for room to send.
@@ -39,10 +34,7 @@ impl Connection {
     pub(super) fn say(&mut self, message: &Message, fds: Vec<OwnedFd>) -> io::Result<()> {
         self.outgoing.push_back(Outgoing::new(message, fds)?);
         if self.outgoing.iter().map(Outgoing::remaining).sum::<usize>() > BACKLOG {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the agent does not read",
-            ));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the agent does not read"));
         }
         self.flush()
     }

@@ -56,11 +56,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(kind: Failure, message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            kind,
-            code: 0,
-        }
+        Self { message: message.into(), kind, code: 0 }
     }
 
     pub(super) fn of(error: &dyn std::error::Error) -> Self {
@@ -68,82 +64,52 @@ impl Refusal {
     }
 
     pub(super) fn context(action: &str, error: &dyn std::error::Error) -> Self {
-        Self::new(
-            Failure::Other,
-            format!("{action}: {}", crate::error::chain(error)),
-        )
+        Self::new(Failure::Other, format!("{action}: {}", crate::error::chain(error)))
     }
 
     pub(super) fn answer(self) -> Answer {
-        Answer::Failed {
-            message: self.message,
-            kind: self.kind,
-            code: self.code,
-        }
+        Answer::Failed { message: self.message, kind: self.kind, code: self.code }
     }
 }
 
 /// Reads a container's specification; it is big, so nobody keeps it.
 pub(super) fn specification(directory: &Path) -> Result<Spec, Refusal> {
     let path = directory.join("config.json");
-    let context = |error: &dyn std::error::Error| {
-        Refusal::context(&format!("reading {}", path.display()), error)
-    };
+    let context = |error: &dyn std::error::Error| Refusal::context(&format!("reading {}", path.display()), error);
     let bytes = fs::read(&path).map_err(|error| context(&error))?;
     serde_json::from_slice(&bytes).map_err(|error| context(&error))
 }
 
 impl Container {
     /// Sets it up, up to but not including its program.
-    pub(super) fn create(
-        directory: PathBuf,
-        call: CreateCall,
-    ) -> Result<(Self, Vec<String>), Refusal> {
+    pub(super) fn create(directory: PathBuf, call: CreateCall) -> Result<(Self, Vec<String>), Refusal> {
         let spec = specification(&directory)?;
         let cgroup = Cgroup::at(&call.cgroup).map_err(|error| Refusal::of(&error))?;
         let log = match call.log {
             Some(log) => {
                 let path = log.path.display().to_string();
-                let log = Log::open(log)
-                    .map_err(|error| Refusal::context(&format!("opening log {path}"), &error))?;
+                let log = Log::open(log).map_err(|error| Refusal::context(&format!("opening log {path}"), &error))?;
                 Some(log)
             }
             None => None,
         };
         let (stdio, ends) = streams(&spec, call.tty, call.stdin)
             .map_err(|error| Refusal::context("making the container's streams", &error))?;
-        let rootfs = RootFs::Overlay {
-            lower: call.rootfs.lower,
-            upper: call.rootfs.upper,
-            work: call.rootfs.work,
-        };
-        let mut created =
-            portreeve_oci::create(Create::new(&call.container, &spec, rootfs, &cgroup, stdio))
-                .map_err(|error| Refusal::of(&error))?;
+        let rootfs = RootFs::Overlay { lower: call.rootfs.lower, upper: call.rootfs.upper, work: call.rootfs.work };
+        let mut created = portreeve_oci::create(Create::new(&call.container, &spec, rootfs, &cgroup, stdio))
+            .map_err(|error| Refusal::of(&error))?;
         let warnings = created.warnings.iter().map(ToString::to_string).collect();
         let terminal = created.terminal.take();
-        let own_pids = spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.namespaces().as_ref())
-            .is_some_and(|namespaces| {
-                namespaces
-                    .iter()
-                    .any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_none())
-            });
-        let context =
-            |error: io::Error| Refusal::context("keeping the container's streams", &error);
+        let own_pids = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).is_some_and(|namespaces| {
+            namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_none())
+        });
+        let context = |error: io::Error| Refusal::context("keeping the container's streams", &error);
         let outputs = match &terminal {
-            Some(master) => [
-                Some(
-                    Source::new(master.try_clone().map_err(context)?, Which::Stdout)
-                        .map_err(context)?,
-                ),
-                None,
-            ],
+            Some(master) => {
+                [Some(Source::new(master.try_clone().map_err(context)?, Which::Stdout).map_err(context)?), None]
+            }
             None => {
-                let source =
-                    |fd: Option<OwnedFd>, which| fd.map(|fd| Source::new(fd, which)).transpose();
+                let source = |fd: Option<OwnedFd>, which| fd.map(|fd| Source::new(fd, which)).transpose();
                 [
                     source(ends.stdout, Which::Stdout).map_err(context)?,
                     source(ends.stderr, Which::Stderr).map_err(context)?,
@@ -176,10 +142,7 @@ impl Container {
             return Ok(started_at);
         }
         let Some(waiting) = self.waiting.take() else {
-            return Err(Refusal::new(
-                Failure::Other,
-                "the container has ended already",
-            ));
+            return Err(Refusal::new(Failure::Other, "the container has ended already"));
         };
         match waiting.start() {
             Ok(()) => {
@@ -190,11 +153,7 @@ impl Container {
             Err(error) => {
                 let (message, code) = (crate::error::chain(&error), error.exit_code());
                 self.unstartable = Some((message.clone(), code));
-                Err(Refusal {
-                    message,
-                    kind: Failure::Program,
-                    code,
-                })
+                Err(Refusal { message, kind: Failure::Program, code })
             }
         }
     }
@@ -207,9 +166,7 @@ impl Container {
     /// Signals its first process, or kills everything in its cgroup.
     pub(super) fn kill(&self, signal: i32, all: bool) -> Result<(), Refusal> {
         if all {
-            self.cgroup
-                .kill_all()
-                .map_err(|error| Refusal::of(&error))?;
+            self.cgroup.kill_all().map_err(|error| Refusal::of(&error))?;
         }
         if !self.alive() {
             return Ok(());
@@ -239,35 +196,18 @@ impl Container {
         self.stdin = None;
         self.terminal = None;
         let mut exit = match how {
-            process::Exit::Code(code) => Exit {
-                code,
-                ..Exit::default()
-            },
-            process::Exit::Signal(signal) => Exit {
-                code: 128 + signal,
-                signal: Some(signal),
-                oom_killed: false,
-            },
+            process::Exit::Code(code) => Exit { code, ..Exit::default() },
+            process::Exit::Signal(signal) => Exit { code: 128 + signal, signal: Some(signal), oom_killed: false },
         };
         let (reason, message) = match self.unstartable.take() {
             Some((message, code)) => {
-                exit = Exit {
-                    code,
-                    ..Exit::default()
-                };
+                exit = Exit { code, ..Exit::default() };
                 ("StartError".to_owned(), message)
             }
             None => Default::default(),
         };
         exit.oom_killed = exit.code != 0 && self.cgroup.oom_kills().unwrap_or(0) > 0;
-        let record = ExitRecord {
-            version: 1,
-            exit,
-            started_at: self.started_at,
-            finished_at,
-            reason,
-            message,
-        };
+        let record = ExitRecord { version: 1, exit, started_at: self.started_at, finished_at, reason, message };
         if let Err(error) = write_exit(&self.directory, &record) {
             eprintln!("recording the exit of {}: {error}", self.id);
         }
@@ -291,12 +231,7 @@ impl Container {
     }
 
     /// The descriptors for an attached client, in the order stdin, stdout, stderr.
-    pub(super) fn attach(
-        &mut self,
-        stdin: bool,
-        stdout: bool,
-        stderr: bool,
-    ) -> Result<Vec<OwnedFd>, Refusal> {
+    pub(super) fn attach(&mut self, stdin: bool, stdout: bool, stderr: bool) -> Result<Vec<OwnedFd>, Refusal> {
         if !self.alive() {
             return Err(Refusal::new(Failure::NotFound, "the container has ended"));
         }
@@ -304,8 +239,7 @@ impl Container {
         let mut fds = Vec::new();
         if stdin {
             let end = self.stdin.as_ref().or(self.terminal.as_ref());
-            let end =
-                end.ok_or_else(|| Refusal::new(Failure::Other, "the container takes no input"))?;
+            let end = end.ok_or_else(|| Refusal::new(Failure::Other, "the container takes no input"))?;
             fds.push(end.try_clone().map_err(context)?);
             if self.stdin_once {
                 // The client has the only end now: when it goes, the container's input ends.
@@ -336,9 +270,7 @@ impl Container {
     /// Opens its log anew.
     pub(super) fn reopen_log(&mut self) -> Result<(), Refusal> {
         match &mut self.log {
-            Some(log) => log
-                .reopen()
-                .map_err(|error| Refusal::context("reopening the log", &error)),
+            Some(log) => log.reopen().map_err(|error| Refusal::context("reopening the log", &error)),
             None => Ok(()),
         }
     }
@@ -380,34 +312,19 @@ struct Ends {
 
 fn streams(spec: &Spec, tty: bool, stdin: bool) -> io::Result<(Stdio, Ends)> {
     if tty {
-        let size = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.console_size())
-            .map(|size| WindowSize {
-                rows: u16::try_from(size.height()).unwrap_or(u16::MAX),
-                columns: u16::try_from(size.width()).unwrap_or(u16::MAX),
-            });
+        let size = spec.process().as_ref().and_then(|process| process.console_size()).map(|size| WindowSize {
+            rows: u16::try_from(size.height()).unwrap_or(u16::MAX),
+            columns: u16::try_from(size.width()).unwrap_or(u16::MAX),
+        });
         return Ok((Stdio::Terminal { size }, Ends::default()));
     }
     let (out_reader, out_writer) = io::pipe()?;
     let (err_reader, err_writer) = io::pipe()?;
-    let (in_reader, in_writer) = if stdin {
-        io::pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?
-    } else {
-        (None, None)
-    };
+    let (in_reader, in_writer) =
+        if stdin { io::pipe().map(|(reader, writer)| (Some(reader), Some(writer)))? } else { (None, None) };
     Ok((
-        Stdio::Pipes {
-            stdin: in_reader.map(Into::into),
-            stdout: out_writer.into(),
-            stderr: err_writer.into(),
-        },
-        Ends {
-            stdin: in_writer.map(Into::into),
-            stdout: Some(out_reader.into()),
-            stderr: Some(err_reader.into()),
-        },
+        Stdio::Pipes { stdin: in_reader.map(Into::into), stdout: out_writer.into(), stderr: err_writer.into() },
+        Ends { stdin: in_writer.map(Into::into), stdout: Some(out_reader.into()), stderr: Some(err_reader.into()) },
     ))
 }
 

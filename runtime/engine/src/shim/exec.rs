@@ -26,41 +26,23 @@ pub(super) fn exec(
     fds: Vec<OwnedFd>,
 ) -> Result<(Running, Option<OwnedFd>), Refusal> {
     let spec = specification(container.directory())?;
-    let template = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| Refusal::new(Failure::Other, "the container has no process"))?;
+    let template =
+        spec.process().as_ref().ok_or_else(|| Refusal::new(Failure::Other, "the container has no process"))?;
     let process = process(template, &call);
     let stdio = if call.tty {
-        Stdio::Terminal {
-            size: call
-                .size
-                .map(|(columns, rows)| WindowSize { rows, columns }),
-        }
+        Stdio::Terminal { size: call.size.map(|(columns, rows)| WindowSize { rows, columns }) }
     } else {
         pipes(&call, fds)?
     };
-    let reference = ContainerRef {
-        pidfd: container.first(),
-        spec: &spec,
-        cgroup: &container.cgroup,
-    };
+    let reference = ContainerRef { pidfd: container.first(), spec: &spec, cgroup: &container.cgroup };
     match portreeve_oci::exec(&reference, &process, stdio) {
         Ok(execed) => {
             let pid = execed.pid.as_raw_nonzero().get();
-            Ok((
-                Running {
-                    pid,
-                    pidfd: execed.pidfd,
-                },
-                execed.terminal,
-            ))
+            Ok((Running { pid, pidfd: execed.pidfd }, execed.terminal))
         }
-        Err(error) => Err(Refusal {
-            message: crate::error::chain(&error),
-            kind: Failure::Program,
-            code: error.exit_code(),
-        }),
+        Err(error) => {
+            Err(Refusal { message: crate::error::chain(&error), kind: Failure::Program, code: error.exit_code() })
+        }
     }
 }
 
@@ -89,17 +71,10 @@ fn pipes(call: &ExecCall, fds: Vec<OwnedFd>) -> Result<Stdio, Refusal> {
     let (stdin, stdout, stderr) = (take(call.stdin), take(call.stdout), take(call.stderr));
     let or_null = |fd: Option<OwnedFd>| match fd {
         Some(fd) => Ok(fd),
-        None => fs::File::options()
-            .write(true)
-            .open("/dev/null")
-            .map(Into::into),
+        None => fs::File::options().write(true).open("/dev/null").map(Into::into),
     };
     let context = |error: std::io::Error| Refusal::context("opening /dev/null", &error);
-    Ok(Stdio::Pipes {
-        stdin,
-        stdout: or_null(stdout).map_err(context)?,
-        stderr: or_null(stderr).map_err(context)?,
-    })
+    Ok(Stdio::Pipes { stdin, stdout: or_null(stdout).map_err(context)?, stderr: or_null(stderr).map_err(context)? })
 }
 
 /// Kills a process and its descendants. They are stopped first, so that none escapes by forking meanwhile.
@@ -130,8 +105,7 @@ pub(super) fn kill_tree(process: &Running) {
     for pid in tree.iter().skip(1) {
         signal(*pid, nix::sys::signal::Signal::SIGKILL);
     }
-    let _gone =
-        portreeve_sys::process::pidfd_send_signal(process.pidfd.as_fd(), nix::libc::SIGKILL);
+    let _gone = portreeve_sys::process::pidfd_send_signal(process.pidfd.as_fd(), nix::libc::SIGKILL);
 }
 
 fn children(pid: i32) -> Vec<i32> {
@@ -141,10 +115,6 @@ fn children(pid: i32) -> Vec<i32> {
     tasks
         .flatten()
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|text| {
-            text.split_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect::<Vec<_>>()
-        })
+        .flat_map(|text| text.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>())
         .collect()
 }

@@ -52,13 +52,7 @@ impl Log {
     /// Opens or makes the file; never through a symbolic link, and only a regular file.
     pub(super) fn open(call: LogCall) -> io::Result<Self> {
         let (file, bytes) = open(&call.path)?;
-        Ok(Self {
-            call,
-            file: Some(file),
-            bytes,
-            torn: false,
-            dropped: 0,
-        })
+        Ok(Self { call, file: Some(file), bytes, torn: false, dropped: 0 })
     }
 
     /// Opens the path anew, after somebody has renamed the file.
@@ -157,11 +151,7 @@ impl Log {
     fn rotate(&mut self) {
         // A directory that cannot be written keeps the file it has: it grows past its bound, or writes fail.
         for number in (1..self.call.max_files).rev() {
-            let from = if number == 1 {
-                self.call.path.clone()
-            } else {
-                numbered(&self.call.path, number - 1)
-            };
+            let from = if number == 1 { self.call.path.clone() } else { numbered(&self.call.path, number - 1) };
             let _absent_or_full = std::fs::rename(from, numbered(&self.call.path, number));
         }
         if self.call.max_files <= 1 {
@@ -182,10 +172,7 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
         .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     Ok((file, metadata.len()))
 }
@@ -209,12 +196,7 @@ mod tests {
     use super::*;
 
     fn log(directory: &Path, max_bytes: u64, max_files: u32) -> Log {
-        Log::open(LogCall {
-            path: directory.join("0.log"),
-            max_bytes,
-            max_files,
-        })
-        .unwrap()
+        Log::open(LogCall { path: directory.join("0.log"), max_bytes, max_files }).unwrap()
     }
 
     fn texts(path: &Path) -> Vec<(String, String, usize)> {
@@ -224,10 +206,7 @@ mod tests {
             .map(|line| {
                 let mut parts = line.splitn(4, ' ');
                 parts.next().unwrap().parse::<Timestamp>().unwrap();
-                let (stream, tag) = (
-                    parts.next().unwrap().to_owned(),
-                    parts.next().unwrap().to_owned(),
-                );
+                let (stream, tag) = (parts.next().unwrap().to_owned(), parts.next().unwrap().to_owned());
                 (stream, tag, parts.next().unwrap().len())
             })
             .collect()
@@ -242,10 +221,7 @@ mod tests {
         }
         log.finish(Which::Stdout, &mut partial);
         let f = |length| ("stdout".to_owned(), "F".to_owned(), length);
-        assert_eq!(
-            texts(&directory.path().join("0.log")),
-            [f(3), f(1), f(0), f(3)]
-        );
+        assert_eq!(texts(&directory.path().join("0.log")), [f(3), f(1), f(0), f(3)]);
     }
 
     #[test]
@@ -257,10 +233,7 @@ mod tests {
             log.write(Which::Stderr, &mut partial, chunk);
         }
         let lines = texts(&directory.path().join("0.log"));
-        let shape: Vec<_> = lines
-            .iter()
-            .map(|(_, tag, length)| (tag.as_str(), *length))
-            .collect();
+        let shape: Vec<_> = lines.iter().map(|(_, tag, length)| (tag.as_str(), *length)).collect();
         assert_eq!(shape, [("P", LINE), ("P", LINE), ("F", 5)]);
     }
 
@@ -269,27 +242,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (mut log, mut partial) = (log(directory.path(), 1000, 3), Vec::new());
         for number in 0..200 {
-            log.write(
-                Which::Stdout,
-                &mut partial,
-                format!("line {number:04} {}\n", "x".repeat(50)).as_bytes(),
-            );
+            log.write(Which::Stdout, &mut partial, format!("line {number:04} {}\n", "x".repeat(50)).as_bytes());
         }
-        let mut names: Vec<_> = std::fs::read_dir(directory.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
+        let mut names: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["0.log", "0.log.1", "0.log.2"]);
         let newest = std::fs::read_to_string(directory.path().join("0.log")).unwrap();
         assert!(newest.contains("line 0199"));
         for name in names {
-            assert!(
-                std::fs::metadata(directory.path().join(name))
-                    .unwrap()
-                    .len()
-                    < 1200
-            );
+            assert!(std::fs::metadata(directory.path().join(name)).unwrap().len() < 1200);
         }
     }
 
@@ -299,11 +261,7 @@ mod tests {
         let target = directory.path().join("target");
         std::fs::write(&target, "").unwrap();
         std::os::unix::fs::symlink(&target, directory.path().join("0.log")).unwrap();
-        let call = LogCall {
-            path: directory.path().join("0.log"),
-            max_bytes: 1,
-            max_files: 1,
-        };
+        let call = LogCall { path: directory.path().join("0.log"), max_bytes: 1, max_files: 1 };
         assert!(Log::open(call).is_err());
     }
 
@@ -311,11 +269,7 @@ mod tests {
     fn a_full_disk_is_counted_and_forgotten() {
         let (mut log, mut partial) = (
             Log {
-                call: LogCall {
-                    path: "/dev/full".into(),
-                    max_bytes: 1 << 20,
-                    max_files: 1,
-                },
+                call: LogCall { path: "/dev/full".into(), max_bytes: 1 << 20, max_files: 1 },
                 file: Some(OpenOptions::new().write(true).open("/dev/full").unwrap()),
                 bytes: 0,
                 torn: false,

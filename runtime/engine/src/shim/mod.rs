@@ -31,7 +31,8 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-pub(crate) use pod::{IdMap, Pod, PodError};
+pub(crate) use pod::Pod;
+use pod::PodError;
 
 /// Why a shim cannot begin; the agent reads it from the shim's log.
 #[derive(Debug, thiserror::Error)]
@@ -49,10 +50,7 @@ enum ShimError {
 }
 
 fn setup<T>(action: &'static str, result: Result<T, impl Into<io::Error>>) -> Result<T, ShimError> {
-    result.map_err(|source| ShimError::Setup {
-        action,
-        source: source.into(),
-    })
+    result.map_err(|source| ShimError::Setup { action, source: source.into() })
 }
 
 /// Becomes the shim of one sandbox: never returns. `args` are those after `shim`.
@@ -60,13 +58,8 @@ fn setup<T>(action: &'static str, result: Result<T, impl Into<io::Error>>) -> Re
 /// The caller has one thread and has opened nothing: this is called first in `main`.
 pub fn main(args: impl Iterator<Item = OsString>) -> ! {
     let mut args = args;
-    let directory = args
-        .next()
-        .map(PathBuf::from)
-        .filter(|_| args.next().is_none());
-    let result = directory
-        .ok_or(ShimError::Usage)
-        .and_then(|directory| begin(&directory));
+    let directory = args.next().map(PathBuf::from).filter(|_| args.next().is_none());
+    let result = directory.ok_or(ShimError::Usage).and_then(|directory| begin(&directory));
     let code = match result {
         Ok(()) => 0,
         Err(error) => {
@@ -80,41 +73,17 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ! {
 fn begin(directory: &Path) -> Result<(), ShimError> {
     let listener = UnixListener::from(setup("taking the listener", portreeve_sys::fd::adopt(0))?);
     setup("taking the listener", listener.set_nonblocking(true))?;
-    let null = setup(
-        "opening /dev/null",
-        std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null"),
-    )?;
-    setup(
-        "replacing standard input",
-        portreeve_sys::process::place_fd(&null, 0),
-    )?;
+    let null = setup("opening /dev/null", std::fs::File::options().read(true).write(true).open("/dev/null"))?;
+    setup("replacing standard input", portreeve_sys::process::place_fd(&null, 0))?;
     // A session of its own: no terminal's signals, and nobody else's job.
     let _already_leader = nix::unistd::setsid();
-    setup(
-        "becoming subreaper",
-        portreeve_sys::process::set_child_subreaper(true),
-    )?;
-    setup(
-        "hiding from containers",
-        portreeve_sys::process::set_dumpable(false),
-    )?;
+    setup("becoming subreaper", portreeve_sys::process::set_child_subreaper(true))?;
+    setup("hiding from containers", portreeve_sys::process::set_dumpable(false))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    setup(
-        "leaving the working directory",
-        std::env::set_current_dir("/"),
-    )?;
+    setup("leaving the working directory", std::env::set_current_dir("/"))?;
     let signals = setup("listening for ended children", run::child_signals())?;
     let (pod, namespaces) = pod::enter(directory)?;
-    run::run(run::Shim::new(
-        directory.to_owned(),
-        listener,
-        signals,
-        pod,
-        namespaces,
-    ));
+    run::run(run::Shim::new(directory.to_owned(), listener, signals, pod, namespaces));
     Ok(())
 }
 

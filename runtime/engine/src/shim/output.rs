@@ -45,22 +45,13 @@ impl Source {
     /// `fd` is made non-blocking.
     pub(super) fn new(fd: OwnedFd, which: Which) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self {
-            fd,
-            which,
-            partial: Vec::new(),
-            copies: Vec::new(),
-        })
+        Ok(Self { fd, which, partial: Vec::new(), copies: Vec::new() })
     }
 
     /// Copies what comes from now on to `fd` as well.
     pub(super) fn attach(&mut self, fd: OwnedFd) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        self.copies.push(Copy {
-            fd,
-            backlog: Vec::new(),
-            since: Instant::now(),
-        });
+        self.copies.push(Copy { fd, backlog: Vec::new(), since: Instant::now() });
         Ok(())
     }
 
@@ -71,18 +62,12 @@ impl Source {
 
     /// Descriptors of clients, and whether each waits for room.
     pub(super) fn clients(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
-        self.copies
-            .iter()
-            .map(|copy| (copy.fd.as_fd(), !copy.backlog.is_empty()))
+        self.copies.iter().map(|copy| (copy.fd.as_fd(), !copy.backlog.is_empty()))
     }
 
     /// When the first slow client is out of patience.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.copies
-            .iter()
-            .filter(|copy| !copy.backlog.is_empty())
-            .map(|copy| copy.since + PATIENCE)
-            .min()
+        self.copies.iter().filter(|copy| !copy.backlog.is_empty()).map(|copy| copy.since + PATIENCE).min()
     }
 
     /// Reads once and passes it on.
@@ -146,15 +131,10 @@ impl Copy {
 
     /// `false` when nobody reads the pipe any more.
     fn alive(&self) -> bool {
-        let mut fds = [nix::poll::PollFd::new(
-            self.fd.as_fd(),
-            nix::poll::PollFlags::empty(),
-        )];
+        let mut fds = [nix::poll::PollFd::new(self.fd.as_fd(), nix::poll::PollFlags::empty())];
         match nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO) {
             Ok(0) => true,
-            _ => !fds
-                .iter()
-                .any(|fd| fd.revents().is_some_and(|events| !events.is_empty())),
+            _ => !fds.iter().any(|fd| fd.revents().is_some_and(|events| !events.is_empty())),
         }
     }
 }

@@ -91,28 +91,17 @@ pub(crate) enum PodError {
 }
 
 fn step<T, E: Into<io::Error>>(action: &'static str, result: Result<T, E>) -> Result<T, PodError> {
-    result.map_err(|source| PodError::Namespace {
-        action,
-        source: source.into(),
-    })
+    result.map_err(|source| PodError::Namespace { action, source: source.into() })
 }
 
 /// Reads `shim.json` and moves into cgroup and namespaces.
 pub(super) fn enter(directory: &Path) -> Result<(Pod, Namespaces), PodError> {
     let path = directory.join("shim.json");
-    let bytes = fs::read(&path).map_err(|source| PodError::Read {
-        path: path.clone(),
-        source,
-    })?;
-    let pod: Pod = serde_json::from_slice(&bytes).map_err(|error| PodError::Read {
-        path: path.clone(),
-        source: error.into(),
-    })?;
+    let bytes = fs::read(&path).map_err(|source| PodError::Read { path: path.clone(), source })?;
+    let pod: Pod =
+        serde_json::from_slice(&bytes).map_err(|error| PodError::Read { path: path.clone(), source: error.into() })?;
     if pod.version > VERSION {
-        return Err(PodError::Newer {
-            path,
-            found: pod.version,
-        });
+        return Err(PodError::Newer { path, found: pod.version });
     }
     Cgroup::open_or_create(&pod.cgroup)?.join()?;
     // Among the last to be killed when memory runs out: all of the pod goes with it. Not everybody may lower it.
@@ -133,29 +122,17 @@ pub(super) fn enter(directory: &Path) -> Result<(Pod, Namespaces), PodError> {
         step("making the pod's namespaces", namespace::unshare(own))?;
     }
     if pod.network {
-        let file = step(
-            "opening the pod's network namespace",
-            fs::File::open("/proc/self/ns/net"),
-        )?;
+        let file = step("opening the pod's network namespace", fs::File::open("/proc/self/ns/net"))?;
         namespaces.network = Some(file.into());
-        step(
-            "setting the hostname",
-            namespace::set_host_name(&pod.hostname),
-        )?;
+        step("setting the hostname", namespace::set_host_name(&pod.hostname))?;
     }
     for (name, value) in &pod.sysctls {
-        sysctl(name, value).map_err(|source| PodError::Sysctl {
-            name: name.clone(),
-            source,
-        })?;
+        sysctl(name, value).map_err(|source| PodError::Sysctl { name: name.clone(), source })?;
     }
     if let Some((path, size)) = &pod.shm {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let options = std::ffi::CString::new(format!("mode=1777,size={size}")).unwrap_or_default();
-        step(
-            "mounting the pod's /dev/shm",
-            rustix::mount::mount("shm", path, "tmpfs", flags, options.as_c_str()),
-        )?;
+        step("mounting the pod's /dev/shm", rustix::mount::mount("shm", path, "tmpfs", flags, options.as_c_str()))?;
     }
     Ok((pod, namespaces))
 }
@@ -172,51 +149,27 @@ fn first_process(pod: &Pod, own: u64, namespaces: &mut Namespaces) -> Result<(),
     if pod.pid {
         kinds |= clone::NEW_PID;
     }
-    let how = Clone3 {
-        namespaces: kinds,
-        ..Clone3::default()
-    };
+    let how = Clone3 { namespaces: kinds, ..Clone3::default() };
     let keep = pod.pid;
     let child = step("cloning the pod's first process", clone3(&how, pause))?;
     let proc = format!("/proc/{}", child.pid.as_raw_nonzero());
     if let Some((uids, gids)) = &pod.user {
         step("mapping users", write_map(&format!("{proc}/uid_map"), uids))?;
-        step(
-            "mapping groups",
-            write_map(&format!("{proc}/gid_map"), gids),
-        )?;
-        let open = |kind: &str| {
-            step(
-                "opening the pod's namespaces",
-                fs::File::open(format!("{proc}/ns/{kind}")),
-            )
-        };
+        step("mapping groups", write_map(&format!("{proc}/gid_map"), gids))?;
+        let open = |kind: &str| step("opening the pod's namespaces", fs::File::open(format!("{proc}/ns/{kind}")));
         namespaces.user = Some(open("user")?.into());
-        for (flag, kind) in [
-            (clone::NEW_NET, "net"),
-            (clone::NEW_UTS, "uts"),
-            (clone::NEW_IPC, "ipc"),
-        ] {
+        for (flag, kind) in [(clone::NEW_NET, "net"), (clone::NEW_UTS, "uts"), (clone::NEW_IPC, "ipc")] {
             if own & flag != 0 {
-                step(
-                    "entering the pod's namespaces",
-                    namespace::enter(open(kind)?.as_fd(), flag),
-                )?;
+                step("entering the pod's namespaces", namespace::enter(open(kind)?.as_fd(), flag))?;
             }
         }
     }
     if keep {
-        let file = step(
-            "opening the pod's pid namespace",
-            fs::File::open(format!("{proc}/ns/pid")),
-        )?;
+        let file = step("opening the pod's pid namespace", fs::File::open(format!("{proc}/ns/pid")))?;
         namespaces.pid = Some(file.into());
         namespaces.pause = Some(child);
     } else {
-        step(
-            "ending a child",
-            process::pidfd_send_signal(child.pidfd.as_fd(), nix::libc::SIGKILL),
-        )?;
+        step("ending a child", process::pidfd_send_signal(child.pidfd.as_fd(), nix::libc::SIGKILL))?;
         step("waiting for a child", process::wait(child.pidfd.as_fd()))?;
     }
     Ok(())
@@ -246,36 +199,18 @@ fn pause() -> i32 {
 }
 
 fn write_map(path: &str, rows: &[IdMap]) -> io::Result<()> {
-    let text: String = rows
-        .iter()
-        .map(|(inside, outside, length)| format!("{inside} {outside} {length}\n"))
-        .collect();
-    fs::File::options()
-        .write(true)
-        .open(path)?
-        .write_all(text.as_bytes())
+    let text: String = rows.iter().map(|(inside, outside, length)| format!("{inside} {outside} {length}\n")).collect();
+    fs::File::options().write(true).open(path)?.write_all(text.as_bytes())
 }
 
 /// Writes one kernel parameter; dots or slashes part its name.
 fn sysctl(name: &str, value: &str) -> io::Result<()> {
-    let relative = if name.contains('/') {
-        name.to_owned()
-    } else {
-        name.replace('.', "/")
-    };
-    let plain = relative
-        .split('/')
-        .all(|part| !matches!(part, "" | "." | ".."));
+    let relative = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    let plain = relative.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if !plain || value.contains('\n') {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not the name or value of a kernel parameter",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name or value of a kernel parameter"));
     }
-    fs::File::options()
-        .write(true)
-        .open(Path::new("/proc/sys").join(relative))?
-        .write_all(value.as_bytes())
+    fs::File::options().write(true).open(Path::new("/proc/sys").join(relative))?.write_all(value.as_bytes())
 }
 
 impl Namespaces {

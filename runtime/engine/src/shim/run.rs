@@ -100,14 +100,7 @@ impl Shim {
         if self.containers.values().any(Container::alive) {
             return false;
         }
-        self.say(
-            connection,
-            &Message::Reply {
-                id: request,
-                answer: crate::protocol::Answer::Done,
-            },
-            Vec::new(),
-        );
+        self.say(connection, &Message::Reply { id: request, answer: crate::protocol::Answer::Done }, Vec::new());
         true
     }
 
@@ -122,33 +115,17 @@ impl Shim {
             watch(Of::Listener, self.listener.as_fd(), PollFlags::POLLIN);
             watch(Of::Signals, self.signals.as_fd(), PollFlags::POLLIN);
             for (number, connection) in &self.connections {
-                let room = if connection.blocked() {
-                    PollFlags::POLLOUT
-                } else {
-                    PollFlags::empty()
-                };
-                watch(
-                    Of::Connection(*number),
-                    connection.as_fd(),
-                    PollFlags::POLLIN | room,
-                );
+                let room = if connection.blocked() { PollFlags::POLLOUT } else { PollFlags::empty() };
+                watch(Of::Connection(*number), connection.as_fd(), PollFlags::POLLIN | room);
             }
             for (number, container) in &self.containers {
                 for (index, source) in container.outputs.iter().enumerate() {
                     let Some(source) = source else { continue };
                     if !source.paused() {
-                        watch(
-                            Of::Output(*number, index),
-                            source.as_fd(),
-                            PollFlags::POLLIN,
-                        );
+                        watch(Of::Output(*number, index), source.as_fd(), PollFlags::POLLIN);
                     }
                     for (client, waits) in source.clients() {
-                        let room = if waits {
-                            PollFlags::POLLOUT
-                        } else {
-                            PollFlags::empty()
-                        };
+                        let room = if waits { PollFlags::POLLOUT } else { PollFlags::empty() };
                         watch(Of::Client(*number, index), client, room);
                     }
                     deadline = [deadline, source.deadline()].into_iter().flatten().min();
@@ -163,17 +140,10 @@ impl Shim {
         let mut ready: Vec<_> = owners
             .iter()
             .zip(&fds)
-            .filter_map(|(of, fd)| {
-                Some((*of, fd.revents()?)).filter(|(_, flags)| !flags.is_empty())
-            })
+            .filter_map(|(of, fd)| Some((*of, fd.revents()?)).filter(|(_, flags)| !flags.is_empty()))
             .collect();
         if overdue {
-            ready.extend(
-                owners
-                    .iter()
-                    .filter(|of| matches!(of, Of::Client(..)))
-                    .map(|of| (*of, PollFlags::POLLOUT)),
-            );
+            ready.extend(owners.iter().filter(|of| matches!(of, Of::Client(..))).map(|of| (*of, PollFlags::POLLOUT)));
         }
         ready
     }
@@ -204,10 +174,7 @@ impl Shim {
                 }
             }
             Of::Client(number, index) => {
-                let source = self
-                    .containers
-                    .get_mut(&number)
-                    .and_then(|container| container.outputs.get_mut(index));
+                let source = self.containers.get_mut(&number).and_then(|container| container.outputs.get_mut(index));
                 if let Some(Some(source)) = source {
                     source.flush();
                 }
@@ -257,12 +224,8 @@ impl Shim {
     }
 
     fn announce(&mut self, event: &Event) {
-        let numbers: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, one)| one.greeted)
-            .map(|(number, _)| *number)
-            .collect();
+        let numbers: Vec<u64> =
+            self.connections.iter().filter(|(_, one)| one.greeted).map(|(number, _)| *number).collect();
         for number in numbers {
             self.say(number, &Message::Event(event.clone()), Vec::new());
         }
@@ -287,23 +250,11 @@ impl Shim {
     }
 
     fn gone(&mut self, pid: i32, how: process::Exit) {
-        if let Some(container) = self
-            .containers
-            .values_mut()
-            .find(|one| one.pid == pid && one.alive())
-        {
+        if let Some(container) = self.containers.values_mut().find(|one| one.pid == pid && one.alive()) {
             let record = container.ended(how);
-            let event = Event::Exited {
-                container: container.id.clone(),
-                record,
-            };
+            let event = Event::Exited { container: container.id.clone(), record };
             self.announce(&event);
-        } else if let Some(exec) = self
-            .execs
-            .iter()
-            .find(|(_, one)| one.pid == pid)
-            .map(|(number, _)| *number)
-        {
+        } else if let Some(exec) = self.execs.iter().find(|(_, one)| one.pid == pid).map(|(number, _)| *number) {
             self.execs.remove(&exec);
             let code = match how {
                 process::Exit::Code(code) => code,
@@ -315,10 +266,7 @@ impl Shim {
 
     /// The container of this id.
     pub(super) fn find(&mut self, id: &str) -> Option<(u64, &mut Container)> {
-        self.containers
-            .iter_mut()
-            .find(|(_, one)| one.id == id)
-            .map(|(number, one)| (*number, one))
+        self.containers.iter_mut().find(|(_, one)| one.id == id).map(|(number, one)| (*number, one))
     }
 }
 

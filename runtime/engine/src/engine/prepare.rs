@@ -1,0 +1,278 @@
+//! Everything of a container that is decided before the shim sets it up. Blocking.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxSeccomp};
+use portreeve_image::Image;
+
+use super::table::Sandbox;
+use super::{Core, spawn};
+use crate::container::{ContainerConfig, MountSource, SeccompProfile};
+use crate::protocol::{CreateCall, LogCall, RootFsCall};
+use crate::record::{self, ContainerPhase, ContainerRecord};
+use crate::spec::{self, ImageMount, Inputs, SandboxFiles};
+use crate::{ContainerId, EngineError, rootfs};
+
+/// A node's seccomp profile is never longer.
+const PROFILE: u64 = 1 << 20;
+
+/// Writes the container's directory and makes its snapshot.
+pub(super) fn prepare(
+    core: &Core,
+    sandbox: &Arc<Sandbox>,
+    id: &ContainerId,
+    directory: &Path,
+    config: ContainerConfig,
+) -> Result<ContainerRecord, EngineError> {
+    let (sandbox_config, user_namespace, pid_namespace) = {
+        let facts = sandbox.facts();
+        (facts.record.config.clone(), facts.user_namespace.clone(), facts.pid_namespace.clone())
+    };
+    let image = find_image(core, config.image_id.as_deref(), &config.image)?;
+    let log = log_call(core, &sandbox_config.log_directory, config.log_path.as_deref())?;
+    let cgroup = format!("{}/{id}", sandbox_config.cgroup_parent.trim_end_matches('/'));
+    let image_config = image.config.config().as_ref();
+
+    let accounts = core.accounts.of(&image)?;
+    let image_user = image_config.and_then(|image| image.user().as_deref()).unwrap_or_default();
+    let identity = spec::resolve(&config.security, image_user, &accounts)?;
+    let stop_signal = config.stop_signal.as_deref().or(image_config.and_then(|image| image.stop_signal().as_deref()));
+    let stop_signal = signal(stop_signal.unwrap_or_default())?;
+    let devices = devices(&config)?;
+    let images = image_mounts(core, &config)?;
+    let volumes = volumes(&image, config.security.readonly_rootfs)?;
+    let seccomp = match &config.security.seccomp {
+        SeccompProfile::Localhost(path) if !config.security.privileged => Some(profile(path)?),
+        _ => None,
+    };
+    let (hostname, resolv_conf, shm) =
+        (sandbox.directory.join("hostname"), sandbox.directory.join("resolv.conf"), sandbox.directory.join("shm"));
+    let own_shm = sandbox_config.namespaces.ipc == crate::IpcNamespace::Pod;
+    let specification = spec::specification(Inputs {
+        config: &config,
+        sandbox: &sandbox_config,
+        image: &image.config,
+        identity: &identity,
+        cgroup: &cgroup,
+        files: SandboxFiles { hostname: &hostname, resolv_conf: &resolv_conf, shm: own_shm.then_some(shm.as_path()) },
+        user_namespace: user_namespace.as_deref(),
+        pid_namespace: pid_namespace.as_deref(),
+        devices: &devices,
+        seccomp,
+        images: &images,
+        volumes: &volumes,
+        capabilities: core.capabilities,
+    })?;
+
+    // From here on something exists: the record says so first.
+    spawn::private_directory(directory, 0o700)?;
+    let (tty, stdin, stdin_once) = (config.tty, config.stdin, config.stdin_once);
+    let mut record = ContainerRecord {
+        version: record::VERSION,
+        id: id.clone(),
+        sandbox: sandbox.id.clone(),
+        phase: ContainerPhase::Making,
+        config,
+        created_at: Timestamp::now(),
+        image_id: image.id.to_string(),
+        user: (identity.uid, identity.gid),
+        stop_signal,
+        cgroup: cgroup.clone(),
+        call: None,
+        started_at: None,
+    };
+    record::write(&directory.join("container.json"), &record)?;
+    let snapshot = core.images.snapshot(id.as_str(), &image).map_err(|error| EngineError::Images {
+        action: format!("making the root file system of {}", record.config.metadata.name),
+        source: error.into(),
+    })?;
+    let path = directory.join("config.json");
+    let bytes =
+        serde_json::to_vec(&specification).map_err(|error| EngineError::file("encoding", &path)(error.into()))?;
+    record::replace(&path, &bytes, 0o600).map_err(EngineError::file("writing", &path))?;
+    if let Some(parent) = log.as_ref().and_then(|log| log.path.parent()) {
+        spawn::private_directory(parent, 0o750)?;
+    }
+    record.call = Some(CreateCall {
+        container: id.to_string(),
+        cgroup,
+        rootfs: RootFsCall { lower: snapshot.lower, upper: snapshot.upper, work: snapshot.work },
+        log,
+        stdin,
+        stdin_once,
+        tty,
+    });
+    Ok(record)
+}
+
+fn find_image(core: &Core, id: Option<&str>, reference: &str) -> Result<Image, EngineError> {
+    let found = id.and_then(|id| core.images.resolve(id)).or_else(|| {
+        // An id that was given and is gone must not turn into whatever the tag names now.
+        if id.is_some() { None } else { core.images.resolve(reference) }
+    });
+    found.ok_or_else(|| EngineError::ImageMissing { reference: id.unwrap_or(reference).to_owned() })
+}
+
+fn log_call(core: &Core, directory: &Path, path: Option<&Path>) -> Result<Option<LogCall>, EngineError> {
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
+    if !path.components().all(|component| matches!(component, Component::Normal(_))) {
+        return Err(EngineError::invalid("logPath", "must stay below the sandbox's log directory"));
+    }
+    let rotation = core.config.log_rotation;
+    Ok(Some(LogCall { path: directory.join(path), max_bytes: rotation.max_bytes, max_files: rotation.max_files }))
+}
+
+/// `SIGTERM` when nothing is said.
+pub(super) fn signal(text: &str) -> Result<i32, EngineError> {
+    const FIRST_REALTIME: i32 = 34;
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let unknown = || EngineError::invalid("stopSignal", format!("{text:?} is not a signal"));
+    if name.is_empty() {
+        return Ok(nix::libc::SIGTERM);
+    }
+    let number = if let Ok(number) = name.parse::<i32>() {
+        number
+    } else if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset = if offset.is_empty() { 0 } else { offset.parse::<u8>().map_err(|_| unknown())? };
+        FIRST_REALTIME + i32::from(offset)
+    } else if let Some(offset) = name.strip_prefix("RTMAX") {
+        let offset = if offset.is_empty() { 0 } else { offset.parse::<i8>().map_err(|_| unknown())? };
+        64 + i32::from(offset)
+    } else {
+        format!("SIG{name}").parse::<nix::sys::signal::Signal>().map_err(|_| unknown())? as i32
+    };
+    if (1..=64).contains(&number) { Ok(number) } else { Err(unknown()) }
+}
+
+fn devices(config: &ContainerConfig) -> Result<Vec<(LinuxDevice, String)>, EngineError> {
+    let mut all = Vec::new();
+    for (index, device) in config.devices.iter().enumerate() {
+        let field = || format!("devices[{index}]");
+        if !device.permissions.chars().all(|c| matches!(c, 'r' | 'w' | 'm')) {
+            return Err(EngineError::invalid(
+                field(),
+                format!("permissions {:?} are not of r, w, m", device.permissions),
+            ));
+        }
+        let found = look(&device.host_path, &device.container_path)
+            .map_err(|error| EngineError::invalid(field(), format!("{}: {error}", device.host_path.display())))?;
+        let found = found
+            .ok_or_else(|| EngineError::invalid(field(), format!("{} is no device", device.host_path.display())))?;
+        all.push((found, device.permissions.clone()));
+    }
+    if config.security.privileged {
+        node_devices(Path::new("/dev"), &mut all);
+    }
+    Ok(all)
+}
+
+fn look(host: &Path, inside: &Path) -> std::io::Result<Option<LinuxDevice>> {
+    let metadata = fs::metadata(host)?;
+    let kind = metadata.file_type();
+    let kind = match (kind.is_char_device(), kind.is_block_device()) {
+        (true, _) => LinuxDeviceType::C,
+        (_, true) => LinuxDeviceType::B,
+        _ => return Ok(None),
+    };
+    let number = metadata.rdev();
+    let mut device = LinuxDevice::default();
+    device.set_path(inside.to_owned());
+    device.set_typ(kind);
+    device.set_major(i64::from(rustix::fs::major(number)));
+    device.set_minor(i64::from(rustix::fs::minor(number)));
+    device.set_file_mode(Some(metadata.mode() & 0o777));
+    device.set_uid(Some(metadata.uid()));
+    device.set_gid(Some(metadata.gid()));
+    Ok(Some(device))
+}
+
+/// All of the node's devices, for a privileged container; those that every container has anyway are left out.
+fn node_devices(directory: &Path, all: &mut Vec<(LinuxDevice, String)>) {
+    const EVERYBODYS: [&str; 12] =
+        ["null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "shm", "mqueue", "fd"];
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+        if EVERYBODYS.iter().any(|name| entry.file_name() == *name) || kind.is_symlink() {
+            continue;
+        }
+        if kind.is_dir() {
+            node_devices(&path, all);
+        } else if let Ok(Some(device)) = look(&path, &path) {
+            all.push((device, "rwm".to_owned()));
+        }
+    }
+}
+
+fn image_mounts(core: &Core, config: &ContainerConfig) -> Result<Vec<ImageMount>, EngineError> {
+    let mut all = Vec::new();
+    for mount in &config.mounts {
+        let MountSource::Image { reference, sub_path } = &mount.source else { continue };
+        let image = find_image(core, None, reference)?;
+        let sub_path = sub_path.as_deref().filter(|path| !path.as_os_str().is_empty());
+        match (image.layers.as_slice(), sub_path) {
+            ([only], None) => all.push(ImageMount::Directory(only.clone())),
+            (layers, None) => all.push(ImageMount::Layers(layers.to_vec())),
+            (layers, Some(path)) => all.push(sub_directory(layers, path)?),
+        }
+    }
+    Ok(all)
+}
+
+/// The same directory of every layer that has it, down to the first that hides the others.
+fn sub_directory(layers: &[PathBuf], path: &Path) -> Result<ImageMount, EngineError> {
+    let refused = |why: &str| EngineError::invalid("image volume", format!("subPath {}: {why}", path.display()));
+    if !path.components().all(|component| matches!(component, Component::Normal(_))) {
+        return Err(refused("must be relative and without .."));
+    }
+    let found = rootfs::directories(layers, path).map_err(|error| refused(&error.to_string()))?;
+    match found.as_slice() {
+        [] => Err(refused("is not a directory of the image")),
+        [only] => Ok(ImageMount::Directory(only.clone())),
+        _ => Ok(ImageMount::Layers(found)),
+    }
+}
+
+/// Volumes of the image that its own writable layer does not serve: on a read-only root, or not in the image.
+fn volumes(image: &Image, readonly: bool) -> Result<Vec<PathBuf>, EngineError> {
+    let named = image.config.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default();
+    let mut all = Vec::new();
+    for volume in named.into_iter().take(256).map(PathBuf::from) {
+        let there = rootfs::has_directory(&image.layers, &volume).unwrap_or(false);
+        if readonly || !there {
+            all.push(volume);
+        }
+    }
+    Ok(all)
+}
+
+fn profile(path: &Path) -> Result<LinuxSeccomp, EngineError> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(EngineError::file("opening seccomp profile", path))?;
+    file.take(PROFILE).read_to_end(&mut bytes).map_err(EngineError::file("reading seccomp profile", path))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| EngineError::invalid("seccomp", format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_signal_is_a_name_a_number_or_nothing() {
+        let expect =
+            [("", 15), ("SIGQUIT", 3), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("SIGRTMIN", 34)];
+        for (text, number) in expect {
+            assert_eq!(signal(text).unwrap(), number, "{text}");
+        }
+        for text in ["SIGNOPE", "0", "65", "-1", "RTMIN+99"] {
+            assert!(signal(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Opening: everything that was is found again, what was half made is undone, what nobody owns is removed.
+//!
+//! ```text
+//!   records on disk --newer than us?--> refuse, nothing touched
+//!     | sandbox   making           -> cleared
+//!     |           stopped          -> what may be left of it is released again
+//!     |           ready            -> shim answers: kept;  does not: its containers are killed, NotReady{shim died}
+//!     | container making           -> cleared
+//!     |           made             -> as the shim says, or exit.json, or killed
+//!   kernel and stores: cgroups below our root, shims, snapshots, network attachments without an owner -> removed
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use portreeve_network::Network;
+use portreeve_oci::cgroup::{self, Cgroup};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use super::container::{kill_cgroup, recorded_exit};
+use super::sandbox::{Ear, PATIENCE, kill_if_shim, remove_tree, shim_directory};
+use super::spawn::{self, Executable};
+use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
+use super::{Core, EVENTS, blocking, cgroup_error};
+use crate::client::Client;
+use crate::error::chain;
+use crate::protocol::{Answer, Call, ContainerReport};
+use crate::record::{self, ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
+use crate::sandbox::NetworkNamespace;
+use crate::{ContainerId, EngineConfig, EngineError, SandboxId};
+
+/// A sandbox's directory, and what was found in it.
+struct Found {
+    id: SandboxId,
+    directory: PathBuf,
+    record: Option<SandboxRecord>,
+    containers: Vec<(ContainerId, PathBuf, Option<ContainerRecord>)>,
+}
+
+pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError> {
+    let (core, found) = blocking(move || {
+        let sandboxes = config.run.join("sandboxes");
+        spawn::private_directory(&config.root, 0o711)?;
+        spawn::private_directory(&sandboxes, 0o700)?;
+        // All records are read before anything is touched: what a newer program left is not to be harmed.
+        let (found, strangers) = scan(&sandboxes)?;
+        let executable = Executable::open(config.executable.as_deref())?;
+        let images = portreeve_image::Store::open(config.images.clone()).map_err(|error| EngineError::Images {
+            action: "opening the image store".to_owned(),
+            source: error.into(),
+        })?;
+        let network = Arc::new(Network::open(config.network.clone()).map_err(EngineError::NetworkOpen)?);
+        for stranger in strangers {
+            remove_tree_of_mounts(&stranger)?;
+        }
+        let core = Arc::new(Core {
+            config,
+            executable,
+            images,
+            network,
+            table: RwLock::new(Table::default()),
+            events: broadcast::Sender::new(EVENTS),
+            tasks: TaskTracker::new(),
+            accounts: Default::default(),
+            capabilities: portreeve_sys::capability::bounding().unwrap_or(0),
+        });
+        Ok((core, found))
+    })
+    .await?;
+
+    let mut recovering = JoinSet::new();
+    for one in found {
+        let core = Arc::clone(&core);
+        recovering.spawn(async move {
+            let id = one.id.clone();
+            (id, core.recover_sandbox(one).await)
+        });
+    }
+    let mut netns = BTreeMap::new();
+    while let Some(done) = recovering.join_next().await {
+        match done {
+            Ok((id, Ok(fd))) => {
+                if let Some(fd) = fd {
+                    netns.insert(id.to_string(), fd);
+                }
+            }
+            Ok((id, Err(error))) => {
+                tracing::warn!(sandbox_id = %id, error = %chain(&error), "sandbox not recovered whole, it is tried again at the next start");
+            }
+            Err(error) => return Err(EngineError::Shim(format!("recovery ended early: {error}"))),
+        }
+    }
+    let cleaner = Arc::clone(&core);
+    blocking(move || cleaner.clean(&netns)).await?;
+    Ok(core)
+}
+
+/// Reads every record. Also comes back: directories of no sandbox, which removals left.
+fn scan(sandboxes: &Path) -> Result<(Vec<Found>, Vec<PathBuf>), EngineError> {
+    let (mut found, mut strangers) = (Vec::new(), Vec::new());
+    for (name, directory) in entries(sandboxes)? {
+        let Ok(id) = name.parse::<SandboxId>() else {
+            strangers.push(directory);
+            continue;
+        };
+        let record = record::read(&directory.join("sandbox.json"))?;
+        let mut containers = Vec::new();
+        for (name, directory) in entries(&directory.join("containers"))? {
+            match name.parse::<ContainerId>() {
+                Ok(id) => {
+                    let record = record::read(&directory.join("container.json"))?;
+                    containers.push((id, directory, record));
+                }
+                Err(_) => strangers.push(directory),
+            }
+        }
+        found.push(Found { id, directory, record, containers });
+    }
+    Ok((found, strangers))
+}
+
+fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, EngineError> {
+    let all = match fs::read_dir(directory) {
+        Ok(all) => all,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(EngineError::file("listing", directory)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in all {
+        let entry = entry.map_err(EngineError::file("listing", directory))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+fn remove_tree_of_mounts(path: &Path) -> Result<(), EngineError> {
+    let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
+    let _no_mount = rustix::mount::unmount(path.join("shm"), flags);
+    remove_tree(path)
+}
+
+impl Core {
+    /// Takes a sandbox back into the table, or clears it. The network namespace of a living one comes back.
+    async fn recover_sandbox(self: &Arc<Self>, found: Found) -> Result<Option<OwnedFd>, EngineError> {
+        let Found { id, directory, record, containers } = found;
+        let Some(record) = record.filter(|record| record.phase != SandboxPhase::Making) else {
+            for (container, directory, record) in containers {
+                let cgroup = record.map(|record| record.cgroup).unwrap_or_default();
+                self.clear_container(None, &container, &directory, &cgroup).await?;
+            }
+            self.clear_sandbox(&id, &directory, None).await?;
+            return Ok(None);
+        };
+        let ready = record.phase == SandboxPhase::Ready;
+        let own_network = record.config.namespaces.network == NetworkNamespace::Pod;
+        let mut facts = SandboxFacts { record, client: None, user_namespace: None, pid_namespace: None, child: None };
+        let mut netns = None;
+        let mut reports = None;
+        if ready && let Some(found) = self.find_shim(&id, &directory).await {
+            netns = found.netns.filter(|_| own_network);
+            facts.client = Some(found.client);
+            facts.user_namespace = found.user_namespace;
+            facts.pid_namespace = found.pid_namespace;
+            reports = Some(found.containers);
+        }
+        let client = facts.client.clone();
+        let sandbox = Arc::new(Sandbox::new(directory, facts));
+        self.table_mut().sandboxes.insert(id.clone(), Arc::clone(&sandbox));
+        for (container, directory, record) in containers {
+            self.recover_container(client.as_deref(), reports.as_deref(), container, directory, record).await?;
+        }
+        match (client, reports) {
+            (Some(client), Some(reports)) => {
+                // Events that came before its containers were in the table are lost: exits are asked for once more.
+                let missed = reports.iter().filter(|report| report.exit.is_none()).count() > 0;
+                if missed && let Ok((Answer::State { containers }, _)) = client.ask(Call::State).await {
+                    for report in containers {
+                        if let Some(exit) = report.exit {
+                            self.container_ended(&report.container, exit);
+                        }
+                    }
+                }
+                if client.ended() {
+                    Arc::clone(self).sandbox_lost(&id).await;
+                }
+            }
+            _ if ready => Arc::clone(self).sandbox_lost(&id).await,
+            _ => Arc::clone(self).stop_sandbox(&id).await?,
+        }
+        Ok(netns)
+    }
+
+    async fn find_shim(self: &Arc<Self>, id: &SandboxId, directory: &Path) -> Option<Shim> {
+        let stream = spawn::connect(directory).ok()?;
+        let client = Arc::new(Client::new(stream, Ear::new(self, id)).ok()?);
+        let greeting = async {
+            let hello = client.hello().await?;
+            Ok::<_, EngineError>((hello, client.ask(Call::State).await?))
+        };
+        let ((hello, mut fds), (state, _)) = match tokio::time::timeout(PATIENCE, greeting).await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(error)) => {
+                tracing::warn!(sandbox_id = %id, error = %chain(&error), "shim cannot be used, its sandbox is given up");
+                return None;
+            }
+            Err(_) => {
+                tracing::warn!(sandbox_id = %id, "shim does not answer, its sandbox is given up");
+                return None;
+            }
+        };
+        let (Answer::Hello { user_namespace, pid_namespace, .. }, Answer::State { containers }) = (hello, state) else {
+            return None;
+        };
+        Some(Shim { client, netns: fds.pop(), user_namespace, pid_namespace, containers })
+    }
+
+    async fn recover_container(
+        self: &Arc<Self>,
+        client: Option<&Client>,
+        reports: Option<&[ContainerReport]>,
+        id: ContainerId,
+        directory: PathBuf,
+        record: Option<ContainerRecord>,
+    ) -> Result<(), EngineError> {
+        let Some(record) = record.filter(|record| record.phase == ContainerPhase::Made) else {
+            // It never was a container to anybody: its program has not been started.
+            let found = fs::read(directory.join("container.json")).ok();
+            let cgroup = found.and_then(|bytes| serde_json::from_slice::<ContainerRecord>(&bytes).ok());
+            let cgroup = cgroup.map(|record| record.cgroup).unwrap_or_default();
+            return self.clear_container(client, &id, &directory, &cgroup).await;
+        };
+        let report = reports.and_then(|all| all.iter().find(|report| report.container == id.as_str()));
+        let mut facts = ContainerFacts { record, pid: None, started_at: None, exit: None, removed: false };
+        match report {
+            Some(report) => {
+                facts.pid = Some(report.pid);
+                facts.started_at = report.started_at;
+                facts.exit = report.exit.clone();
+            }
+            None => {
+                let (cgroup, place) = (facts.record.cgroup.clone(), directory.clone());
+                let exit = blocking(move || {
+                    kill_cgroup(&cgroup)?;
+                    recorded_exit(&place, None)
+                })
+                .await?;
+                facts.started_at = exit.started_at;
+                facts.exit = Some(exit);
+            }
+        }
+        let container = Arc::new(Container::new(directory, facts));
+        self.table_mut().containers.insert(id, container);
+        Ok(())
+    }
+
+    /// Removes what no sandbox or container owns. Blocking. A failure here stops nothing: it is tried at every start.
+    fn clean(&self, netns: &BTreeMap<String, OwnedFd>) -> Result<(), EngineError> {
+        let (parents, cgroups, names, living) = {
+            let table = self.table();
+            let parents: BTreeSet<String> =
+                table.sandboxes.values().map(|one| one.facts().record.config.cgroup_parent.clone()).collect();
+            let cgroups: BTreeSet<String> =
+                table.containers.values().map(|one| one.facts().record.cgroup.clone()).collect();
+            let names: BTreeSet<String> = table.containers.keys().map(ToString::to_string).collect();
+            let living: BTreeSet<PathBuf> = table
+                .sandboxes
+                .values()
+                .filter(|one| one.facts().client.is_some())
+                .map(|one| one.directory.clone())
+                .collect();
+            (parents, cgroups, names, living)
+        };
+        self.clean_shims(&living)?;
+        let shims = self.shims_cgroup();
+        let root = self.config.cgroup_root.clone();
+        for path in cgroup::list_below(&root).map_err(cgroup_error("listing below", &root))? {
+            let owned = path == shims
+                || cgroups.iter().any(|owned| within(&path, owned) || within(owned, &path))
+                || parents.iter().any(|owned| within(owned, &path));
+            if !owned {
+                let removed = kill_cgroup(&path).and_then(|()| {
+                    let cgroup = Cgroup::at(&path).map_err(cgroup_error("finding", &path))?;
+                    cgroup.remove().map_err(cgroup_error("removing", &path))
+                });
+                note(removed);
+            }
+        }
+        let snapshots = self
+            .images
+            .snapshots()
+            .map_err(|error| EngineError::Images { action: "listing snapshots".to_owned(), source: error.into() });
+        for snapshot in snapshots?.into_iter().filter(|snapshot| !names.contains(snapshot)) {
+            note(self.images.remove_snapshot(&snapshot).map_err(|error| EngineError::Images {
+                action: format!("removing snapshot {snapshot}"),
+                source: error.into(),
+            }));
+        }
+        let reconciled = self.network.reconcile(&netns.keys().cloned().collect()).map_err(EngineError::NetworkOpen)?;
+        for id in reconciled.detached {
+            self.attach_again(&id, netns);
+        }
+        Ok(())
+    }
+
+    /// A living pod whose link is gone gets a new one.
+    fn attach_again(&self, id: &str, netns: &BTreeMap<String, OwnedFd>) {
+        let sandbox = id.parse::<SandboxId>().ok().and_then(|id| self.find_sandbox(&id).ok());
+        let (Some(sandbox), Some(fd)) = (sandbox, netns.get(id)) else { return };
+        let ports = sandbox.facts().record.config.port_mappings.clone();
+        match self.network.attach(id, fd.as_fd(), &ports) {
+            Ok(attachment) => {
+                let record = {
+                    let mut facts = sandbox.facts();
+                    facts.record.ips = vec![attachment.address.into()];
+                    facts.record.clone()
+                };
+                note(record::write(&sandbox.directory.join("sandbox.json"), &record));
+            }
+            Err(source) => note(Err(EngineError::Network { id: id.to_owned(), source })),
+        }
+    }
+
+    /// Kills shims of ours that belong to no living sandbox: those whose agent was killed right after it had started
+    /// them, and first processes of shared pid namespaces that outlived their shim by an instant.
+    fn clean_shims(&self, living: &BTreeSet<PathBuf>) -> Result<(), EngineError> {
+        let path = self.shims_cgroup();
+        let cgroup = Cgroup::at(&path).map_err(cgroup_error("finding", &path))?;
+        let sandboxes = self.sandboxes_directory();
+        for pid in cgroup.processes().map_err(cgroup_error("reading", &path))? {
+            if let Some(directory) = shim_directory(pid)
+                && directory.starts_with(&sandboxes)
+                && !living.contains(&directory)
+            {
+                kill_if_shim(pid, &directory);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A shim that was found again.
+struct Shim {
+    client: Arc<Client>,
+    netns: Option<OwnedFd>,
+    user_namespace: Option<String>,
+    pid_namespace: Option<String>,
+    containers: Vec<ContainerReport>,
+}
+
+/// Whether `path` is `above` or below it.
+fn within(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn note(result: Result<(), EngineError>) {
+    if let Err(error) = result {
+        tracing::warn!(error = %chain(&error), "leftover not removed, it is tried again at the next start");
+    }
+}

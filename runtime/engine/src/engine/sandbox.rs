@@ -1,0 +1,507 @@
+//! Making, stopping, losing and removing sandboxes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Child;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use oci_spec::runtime::LinuxResources;
+use portreeve_oci::cgroup::Cgroup;
+use rustix::mount::UnmountFlags;
+
+use super::table::{Sandbox, SandboxFacts};
+use super::{Core, blocking, cgroup_error, files, spawn};
+use crate::client::{Client, Listener};
+use crate::error::all;
+use crate::protocol::{Answer, Call, Event};
+use crate::record::{self, SandboxPhase, SandboxRecord};
+use crate::sandbox::{IpcNamespace, NetworkNamespace, PidNamespace, SandboxConfig, UserNamespace};
+use crate::shim::Pod;
+use crate::{EngineError, EngineEvent, SandboxId};
+
+/// How long a shim may take to say hello, and to end when asked.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Bound of a pod's `/dev/shm`, as everywhere.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// Hears of one shim.
+#[derive(Debug)]
+pub(super) struct Ear {
+    core: Weak<Core>,
+    sandbox: SandboxId,
+}
+
+impl Ear {
+    pub(super) fn new(core: &Arc<Core>, sandbox: &SandboxId) -> Arc<Self> {
+        Arc::new(Self { core: Arc::downgrade(core), sandbox: sandbox.clone() })
+    }
+}
+
+impl Listener for Ear {
+    fn event(&self, event: Event) {
+        if let (Some(core), Event::Exited { container, record }) = (self.core.upgrade(), event) {
+            core.container_ended(&container, record);
+        }
+    }
+
+    fn lost(&self) {
+        if let Some(core) = self.core.upgrade() {
+            let id = self.sandbox.clone();
+            core.tasks.clone().spawn(async move { core.sandbox_lost(&id).await });
+        }
+    }
+}
+
+impl Core {
+    pub(super) async fn run_sandbox(self: Arc<Self>, config: SandboxConfig) -> Result<SandboxId, EngineError> {
+        check(&config)?;
+        let id = SandboxId::random().map_err(EngineError::file("reading", Path::new("/dev/urandom")))?;
+        match Arc::clone(&self).make_sandbox(&id, config).await {
+            Ok(sandbox) => {
+                self.table_mut().sandboxes.insert(id.clone(), Arc::clone(&sandbox));
+                self.tell(EngineEvent::SandboxReady(id.clone()));
+                // Its end may have come before it was in the table.
+                let client = sandbox.facts().client.clone();
+                if client.is_some_and(|client| client.ended()) {
+                    Arc::clone(&self).sandbox_lost(&id).await;
+                }
+                Ok(id)
+            }
+            Err(error) => {
+                let directory = self.sandboxes_directory().join(id.as_str());
+                if let Err(leftover) = self.clear_sandbox(&id, &directory, None).await {
+                    tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&leftover), "half-made sandbox not cleared");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_sandbox(self: Arc<Self>, id: &SandboxId, config: SandboxConfig) -> Result<Arc<Sandbox>, EngineError> {
+        let directory = self.sandboxes_directory().join(id.as_str());
+        let mut record = SandboxRecord {
+            version: record::VERSION,
+            id: id.clone(),
+            phase: SandboxPhase::Making,
+            config,
+            created_at: Timestamp::now(),
+            ips: Vec::new(),
+            shim_pid: None,
+            reason: String::new(),
+        };
+
+        let (core, place, intent) = (Arc::clone(&self), directory.clone(), record.clone());
+        let (child, stream) = blocking(move || core.spawn_shim(&place, &intent)).await?;
+        let guard = Reaper(Some(child));
+        let client =
+            Arc::new(Client::new(stream, Ear::new(&self, id)).map_err(EngineError::file("connecting to", &directory))?);
+
+        // While the shim begins: what does not need it.
+        let (place, config) = (directory.clone(), record.config.clone());
+        let around = blocking(move || surroundings(&place, &config));
+        let (hello, around) = tokio::join!(greet(&client, &directory), around);
+        let (answer, mut fds) = hello?;
+        around?;
+        let (user_namespace, pid_namespace) = match answer {
+            Answer::Hello { pid, user_namespace, pid_namespace, .. } => {
+                record.shim_pid = Some(pid);
+                (user_namespace, pid_namespace)
+            }
+            _ => return Err(EngineError::Shim("the shim did not say hello".to_owned())),
+        };
+
+        if record.config.namespaces.network == NetworkNamespace::Pod {
+            let netns =
+                fds.pop().ok_or_else(|| EngineError::Shim("the shim passed no network namespace".to_owned()))?;
+            let (network, name, ports) =
+                (Arc::clone(&self.network), id.to_string(), record.config.port_mappings.clone());
+            let attachment = blocking(move || {
+                network.attach(&name, netns.as_fd(), &ports).map_err(|source| EngineError::Network { id: name, source })
+            })
+            .await?;
+            record.ips = vec![IpAddr::V4(attachment.address)];
+        }
+        record.phase = SandboxPhase::Ready;
+        record::write(&directory.join("sandbox.json"), &record)?;
+        let facts =
+            SandboxFacts { record, client: Some(client), user_namespace, pid_namespace, child: guard.release() };
+        Ok(Arc::new(Sandbox::new(directory, facts)))
+    }
+
+    fn spawn_shim(&self, directory: &Path, record: &SandboxRecord) -> Result<(Child, UnixStream), EngineError> {
+        spawn::private_directory(directory, 0o700)?;
+        record::write(&directory.join("sandbox.json"), record)?;
+        spawn::private_directory(&directory.join("containers"), 0o700)?;
+        let config = &record.config;
+        let shm = directory.join("shm");
+        spawn::private_directory(&shm, 0o755)?;
+        let network = config.namespaces.network == NetworkNamespace::Pod;
+        let own_ipc = config.namespaces.ipc == IpcNamespace::Pod;
+        let mut sysctls = BTreeMap::new();
+        if network {
+            // As containerd does: a container without privileges may serve port 80 and ping.
+            sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+            if config.namespaces.user == UserNamespace::Node {
+                sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+            }
+        }
+        sysctls.extend(config.sysctls.clone());
+        let pod = Pod {
+            version: record::VERSION,
+            cgroup: self.shims_cgroup(),
+            network,
+            ipc: own_ipc,
+            pid: config.namespaces.pid == PidNamespace::Pod,
+            user: match &config.namespaces.user {
+                UserNamespace::Node => None,
+                UserNamespace::Pod { uid_maps, gid_maps } => {
+                    let rows = |maps: &[crate::IdMapping]| {
+                        maps.iter().map(|map| (map.container, map.host, map.length)).collect::<Vec<_>>()
+                    };
+                    Some((rows(uid_maps), rows(gid_maps)))
+                }
+            },
+            hostname: config.hostname.clone(),
+            sysctls,
+            shm: own_ipc.then_some((shm, SHM_BYTES)),
+        };
+        record::write(&directory.join("shim.json"), &pod)?;
+        self.executable.spawn(directory)
+    }
+
+    /// The cgroup that all shims are in.
+    pub(super) fn shims_cgroup(&self) -> String {
+        format!("{}/shims", self.config.cgroup_root.trim_end_matches('/'))
+    }
+
+    pub(super) async fn stop_sandbox(self: Arc<Self>, id: &SandboxId) -> Result<(), EngineError> {
+        let Ok(sandbox) = self.find_sandbox(id) else { return Ok(()) };
+        let _turn = sandbox.turn.write().await;
+        self.halt(&sandbox, "stopped").await
+    }
+
+    /// Ends everything of a sandbox but its records. The intent is recorded first; whoever comes after goes on.
+    async fn halt(self: &Arc<Self>, sandbox: &Sandbox, reason: &str) -> Result<(), EngineError> {
+        let (client, child, was_ready, record) = {
+            let mut facts = sandbox.facts();
+            let was_ready = facts.record.phase == SandboxPhase::Ready;
+            if was_ready {
+                facts.record.phase = SandboxPhase::Stopped;
+                facts.record.reason = reason.to_owned();
+            }
+            (facts.client.take(), facts.child.take(), was_ready, facts.record.clone())
+        };
+        if was_ready {
+            record::write(&sandbox.directory.join("sandbox.json"), &record)?;
+        }
+        let mut errors = Vec::new();
+        if let Err(error) = self.end_shim(sandbox, client, child).await {
+            errors.push(error);
+        }
+        if let Err(error) = self.release(&sandbox.id, &sandbox.directory).await {
+            errors.push(error);
+        }
+        if errors.is_empty() {
+            sandbox.facts().record.ips.clear();
+        }
+        if was_ready && reason == "stopped" {
+            self.tell(EngineEvent::SandboxStopped(sandbox.id.clone()));
+        }
+        all(errors)
+    }
+
+    /// Asks the shim to end with all its containers; a shim that does not listen is killed with them.
+    async fn end_shim(
+        &self,
+        sandbox: &Sandbox,
+        client: Option<Arc<Client>>,
+        child: Option<Child>,
+    ) -> Result<(), EngineError> {
+        let asked = match &client {
+            Some(client) => matches!(tokio::time::timeout(PATIENCE, client.ask(Call::Shutdown)).await, Ok(Ok(_))),
+            None => false,
+        };
+        let reaper = Reaper(child);
+        if !asked {
+            let pid = sandbox.facts().record.shim_pid;
+            let directory = sandbox.directory.clone();
+            blocking(move || {
+                kill_shim(pid, &directory);
+                Ok(())
+            })
+            .await?;
+        }
+        drop(reaper);
+        self.bury(sandbox).await
+    }
+
+    /// Releases network and mounts; both may be gone already.
+    async fn release(&self, id: &SandboxId, directory: &Path) -> Result<(), EngineError> {
+        let (network, name, shm) = (Arc::clone(&self.network), id.to_string(), directory.join("shm"));
+        blocking(move || {
+            let mut errors = Vec::new();
+            if let Err(source) = network.detach(&name) {
+                errors.push(EngineError::Network { id: name, source });
+            }
+            if let Err(error) = unmount(&shm) {
+                errors.push(error);
+            }
+            all(errors)
+        })
+        .await
+    }
+
+    /// The shim's socket has ended. When nobody asked for that, its containers are killed, and everybody hears of it.
+    pub(super) async fn sandbox_lost(self: Arc<Self>, id: &SandboxId) {
+        let Ok(sandbox) = self.find_sandbox(id) else { return };
+        let _turn = sandbox.turn.write().await;
+        if sandbox.facts().record.phase != SandboxPhase::Ready {
+            return;
+        }
+        let reason = "shim died".to_owned();
+        if let Err(error) = self.halt(&sandbox, &reason).await {
+            tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&error), "lost sandbox not cleared");
+        }
+        self.tell(EngineEvent::SandboxLost { id: id.clone(), reason });
+    }
+
+    pub(super) async fn remove_sandbox(self: Arc<Self>, id: &SandboxId) -> Result<(), EngineError> {
+        let Ok(sandbox) = self.find_sandbox(id) else { return Ok(()) };
+        let _turn = sandbox.turn.write().await;
+        self.halt(&sandbox, "stopped").await?;
+        let mut errors = Vec::new();
+        for container in self.containers_of(id) {
+            if let Err(error) = self.remove_one(&container).await {
+                errors.push(error);
+            }
+        }
+        all(errors)?;
+        let parent = sandbox.facts().record.config.cgroup_parent.clone();
+        let shared = self
+            .table()
+            .sandboxes
+            .values()
+            .any(|other| other.id != *id && other.facts().record.config.cgroup_parent == parent);
+        let directory = sandbox.directory.clone();
+        let ours = self.is_ours(&parent) && !shared;
+        blocking(move || {
+            if ours && let Ok(cgroup) = Cgroup::at(&parent) {
+                cgroup.remove().map_err(cgroup_error("removing", &parent))?;
+            }
+            remove_tree(&directory)
+        })
+        .await?;
+        self.table_mut().sandboxes.remove(id);
+        self.tell(EngineEvent::SandboxRemoved(id.clone()));
+        Ok(())
+    }
+
+    /// Whether a cgroup is below our root, and not somebody else's that only houses our containers.
+    pub(super) fn is_ours(&self, cgroup: &str) -> bool {
+        let root = self.config.cgroup_root.trim_end_matches('/');
+        cgroup.strip_prefix(root).is_some_and(|rest| rest.starts_with('/') && rest.len() > 1)
+    }
+
+    /// Removes all that a half-made sandbox can have left; for rollback and recovery.
+    pub(super) async fn clear_sandbox(
+        &self,
+        id: &SandboxId,
+        directory: &Path,
+        shim_pid: Option<u32>,
+    ) -> Result<(), EngineError> {
+        let place = directory.to_owned();
+        blocking(move || {
+            kill_shim(shim_pid, &place);
+            Ok(())
+        })
+        .await?;
+        self.release(id, directory).await?;
+        let place = directory.to_owned();
+        blocking(move || remove_tree(&place)).await
+    }
+
+    pub(super) async fn update_sandbox_resources(
+        self: Arc<Self>,
+        id: &SandboxId,
+        resources: LinuxResources,
+    ) -> Result<(), EngineError> {
+        let sandbox = self.find_sandbox(id)?;
+        let _turn = sandbox.turn.write().await;
+        let parent = sandbox.facts().record.config.cgroup_parent.clone();
+        let limits = resources.clone();
+        blocking(move || {
+            let cgroup = Cgroup::at(&parent).map_err(cgroup_error("finding", &parent))?;
+            cgroup.apply(&limits).map_err(cgroup_error("limiting", &parent))
+        })
+        .await?;
+        let record = {
+            let mut facts = sandbox.facts();
+            super::container::merge(&mut facts.record.config.resources, &resources);
+            facts.record.clone()
+        };
+        record::write(&sandbox.directory.join("sandbox.json"), &record)
+    }
+
+    pub(super) async fn annotate_sandbox(
+        self: Arc<Self>,
+        id: &SandboxId,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<(), EngineError> {
+        let sandbox = self.find_sandbox(id)?;
+        let _turn = sandbox.turn.write().await;
+        let record = {
+            let mut facts = sandbox.facts();
+            facts.record.config.labels = labels;
+            facts.record.config.annotations = annotations;
+            facts.record.clone()
+        };
+        record::write(&sandbox.directory.join("sandbox.json"), &record)
+    }
+}
+
+/// Reaps a shim that this process started, in its own time.
+struct Reaper(Option<Child>);
+
+impl Reaper {
+    fn release(mut self) -> Option<Child> {
+        self.0.take()
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It has ended, is ending, or is being killed: the wait is short, but it is a wait.
+            drop(tokio::task::spawn_blocking(move || child.wait()));
+        }
+    }
+}
+
+async fn greet(client: &Client, directory: &Path) -> Result<(Answer, Vec<std::os::fd::OwnedFd>), EngineError> {
+    match tokio::time::timeout(PATIENCE, client.hello()).await {
+        Ok(Err(EngineError::ShimLost)) => Err(match spawn::last_words(directory) {
+            Some(words) => EngineError::Shim(format!("the shim ended at once: {words}")),
+            None => EngineError::ShimLost,
+        }),
+        Ok(answer) => answer,
+        Err(_) => Err(EngineError::Shim(format!("the shim did not answer within {PATIENCE:?}"))),
+    }
+}
+
+/// Cgroup, files and log directory of a sandbox.
+fn surroundings(directory: &Path, config: &SandboxConfig) -> Result<(), EngineError> {
+    let parent = &config.cgroup_parent;
+    let cgroup = Cgroup::open_or_create(parent).map_err(cgroup_error("making", parent))?;
+    if config.resources != LinuxResources::default() {
+        cgroup.apply(&config.resources).map_err(cgroup_error("limiting", parent))?;
+    }
+    files::write(directory, config)?;
+    spawn::private_directory(&config.log_directory, 0o750)
+}
+
+fn check(config: &SandboxConfig) -> Result<(), EngineError> {
+    let own_network = config.namespaces.network == NetworkNamespace::Pod;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if own_network && (config.hostname.len() > 64 || !config.hostname.chars().all(plain)) {
+        return Err(EngineError::invalid(
+            "hostname",
+            format!("{:?} is no hostname of at most 64 bytes", config.hostname),
+        ));
+    }
+    if !config.log_directory.is_absolute() {
+        return Err(EngineError::invalid("logDirectory", "must be absolute"));
+    }
+    Cgroup::at(&config.cgroup_parent).map_err(cgroup_error("naming", &config.cgroup_parent))?;
+    for (name, value) in &config.sysctls {
+        let dotted = name.replace('/', ".");
+        let network = dotted.starts_with("net.");
+        let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| dotted.starts_with(prefix))
+            || dotted == "kernel.sem";
+        let own_ipc = config.namespaces.ipc == IpcNamespace::Pod;
+        if !(network && own_network || ipc && own_ipc) {
+            return Err(EngineError::invalid(
+                format!("sysctls[{name}]"),
+                "is not a parameter of the pod's own namespaces",
+            ));
+        }
+        if value.contains(['\n', '\0']) || name.split(['.', '/']).any(str::is_empty) {
+            return Err(EngineError::invalid(format!("sysctls[{name}]"), "is not one name and one value"));
+        }
+    }
+    files::check(&config.dns)
+}
+
+/// Ends a shim that cannot be asked by its own client: over its socket if it listens, else by its process.
+pub(super) fn kill_shim(recorded: Option<u32>, directory: &Path) {
+    use std::io::Read as _;
+    if let Ok(mut stream) = spawn::connect(directory)
+        && let Ok(mut call) =
+            crate::protocol::Outgoing::new(&crate::protocol::Request { id: 1, call: Call::Shutdown }, Vec::new())
+    {
+        let waits = stream.set_read_timeout(Some(PATIENCE)).is_ok() && call.send(stream.as_fd()).is_ok();
+        let mut rest = Vec::new();
+        if waits && stream.read_to_end(&mut rest).is_ok() {
+            return;
+        }
+    }
+    if let Some(pid) = recorded.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw) {
+        kill_if_shim(pid, directory);
+    }
+}
+
+/// Kills a process if it is the shim of this directory; the descriptor is taken before the question is asked.
+pub(super) fn kill_if_shim(pid: rustix::process::Pid, directory: &Path) -> bool {
+    let Ok(pidfd) = portreeve_sys::process::pidfd_open(pid) else { return false };
+    if shim_directory(pid).as_deref() != Some(directory) {
+        return false;
+    }
+    let _gone = portreeve_sys::process::pidfd_send_signal(pidfd.as_fd(), nix::libc::SIGKILL);
+    portreeve_sys::process::has_ended(pidfd.as_fd(), 5000).unwrap_or(true)
+}
+
+/// The directory that a process was started as a shim for.
+pub(super) fn shim_directory(pid: rustix::process::Pid) -> Option<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
+    let mut words = line.split(|byte| *byte == 0).skip(1);
+    if words.next() != Some(b"shim") {
+        return None;
+    }
+    words.next().map(|word| std::ffi::OsString::from_vec(word.to_vec()).into())
+}
+
+/// Takes a mount away, if there is one.
+fn unmount(path: &Path) -> Result<(), EngineError> {
+    use rustix::io::Errno;
+    loop {
+        match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // There may be several, one over the other.
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(EngineError::file("unmounting", path)(error.into())),
+        }
+    }
+}
+
+/// Removes a directory of ours; absent is fine. It is renamed first, so that nobody takes a half-removed one for whole.
+pub(super) fn remove_tree(path: &Path) -> Result<(), EngineError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".removing");
+    let aside = Path::new(&name);
+    match fs::rename(path, aside) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(EngineError::file("removing", path)(error)),
+    }
+    match fs::remove_dir_all(aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::file("removing", aside)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,191 @@
+//! From what a caller asks and an image says to an OCI runtime specification. Pure: everything that has to be looked
+//! up comes in through [`Inputs`].
+
+mod mounts;
+mod process;
+mod security;
+mod user;
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{
+    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType,
+    LinuxSeccomp, Root, Spec, VERSION,
+};
+
+pub use user::{Accounts, Identity, resolve};
+
+use crate::container::ContainerConfig;
+use crate::sandbox::{IdMapping, NetworkNamespace, PidNamespace, SandboxConfig, UserNamespace};
+use crate::{EngineError, SeccompProfile};
+
+/// All that a specification depends on.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// What the caller asks.
+    pub config: &'a ContainerConfig,
+    /// What its sandbox was asked to be.
+    pub sandbox: &'a SandboxConfig,
+    /// What the image says.
+    pub image: &'a ImageConfiguration,
+    /// Who its processes are.
+    pub identity: &'a Identity,
+    /// Its cgroup, a path from the cgroup root.
+    pub cgroup: &'a str,
+    /// The sandbox's own files.
+    pub files: SandboxFiles<'a>,
+    /// The pod's user namespace, as the shim sees it.
+    pub user_namespace: Option<&'a str>,
+    /// The pod's pid namespace, as the shim sees it.
+    pub pid_namespace: Option<&'a str>,
+    /// Devices, already looked at.
+    pub devices: &'a [(LinuxDevice, String)],
+    /// The profile for `SeccompProfile::Localhost`, already read.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// The layers of each image that is mounted, topmost first, in the order of such mounts.
+    pub images: &'a [ImageMount],
+    /// The image's volumes that need a place of their own.
+    pub volumes: &'a [PathBuf],
+    /// Capabilities that this agent can give, one bit each.
+    pub capabilities: u64,
+}
+
+/// Files that the engine wrote for a sandbox.
+#[derive(Debug, Clone, Copy)]
+pub struct SandboxFiles<'a> {
+    /// `/etc/hostname`.
+    pub hostname: &'a Path,
+    /// `/etc/resolv.conf`.
+    pub resolv_conf: &'a Path,
+    /// `/dev/shm`, a mount of the pod's own; `None`: the node's.
+    pub shm: Option<&'a Path>,
+}
+
+/// What is mounted of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageMount {
+    /// One directory, bound.
+    Directory(PathBuf),
+    /// Several layers, topmost first.
+    Layers(Vec<PathBuf>),
+}
+
+/// The specification of a container.
+///
+/// # Errors
+/// [`EngineError::Invalid`] names the field that cannot be used.
+pub fn specification(inputs: Inputs<'_>) -> Result<Spec, EngineError> {
+    let Inputs { config, sandbox, .. } = &inputs;
+    let security = &config.security;
+    let capabilities = security::capabilities(security, inputs.capabilities)?;
+    let seccomp = match (&security.seccomp, security.privileged) {
+        (_, true) | (SeccompProfile::Unconfined, _) => None,
+        (SeccompProfile::RuntimeDefault, _) => Some(security::default_seccomp(&capabilities)),
+        (SeccompProfile::Localhost(path), _) => Some(
+            inputs
+                .seccomp
+                .clone()
+                .ok_or_else(|| EngineError::invalid("seccomp", format!("profile {} was not read", path.display())))?,
+        ),
+    };
+
+    let mut linux = Linux::default();
+    linux.set_namespaces(Some(namespaces(&inputs)));
+    if let UserNamespace::Pod { uid_maps, gid_maps } = &sandbox.namespaces.user {
+        linux.set_uid_mappings(Some(id_mappings(uid_maps)));
+        linux.set_gid_mappings(Some(id_mappings(gid_maps)));
+    } else {
+        linux.set_uid_mappings(None);
+        linux.set_gid_mappings(None);
+    }
+    linux.set_cgroups_path(Some(PathBuf::from(inputs.cgroup)));
+    linux.set_resources(Some(resources(&inputs)));
+    linux.set_devices(Some(inputs.devices.iter().map(|(device, _)| device.clone()).collect()));
+    linux.set_seccomp(seccomp);
+    linux.set_masked_paths(Some(security::masked_paths(security)));
+    linux.set_readonly_paths(Some(security::readonly_paths(security)));
+    if let Some(propagation) = mounts::root_propagation(config)? {
+        linux.set_rootfs_propagation(Some(propagation));
+    }
+
+    let mut root = Root::default();
+    root.set_path(PathBuf::from("rootfs"));
+    root.set_readonly(Some(security.readonly_rootfs));
+
+    let mut spec = Spec::default();
+    spec.set_version(VERSION.to_owned());
+    spec.set_root(Some(root));
+    spec.set_process(Some(process::process(&inputs, capabilities)?));
+    spec.set_mounts(Some(mounts::mounts(&inputs)?));
+    spec.set_hostname(None);
+    spec.set_linux(Some(linux));
+    spec.set_annotations(None);
+    Ok(spec)
+}
+
+/// Net, ipc and uts are those of the shim, which lives in the pod's own: they are inherited.
+fn namespaces(inputs: &Inputs<'_>) -> Vec<LinuxNamespace> {
+    let namespace = |kind, path: Option<&str>| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind);
+        namespace.set_path(path.map(PathBuf::from));
+        namespace
+    };
+    let mut all = vec![namespace(LinuxNamespaceType::Mount, None), namespace(LinuxNamespaceType::Cgroup, None)];
+    match inputs.sandbox.namespaces.pid {
+        PidNamespace::Container => all.push(namespace(LinuxNamespaceType::Pid, None)),
+        PidNamespace::Pod => all.push(namespace(LinuxNamespaceType::Pid, inputs.pid_namespace)),
+        PidNamespace::Node => {}
+    }
+    if let Some(path) = inputs.user_namespace {
+        all.push(namespace(LinuxNamespaceType::User, Some(path)));
+    }
+    all
+}
+
+fn id_mappings(maps: &[IdMapping]) -> Vec<LinuxIdMapping> {
+    maps.iter()
+        .filter_map(|map| {
+            let row = LinuxIdMappingBuilder::default();
+            row.container_id(map.container).host_id(map.host).size(map.length).build().ok()
+        })
+        .collect()
+}
+
+fn resources(inputs: &Inputs<'_>) -> oci_spec::runtime::LinuxResources {
+    let mut resources = inputs.config.resources.clone();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    if inputs.config.security.privileged {
+        let mut all = LinuxDeviceCgroup::default();
+        all.set_allow(true);
+        all.set_typ(Some(oci_spec::runtime::LinuxDeviceType::A));
+        all.set_access(Some("rwm".to_owned()));
+        rules = vec![all];
+    } else {
+        let mut none = LinuxDeviceCgroup::default();
+        none.set_allow(false);
+        none.set_typ(Some(oci_spec::runtime::LinuxDeviceType::A));
+        none.set_access(Some("rwm".to_owned()));
+        rules.insert(0, none);
+        for (device, access) in inputs.devices {
+            let mut rule = LinuxDeviceCgroup::default();
+            rule.set_allow(true);
+            rule.set_typ(Some(device.typ()));
+            rule.set_major(Some(device.major()));
+            rule.set_minor(Some(device.minor()));
+            rule.set_access(Some(access.clone()));
+            rules.push(rule);
+        }
+    }
+    resources.set_devices(Some(rules));
+    resources
+}
+
+/// Whether the pod's hostname is its own.
+fn own_hostname(inputs: &Inputs<'_>) -> bool {
+    inputs.sandbox.namespaces.network == NetworkNamespace::Pod
+}
+
+#[cfg(test)]
+mod tests;

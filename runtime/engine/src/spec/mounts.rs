@@ -1,0 +1,155 @@
+//! What is mounted where in a container.
+
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::Mount as OciMount;
+
+use super::{ImageMount, Inputs};
+use crate::EngineError;
+use crate::container::{ContainerConfig, Mount, MountSource, Propagation};
+use crate::sandbox::{IpcNamespace, NetworkNamespace, UserNamespace};
+
+fn mount(destination: impl Into<PathBuf>, kind: &str, source: impl Into<PathBuf>, options: &[&str]) -> OciMount {
+    let mut mount = OciMount::default();
+    mount.set_destination(destination.into());
+    mount.set_typ(Some(kind.to_owned()));
+    mount.set_source(Some(source.into()));
+    mount.set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
+    mount
+}
+
+/// The engine's own mounts, those of the caller in their place where the paths are the same, then the others of the
+/// caller, parents before children.
+pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<OciMount>, EngineError> {
+    let mut images = inputs.images.iter();
+    let mut given: Vec<(PathBuf, OciMount)> = Vec::new();
+    for (index, one) in inputs.config.mounts.iter().enumerate() {
+        let path = clean(&one.container_path).ok_or_else(|| {
+            EngineError::invalid(format!("mounts[{index}].containerPath"), "must be an absolute path other than /")
+        })?;
+        given.push((path.clone(), translate(index, one, &path, &mut images)?));
+    }
+    let taken = |path: &Path| given.iter().any(|(other, _)| other == path);
+    let mut all: Vec<OciMount> = own(inputs).into_iter().filter(|one| !taken(one.destination())).collect();
+    for volume in inputs.volumes {
+        if let Some(path) = clean(volume).filter(|path| !taken(path)) {
+            all.push(mount(path, "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755", "tmpcopyup"]));
+        }
+    }
+    let mut given: Vec<OciMount> = given.into_iter().map(|(_, one)| one).collect();
+    given.sort_by_key(|one| one.destination().components().count());
+    all.extend(given);
+    Ok(all)
+}
+
+fn own(inputs: &Inputs<'_>) -> Vec<OciMount> {
+    let privileged = inputs.config.security.privileged;
+    let namespaces = &inputs.sandbox.namespaces;
+    let ro = if privileged { "rw" } else { "ro" };
+    let mut all = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+    ];
+    // A user namespace that does not own the network cannot mount its sysfs.
+    let foreign = namespaces.network == NetworkNamespace::Node && namespaces.user != UserNamespace::Node;
+    all.push(if foreign {
+        mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", "rro"])
+    } else {
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", ro])
+    });
+    all.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", ro]));
+    all.push(match namespaces.ipc {
+        IpcNamespace::Pod => mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        IpcNamespace::Node => mount("/dev/mqueue", "bind", "/dev/mqueue", &["bind", "nosuid", "noexec", "nodev"]),
+    });
+    let shm = inputs.files.shm.unwrap_or(Path::new("/dev/shm"));
+    all.push(mount("/dev/shm", "bind", shm, &["bind", "nosuid", "noexec", "nodev", "rprivate"]));
+    let ro = if inputs.config.security.readonly_rootfs { "ro" } else { "rw" };
+    for (destination, source) in
+        [("/etc/hostname", inputs.files.hostname), ("/etc/resolv.conf", inputs.files.resolv_conf)]
+    {
+        all.push(mount(destination, "bind", source, &["bind", "rprivate", ro]));
+    }
+    all
+}
+
+fn translate<'a>(
+    index: usize,
+    one: &Mount,
+    path: &Path,
+    images: &mut impl Iterator<Item = &'a ImageMount>,
+) -> Result<OciMount, EngineError> {
+    if one.recursive_readonly && (!one.readonly || one.propagation != Propagation::Private) {
+        return Err(EngineError::invalid(
+            format!("mounts[{index}].recursiveReadOnly"),
+            "needs readOnly and no propagation",
+        ));
+    }
+    Ok(match &one.source {
+        MountSource::HostPath(source) => {
+            let access = match (one.recursive_readonly, one.readonly) {
+                (true, _) => "rro",
+                (_, true) => "ro",
+                _ => "rw",
+            };
+            let propagation = match one.propagation {
+                Propagation::Private => "rprivate",
+                Propagation::HostToContainer => "rslave",
+                Propagation::Bidirectional => "rshared",
+            };
+            mount(path, "bind", source, &["rbind", propagation, access])
+        }
+        MountSource::Image { reference, .. } => match images.next() {
+            Some(ImageMount::Directory(source)) => {
+                mount(path, "bind", source, &["bind", "rprivate", "ro", "nosuid", "nodev"])
+            }
+            Some(ImageMount::Layers(layers)) => {
+                let lower: Vec<String> = layers.iter().map(|layer| layer.display().to_string()).collect();
+                let lower = format!("lowerdir={}", lower.join(":"));
+                mount(path, "overlay", "overlay", &["ro", "nosuid", "nodev", lower.as_str()])
+            }
+            None => {
+                let message = format!("image {reference:?} was not looked up");
+                return Err(EngineError::invalid(format!("mounts[{index}]"), message));
+            }
+        },
+        MountSource::Tmpfs { size_bytes } => {
+            let size = format!("size={size_bytes}");
+            let access = if one.readonly { "ro" } else { "rw" };
+            mount(path, "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=1777", access, size.as_str()])
+        }
+    })
+}
+
+/// What the root's propagation must be for the mounts' own to work.
+pub(super) fn root_propagation(config: &ContainerConfig) -> Result<Option<String>, EngineError> {
+    let any = |wanted| config.mounts.iter().any(|one| one.propagation == wanted);
+    if any(Propagation::Bidirectional) {
+        if !config.security.privileged {
+            return Err(EngineError::invalid("mountPropagation", "Bidirectional is for privileged containers only"));
+        }
+        return Ok(Some("rshared".to_owned()));
+    }
+    Ok(any(Propagation::HostToContainer).then(|| "rslave".to_owned()))
+}
+
+/// The path without `.`, `..` and doubled slashes; `None` when it is not absolute or the root itself.
+fn clean(path: &Path) -> Option<PathBuf> {
+    let mut clean = PathBuf::from("/");
+    for component in path.is_absolute().then_some(path)?.components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            _ => {}
+        }
+    }
+    (clean != Path::new("/")).then_some(clean)
+}

@@ -1,0 +1,185 @@
+//! One golden specification, and what single fields change in it.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::container::{Mount, MountSource, Propagation, SecurityContext};
+use crate::sandbox::{DnsConfig, Namespaces, SandboxMetadata};
+use crate::{ContainerMetadata, Owner};
+
+fn sandbox() -> SandboxConfig {
+    SandboxConfig {
+        metadata: SandboxMetadata { name: "web".into(), namespace: "default".into(), uid: "u".into(), attempt: 0 },
+        owner: Owner::Node,
+        hostname: "web".into(),
+        log_directory: "/var/log/pods/web".into(),
+        dns: DnsConfig::default(),
+        port_mappings: vec![],
+        labels: Default::default(),
+        annotations: Default::default(),
+        cgroup_parent: "/portreeve/podu".into(),
+        namespaces: Namespaces::default(),
+        sysctls: Default::default(),
+        resources: Default::default(),
+    }
+}
+
+fn image() -> ImageConfiguration {
+    serde_json::from_value(json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        "config": {
+            "Env": ["PATH=/opt/bin", "A=image", "nonsense"], "Entrypoint": ["/init"], "Cmd": ["serve"],
+            "WorkingDir": "/srv"
+        }
+    }))
+    .unwrap()
+}
+
+fn config() -> ContainerConfig {
+    ContainerConfig {
+        metadata: ContainerMetadata { name: "c".into(), attempt: 0 },
+        image: "img".into(),
+        ..ContainerConfig::default()
+    }
+}
+
+fn spec(config: &ContainerConfig, sandbox: &SandboxConfig) -> Result<Value, EngineError> {
+    let identity = Identity { uid: 7, gid: 8, groups: vec![8, 9], home: Some("/home/x".into()) };
+    let files = SandboxFiles {
+        hostname: Path::new("/run/s/hostname"),
+        resolv_conf: Path::new("/run/s/resolv.conf"),
+        shm: Some(Path::new("/run/s/shm")),
+    };
+    let spec = specification(Inputs {
+        config,
+        sandbox,
+        image: &image(),
+        identity: &identity,
+        cgroup: "/portreeve/podu/c",
+        files,
+        user_namespace: None,
+        pid_namespace: Some("/proc/self/fd/9"),
+        devices: &[],
+        seccomp: None,
+        images: &[ImageMount::Layers(vec!["/l/1".into(), "/l/0".into()])],
+        volumes: &[],
+        capabilities: u64::MAX,
+    })?;
+    let mut value = serde_json::to_value(spec).unwrap();
+    // A set has no order of its own.
+    for kind in ["bounding", "effective", "permitted"] {
+        if let Some(list) = value["process"]["capabilities"][kind].as_array_mut() {
+            list.sort_by_key(|name| name.as_str().unwrap_or_default().to_owned());
+        }
+    }
+    // The filter is long, and its own tests are elsewhere.
+    if !value["linux"]["seccomp"].is_null() {
+        value["linux"]["seccomp"] = json!("present");
+    }
+    Ok(value)
+}
+
+#[test]
+fn a_plain_container_looks_like_this() {
+    let text = serde_json::to_string_pretty(&spec(&config(), &sandbox()).unwrap()).unwrap();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/plain.json");
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(golden, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(golden).unwrap(), "UPDATE_EXPECT=1 writes {golden}");
+}
+
+#[test]
+fn command_and_args_replace_as_in_kubernetes() {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    for (command, args, expect) in
+        [("", "", "/init serve"), ("", "x y", "/init x y"), ("sh", "", "sh"), ("sh -c", "true", "sh -c true")]
+    {
+        let config = ContainerConfig { command: words(command), args: words(args), ..config() };
+        assert_eq!(spec(&config, &sandbox()).unwrap()["process"]["args"], json!(words(expect)), "{command}|{args}");
+    }
+}
+
+#[test]
+fn the_callers_environment_wins_and_each_name_is_there_once() {
+    let envs = [("A", "first"), ("B", "x=y"), ("A", "last"), ("HOME", "/h")];
+    let config = ContainerConfig {
+        envs: envs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+        tty: true,
+        ..config()
+    };
+    let expect = ["PATH=/opt/bin", "HOSTNAME=web", "TERM=xterm", "HOME=/h", "A=last", "B=x=y"];
+    assert_eq!(spec(&config, &sandbox()).unwrap()["process"]["env"], json!(expect));
+    for name in ["", "A=B", "A\0"] {
+        let config = ContainerConfig { envs: vec![(name.to_owned(), String::new())], ..config.clone() };
+        assert!(spec(&config, &sandbox()).is_err(), "{name:?}");
+    }
+}
+
+#[test]
+fn capabilities_are_added_and_dropped_as_in_cri() {
+    let held = |add: &[&str], drop: &[&str], privileged| {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let security = SecurityContext {
+            add_capabilities: list(add),
+            drop_capabilities: list(drop),
+            privileged,
+            ..SecurityContext::default()
+        };
+        let value = spec(&ContainerConfig { security, ..config() }, &sandbox())?;
+        let names = value["process"]["capabilities"]["bounding"].as_array().unwrap().clone();
+        Ok::<_, EngineError>(names.iter().map(|name| name.as_str().unwrap().to_owned()).collect::<Vec<_>>())
+    };
+    assert_eq!(held(&[], &[], false).unwrap().len(), 14);
+    assert_eq!(held(&["net_admin", "CAP_CHOWN"], &["ALL"], false).unwrap(), ["CAP_CHOWN", "CAP_NET_ADMIN"]);
+    assert_eq!(held(&["ALL"], &["NET_RAW"], false).unwrap().len(), 40);
+    assert_eq!(held(&[], &[], true).unwrap().len(), 41);
+    assert!(held(&["CAP_FLY"], &[], false).is_err());
+}
+
+#[test]
+fn a_privileged_container_has_no_filter_and_no_masks() {
+    let security = SecurityContext { privileged: true, ..SecurityContext::default() };
+    let value = spec(&ContainerConfig { security, ..config() }, &sandbox()).unwrap();
+    assert_eq!(value["linux"]["seccomp"], Value::Null);
+    assert_eq!(value["linux"]["maskedPaths"], json!([]));
+    assert_eq!(value["linux"]["resources"]["devices"][0]["allow"], json!(true));
+}
+
+#[test]
+fn mounts_replace_the_engines_own_and_parents_come_first() {
+    let host = |path: &str, readonly| Mount {
+        container_path: path.into(),
+        source: MountSource::HostPath("/host".into()),
+        readonly,
+        recursive_readonly: false,
+        propagation: Propagation::Private,
+    };
+    let image = Mount { source: MountSource::Image { reference: "x".into(), sub_path: None }, ..host("/models", true) };
+    let mounts = vec![host("/data/deep/", true), host("//data/./", false), image, host("/etc/hostname", true)];
+    let value = spec(&ContainerConfig { mounts, ..config() }, &sandbox()).unwrap();
+    let all = value["mounts"].as_array().unwrap();
+    let at = |path: &str| all.iter().filter(|one| one["destination"] == json!(path)).cloned().collect::<Vec<_>>();
+    assert_eq!(at("/etc/hostname").len(), 1);
+    assert_eq!(at("/etc/hostname")[0]["source"], json!("/host"));
+    assert_eq!(at("/data/deep")[0]["options"], json!(["rbind", "rprivate", "ro"]));
+    assert_eq!(at("/models")[0]["options"], json!(["ro", "nosuid", "nodev", "lowerdir=/l/1:/l/0"]));
+    let place = |path: &str| all.iter().position(|one| one["destination"] == json!(path)).unwrap();
+    assert!(place("/data") < place("/data/deep"));
+    for path in ["/", "relative", "/a/.."] {
+        assert!(spec(&ContainerConfig { mounts: vec![host(path, true)], ..config() }, &sandbox()).is_err(), "{path}");
+    }
+}
+
+#[test]
+fn a_shared_pid_namespace_is_joined_and_the_nodes_is_inherited() {
+    let kinds = |pid| {
+        let sandbox = SandboxConfig { namespaces: Namespaces { pid, ..Namespaces::default() }, ..sandbox() };
+        let value = spec(&config(), &sandbox).unwrap();
+        let all = value["linux"]["namespaces"].as_array().unwrap().clone();
+        all.into_iter().find(|one| one["type"] == json!("pid"))
+    };
+    assert_eq!(kinds(PidNamespace::Container), Some(json!({"type": "pid"})));
+    assert_eq!(kinds(PidNamespace::Pod), Some(json!({"type": "pid", "path": "/proc/self/fd/9"})));
+    assert_eq!(kinds(PidNamespace::Node), None);
+}

@@ -1,0 +1,118 @@
+//! Real containers, with busybox as their image. Needs root and /bin/busybox; otherwise it says so and does nothing.
+//!
+//! Its own `main`: the shim is this very program, and everything happens in network and mount namespaces of its own,
+//! entered before there is a second thread. Names on the command line choose tests; `--list` lists them.
+
+mod exec;
+mod hostile;
+mod life;
+mod recovery;
+mod streams;
+mod world;
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use portreeve_sys::clone::{NEW_MOUNT, NEW_NET};
+
+type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
+
+/// One test may not take longer.
+const LIMIT: Duration = Duration::from_secs(60);
+
+macro_rules! tests {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), || Box::pin($module::$name()))),*]
+    };
+}
+
+const TESTS: &[Test] = tests![
+    life::a_container_runs_logs_and_ends_with_its_code,
+    life::containers_of_a_pod_share_network_hostname_and_shm,
+    life::a_program_that_is_not_there_is_a_start_error,
+    life::a_container_that_ignores_its_signal_is_killed_after_its_grace,
+    life::the_stop_signal_of_the_image_is_used,
+    life::stop_and_remove_of_the_absent_are_ok,
+    life::too_much_memory_is_an_oom_kill,
+    life::limits_are_written_and_changed,
+    life::logs_rotate_and_reopen,
+    life::removal_leaves_nothing,
+    life::a_pod_with_a_network_has_an_address_and_ports_are_forwarded,
+    life::processes_are_shared_when_asked,
+    life::a_pod_with_its_own_users_is_root_inside_only,
+    life::configuration_reaches_the_process,
+    exec::a_command_runs_beside_the_first_process,
+    exec::output_is_capped_and_a_timeout_kills_the_tree,
+    exec::a_terminal_has_a_size_and_echoes,
+    exec::a_missing_command_says_so,
+    exec::input_reaches_the_command_and_its_end_too,
+    exec::a_dropped_session_closes_its_streams_and_leaks_nothing,
+    streams::attached_output_and_input,
+    streams::stdin_once_ends_the_input_with_its_client,
+    streams::a_slow_client_is_detached_and_the_container_goes_on,
+    streams::a_container_with_a_terminal,
+    recovery::a_killed_shim_leaves_no_orphans,
+    recovery::a_new_engine_finds_everything_again,
+    recovery::an_exit_without_an_agent_is_known_later,
+    recovery::an_agent_killed_at_any_moment_leaves_nothing_behind,
+    recovery::half_made_and_foreign_things_are_cleaned,
+    recovery::newer_state_is_refused_and_left_alone,
+    recovery::a_shim_is_small,
+    hostile::users_that_are_no_users_are_refused,
+    hostile::a_log_path_stays_below_its_directory,
+    hostile::nobody_else_can_look_into_the_state,
+    hostile::the_program_of_the_shim_cannot_be_written,
+];
+
+fn main() {
+    let mut args = std::env::args_os().skip(1);
+    let first = args.next();
+    match first.as_ref().and_then(|word| word.to_str()) {
+        Some("shim") => portreeve_engine::shim::main(args),
+        Some("--list") => {
+            for (name, _) in TESTS {
+                println!("{name}: test");
+            }
+            return;
+        }
+        _ => {}
+    }
+    if portreeve_sys::process::user_id() != 0 || !std::path::Path::new("/bin/busybox").exists() {
+        eprintln!("SKIPPED: the engine's kernel tests need root and /bin/busybox");
+        return;
+    }
+    if first.as_ref().and_then(|word| word.to_str()) == Some("victim") {
+        let directory = args.next().expect("directory");
+        runtime().block_on(recovery::victim(directory.into()));
+        return;
+    }
+    portreeve_sys::namespace::unshare(NEW_NET | NEW_MOUNT).expect("namespaces of the test's own");
+    world::private_mounts();
+
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let mut failed = Vec::new();
+    for (name, test) in TESTS {
+        if !chosen.is_empty() && !chosen.iter().any(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        let begin = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            runtime().block_on(async { tokio::time::timeout(LIMIT, test()).await.expect("in time") });
+        }));
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {word} ({} ms)", begin.elapsed().as_millis());
+        if outcome.is_err() {
+            failed.push(*name);
+        }
+    }
+    if !failed.is_empty() {
+        println!("\nfailed: {failed:?}");
+        std::process::exit(101);
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}

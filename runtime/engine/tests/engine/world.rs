@@ -1,0 +1,317 @@
+//! An engine of a test's own, with an image, that is gone without a trace when it is dropped.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use portreeve_engine::{
+    ContainerConfig, ContainerId, ContainerMetadata, ContainerState, ContainerStatus, Engine, EngineConfig,
+    LogRotation, Namespaces, NetworkNamespace, Owner, SandboxConfig, SandboxId, SandboxMetadata, image, network,
+};
+use sha2::{Digest as _, Sha256};
+
+pub(crate) const IMAGE: &str = "docker.io/library/box:1";
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// Directories, names and an engine.
+pub(crate) struct World {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) name: String,
+    engine: Option<Arc<Engine>>,
+}
+
+pub(crate) fn private_mounts() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).expect("private mounts");
+}
+
+pub(crate) fn config(directory: &Path, name: &str) -> EngineConfig {
+    let mut network = network::Config::new(directory.join("root/network"));
+    network.bridge = name.to_owned();
+    network.nft_table = name.to_owned();
+    network.subnet_lock = directory.join("subnets.lock");
+    EngineConfig {
+        root: directory.join("root"),
+        run: directory.join("run"),
+        cgroup_root: format!("/{name}"),
+        network,
+        images: image::Config::new(directory.join("root/images")),
+        log_rotation: LogRotation { max_bytes: 64 << 10, max_files: 3 },
+        executable: None,
+    }
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        // One name for bridge, table and cgroups: short enough for a link, and nobody else's.
+        let name = format!("pe{}x{}", std::process::id() % 100_000, NUMBER.fetch_add(1, Ordering::Relaxed));
+        let directory = tempfile::Builder::new().prefix("portreeve-engine-").tempdir().expect("directory");
+        let mut world = Self { directory, name, engine: None };
+        world.open().await;
+        world.load_image().await;
+        world
+    }
+
+    pub(crate) fn config(&self) -> EngineConfig {
+        config(self.directory.path(), &self.name)
+    }
+
+    pub(crate) async fn open(&mut self) {
+        self.engine = Some(Engine::open(self.config()).await.unwrap_or_else(|error| panic!("{}", chain(&error))));
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        self.engine.as_ref().expect("an open engine")
+    }
+
+    /// The agent goes, its containers stay.
+    pub(crate) async fn close(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            engine.shutdown().await;
+        }
+    }
+
+    async fn load_image(&self) {
+        let tar = archive();
+        self.engine().images().load(std::io::Cursor::new(tar)).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A pod on the node's network.
+    pub(crate) fn sandbox(&self) -> SandboxConfig {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        SandboxConfig {
+            metadata: SandboxMetadata {
+                name: "pod".into(),
+                namespace: "test".into(),
+                uid: format!("uid{number}"),
+                attempt: 0,
+            },
+            owner: Owner::Node,
+            hostname: "pod".into(),
+            log_directory: self.path(&format!("logs/{number}")),
+            dns: Default::default(),
+            port_mappings: vec![],
+            labels: [("app".to_owned(), "test".to_owned())].into(),
+            annotations: Default::default(),
+            cgroup_parent: format!("/{}/burstable/pod{number}", self.name),
+            namespaces: Namespaces { network: NetworkNamespace::Node, ..Namespaces::default() },
+            sysctls: Default::default(),
+            resources: Default::default(),
+        }
+    }
+
+    pub(crate) async fn pod(&self) -> SandboxId {
+        self.run(self.sandbox()).await
+    }
+
+    pub(crate) async fn run(&self, config: SandboxConfig) -> SandboxId {
+        self.engine().run_sandbox(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    pub(crate) async fn create(&self, sandbox: &SandboxId, config: ContainerConfig) -> ContainerId {
+        self.engine().create_container(sandbox, config).await.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    }
+
+    pub(crate) async fn start(&self, sandbox: &SandboxId, config: ContainerConfig) -> ContainerId {
+        let id = self.create(sandbox, config).await;
+        self.engine().start_container(&id).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        id
+    }
+
+    /// Runs a shell script to its end.
+    pub(crate) async fn script(&self, sandbox: &SandboxId, script: &str) -> (ContainerStatus, String) {
+        let id = self.start(sandbox, sh(script)).await;
+        let status = self.engine().wait_container(&id).await.expect("a container");
+        assert_eq!(status.state, ContainerState::Exited);
+        let log = fs::read_to_string(status.log_path.as_ref().expect("a log")).expect("a log");
+        (status, texts(&log))
+    }
+
+    pub(crate) fn status(&self, id: &ContainerId) -> ContainerStatus {
+        self.engine().container(id).expect("a container")
+    }
+
+    /// Files of cgroups, mounts and links that carry this world's name.
+    pub(crate) fn traces(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
+            walk(&hierarchy.path().join(&self.name), &mut found);
+        }
+        walk(&Path::new("/sys/fs/cgroup").join(&self.name), &mut found);
+        let own = |path: &String| !(path.ends_with(&self.name) || path.ends_with("/shims"));
+        let mut found: Vec<String> = found.into_iter().filter(own).collect();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let here = self.directory.path().to_string_lossy().into_owned();
+        found.extend(mounts.lines().filter(|line| line.contains(&here)).map(str::to_owned));
+        for place in ["run/sandboxes", "root/images/snapshots"] {
+            if let Ok(entries) = fs::read_dir(self.path(place)) {
+                found.extend(entries.flatten().map(|entry| entry.path().display().to_string()));
+            }
+        }
+        found.extend(self.processes());
+        found
+    }
+
+    /// Shims of this world, and what runs in its cgroups.
+    pub(crate) fn processes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let here = self.directory.path().to_string_lossy().into_owned();
+        for entry in fs::read_dir("/proc").expect("proc").flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let ours = line.contains(&format!("shim {here}")) || cgroup.contains(&format!(":/{}/", self.name));
+            if ours && !zombie(pid) {
+                found.push(format!("{pid} {line}"));
+            }
+        }
+        found
+    }
+}
+
+pub(crate) fn zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with(['Z', 'X']) || rest.is_empty())
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        drop(self.engine.take());
+        // Whatever a failed test left: by cgroup, which is this world's alone.
+        for _ in 0..3 {
+            for path in portreeve_oci::cgroup::list_below(&format!("/{}", self.name)).unwrap_or_default() {
+                if let Ok(cgroup) = portreeve_oci::cgroup::Cgroup::at(&path) {
+                    let _best_effort = cgroup.kill_all();
+                    let _best_effort = cgroup.wait_empty(Duration::from_secs(5));
+                    let _best_effort = cgroup.remove();
+                }
+            }
+        }
+        if let Ok(root) = portreeve_oci::cgroup::Cgroup::at(&format!("/{}", self.name)) {
+            let _best_effort = root.remove();
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let here = self.directory.path().to_string_lossy().into_owned();
+        for line in mounts.lines().filter(|line| line.contains(&here)) {
+            if let Some(target) = line.split(' ').nth(4) {
+                let _best_effort = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
+            }
+        }
+    }
+}
+
+fn walk(path: &Path, found: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(path) else { return };
+    found.push(path.display().to_string());
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walk(&entry.path(), found);
+        }
+    }
+}
+
+/// A container that runs a shell script.
+pub(crate) fn sh(script: &str) -> ContainerConfig {
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    ContainerConfig {
+        metadata: ContainerMetadata { name: "c".into(), attempt: 0 },
+        image: IMAGE.into(),
+        command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        log_path: Some(format!("c{number}/0.log").into()),
+        ..ContainerConfig::default()
+    }
+}
+
+/// The texts of a CRI log, its partial lines joined.
+pub(crate) fn texts(log: &str) -> String {
+    let mut text = String::new();
+    for line in log.lines() {
+        let mut parts = line.splitn(4, ' ').skip(2);
+        let (tag, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        text.push_str(rest);
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Waits until something is so, for at most ten seconds.
+pub(crate) async fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !so() {
+        assert!(Instant::now() < end, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// A docker-archive with busybox.
+fn archive() -> Vec<u8> {
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, mode: u32, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(mode);
+        header.set_size(content.len() as u64);
+        if path.ends_with('/') {
+            header.set_entry_type(tar::EntryType::Directory);
+        }
+        layer.append_data(&mut header, path, content).expect("layer");
+    };
+    for directory in ["bin/", "etc/", "proc/", "sys/", "dev/", "root/", "home/web/"] {
+        add(directory, 0o755, b"");
+    }
+    add("tmp/", 0o1777, b"");
+    add("bin/busybox", 0o755, &fs::read("/bin/busybox").expect("busybox"));
+    add("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nweb:x:100:101::/home/web:/bin/sh\n");
+    add("etc/group", 0o644, b"root:x:0:\nweb:x:101:\naudio:x:29:web\n");
+    add("bin/notexec", 0o644, b"nothing");
+    for applet in [
+        "sh", "sleep", "cat", "echo", "id", "kill", "ls", "mount", "ps", "hostname", "head", "tail", "dd", "nc", "stty", "env",
+        "true", "false", "yes", "seq", "touch", "readlink", "test", "pwd", "wc", "tr", "grep", "unshare", "ip", "mkdir",
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("link");
+    }
+    let layer = layer.into_inner().expect("layer");
+    let config = format!(
+        r#"{{"architecture":"{}","os":"linux","config":{{"Env":["FROM_IMAGE=1"],"Cmd":["/bin/sh"],"StopSignal":"SIGUSR1"}},
+            "rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
+        if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        hex::encode(Sha256::digest(&layer))
+    );
+    let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]"#);
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, content) in
+        [("config.json", config.as_bytes()), ("layer.tar", &layer), ("manifest.json", manifest.as_bytes())]
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        archive.append_data(&mut header, path, content).expect("archive");
+    }
+    let mut bytes = archive.into_inner().expect("archive");
+    bytes.flush().expect("archive");
+    bytes
+}
