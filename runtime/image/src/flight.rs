@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn work_is_shared_and_ends_with_its_last_waiter() {
         let flights: Flights<u8, u32, u64> = Flights::default();
         let begun = Arc::new(AtomicUsize::new(0));
@@ -123,7 +123,7 @@ mod tests {
             let (begun, ended) = (begun.clone(), ended.clone());
             flights.join(&1, move |_| async move {
                 begun.fetch_add(1, Ordering::SeqCst);
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 ended.fetch_add(1, Ordering::SeqCst);
                 7
             })
@@ -134,7 +134,7 @@ mod tests {
         let dropped = start();
         drop((first, second));
         drop(dropped);
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(ended.load(Ordering::SeqCst), 1);
     }
 }

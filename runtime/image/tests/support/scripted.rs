@@ -1,0 +1,156 @@
+//! A registry that does what a test tells it to, faults included.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+};
+
+/// One answer.
+#[derive(Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Send only this much of the body, then close.
+    pub cut_at: Option<usize>,
+    /// Honour `Range`.
+    pub ranges: bool,
+    /// Promise this length instead of the true one; the body repeats until then.
+    pub endless: bool,
+}
+
+impl Answer {
+    pub fn ok(body: impl Into<Vec<u8>>) -> Self {
+        Self { status: 200, headers: Vec::new(), body: body.into(), cut_at: None, ranges: false, endless: false }
+    }
+
+    pub fn status(status: u16) -> Self {
+        Self { status, ..Self::ok("") }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+#[derive(Default)]
+struct Script {
+    /// By path; the last answer of a list stays.
+    answers: BTreeMap<String, Vec<Answer>>,
+    requests: Vec<Request>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub path: String,
+    pub authorization: Option<String>,
+    pub range: Option<String>,
+}
+
+/// Serves on 127.0.0.1 until the test ends.
+#[derive(Clone)]
+pub struct Scripted {
+    pub port: u16,
+    script: Arc<Mutex<Script>>,
+}
+
+impl Scripted {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let this = Self { port: listener.local_addr().unwrap().port(), script: Arc::default() };
+        this.on("/v2/", Answer::ok("{}"));
+        let serving = this.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let serving = serving.clone();
+                std::thread::spawn(move || serving.serve(stream));
+            }
+        });
+        this
+    }
+
+    pub fn on(&self, path: &str, answer: Answer) {
+        self.script.lock().unwrap().answers.entry(path.to_owned()).or_default().push(answer);
+    }
+
+    pub fn requests(&self) -> Vec<Request> {
+        self.script.lock().unwrap().requests.clone()
+    }
+
+    fn serve(&self, stream: TcpStream) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut stream = stream;
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+            let mut request = Request { path, authorization: None, range: None };
+            loop {
+                let mut header = String::new();
+                if reader.read_line(&mut header).unwrap_or(0) == 0 || header.trim().is_empty() {
+                    break;
+                }
+                let (name, value) = header.trim().split_once(':').unwrap();
+                match name.to_ascii_lowercase().as_str() {
+                    "authorization" => request.authorization = Some(value.trim().to_owned()),
+                    "range" => request.range = Some(value.trim().to_owned()),
+                    _ => {}
+                }
+            }
+            if !self.answer(&mut stream, request) {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, stream: &mut TcpStream, request: Request) -> bool {
+        let answer = {
+            let mut script = self.script.lock().unwrap();
+            script.requests.push(request.clone());
+            let bare = request.path.split('?').next().unwrap().to_owned();
+            match script.answers.get_mut(&bare) {
+                Some(list) if list.len() > 1 => list.remove(0),
+                Some(list) => list[0].clone(),
+                None => Answer::status(404),
+            }
+        };
+        let (mut status, mut body) = (answer.status, answer.body.clone());
+        if let (true, Some(range)) = (answer.ranges, &request.range) {
+            let from: usize = range.strip_prefix("bytes=").unwrap().trim_end_matches('-').parse().unwrap();
+            body = body.split_off(from);
+            status = 206;
+        }
+        let length = if answer.endless { 1 << 40 } else { body.len() };
+        let mut head = format!("HTTP/1.1 {status} X\r\n");
+        if !answer.endless {
+            head.push_str(&format!("Content-Length: {length}\r\n"));
+        } else {
+            head.push_str("Connection: close\r\n");
+        }
+        for (name, value) in &answer.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str("\r\n");
+        if stream.write_all(head.as_bytes()).is_err() {
+            return false;
+        }
+        if answer.endless {
+            let block = vec![b' '; 1 << 16];
+            while stream.write_all(&block).is_ok() {}
+            return false;
+        }
+        let end = answer.cut_at.unwrap_or(body.len()).min(body.len());
+        let whole = stream.write_all(&body[..end]).is_ok() && end == body.len();
+        if !whole {
+            let _ = stream.flush();
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            let _ = stream.read(&mut [0]);
+        }
+        whole
+    }
+}
