@@ -236,11 +236,11 @@ impl Network {
             link::push_no_ipv6_address(&mut batch, name);
             link::push_hairpin(&mut batch, name);
             link::push_up(&mut batch, Which::Name(name));
-            let answer = self.route().run(&batch);
+            let answer = link::run_with_or_without_ipv6(&mut self.route(), &batch);
             match answer {
                 Ok(()) => return Ok(()),
                 // A link of this name that is ours was left by somebody who lost our records.
-                Err(refusal) if attempt == 0 && refusal.is(libc::EEXIST) => {
+                Err(refusal) if attempt == 0 && refusal.message == Some(0) && refusal.is(libc::EEXIST) => {
                     let found = link::link(&mut self.route(), name).map_err(route_error)?;
                     let Some(found) = found else {
                         return Err(route_error(refusal));
@@ -253,7 +253,15 @@ impl Network {
                     }
                     self.remove_links([name])?;
                 }
-                Err(refusal) => return Err(route_error(refusal)),
+                Err(refusal) => {
+                    // Without its label nobody would know the link as ours.
+                    if refusal.message.is_some_and(|message| message > 0) {
+                        let mut batch = Batch::new();
+                        link::push_delete(&mut batch, Which::Name(name));
+                        self.route().run(&batch).map_err(route_error)?;
+                    }
+                    return Err(route_error(refusal));
+                }
             }
         }
         Ok(())

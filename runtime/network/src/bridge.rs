@@ -73,7 +73,8 @@ impl Network {
             link::push_new_bridge(&mut batch, name, mac, mtu);
             link::push_alias(&mut batch, name, BRIDGE_ALIAS);
             link::push_no_ipv6_address(&mut batch, name);
-            self.route().run(&batch).map_err(route_error)?;
+            let made = link::run_with_or_without_ipv6(&mut self.route(), &batch);
+            made.map_err(route_error)?;
         }
         let bridge = self.own_bridge()?.ok_or_else(|| NetworkError::Route {
             action: format!("finding bridge {name} after it was made"),

@@ -18,6 +18,22 @@
 //! cleaned, so that being killed between any two steps leaves nothing that [`Network::reconcile`]
 //! does not find.
 
+//! # Decisions
+//!
+//! 2026-11, **own netlink encoder** for links as for nftables. The ruleset needs one anyway (no
+//! crate under our licences encodes it); one writer of a hundred lines for both costs less to
+//! read than two ways of doing the same. Rejected: netlink-packet-route, rtnetlink (async).
+//!
+//! 2026-11, **links are removed in rounds** by link group, because the kernel waits 15 to 40 ms
+//! for each removal and once for a group; see `reap`. Rejected: leaving it to the end of the
+//! pod's namespace, which anything can keep alive while its address goes to another pod.
+//!
+//! 2026-11, **MAC addresses follow from IPv4 addresses**, so a reused address needs no neighbour
+//! to forget anything, and a bridge that is made again is the same one for running pods.
+//!
+//! 2026-11, **records are not synced to disk**: what they describe does not survive a crash of
+//! the machine either.
+
 mod config;
 mod error;
 mod network;

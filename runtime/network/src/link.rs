@@ -169,6 +169,14 @@ pub(crate) fn push_new_pair(batch: &mut Batch, pair: &NewPair<'_>) {
     });
 }
 
+/// Runs a batch in which [`push_no_ipv6_address`] may fail: a kernel without IPv6, or a link whose
+/// MTU is too small for it, gives no such address anyway.
+pub(crate) fn run_with_or_without_ipv6(socket: &mut Socket, batch: &Batch) -> Result<(), Refusal> {
+    let refusals = socket.run_all(batch)?;
+    let real = refusals.into_iter().find(|refusal| !refusal.is(nix::libc::EAFNOSUPPORT));
+    real.map_or(Ok(()), Err)
+}
+
 /// Labels a link, so that it is known as ours whatever happens to our records.
 pub(crate) fn push_alias(batch: &mut Batch, name: &str, alias: &str) {
     batch.push(RTM_NEWLINK, 0, format!("labelling link {name}"), |w| {

@@ -47,11 +47,13 @@ pub(crate) struct Refusal {
     pub(crate) source: io::Error,
     /// The bare number of the error.
     pub(crate) code: Option<i32>,
+    /// Number of the refused message in its batch.
+    pub(crate) message: Option<u32>,
 }
 
 impl Refusal {
     fn of(action: impl Into<String>, source: io::Error) -> Self {
-        Self { action: action.into(), code: source.raw_os_error(), source }
+        Self { action: action.into(), code: source.raw_os_error(), source, message: None }
     }
 
     /// Whether the kernel's error has this number.
@@ -112,7 +114,8 @@ impl Socket {
                 if let Err((source, code)) = outcome {
                     let index = usize::try_from(message.sequence).unwrap_or(usize::MAX);
                     let action = batch.actions.get(index).cloned().unwrap_or_default();
-                    failures.push(Refusal { action, source, code: Some(code) });
+                    let message = Some(message.sequence);
+                    failures.push(Refusal { action, source, code: Some(code), message });
                 }
             }
         }
@@ -176,7 +179,7 @@ impl Socket {
                 match outcome(&message) {
                     Some(Ok(())) => return Ok(()),
                     Some(Err((source, code))) => {
-                        return Err(Refusal { action, source, code: Some(code) });
+                        return Err(Refusal { action, source, code: Some(code), message: None });
                     }
                     None => each(&message),
                 }

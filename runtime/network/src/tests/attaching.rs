@@ -163,6 +163,47 @@ fn a_failed_attachment_leaves_nothing() {
 }
 
 #[test]
+fn a_link_too_small_for_ipv6_works() {
+    world(|world| {
+        let network = Network::open(Config { mtu: Some(1000), ..world.config() }).unwrap();
+        let pod = Netns::new();
+        let at = network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80)]).unwrap();
+        pod.serve("pod", 80);
+        assert!(world.host.ask(at.address, 80).is_some());
+        assert_eq!(network.observe().unwrap(), []);
+    });
+}
+
+#[test]
+fn a_pod_with_its_own_user_namespace_attaches() {
+    use std::process::{Command, Stdio};
+    world(|world| {
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        let mut child = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let path = format!("/proc/{}/ns/net", child.id());
+        while std::fs::read_link(&path).is_ok_and(|netns| netns == own) {
+            assert!(child.try_wait().unwrap().is_none(), "no user namespaces here");
+            std::thread::yield_now();
+        }
+        let netns = std::fs::File::open(&path).unwrap();
+        let network = world.open();
+        let at = network.attach(&id('a'), netns.as_fd(), &[]).unwrap();
+        let pod = Netns::from(netns);
+        pod.serve("pod", 80);
+        assert!(world.host.ask(at.address, 80).is_some());
+        assert_eq!(pod.sysctl("ipv6/conf/eth0/accept_ra"), "0");
+        network.detach(&id('a')).unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    });
+}
+
+#[test]
 fn many_pods_attach_at_once() {
     world(|world| {
         let network = world.open();

@@ -30,6 +30,12 @@ impl AsFd for Netns {
     }
 }
 
+impl From<File> for Netns {
+    fn from(file: File) -> Self {
+        Self { fd: file.into() }
+    }
+}
+
 impl Netns {
     /// A new one, with nothing in it but a loopback link that is down.
     pub(super) fn new() -> Self {
