@@ -1,9 +1,20 @@
 //! Files: many documents, each with its own verdict.
 
-use std::path::Path;
+mod document;
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::findings::Finding;
+use crate::kinds::{self, Known};
 use crate::object::{Kind, Object, ObjectKey};
-use crate::problem::{Position, Problem};
+use crate::problem::{Position, Problem, Reason, Severity};
+use crate::yaml::{self, Node, Value};
+
+/// Files above this size are refused unread.
+const MAX_FILE: usize = 4 << 20;
+/// More objects than this in one file are refused.
+const MAX_OBJECTS: usize = 10_000;
 
 /// What became of one document.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +33,8 @@ pub enum Verdict {
 /// One object of a file: a document, or an item of a `List`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
-    /// Its number in the file, from 0, as [`Problem::document`] counts.
+    /// Its document's number in the file, from 0, as [`Problem::document`] counts; the items of
+    /// a list share one.
     pub index: usize,
     /// Where it begins.
     pub position: Position,
@@ -41,11 +53,270 @@ pub struct ParsedFile {
     pub unreadable: bool,
 }
 
+impl ParsedFile {
+    /// The good objects, in order.
+    pub fn objects(&self) -> impl Iterator<Item = &Object> {
+        self.documents
+            .iter()
+            .filter_map(|document| match &document.verdict {
+                Verdict::Accepted(object) => Some(object),
+                _ => None,
+            })
+    }
+
+    /// Whether nothing is wrong but warnings.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        !self.unreadable
+            && self
+                .problems
+                .iter()
+                .all(|problem| problem.severity == Severity::Warning)
+    }
+}
+
 /// Reads a manifest file: YAML or JSON, many documents, lists.
+///
+/// Objects without a namespace are in `default`. An invalid document is refused alone; a syntax
+/// error refuses the file. The problems come in order of position.
 #[must_use]
 pub fn parse_file(file: &Path, bytes: &[u8]) -> ParsedFile {
-    let _ = (file, bytes);
-    ParsedFile::default()
+    let mut reading = Reading {
+        file: file.to_owned(),
+        parsed: ParsedFile::default(),
+        seen: BTreeMap::new(),
+    };
+    if bytes.len() > MAX_FILE {
+        let message = format!(
+            "the file has {} bytes; at most {MAX_FILE} are read",
+            bytes.len()
+        );
+        reading.unreadable(Position::default(), Reason::LimitExceeded, message);
+        return reading.parsed;
+    }
+    let documents = match yaml::read(bytes, false) {
+        Ok(documents) => documents,
+        Err(broken) => {
+            let reason = if broken.over_limit {
+                Reason::LimitExceeded
+            } else {
+                Reason::YAMLSyntax
+            };
+            reading.unreadable(broken.position, reason, broken.message);
+            return reading.parsed;
+        }
+    };
+    for (index, document) in documents.iter().enumerate() {
+        if document.root.value != Value::Null {
+            reading.document(index, document);
+        }
+    }
+    if reading.parsed.documents.len() > MAX_OBJECTS {
+        let message = format!("the file has more than {MAX_OBJECTS} objects");
+        reading.unreadable(Position::default(), Reason::LimitExceeded, message);
+    } else if documents.iter().all(|it| it.root.value == Value::Null) {
+        reading.problem(
+            0,
+            None,
+            Finding {
+                severity: Severity::Warning,
+                position: Position::default(),
+                field: String::new(),
+                reason: Reason::Empty,
+                message: "the file declares no object".to_owned(),
+                fix: None,
+            },
+        );
+    }
+    reading
+        .parsed
+        .problems
+        .sort_by_key(|problem| problem.position);
+    reading.parsed
+}
+
+/// A file that is being read.
+struct Reading {
+    file: PathBuf,
+    parsed: ParsedFile,
+    /// Where each object was declared first.
+    seen: BTreeMap<ObjectKey, Position>,
+}
+
+impl Reading {
+    fn unreadable(&mut self, position: Position, reason: Reason, message: String) {
+        self.parsed.documents.clear();
+        self.parsed.unreadable = true;
+        let finding = Finding {
+            severity: Severity::Error,
+            position,
+            field: String::new(),
+            reason,
+            message,
+            fix: None,
+        };
+        self.problem(0, None, finding);
+    }
+
+    fn problem(&mut self, document: usize, object: Option<ObjectKey>, finding: Finding) {
+        self.parsed
+            .problems
+            .push(to_problem(&self.file, document, object, finding));
+    }
+
+    fn refuse(&mut self, index: usize, position: Position, finding: Finding) {
+        self.problem(index, None, finding);
+        self.add(index, position, Verdict::Refused { key: None });
+    }
+
+    fn add(&mut self, index: usize, position: Position, verdict: Verdict) {
+        self.parsed.documents.push(Document {
+            index,
+            position,
+            verdict,
+        });
+    }
+
+    fn document(&mut self, index: usize, document: &yaml::Document) {
+        let root = &document.root;
+        let kind = root.get("kind").and_then(Node::text).unwrap_or_default();
+        match kinds::list_of(kind) {
+            Some(items_kind) => self.list(index, document, items_kind),
+            None => self.one(index, root, &document.faults, None, ""),
+        }
+    }
+
+    /// The items of a `List`, or of a `PodList` and its like.
+    fn list(&mut self, index: usize, document: &yaml::Document, kind: Option<Kind>) {
+        let root = &document.root;
+        let items = match root.get("items").map(|items| &items.value) {
+            Some(Value::List(items)) => items.as_slice(),
+            None | Some(Value::Null) => &[],
+            Some(_) => {
+                let position = root.get("items").map_or(root.position, |it| it.position);
+                let message = "`items` must be a list".to_owned();
+                let finding = document::error(position, "items", Reason::TypeMismatch, message);
+                return self.refuse(index, root.position, finding);
+            }
+        };
+        if let Value::Map(entries) = &root.value {
+            for entry in entries {
+                if !matches!(&*entry.key, "apiVersion" | "kind" | "metadata" | "items") {
+                    let message = format!("unknown field `{}`", entry.key);
+                    let finding = document::error(
+                        entry.key_position,
+                        &entry.key,
+                        Reason::StrictUnknownField,
+                        message,
+                    );
+                    self.refuse(index, root.position, finding);
+                }
+            }
+        }
+        for (at, item) in items.iter().enumerate() {
+            let prefix = format!("items[{at}]");
+            // A fault of the text belongs to the item that it stands in.
+            let faults: Vec<_> = document
+                .faults
+                .iter()
+                .filter_map(|fault| {
+                    let rest = fault.field.strip_prefix(&prefix)?;
+                    let mut own = fault.clone();
+                    own.field = rest.strip_prefix('.')?.to_owned();
+                    Some(own)
+                })
+                .collect();
+            self.one(index, item, &faults, kind, &prefix);
+        }
+        let stray = |fault: &&yaml::Fault| !fault.field.starts_with("items[");
+        for fault in document.faults.iter().filter(stray) {
+            self.refuse(index, root.position, document::fault(fault));
+        }
+    }
+
+    /// One object; `kind` is what a typed list says about its items.
+    fn one(
+        &mut self,
+        index: usize,
+        root: &Node,
+        faults: &[yaml::Fault],
+        kind: Option<Kind>,
+        prefix: &str,
+    ) {
+        let known = match kinds::identify(root, kind) {
+            Ok(known) => known,
+            Err(mut finding) => {
+                finding.field = document::prefixed(prefix, &finding.field);
+                return self.refuse(index, root.position, finding);
+            }
+        };
+        match known {
+            Known::Ours(kind) => {
+                let answer = document::in_file(kind, root, faults);
+                self.answer(index, root, answer, prefix);
+            }
+            Known::NotYet(name) => {
+                let mut finding = kinds::not_yet(root, &name);
+                finding.field = document::prefixed(prefix, &finding.field);
+                self.refuse(index, root.position, finding);
+            }
+            Known::ClusterOnly(name) => {
+                let mut finding = kinds::cluster_only(root, &name);
+                finding.field = document::prefixed(prefix, &finding.field);
+                self.problem(index, None, finding);
+                self.add(index, root.position, Verdict::Ignored);
+            }
+        }
+    }
+
+    fn answer(&mut self, index: usize, root: &Node, answer: document::Answer, prefix: &str) {
+        let document::Answer {
+            key,
+            mut object,
+            findings,
+        } = answer;
+        for mut finding in findings {
+            finding.field = document::prefixed(prefix, &finding.field);
+            self.problem(index, key.clone(), finding);
+        }
+        if let Some(known) = &object
+            && let Some(first) = self.seen.get(&known.key())
+        {
+            let message = format!("{} is declared already, at {first}", known.key());
+            let field = document::prefixed(prefix, "metadata.name");
+            let position = document::name_position(root);
+            let finding = document::error(position, &field, Reason::FieldValueDuplicate, message);
+            self.problem(index, key.clone(), finding);
+            object = None;
+        }
+        if let Some(key) = &key {
+            self.seen.entry(key.clone()).or_insert(root.position);
+        }
+        let verdict = match object {
+            Some(object) => Verdict::Accepted(object),
+            None => Verdict::Refused { key },
+        };
+        self.add(index, root.position, verdict);
+    }
+}
+
+fn to_problem(
+    file: &Path,
+    document: usize,
+    object: Option<ObjectKey>,
+    finding: Finding,
+) -> Problem {
+    Problem {
+        severity: finding.severity,
+        file: file.to_owned(),
+        position: finding.position,
+        document,
+        object,
+        field: finding.field,
+        reason: finding.reason,
+        message: finding.message,
+        fix: finding.fix,
+    }
 }
 
 /// What the API server would answer to one document.
@@ -59,8 +330,32 @@ pub struct ApiAnswer {
 
 /// Reads the first document of `bytes` as the API server would that got it as a `POST` to
 /// `kind` in `namespace`; portreeve's own rules are left out.
+///
+/// A missing `kind` or `apiVersion` is filled in from the request, `generateName` makes the
+/// name `<generated>`, and a pod gets the status that the server gives it.
 #[must_use]
 pub fn parse_document_as(kind: Kind, namespace: &str, file: &Path, bytes: &[u8]) -> ApiAnswer {
-    let _ = (kind, namespace, file, bytes);
-    ApiAnswer { object: None, problems: Vec::new() }
+    let answer = match yaml::read(bytes, true) {
+        Ok(documents) => document::as_request(kind, namespace, documents.into_iter().next()),
+        Err(broken) => document::Answer {
+            key: None,
+            object: None,
+            findings: vec![document::error(
+                broken.position,
+                "",
+                Reason::YAMLSyntax,
+                broken.message,
+            )],
+        },
+    };
+    let mut problems: Vec<Problem> = answer
+        .findings
+        .into_iter()
+        .map(|finding| to_problem(file, 0, answer.key.clone(), finding))
+        .collect();
+    problems.sort_by_key(|problem| problem.position);
+    ApiAnswer {
+        object: answer.object,
+        problems,
+    }
 }

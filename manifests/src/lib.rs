@@ -16,13 +16,21 @@
 //! **Invariant:** nothing that a manifest says is dropped silently: it is decoded into the
 //! object, or there is a [`Problem`] that names it.
 
+mod decode;
+mod defaults;
 mod file;
+mod findings;
+mod kinds;
+mod near;
 mod object;
+mod path;
 mod problem;
 mod qos;
 pub mod quantity;
 mod references;
 mod support;
+mod validation;
+mod yaml;
 
 pub use file::{ApiAnswer, Document, ParsedFile, Verdict, parse_document_as, parse_file};
 pub use object::{Kind, Object, ObjectKey, UnknownKind};

@@ -218,6 +218,20 @@ impl Amount {
         self.mantissa == 0
     }
 
+    /// The sum of two amounts, in the form of the first (of the second when the first is zero).
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        if self.mantissa == 0 {
+            return other;
+        }
+        let scale = self.exponent.min(other.exponent);
+        Self {
+            mantissa: self.scaled(scale).saturating_add(other.scaled(scale)),
+            exponent: scale,
+            form: self.form,
+        }
+    }
+
     fn compare_magnitude(self, other: i128) -> Ordering {
         let magnitude = Self {
             mantissa: self.mantissa.saturating_abs(),

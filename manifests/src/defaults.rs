@@ -1,0 +1,28 @@
+//! Defaults: what the API server fills in before it validates.
+//!
+//! Source: Kubernetes `pkg/apis/core/v1/defaults.go` and the pod strategy's `PrepareForCreate`.
+
+mod image;
+mod pod;
+mod resources;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+
+
+pub(crate) use pod::pod;
+pub(crate) use resources::container_requests;
+
+/// Fills in a secret: its type, and `stringData` merged over `data`.
+pub(crate) fn secret(secret: &mut Secret) {
+    if let Some(text) = secret.string_data.take() {
+        let data = secret.data.get_or_insert_default();
+        for (key, value) in text {
+            data.insert(key, ByteString(value.into_bytes()));
+        }
+    }
+    if secret.data.as_ref().is_some_and(std::collections::BTreeMap::is_empty) {
+        secret.data = None;
+    }
+    secret.type_.get_or_insert_with(|| "Opaque".to_owned());
+}

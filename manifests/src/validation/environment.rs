@@ -1,0 +1,277 @@
+//! Environment variables and where their values come from.
+
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, FileKeySelector, ObjectFieldSelector, ResourceFieldSelector,
+};
+
+use super::container::Scope;
+use super::metadata::{check, label};
+use super::{given, names, volumes};
+use crate::findings::Findings;
+use crate::path::Path;
+use crate::problem::Reason;
+use crate::quantity::Amount;
+
+pub(super) fn env(
+    container: &Container,
+    scope: &Scope<'_>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    for (index, variable) in container.env.iter().flatten().enumerate() {
+        let path = path.index(index);
+        if variable.name.is_empty() {
+            found.required(&path.field("name"), "a variable needs a name");
+        } else {
+            check(&variable.name, names::variable, &path.field("name"), found);
+        }
+        source(variable, scope, &path.field("valueFrom"), found);
+    }
+}
+
+fn source(variable: &EnvVar, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+    const FIELDS: [&str; 9] = [
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.uid",
+        "spec.nodeName",
+        "spec.serviceAccountName",
+        "status.hostIP",
+        "status.hostIPs",
+        "status.podIP",
+        "status.podIPs",
+    ];
+    let Some(from) = &variable.value_from else {
+        return;
+    };
+    let mut sources = 0;
+    if let Some(field) = &from.field_ref {
+        sources += 1;
+        object_field(field, &FIELDS, &path.field("fieldRef"), found);
+    }
+    if let Some(field) = &from.resource_field_ref {
+        sources += 1;
+        resource_field(field, false, &path.field("resourceFieldRef"), found);
+    }
+    if let Some(key) = &from.config_map_key_ref {
+        sources += 1;
+        key_of(&key.name, &key.key, &path.field("configMapKeyRef"), found);
+    }
+    if let Some(key) = &from.secret_key_ref {
+        sources += 1;
+        key_of(&key.name, &key.key, &path.field("secretKeyRef"), found);
+    }
+    if let Some(file) = &from.file_key_ref {
+        sources += 1;
+        file_key(file, scope, &path.field("fileKeyRef"), found);
+    }
+    if sources == 0 {
+        found.add(
+            path,
+            Reason::FieldValueInvalid,
+            "must have one of fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef",
+        );
+    } else if given(variable.value.as_ref()).is_some() {
+        found.add(
+            path,
+            Reason::FieldValueInvalid,
+            "a variable has either `value` or `valueFrom`",
+        );
+    } else if sources > 1 {
+        found.add(
+            path,
+            Reason::FieldValueInvalid,
+            "may not have more than one source",
+        );
+    }
+}
+
+fn key_of(name: &str, key: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+    check(name, names::subdomain, &path.field("name"), found);
+    if key.is_empty() {
+        found.required(&path.field("key"), "a key is required");
+    } else {
+        check(key, names::config_key, &path.field("key"), found);
+    }
+}
+
+fn file_key(
+    file: &FileKeySelector,
+    scope: &Scope<'_>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    if file.key.is_empty() {
+        found.required(&path.field("key"), "a key is required");
+    } else {
+        check(&file.key, names::variable, &path.field("key"), found);
+    }
+    let volume = path.field("volumeName");
+    if file.volume_name.is_empty() {
+        found.required(&volume, "a volume is required");
+    } else {
+        label(&file.volume_name, &volume, found);
+        let is_empty_dir = scope
+            .volumes
+            .get(file.volume_name.as_str())
+            .is_some_and(|volume| volume.empty_dir.is_some());
+        if names::label(&file.volume_name).is_ok() && !is_empty_dir {
+            found.invalid(&volume, &file.volume_name, "is no emptyDir volume of this pod");
+        }
+    }
+    if file.path.is_empty() {
+        found.required(&path.field("path"), "a path is required");
+    } else {
+        volumes::local_path(&file.path, &path.field("path"), found);
+    }
+}
+
+pub(super) fn env_from(container: &Container, path: &Path<'_>, found: &mut Findings<'_>) {
+    for (index, source) in container.env_from.iter().flatten().enumerate() {
+        let own = path.index(index);
+        if let Some(prefix) = given(source.prefix.as_ref()) {
+            check(prefix, names::variable, &own.field("prefix"), found);
+        }
+        let mut sources = 0;
+        for (field, name) in [
+            ("configMapRef", source.config_map_ref.as_ref().map(|it| &it.name)),
+            ("secretRef", source.secret_ref.as_ref().map(|it| &it.name)),
+        ] {
+            let Some(name) = name else { continue };
+            sources += 1;
+            let path = own.field(field);
+            if name.is_empty() {
+                found.required(&path.field("name"), "a name is required");
+            } else if let Err(message) = names::prefix_of(name, names::subdomain) {
+                found.invalid(&path.field("name"), name, message);
+            }
+        }
+        // The API server gives these no index.
+        if sources != 1 {
+            let message = if sources == 0 {
+                "must have one of configMapRef, secretRef"
+            } else {
+                "may not have more than one source"
+            };
+            found.add_as(path.to_string(), &own, Reason::FieldValueInvalid, message);
+        }
+    }
+}
+
+/// A field of the pod, for a variable or a file.
+pub(super) fn object_field(
+    field: &ObjectFieldSelector,
+    allowed: &[&str],
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    const KNOWN: [&str; 12] = [
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.uid",
+        "metadata.labels",
+        "metadata.annotations",
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.serviceAccountName",
+        "spec.schedulerName",
+        "status.phase",
+        "status.hostIP",
+        "status.podIP",
+    ];
+    let name = field.field_path.as_str();
+    if name.is_empty() {
+        found.required(&path.field("fieldPath"), "a fieldPath is required");
+        return;
+    }
+    let own = path.field("fieldPath");
+    if field.api_version.as_deref() != Some("v1") {
+        found.invalid(&own, &name, "can only be read with apiVersion v1");
+        return;
+    }
+    if let Some((base, key)) = subscript(name) {
+        match base {
+            "metadata.annotations" => {
+                check(&key.to_lowercase(), names::qualified, path, found);
+            }
+            "metadata.labels" => check(key, names::qualified, path, found),
+            _ if KNOWN.contains(&base) || base == "spec.host" => {
+                found.invalid(&own, &name, "has no keys");
+            }
+            _ => found.invalid(&own, &name, "is no field of a pod that can be read here"),
+        }
+        return;
+    }
+    let known = KNOWN.contains(&name) || matches!(name, "spec.host" | "status.hostIPs" | "status.podIPs");
+    if !known {
+        found.invalid(&own, &name, "is no field of a pod that can be read here");
+        if let Some(near) = crate::near::nearest(name, allowed.iter().copied()) {
+            found.fix(format!("did you mean `{near}`?"));
+        }
+    } else if !allowed.contains(&if name == "spec.host" { "spec.nodeName" } else { name }) {
+        found.not_supported(&own, name, allowed);
+    }
+}
+
+/// `metadata.labels['key']`
+fn subscript(text: &str) -> Option<(&str, &str)> {
+    let (base, rest) = text.split_once("['")?;
+    let key = rest.strip_suffix("']")?;
+    (!base.is_empty()).then_some((base, key))
+}
+
+/// A limit or request of a container, for a variable or a file.
+pub(super) fn resource_field(
+    field: &ResourceFieldSelector,
+    in_volume: bool,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    const RESOURCES: [&str; 6] = [
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.ephemeral-storage",
+    ];
+    let name = field.resource.as_str();
+    let pages = name.starts_with("limits.hugepages-") || name.starts_with("requests.hugepages-");
+    if in_volume && given(field.container_name.as_ref()).is_none() {
+        found.required(&path.field("containerName"), "a containerName is required");
+    } else if name.is_empty() {
+        found.required(&path.field("resource"), "a resource is required");
+    } else if !RESOURCES.contains(&name) && !pages {
+        found.not_supported(&path.field("resource"), name, &RESOURCES);
+    }
+    divisor(field, pages, &path.field("divisor"), found);
+}
+
+fn divisor(
+    field: &ResourceFieldSelector,
+    pages: bool,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    const BYTES: [&str; 13] = [
+        "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
+    ];
+    let text = field.divisor.as_ref().map_or("0", |divisor| divisor.0.as_str());
+    if Amount::parse(text).is_ok_and(Amount::is_zero) {
+        return;
+    }
+    let allowed: &[&str] = match field.resource.as_str() {
+        "limits.cpu" | "requests.cpu" => &["1m", "1"],
+        "limits.memory" | "requests.memory" | "limits.ephemeral-storage"
+        | "requests.ephemeral-storage" => &BYTES,
+        _ if pages => &BYTES,
+        _ => return,
+    };
+    if !allowed.contains(&text) {
+        found.invalid(
+            path,
+            &text,
+            format!("must be one of {}", allowed.join(", ")),
+        );
+    }
+}

@@ -1,0 +1,311 @@
+//! Resources: limits, requests and claims.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{
+    Container, PodResourceClaim, PodSpec, ResourceClaim, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::container::Scope;
+use super::metadata::{check, label};
+use super::{given, names};
+use crate::defaults::container_requests;
+use crate::findings::Findings;
+use crate::path::Path;
+use crate::problem::Reason;
+use crate::quantity::Amount;
+
+type List = BTreeMap<String, Quantity>;
+
+/// Where resources are asked for; some names are good in one place only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Container,
+    Pod,
+}
+
+pub(super) fn of_container(
+    container: &Container,
+    scope: &Scope<'_>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    if let Some(resources) = &container.resources {
+        requirements(resources, Place::Container, path, found);
+        claim_names(
+            resources.claims.as_deref().unwrap_or_default(),
+            scope.claims,
+            &path.field("claims"),
+            found,
+        );
+    }
+}
+
+pub(super) fn overhead(overhead: Option<&List>, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(overhead) = overhead {
+        let limits = ResourceRequirements {
+            limits: Some(overhead.clone()),
+            ..ResourceRequirements::default()
+        };
+        // Reported below `overhead.limits`, although they stand directly below `overhead`.
+        requirements(&limits, Place::Container, path, found);
+    }
+}
+
+fn amount(quantity: &Quantity) -> Amount {
+    Amount::parse(&quantity.0).unwrap_or(Amount::ZERO)
+}
+
+fn is_huge_page(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+/// Names without a domain, or in Kubernetes' own.
+fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+fn allows_overcommit(name: &str) -> bool {
+    is_native(name) && !is_huge_page(name)
+}
+
+/// Resources that come in whole pieces only.
+fn is_integer(name: &str) -> bool {
+    matches!(name, "pods" | "services" | "replicationcontrollers" | "resourcequotas" | "secrets"
+        | "configmaps" | "persistentvolumeclaims" | "services.nodeports" | "services.loadbalancers")
+        || is_extended(name)
+}
+
+fn is_extended(name: &str) -> bool {
+    !is_native(name)
+        && !name.starts_with("requests.")
+        && names::qualified(&format!("requests.{name}")).is_ok()
+}
+
+fn requirements(
+    resources: &ResourceRequirements,
+    place: Place,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let empty = List::new();
+    let limits = resources.limits.as_ref().unwrap_or(&empty);
+    let requests = resources.requests.as_ref().unwrap_or(&empty);
+    let limit_path = path.field("limits");
+    let request_path = path.field("requests");
+    for (name, quantity) in limits {
+        one(name, quantity, place, &limit_path.key(name), found);
+    }
+    for (name, quantity) in requests {
+        let own = request_path.key(name);
+        one(name, quantity, place, &own, found);
+        let requested = amount(quantity);
+        match limits.get(name) {
+            Some(limit) if requested != amount(limit) && !allows_overcommit(name) => {
+                let message = format!("{} must be the {name} limit of {}", quantity.0, limit.0);
+                found.add_as(request_path.to_string(), &own, Reason::FieldValueInvalid, message);
+            }
+            Some(limit) if requested > amount(limit) => {
+                let message = format!("{} is above the {name} limit of {}", quantity.0, limit.0);
+                found.add_as(request_path.to_string(), &own, Reason::FieldValueInvalid, message);
+            }
+            None if !allows_overcommit(name) => {
+                found.required(&limit_path, &format!("{name} needs a limit, not only a request"));
+            }
+            _ => {}
+        }
+    }
+    let all = || limits.keys().chain(requests.keys());
+    if all().any(|name| is_huge_page(name))
+        && !all().any(|name| matches!(name.as_str(), "cpu" | "memory"))
+    {
+        found.forbidden(path, "huge pages need a cpu or memory request or limit beside them");
+    }
+}
+
+fn one(name: &str, quantity: &Quantity, place: Place, path: &Path<'_>, found: &mut Findings<'_>) {
+    name_of(name, place, path, found);
+    let value = amount(quantity);
+    if value.is_negative() {
+        found.invalid(path, &quantity.0, "may not be below zero");
+    }
+    if is_integer(name) && !value.is_whole(0) {
+        found.invalid(path, &quantity.0, "must be a whole number");
+    }
+    if let Some(size) = name.strip_prefix("hugepages-")
+        && let Ok(size) = Amount::parse(size)
+    {
+        let (size, value) = (size.scaled(0), value.scaled(0));
+        if size <= 0 || value % size != 0 {
+            found.invalid(path, &quantity.0, format!("must be a multiple of the page size {size}"));
+        }
+    }
+}
+
+fn name_of(name: &str, place: Place, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Err(message) = names::qualified(name) {
+        found.invalid(path, &name, message);
+        return;
+    }
+    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage");
+    match place {
+        Place::Pod => {
+            if !matches!(name, "cpu" | "memory") && !is_huge_page(name) {
+                found.not_supported(path, name, &["cpu", "memory", "hugepages-"]);
+            }
+        }
+        Place::Container if !name.contains('/') => {
+            if !standard && !is_huge_page(name) {
+                found.invalid(path, &name, "is no resource of containers");
+                if let Some(near) =
+                    crate::near::nearest(name, ["cpu", "memory", "ephemeral-storage"].into_iter())
+                {
+                    found.fix(format!("did you mean `{near}`?"));
+                }
+            }
+        }
+        Place::Container => {
+            if !is_native(name) && !is_extended(name) {
+                found.invalid(path, &name, "is no extended resource");
+            }
+        }
+    }
+}
+
+/// Resources of the pod as a whole.
+pub(super) fn of_pod(
+    spec: &PodSpec,
+    claims: &BTreeSet<&str>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let Some(resources) = &spec.resources else {
+        return;
+    };
+    if resources.claims.is_some() {
+        found.forbidden(&path.field("claims"), "claims belong to containers");
+    }
+    requirements(resources, Place::Pod, path, found);
+    claim_names(
+        resources.claims.as_deref().unwrap_or_default(),
+        claims,
+        &path.field("claims"),
+        found,
+    );
+    let empty = List::new();
+    let requests = resources.requests.as_ref().unwrap_or(&empty);
+    let limits = resources.limits.as_ref().unwrap_or(&empty);
+    let request_path = path.field("requests");
+    for (name, sum) in container_requests(spec) {
+        if !matches!(name.as_str(), "cpu" | "memory") && !is_huge_page(&name) {
+            continue;
+        }
+        let own = requests.get(&name).map_or(Amount::ZERO, amount);
+        if sum > own {
+            found.invalid(
+                &request_path.key(&name),
+                &own.to_string(),
+                format!("is below what the containers request together: {sum}"),
+            );
+        }
+    }
+    let root = Path::ROOT;
+    let real = root.field("spec");
+    let real = real.field("containers");
+    for (index, container) in spec.containers.iter().enumerate() {
+        let own = container.resources.as_ref().and_then(|it| it.limits.as_ref());
+        for (name, limit) in own.into_iter().flatten() {
+            let Some(most) = limits.get(name) else { continue };
+            if amount(limit) > amount(most) {
+                let real = real.index(index);
+                let real = real.field("resources");
+                let real = real.field("limits");
+                // The API server's path is not the field's own.
+                found.add_as(
+                    format!("{path}.containers[{index}][{name}].limits"),
+                    &real.key(name),
+                    Reason::FieldValueInvalid,
+                    format!("{} is above the pod's limit of {}", limit.0, most.0),
+                );
+            }
+        }
+    }
+}
+
+/// The claims that a pod declares; returns their names.
+pub(super) fn claims<'a>(
+    claims: &'a [PodResourceClaim],
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) -> BTreeSet<&'a str> {
+    let mut seen = BTreeSet::new();
+    for (index, claim) in claims.iter().enumerate() {
+        let path = path.index(index);
+        let name = claim.name.as_str();
+        if name.is_empty() {
+            found.required(&path.field("name"), "a claim needs a name");
+        } else if !seen.insert(name) {
+            found.duplicate(&path.field("name"), &name);
+        } else {
+            label(name, &path.field("name"), found);
+        }
+        let sources = [
+            ("resourceClaimName", &claim.resource_claim_name),
+            ("resourceClaimTemplateName", &claim.resource_claim_template_name),
+        ];
+        match sources.iter().filter(|(_, name)| name.is_some()).count() {
+            0 => found.add(
+                &path,
+                Reason::FieldValueInvalid,
+                "must have one of resourceClaimName, resourceClaimTemplateName",
+            ),
+            1 => {}
+            _ => found.add(
+                &path,
+                Reason::FieldValueInvalid,
+                "may have only one of resourceClaimName, resourceClaimTemplateName",
+            ),
+        }
+        for (field, name) in sources {
+            if let Some(name) = name {
+                check(name, names::subdomain, &path.field(field), found);
+            }
+        }
+    }
+    seen
+}
+
+fn claim_names(
+    claims: &[ResourceClaim],
+    known: &BTreeSet<&str>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for (index, claim) in claims.iter().enumerate() {
+        let own = path.index(index);
+        let name = claim.name.as_str();
+        if name.is_empty() {
+            found.required(&own, "a claim needs a name");
+            continue;
+        }
+        let request = given(claim.request.as_ref()).unwrap_or_default();
+        if seen.contains(&(name, "")) {
+            found.duplicate(&own, &name);
+        } else {
+            if !request.is_empty() {
+                label(request, &own.field("request"), found);
+            }
+            let overlaps = seen.contains(&(name, request))
+                || (request.is_empty() && seen.iter().any(|(seen, _)| *seen == name));
+            if overlaps {
+                found.duplicate(&own, &name);
+            }
+            seen.insert((name, request));
+        }
+        if !known.contains(name) {
+            found.not_found(&own, &name, "is none of the pod's resourceClaims");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! What only steers a cluster's scheduler: affinity, tolerations, spread, gates.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{
+    Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodSpec, Toleration,
+    TopologySpreadConstraint, WeightedPodAffinityTerm,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+use super::metadata::{check, selector};
+use super::pod::choice;
+use super::{given, names};
+use crate::findings::Findings;
+use crate::path::Path;
+use crate::problem::Reason;
+
+const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+
+pub(super) fn gates(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
+    let path = path.field("schedulingGates");
+    let mut seen = BTreeSet::new();
+    for (index, gate) in spec.scheduling_gates.iter().flatten().enumerate() {
+        let path = path.index(index);
+        check(&gate.name, names::qualified, &path, found);
+        if !seen.insert(gate.name.as_str()) {
+            found.duplicate(&path, &gate.name);
+        }
+    }
+}
+
+pub(super) fn affinity(affinity: Option<&Affinity>, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(affinity) = affinity else { return };
+    if let Some(nodes) = &affinity.node_affinity {
+        let path = path.field("nodeAffinity");
+        if let Some(required) = &nodes.required_during_scheduling_ignored_during_execution {
+            let path = path.field(REQUIRED);
+            let path = path.field("nodeSelectorTerms");
+            if required.node_selector_terms.is_empty() {
+                found.required(&path, "needs at least one term");
+            }
+            for (index, term) in required.node_selector_terms.iter().enumerate() {
+                node_term(term, true, &path.index(index), found);
+            }
+        }
+        let path = path.field(PREFERRED);
+        let preferred = nodes
+            .preferred_during_scheduling_ignored_during_execution
+            .iter();
+        for (index, term) in preferred.flatten().enumerate() {
+            let path = path.index(index);
+            weight(term.weight, &path, found);
+            node_term(&term.preference, false, &path.field("preference"), found);
+        }
+    }
+    if let Some(pods) = &affinity.pod_affinity {
+        pod_terms(
+            pods.required_during_scheduling_ignored_during_execution.as_deref(),
+            pods.preferred_during_scheduling_ignored_during_execution.as_deref(),
+            &path.field("podAffinity"),
+            found,
+        );
+    }
+    if let Some(pods) = &affinity.pod_anti_affinity {
+        pod_terms(
+            pods.required_during_scheduling_ignored_during_execution.as_deref(),
+            pods.preferred_during_scheduling_ignored_during_execution.as_deref(),
+            &path.field("podAntiAffinity"),
+            found,
+        );
+    }
+}
+
+fn weight(weight: i32, path: &Path<'_>, found: &mut Findings<'_>) {
+    if !(1..=100).contains(&weight) {
+        found.invalid(&path.field("weight"), &weight, "must be between 1 and 100");
+    }
+}
+
+fn node_term(term: &NodeSelectorTerm, strict: bool, path: &Path<'_>, found: &mut Findings<'_>) {
+    for (index, rule) in term.match_expressions.iter().flatten().enumerate() {
+        node_rule(rule, strict, &path.field("matchExpressions").index(index), found);
+    }
+    for (index, rule) in term.match_fields.iter().flatten().enumerate() {
+        let path = path.field("matchFields");
+        let path = path.index(index);
+        let values = rule.values.as_deref().unwrap_or_default();
+        match rule.operator.as_str() {
+            "In" | "NotIn" => {
+                if values.len() != 1 {
+                    found.required(&path.field("values"), "must have exactly one value");
+                }
+            }
+            other => found.invalid(&path.field("operator"), &other, "is no operator for fields"),
+        }
+        if rule.key == "metadata.name" {
+            for (at, value) in values.iter().enumerate() {
+                check(value, names::subdomain, &path.field("values").index(at), found);
+            }
+        } else {
+            found.invalid(&path.field("key"), &rule.key, "is no field to select by");
+        }
+    }
+}
+
+fn node_rule(
+    rule: &NodeSelectorRequirement,
+    strict: bool,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let values = rule.values.as_deref().unwrap_or_default();
+    let own = path.field("values");
+    match rule.operator.as_str() {
+        "In" | "NotIn" if values.is_empty() => {
+            found.required(&own, "must be given when `operator` is In or NotIn");
+        }
+        "Exists" | "DoesNotExist" if !values.is_empty() => {
+            found.forbidden(
+                &own,
+                "may not be given when `operator` is Exists or DoesNotExist",
+            );
+        }
+        "Gt" | "Lt" if values.len() != 1 => {
+            found.required(&own, "must have exactly one value when `operator` is Gt or Lt");
+        }
+        "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+        other => found.invalid(&path.field("operator"), &other, "is no selector operator"),
+    }
+    check(&rule.key, names::qualified, &path.field("key"), found);
+    if strict {
+        for (at, value) in values.iter().enumerate() {
+            check(value, names::label_value, &own.index(at), found);
+        }
+    }
+}
+
+fn pod_terms(
+    required: Option<&[PodAffinityTerm]>,
+    preferred: Option<&[WeightedPodAffinityTerm]>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let own = path.field(REQUIRED);
+    for (index, term) in required.unwrap_or_default().iter().enumerate() {
+        pod_term(term, &own.index(index), found);
+    }
+    let own = path.field(PREFERRED);
+    for (index, term) in preferred.unwrap_or_default().iter().enumerate() {
+        let own = own.index(index);
+        weight(term.weight, &own, found);
+        pod_term(&term.pod_affinity_term, &own.field("podAffinityTerm"), found);
+    }
+}
+
+fn pod_term(term: &PodAffinityTerm, path: &Path<'_>, found: &mut Findings<'_>) {
+    selector(
+        term.label_selector.as_ref(),
+        &path.field("labelSelector"),
+        found,
+    );
+    selector(
+        term.namespace_selector.as_ref(),
+        &path.field("namespaceSelector"),
+        found,
+    );
+    for (index, name) in term.namespaces.iter().flatten().enumerate() {
+        if let Err(message) = names::label(name) {
+            // The API server calls this field `namespace`.
+            found.add_as(
+                path.field("namespace").to_string(),
+                &path.field("namespaces").index(index),
+                Reason::FieldValueInvalid,
+                format!("{name:?} {message}"),
+            );
+        }
+    }
+    let matches = term.match_label_keys.as_deref().unwrap_or_default();
+    let mismatches = term.mismatch_label_keys.as_deref().unwrap_or_default();
+    let chosen = term.label_selector.as_ref();
+    label_keys(matches, chosen, &path.field("matchLabelKeys"), found);
+    label_keys(mismatches, chosen, &path.field("mismatchLabelKeys"), found);
+    if let Some(chosen) = chosen {
+        let mut keys: BTreeSet<&str> = chosen
+            .match_labels
+            .iter()
+            .flat_map(|labels| labels.keys())
+            .map(String::as_str)
+            .collect();
+        for rule in chosen.match_expressions.iter().flatten() {
+            let at = matches.iter().rposition(|key| *key == rule.key);
+            if let Some(at) = at
+                && keys.contains(rule.key.as_str())
+            {
+                found.invalid(
+                    &path.index(at),
+                    &rule.key,
+                    "is in both matchLabelKeys and labelSelector",
+                );
+            }
+            keys.insert(&rule.key);
+        }
+    }
+    for (index, key) in matches.iter().enumerate() {
+        if mismatches.contains(key) {
+            found.invalid(
+                &path.field("matchLabelKeys").index(index),
+                key,
+                "is in both matchLabelKeys and mismatchLabelKeys",
+            );
+        }
+    }
+    let own = path.field("topologyKey");
+    if term.topology_key.is_empty() {
+        found.required(&own, "a topologyKey is required");
+    }
+    check(&term.topology_key, names::qualified, &own, found);
+}
+
+fn label_keys(
+    keys: &[String],
+    selector: Option<&LabelSelector>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    if keys.is_empty() {
+        return;
+    }
+    if selector.is_none() {
+        found.forbidden(path, "needs a labelSelector beside it");
+        return;
+    }
+    for (index, key) in keys.iter().enumerate() {
+        check(key, names::qualified, &path.index(index), found);
+    }
+}
+
+pub(super) fn tolerations(
+    tolerations: &[Toleration],
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    for (index, toleration) in tolerations.iter().enumerate() {
+        let path = path.index(index);
+        let operator = toleration.operator.as_deref().unwrap_or_default();
+        let value = toleration.value.as_deref().unwrap_or_default();
+        let effect = toleration.effect.as_deref().unwrap_or_default();
+        let own = path.field("operator");
+        match given(toleration.key.as_ref()) {
+            Some(key) => check(key, names::qualified, &path.field("key"), found),
+            None if operator != "Exists" => {
+                found.invalid(&own, &operator, "must be Exists when `key` is empty");
+            }
+            None => {}
+        }
+        if toleration.toleration_seconds.is_some() && effect != "NoExecute" {
+            found.invalid(
+                &path.field("effect"),
+                &effect,
+                "must be NoExecute when `tolerationSeconds` is set",
+            );
+        }
+        match operator {
+            "" | "Equal" => {
+                if let Err(message) = names::label_value(value) {
+                    found.invalid(&own, &value, message);
+                }
+            }
+            "Exists" => {
+                if !value.is_empty() {
+                    found.invalid(&own, &value, "may not be given when `operator` is Exists");
+                }
+            }
+            other => found.not_supported(&own, other, &["Equal", "Exists"]),
+        }
+        if !effect.is_empty() {
+            choice(
+                Some(effect),
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                &path.field("effect"),
+                found,
+            );
+        }
+    }
+}
+
+pub(super) fn spread(
+    constraints: &[TopologySpreadConstraint],
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    for (index, constraint) in constraints.iter().enumerate() {
+        let path = path.index(index);
+        if constraint.max_skew <= 0 {
+            found.invalid(&path.field("maxSkew"), &constraint.max_skew, "must be above zero");
+        }
+        if constraint.topology_key.is_empty() {
+            found.required(&path.field("topologyKey"), "a topologyKey is required");
+        }
+        let action = constraint.when_unsatisfiable.as_str();
+        choice(
+            Some(action),
+            &["DoNotSchedule", "ScheduleAnyway"],
+            &path.field("whenUnsatisfiable"),
+            found,
+        );
+        let rest = constraints.get(index + 1..).unwrap_or_default();
+        if rest.iter().any(|other| {
+            other.topology_key == constraint.topology_key && other.when_unsatisfiable == action
+        }) {
+            found.duplicate(
+                &path.field("{topologyKey, whenUnsatisfiable}"),
+                &format!("{{{}, {action}}}", constraint.topology_key),
+            );
+        }
+        if let Some(domains) = constraint.min_domains {
+            let own = path.field("minDomains");
+            if domains <= 0 {
+                found.invalid(&own, &domains, "must be above zero");
+            }
+            if action != "DoNotSchedule" {
+                found.invalid(&own, &domains, "needs whenUnsatisfiable DoNotSchedule");
+            }
+        }
+        for (field, policy) in [
+            ("nodeAffinityPolicy", &constraint.node_affinity_policy),
+            ("nodeTaintsPolicy", &constraint.node_taints_policy),
+        ] {
+            choice(policy.as_deref(), &["Honor", "Ignore"], &path.field(field), found);
+        }
+        spread_keys(constraint, &path.field("matchLabelKeys"), found);
+        selector(
+            constraint.label_selector.as_ref(),
+            &path.field("labelSelector"),
+            found,
+        );
+    }
+}
+
+fn spread_keys(
+    constraint: &TopologySpreadConstraint,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let keys = constraint.match_label_keys.as_deref().unwrap_or_default();
+    if keys.is_empty() {
+        return;
+    }
+    let chosen = constraint.label_selector.as_ref();
+    if chosen.is_none() {
+        found.forbidden(path, "needs a labelSelector beside it");
+    }
+    // The expressions at the end were made from these very keys; only the user's own count.
+    let made = |rule: &str| keys.iter().filter(|key| *key == rule).count();
+    for (index, key) in keys.iter().enumerate() {
+        check(key, names::qualified, &path.index(index), found);
+        let Some(chosen) = chosen else { continue };
+        let labelled = chosen
+            .match_labels
+            .as_ref()
+            .is_some_and(|labels| labels.contains_key(key));
+        let expressed = chosen
+            .match_expressions
+            .iter()
+            .flatten()
+            .filter(|rule| rule.key == *key)
+            .count();
+        if labelled || expressed > made(key) {
+            found.invalid(
+                &path.index(index),
+                key,
+                "is in both matchLabelKeys and labelSelector",
+            );
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! Security contexts of pods and containers, and the annotations that preceded them.
+
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
+};
+
+use super::container::Scope;
+use super::names;
+use super::pod::choice;
+use super::volumes;
+use super::windows;
+use crate::findings::Findings;
+use crate::path::Path;
+use crate::problem::Reason;
+
+const TYPES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
+const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
+const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
+
+fn id(number: Option<i64>, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(number) = number
+        && let Err(message) = names::id(number)
+    {
+        found.invalid(path, &number, message);
+    }
+}
+
+/// The pod's own context.
+pub(super) fn pod(spec: &PodSpec, spec_path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(context) = &spec.security_context else {
+        return;
+    };
+    let path = spec_path.field("securityContext");
+    id(context.fs_group, &path.field("fsGroup"), found);
+    id(context.run_as_user, &path.field("runAsUser"), found);
+    id(context.run_as_group, &path.field("runAsGroup"), found);
+    for (index, group) in context.supplemental_groups.iter().flatten().enumerate() {
+        id(
+            Some(*group),
+            &path.field("supplementalGroups").index(index),
+            found,
+        );
+    }
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        // The API server reports this below the security context.
+        found.add_as(
+            path.field("shareProcessNamespace").to_string(),
+            &spec_path.field("shareProcessNamespace"),
+            Reason::FieldValueInvalid,
+            "shareProcessNamespace and hostPID exclude each other",
+        );
+    }
+    sysctls(context, spec, &path.field("sysctls"), found);
+    choice(
+        context.fs_group_change_policy.as_deref(),
+        &["OnRootMismatch", "Always"],
+        &path.field("fsGroupChangePolicy"),
+        found,
+    );
+    seccomp(
+        context.seccomp_profile.as_ref(),
+        &path.field("seccompProfile"),
+        found,
+    );
+    windows::options(
+        context.windows_options.as_ref(),
+        &path.field("windowsOptions"),
+        found,
+    );
+    apparmor(
+        context.app_armor_profile.as_ref(),
+        &path.field("appArmorProfile"),
+        found,
+    );
+    choice(
+        context.supplemental_groups_policy.as_deref(),
+        &["Merge", "Strict"],
+        &path.field("supplementalGroupsPolicy"),
+        found,
+    );
+    choice(
+        context.se_linux_change_policy.as_deref(),
+        &["MountOption", "Recursive"],
+        &path.field("seLinuxChangePolicy"),
+        found,
+    );
+}
+
+fn is_sysctl(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let segment = |segment: &str| {
+        segment.bytes().next().is_some_and(inner)
+            && segment.bytes().last().is_some_and(inner)
+            && segment
+                .bytes()
+                .all(|byte| inner(byte) || byte == b'-' || byte == b'_')
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(segment)
+}
+
+fn sysctls(
+    context: &PodSecurityContext,
+    spec: &PodSpec,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, sysctl) in context.sysctls.iter().flatten().enumerate() {
+        let path = path.index(index);
+        let path = path.field("name");
+        let name = sysctl.name.as_str();
+        if name.is_empty() {
+            found.required(&path, "a sysctl needs a name");
+        } else if !is_sysctl(name) {
+            found.invalid(&path, &name, "is no name of a sysctl");
+        } else if seen.contains(name) {
+            found.duplicate(&path, &name);
+        }
+        seen.insert(name);
+        let dotted = dotted(name);
+        let net = dotted.starts_with("net.");
+        let ipc = matches!(dotted.as_str(), "kernel.sem")
+            || dotted.starts_with("kernel.shm")
+            || dotted.starts_with("kernel.msg")
+            || dotted.starts_with("fs.mqueue.");
+        if net && spec.host_network == Some(true) {
+            found.invalid(&path, &name, "may not be set with `hostNetwork: true`");
+        } else if ipc && spec.host_ipc == Some(true) {
+            found.invalid(&path, &name, "may not be set with `hostIPC: true`");
+        }
+    }
+}
+
+/// A sysctl's name with dots: where the first separator is a slash, both change their roles.
+fn dotted(name: &str) -> String {
+    let first = name.find(['.', '/']).and_then(|at| name.get(at..=at));
+    if first != Some("/") {
+        return name.to_owned();
+    }
+    name.chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            c => c,
+        })
+        .collect()
+}
+
+fn seccomp(profile: Option<&SeccompProfile>, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(profile) = profile else { return };
+    match profile.type_.as_str() {
+        "" => found.required(&path.field("type"), "a type is required"),
+        other => choice(Some(other), &TYPES, &path.field("type"), found),
+    }
+    let own = path.field("localhostProfile");
+    match (&profile.localhost_profile, profile.type_.as_str()) {
+        (None, "Localhost") => found.required(&own, "must be given when `type` is Localhost"),
+        (Some(file), "Localhost") => volumes::descending_path(file, &own, found),
+        (Some(file), _) => found.invalid(&own, file, "may be given only when `type` is Localhost"),
+        (None, _) => {}
+    }
+}
+
+fn apparmor(profile: Option<&AppArmorProfile>, path: &Path<'_>, found: &mut Findings<'_>) {
+    const LONGEST: usize = 4095;
+    let Some(profile) = profile else { return };
+    let own = path.field("localhostProfile");
+    match (profile.type_.as_str(), &profile.localhost_profile) {
+        ("Localhost", None) => found.required(&own, "must be given when `type` is Localhost"),
+        ("Localhost", Some(name)) => {
+            if name.trim() != name {
+                found.invalid(&own, name, "may not have spaces around it");
+            } else if name.is_empty() {
+                found.required(&own, "must be given when `type` is Localhost");
+            }
+            if name.len() > LONGEST {
+                found.too_long(&own, LONGEST);
+            }
+        }
+        ("RuntimeDefault" | "Unconfined", Some(name)) => {
+            found.invalid(&own, name, "may be given only when `type` is Localhost");
+        }
+        ("RuntimeDefault" | "Unconfined", None) => {}
+        ("", _) => found.required(&path.field("type"), "a type is required"),
+        (other, _) => found.not_supported(&path.field("type"), other, &TYPES),
+    }
+}
+
+/// A container's context.
+pub(super) fn container(
+    container: &Container,
+    scope: &Scope<'_>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let Some(context) = &container.security_context else {
+        return;
+    };
+    id(context.run_as_user, &path.field("runAsUser"), found);
+    id(context.run_as_group, &path.field("runAsGroup"), found);
+    if let Some(mount) = context.proc_mount.as_deref() {
+        let own = path.field("procMount");
+        choice(Some(mount), &["Default", "Unmasked"], &own, found);
+        if scope.host_users && mount == "Unmasked" {
+            found.invalid(&own, &mount, "needs `hostUsers: false` in the pod");
+        }
+    }
+    seccomp(
+        context.seccomp_profile.as_ref(),
+        &path.field("seccompProfile"),
+        found,
+    );
+    escalation(context, path, found);
+    windows::options(
+        context.windows_options.as_ref(),
+        &path.field("windowsOptions"),
+        found,
+    );
+    apparmor(
+        context.app_armor_profile.as_ref(),
+        &path.field("appArmorProfile"),
+        found,
+    );
+}
+
+fn escalation(context: &SecurityContext, path: &Path<'_>, found: &mut Findings<'_>) {
+    if context.allow_privilege_escalation != Some(false) {
+        return;
+    }
+    if context.privileged == Some(true) {
+        found.add(
+            path,
+            Reason::FieldValueInvalid,
+            "`allowPrivilegeEscalation: false` and `privileged: true` exclude each other",
+        );
+    }
+    let added = context
+        .capabilities
+        .as_ref()
+        .and_then(|it| it.add.as_deref())
+        .unwrap_or_default();
+    if added.iter().any(|name| name == "CAP_SYS_ADMIN") {
+        found.add(
+            path,
+            Reason::FieldValueInvalid,
+            "`allowPrivilegeEscalation: false` and the capability CAP_SYS_ADMIN exclude each other",
+        );
+    }
+}
+
+/// A pod with users of its own cannot share the host's namespaces.
+pub(super) fn host_users(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
+    if spec.host_users != Some(false) {
+        return;
+    }
+    for (reported, real, given) in [
+        ("hostNetwork", "hostNetwork", spec.host_network),
+        ("HostPID", "hostPID", spec.host_pid),
+        ("HostIPC", "hostIPC", spec.host_ipc),
+    ] {
+        if given == Some(true) {
+            found.add_as(
+                path.field(reported).to_string(),
+                &path.field(real),
+                Reason::FieldValueForbidden,
+                format!("may not be true when `hostUsers` is false ({real})"),
+            );
+        }
+    }
+    for (list, containers) in [
+        ("containers", spec.containers.as_slice()),
+        (
+            "initContainers",
+            spec.init_containers.as_deref().unwrap_or_default(),
+        ),
+    ] {
+        for (index, container) in containers.iter().enumerate() {
+            if container.volume_devices.as_ref().is_some_and(|it| !it.is_empty()) {
+                found.forbidden(
+                    &path.field(list).index(index).field("volumeDevices"),
+                    "block devices may not be used when `hostUsers` is false",
+                );
+            }
+        }
+    }
+}
+
+/// Annotations that have a meaning of their own.
+pub(super) fn annotations(
+    pod: &Pod,
+    spec: &PodSpec,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let Some(annotations) = &pod.metadata.annotations else {
+        return;
+    };
+    let names = || {
+        spec.init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers)
+            .map(|container| container.name.as_str())
+    };
+    if let Some(mirror) = annotations.get("kubernetes.io/config.mirror")
+        && spec.node_name.as_deref().unwrap_or_default().is_empty()
+    {
+        found.invalid(
+            &path.key("kubernetes.io/config.mirror"),
+            mirror,
+            "needs spec.nodeName",
+        );
+    }
+    const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+    if let Some(cost) = annotations.get(COST) {
+        let plain = !cost.starts_with('+') && (cost == "0" || !cost.starts_with('0'));
+        if !plain || cost.parse::<i32>().is_err() {
+            found.invalid(&path.key(COST), cost, "must be a 32-bit integer");
+        }
+    }
+    for (key, value) in annotations {
+        if key == SECCOMP_POD || key.starts_with(SECCOMP_CONTAINER) {
+            let known = matches!(
+                value.as_str(),
+                "runtime/default" | "docker/default" | "unconfined"
+            );
+            let own = path.field(key);
+            match value.strip_prefix("localhost/") {
+                Some(file) => volumes::descending_path(file, &own, found),
+                None if known => {}
+                None => found.invalid(&own, value, "is no seccomp profile"),
+            }
+        }
+        if let Some(name) = key.strip_prefix(APPARMOR) {
+            if !names().any(|known| known == name) {
+                found.invalid(&path.key(key), &name, "is no container of this pod");
+            }
+            let known = matches!(value.as_str(), "" | "runtime/default" | "unconfined");
+            if !known && !value.starts_with("localhost/") {
+                found.invalid(&path.key(key), value, "is no AppArmor profile");
+            }
+        }
+    }
+    if let Some(tolerations) = annotations.get("scheduler.alpha.kubernetes.io/tolerations")
+        && !tolerations.is_empty()
+        && serde_json::from_str::<Vec<serde_json::Value>>(tolerations).is_err()
+    {
+        found.invalid(path, tolerations, "is no JSON list of tolerations");
+    }
+}
+
+/// Where both an old annotation and its field are given, they must agree.
+pub(super) fn annotations_match(
+    pod: &Pod,
+    spec: &PodSpec,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let Some(annotations) = &pod.metadata.annotations else {
+        return;
+    };
+    let context = spec.security_context.as_ref();
+    if let (Some(profile), Some(text)) = (
+        context.and_then(|it| it.seccomp_profile.as_ref()),
+        annotations.get(SECCOMP_POD),
+    ) {
+        let path = path.field("securityContext");
+        profile_matches(
+            &profile.type_,
+            profile.localhost_profile.as_deref(),
+            text,
+            &path.field("seccompProfile"),
+            found,
+        );
+    }
+    let on_windows = spec.os.as_ref().is_some_and(|os| os.name == "windows");
+    for (list, containers) in [
+        (
+            "initContainers",
+            spec.init_containers.as_deref().unwrap_or_default(),
+        ),
+        ("containers", spec.containers.as_slice()),
+    ] {
+        for (index, container) in containers.iter().enumerate() {
+            let path = path.field(list);
+            let path = path.index(index);
+            let path = path.field("securityContext");
+            let own = container.security_context.as_ref();
+            let text = annotations.get(&format!("{SECCOMP_CONTAINER}{}", container.name));
+            if let (Some(profile), Some(text)) =
+                (own.and_then(|it| it.seccomp_profile.as_ref()), text)
+            {
+                profile_matches(
+                    &profile.type_,
+                    profile.localhost_profile.as_deref(),
+                    text,
+                    &path.field("seccompProfile"),
+                    found,
+                );
+            }
+            let text = annotations.get(&format!("{APPARMOR}{}", container.name));
+            let profile = own
+                .and_then(|it| it.app_armor_profile.as_ref())
+                .or_else(|| context.and_then(|it| it.app_armor_profile.as_ref()));
+            if let (Some(profile), Some(text), false) = (profile, text, on_windows) {
+                profile_matches(
+                    &profile.type_,
+                    profile.localhost_profile.as_deref(),
+                    text,
+                    &path.field("appArmorProfile"),
+                    found,
+                );
+            }
+        }
+    }
+}
+
+fn profile_matches(
+    type_: &str,
+    name: Option<&str>,
+    annotation: &str,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let file = annotation.strip_prefix("localhost/");
+    let agrees = match type_ {
+        "Unconfined" => annotation == "unconfined",
+        "RuntimeDefault" => matches!(annotation, "runtime/default" | "docker/default"),
+        "Localhost" => file.is_some(),
+        _ => true,
+    };
+    if !agrees {
+        found.forbidden(&path.field("type"), "the annotation says something else");
+    } else if type_ == "Localhost" && file != name {
+        found.forbidden(
+            &path.field("localhostProfile"),
+            "the annotation says something else",
+        );
+    }
+}

@@ -1,0 +1,371 @@
+//! Volumes of networks and clouds. None of them is mounted by this version; their rules are
+//! here because a manifest that breaks them is wrong wherever it runs.
+
+use k8s_openapi::api::core::v1::Volume;
+
+use crate::findings::Findings;
+use crate::path::Path;
+use crate::problem::Reason;
+use crate::validation::metadata::{check, label};
+use crate::validation::names;
+use crate::validation::pod::choice;
+
+/// Fields that must not be empty.
+fn need(fields: &[(&str, &str)], path: &Path<'_>, found: &mut Findings<'_>) {
+    for (field, value) in fields {
+        if value.is_empty() {
+            found.required(&path.field(field), "a value is required");
+        }
+    }
+}
+
+fn byte(value: i32, path: &Path<'_>, found: &mut Findings<'_>) {
+    if !(0..=255).contains(&value) {
+        found.invalid(path, &value, "must be between 0 and 255");
+    }
+}
+
+pub(super) fn gce_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.gce_persistent_disk {
+        // The API server's path differs from the field's name.
+        let path = path.field("persistentDisk");
+        need(&[("pdName", &source.pd_name)], &path, found);
+        byte(source.partition.unwrap_or(0), &path.field("partition"), found);
+    }
+}
+
+pub(super) fn aws_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.aws_elastic_block_store {
+        let path = path.field("awsElasticBlockStore");
+        need(&[("volumeID", &source.volume_id)], &path, found);
+        byte(source.partition.unwrap_or(0), &path.field("partition"), found);
+    }
+}
+
+pub(super) fn nfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.nfs {
+        let path = path.field("nfs");
+        need(&[("server", &source.server), ("path", &source.path)], &path, found);
+        if !source.path.starts_with('/') {
+            found.invalid(&path.field("path"), &source.path, "must be an absolute path");
+        }
+    }
+}
+
+pub(super) fn iscsi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(source) = &volume.iscsi else { return };
+    let path = path.field("iscsi");
+    need(&[("targetPortal", &source.target_portal)], &path, found);
+    if source.iqn.is_empty() {
+        found.required(&path.field("iqn"), "an iqn is required");
+    } else if !is_initiator(&source.iqn) {
+        found.invalid(&path.field("iqn"), &source.iqn, "is no iqn, eui or naa name");
+    }
+    byte(source.lun, &path.field("lun"), found);
+    let chap = source.chap_auth_discovery == Some(true) || source.chap_auth_session == Some(true);
+    if chap && source.secret_ref.is_none() {
+        found.required(&path.field("secretRef"), "CHAP needs a secret");
+    }
+    if let Some(name) = &source.initiator_name {
+        // The API server's path differs from the field's name.
+        let own = path.field("initiatorname");
+        if !is_initiator(name) {
+            found.invalid(&own, name, "is no iqn, eui or naa name");
+        }
+    }
+}
+
+/// `iqn.2001-04.com.example:storage`, `eui.` and 16, or `naa.` and 32 letters or digits.
+fn is_initiator(name: &str) -> bool {
+    let words = |text: &str, count: usize| {
+        text.len() == count && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
+    if let Some(at) = name.find("iqn.")
+        && name.starts_with("iqn")
+    {
+        let rest = name.get(at + 4..).unwrap_or_default();
+        let (date, rest) = rest.split_once('.').unwrap_or_default();
+        let dated = date.len() == 7
+            && date.bytes().enumerate().all(|(at, byte)| {
+                if at == 4 { byte == b'-' } else { byte.is_ascii_digit() }
+            });
+        let (authority, target) = rest.split_once(':').unwrap_or_default();
+        let banned = |c: char| matches!(c, ',' | '^' | ';' | '*' | '&' | '$' | '|') || c.is_whitespace();
+        return dated
+            && !authority.is_empty()
+            && authority
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
+            && !target.is_empty()
+            && !target.contains(banned);
+    }
+    if let Some(rest) = name.strip_prefix("eui") {
+        return rest.get(1..).is_some_and(|rest| words(rest, 16));
+    }
+    if let Some(rest) = name.strip_prefix("naa") {
+        return rest.get(1..).is_some_and(|rest| words(rest, 32));
+    }
+    false
+}
+
+pub(super) fn glusterfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.glusterfs {
+        need(
+            &[("endpoints", &source.endpoints), ("path", &source.path)],
+            &path.field("glusterfs"),
+            found,
+        );
+    }
+}
+
+pub(super) fn flocker(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.flocker {
+        let path = path.field("flocker");
+        let name = source.dataset_name.as_deref().unwrap_or_default();
+        let uuid = source.dataset_uuid.as_deref().unwrap_or_default();
+        if name.is_empty() && uuid.is_empty() {
+            found.required(&path, "needs datasetName or datasetUUID");
+        }
+        if !name.is_empty() && !uuid.is_empty() {
+            found.add(
+                &path,
+                Reason::FieldValueInvalid,
+                "has either datasetName or datasetUUID",
+            );
+        }
+        if name.contains('/') {
+            found.invalid(&path.field("datasetName"), &name, "may not contain `/`");
+        }
+    }
+}
+
+pub(super) fn rbd(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.rbd {
+        let path = path.field("rbd");
+        if source.monitors.is_empty() {
+            found.required(&path.field("monitors"), "a monitor is required");
+        }
+        need(&[("image", &source.image)], &path, found);
+    }
+}
+
+pub(super) fn cinder(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.cinder {
+        let path = path.field("cinder");
+        need(&[("volumeID", &source.volume_id)], &path, found);
+        if source.secret_ref.as_ref().is_some_and(|it| it.name.is_empty()) {
+            found.required(&path.field("secretRef").field("name"), "a name is required");
+        }
+    }
+}
+
+pub(super) fn cephfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if volume.cephfs.as_ref().is_some_and(|it| it.monitors.is_empty()) {
+        found.required(
+            &path.field("cephfs").field("monitors"),
+            "a monitor is required",
+        );
+    }
+}
+
+pub(super) fn quobyte(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(source) = &volume.quobyte else {
+        return;
+    };
+    let path = path.field("quobyte");
+    if source.registry.is_empty() {
+        found.required(&path.field("registry"), "a registry (host:port) is required");
+    } else if source.tenant.as_deref().unwrap_or_default().len() >= 65 {
+        found.required(&path.field("tenant"), "must be a UUID of at most 64 characters");
+    } else {
+        for pair in source.registry.split(',') {
+            let host_port = pair.rsplit_once(':').is_some_and(|(host, _)| {
+                !host.contains(':') || (host.starts_with('[') && host.ends_with(']'))
+            });
+            if !host_port {
+                found.invalid(
+                    &path.field("registry"),
+                    &source.registry,
+                    "must be host:port, or several separated by commas",
+                );
+            }
+        }
+    }
+    need(&[("volume", &source.volume)], &path, found);
+}
+
+pub(super) fn fc(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(source) = &volume.fc else { return };
+    let path = path.field("fc");
+    let own = path.field("targetWWNs");
+    let names = source.target_wwns.as_deref().unwrap_or_default();
+    let ids = source.wwids.as_deref().unwrap_or_default();
+    if names.is_empty() && ids.is_empty() {
+        found.required(&own, "needs targetWWNs or wwids");
+    }
+    if !names.is_empty() && !ids.is_empty() {
+        found.invalid(&own, &names, "and wwids exclude each other");
+    }
+    if !names.is_empty() {
+        match source.lun {
+            None => found.required(&path.field("lun"), "targetWWNs need a lun"),
+            Some(lun) => byte(lun, &path.field("lun"), found),
+        }
+    }
+}
+
+pub(super) fn flex(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(source) = &volume.flex_volume else {
+        return;
+    };
+    let path = path.field("flexVolume");
+    need(&[("driver", &source.driver)], &path, found);
+    for key in source.options.iter().flat_map(|options| options.keys()) {
+        let namespace = key.split_once('/').map_or(key.as_str(), |(space, _)| space);
+        let dotted = format!(".{}", namespace.to_lowercase());
+        if dotted.ends_with(".kubernetes.io") || dotted.ends_with(".k8s.io") {
+            found.invalid(
+                &path.field("options").key(key),
+                key,
+                "kubernetes.io and k8s.io are reserved",
+            );
+        }
+    }
+}
+
+pub(super) fn azure_file(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.azure_file {
+        need(
+            &[
+                ("secretName", &source.secret_name),
+                ("shareName", &source.share_name),
+            ],
+            &path.field("azureFile"),
+            found,
+        );
+    }
+}
+
+pub(super) fn vsphere(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.vsphere_volume {
+        need(
+            &[("volumePath", &source.volume_path)],
+            &path.field("vsphereVolume"),
+            found,
+        );
+    }
+}
+
+pub(super) fn photon(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.photon_persistent_disk {
+        need(
+            &[("pdID", &source.pd_id)],
+            &path.field("photonPersistentDisk"),
+            found,
+        );
+    }
+}
+
+pub(super) fn portworx(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.portworx_volume {
+        need(
+            &[("volumeID", &source.volume_id)],
+            &path.field("portworxVolume"),
+            found,
+        );
+    }
+}
+
+pub(super) fn azure_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(source) = &volume.azure_disk else {
+        return;
+    };
+    let path = path.field("azureDisk");
+    need(
+        &[("diskName", &source.disk_name), ("diskURI", &source.disk_uri)],
+        &path,
+        found,
+    );
+    choice(
+        source.caching_mode.as_deref(),
+        &["None", "ReadOnly", "ReadWrite"],
+        &path.field("cachingMode"),
+        found,
+    );
+    choice(
+        source.kind.as_deref(),
+        &["Dedicated", "Managed", "Shared"],
+        &path.field("kind"),
+        found,
+    );
+    if let Some(kind) = source.kind.as_deref() {
+        let form = if kind == "Managed" {
+            "/subscriptions/"
+        } else {
+            "https://"
+        };
+        if !source.disk_uri.starts_with(form) {
+            found.add(
+                &path.field("diskURI"),
+                Reason::FieldValueNotSupported,
+                format!("{:?} must begin with {form}", source.disk_uri),
+            );
+        }
+    }
+}
+
+pub(super) fn storageos(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(source) = &volume.storageos else {
+        return;
+    };
+    let path = path.field("storageos");
+    match source.volume_name.as_deref().unwrap_or_default() {
+        "" => found.required(&path.field("volumeName"), "a volumeName is required"),
+        name => label(name, &path.field("volumeName"), found),
+    }
+    if let Some(space) = source.volume_namespace.as_deref().filter(|it| !it.is_empty()) {
+        label(space, &path.field("volumeNamespace"), found);
+    }
+    if source.secret_ref.as_ref().is_some_and(|it| it.name.is_empty()) {
+        found.required(&path.field("secretRef").field("name"), "a name is required");
+    }
+}
+
+pub(super) fn scale_io(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(source) = &volume.scale_io {
+        need(
+            &[
+                ("gateway", &source.gateway),
+                ("system", &source.system),
+                ("volumeName", source.volume_name.as_deref().unwrap_or_default()),
+            ],
+            &path.field("scaleIO"),
+            found,
+        );
+    }
+}
+
+pub(super) fn csi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    const LONGEST: usize = 63;
+    let Some(source) = &volume.csi else { return };
+    let path = path.field("csi");
+    let own = path.field("driver");
+    if source.driver.is_empty() {
+        found.required(&own, "a driver is required");
+    }
+    if source.driver.len() > LONGEST {
+        found.too_long(&own, LONGEST);
+    }
+    check(&source.driver.to_lowercase(), names::subdomain, &own, found);
+    if let Some(secret) = &source.node_publish_secret_ref {
+        if secret.name.is_empty() {
+            found.required(
+                &path.field("nodePublishSecretRef").field("name"),
+                "a name is required",
+            );
+        } else {
+            // The API server leaves `nodePublishSecretRef` out of this path.
+            check(&secret.name, names::subdomain, &path.field("name"), found);
+        }
+    }
+}

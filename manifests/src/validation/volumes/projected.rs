@@ -1,0 +1,225 @@
+//! Projected volumes: several sources in one directory.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{
+    ClusterTrustBundleProjection, KeyToPath, PodCertificateProjection,
+    ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
+
+use super::files::{downward_items, items, local_path, mode};
+use crate::findings::Findings;
+use crate::path::Path;
+use crate::problem::Reason;
+use crate::validation::metadata::{check, selector};
+use crate::validation::names;
+use crate::validation::pod::choice;
+
+pub(super) fn projected(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(source) = &volume.projected else {
+        return;
+    };
+    let path = path.field("projected");
+    mode(source.default_mode, &path.field("defaultMode"), found);
+    let mut paths = BTreeSet::new();
+    for (index, source) in source.sources.iter().flatten().enumerate() {
+        one(source, &path.field("sources").index(index), &path, &mut paths, found);
+    }
+}
+
+/// Two sources may not write the same file; reported for the whole volume.
+fn take<'a>(
+    file: &'a str,
+    paths: &mut BTreeSet<&'a str>,
+    whole: &Path<'_>,
+    own: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    if !paths.insert(file) {
+        found.add_as(
+            whole.to_string(),
+            own,
+            Reason::FieldValueInvalid,
+            format!("the path {file:?} is there twice"),
+        );
+    }
+}
+
+fn take_items<'a>(
+    list: Option<&'a [KeyToPath]>,
+    paths: &mut BTreeSet<&'a str>,
+    whole: &Path<'_>,
+    own: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    for item in list.unwrap_or_default() {
+        if !item.path.is_empty() {
+            take(&item.path, paths, whole, own, found);
+        }
+    }
+}
+
+fn one<'a>(
+    source: &'a VolumeProjection,
+    path: &Path<'_>,
+    whole: &Path<'_>,
+    paths: &mut BTreeSet<&'a str>,
+    found: &mut Findings<'_>,
+) {
+    let mut sources = 0;
+    if let Some(secret) = &source.secret {
+        sources += 1;
+        let own = path.field("secret");
+        if secret.name.is_empty() {
+            found.required(&own.field("name"), "a name is required");
+        }
+        items(secret.items.as_deref(), &own, found);
+        take_items(secret.items.as_deref(), paths, whole, &own, found);
+    }
+    if let Some(map) = &source.config_map {
+        sources += 1;
+        let own = path.field("configMap");
+        if map.name.is_empty() {
+            found.required(&own.field("name"), "a name is required");
+        }
+        items(map.items.as_deref(), &own, found);
+        take_items(map.items.as_deref(), paths, whole, &own, found);
+    }
+    if let Some(fields) = &source.downward_api {
+        sources += 1;
+        let own = path.field("downwardAPI");
+        downward_items(fields.items.as_deref(), &own, found);
+        for item in fields.items.iter().flatten() {
+            if !item.path.is_empty() {
+                take(&item.path, paths, whole, &own, found);
+            }
+        }
+    }
+    if let Some(token) = &source.service_account_token {
+        sources += 1;
+        service_account_token(token, &path.field("serviceAccountToken"), whole, found);
+    }
+    if let Some(bundle) = &source.cluster_trust_bundle {
+        sources += 1;
+        let own = path.field("clusterTrustBundle");
+        trust_bundle(bundle, &own, found);
+        take(&bundle.path, paths, whole, &own, found);
+    }
+    if let Some(certificate) = &source.pod_certificate {
+        sources += 1;
+        pod_certificate(certificate, &path.field("podCertificate"), found);
+    }
+    if sources > 1 {
+        found.forbidden(path, "a source has only one kind");
+    }
+}
+
+fn service_account_token(
+    token: &ServiceAccountTokenProjection,
+    path: &Path<'_>,
+    whole: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    let seconds = token.expiration_seconds.unwrap_or(3600);
+    let own = path.field("expirationSeconds");
+    if seconds < 600 {
+        found.invalid(&own, &seconds, "is less than 10 minutes");
+    }
+    if seconds > 1 << 32 {
+        found.invalid(&own, &seconds, "is more than 2^32 seconds");
+    }
+    // The API server reports the path for the whole volume.
+    let before = found.len();
+    let own = path.field("path");
+    if token.path.is_empty() {
+        found.required(&own, "a path is required");
+    } else {
+        local_path(&token.path, &own, found);
+    }
+    for finding in found.list.iter_mut().skip(before) {
+        finding.field = whole.field("path").to_string();
+    }
+}
+
+fn trust_bundle(
+    bundle: &ClusterTrustBundleProjection,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    match (&bundle.name, &bundle.signer_name) {
+        (Some(_), Some(_)) => found.add(
+            path,
+            Reason::FieldValueInvalid,
+            "has either name or signerName",
+        ),
+        (Some(name), None) => {
+            let own = path.field("name");
+            if name.is_empty() {
+                found.required(&own, "a name is required");
+            }
+            let last = name.rsplit(':').next().unwrap_or_default();
+            check(last, names::subdomain, &own, found);
+            if bundle.label_selector.is_some() {
+                found.add(
+                    &path.field("labelSelector"),
+                    Reason::FieldValueInvalid,
+                    "may not be given beside name",
+                );
+            }
+        }
+        (None, Some(signer)) => {
+            let own = path.field("signerName");
+            if signer.is_empty() {
+                found.required(&own, "a signerName is required");
+            }
+            check(signer, names::signer, &own, found);
+            selector(
+                bundle.label_selector.as_ref(),
+                &path.field("labelSelector"),
+                found,
+            );
+        }
+        (None, None) => found.required(path, "needs name or signerName"),
+    }
+    let own = path.field("path");
+    if bundle.path.is_empty() {
+        found.required(&own, "a path is required");
+    }
+    local_path(&bundle.path, &own, found);
+}
+
+fn pod_certificate(
+    certificate: &PodCertificateProjection,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
+    const KEYS: [&str; 6] = [
+        "RSA3072",
+        "RSA4096",
+        "ECDSAP256",
+        "ECDSAP384",
+        "ECDSAP521",
+        "ED25519",
+    ];
+    check(
+        &certificate.signer_name,
+        names::signer,
+        &path.field("signerName"),
+        found,
+    );
+    choice(
+        Some(&certificate.key_type),
+        &KEYS,
+        &path.field("keyType"),
+        found,
+    );
+    for (field, file) in [
+        ("credentialBundlePath", &certificate.credential_bundle_path),
+        ("keyPath", &certificate.key_path),
+        ("certificateChainPath", &certificate.certificate_chain_path),
+    ] {
+        if let Some(file) = file {
+            local_path(file, &path.field(field), found);
+        }
+    }
+}
