@@ -259,7 +259,7 @@ fn walk(
         let (old, new) = (named(&old), named(&new));
         if let (Some(old), Some(new)) = (old, new) {
             for key in old.keys().chain(new.keys().filter(|key| !old.contains_key(*key))) {
-let path = format!("{path}[{key}]");
+                let path = format!("{path}[{key}]");
                 match (old.get(key), new.get(key)) {
                     (Some(old), Some(new)) => walk(&path, Some(old), Some(new), cost, found),
                     (old, new) => found.push(leaf(path, old, new, cost)),
@@ -273,12 +273,7 @@ let path = format!("{path}[{key}]");
     }
 }
 
-fn leaf(
-    field: String,
-    old: Option<&Value>,
-    new: Option<&Value>,
-    cost: &dyn Fn(&str) -> Cost,
-) -> Difference {
+fn leaf(field: String, old: Option<&Value>, new: Option<&Value>, cost: &dyn Fn(&str) -> Cost) -> Difference {
     let shown = |value: Option<&Value>| value.map(Value::to_string);
     Difference { cost: cost(&field), field, from: shown(old), to: shown(new) }
 }

@@ -98,6 +98,6 @@ fn binary(bytes: u64) -> String {
     const UNITS: [(u64, &str); 3] = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
     UNITS
         .iter()
-        .find(|(size, _)| bytes != 0 && bytes % size == 0)
+        .find(|(size, _)| bytes != 0 && bytes.is_multiple_of(*size))
         .map_or_else(|| bytes.to_string(), |(size, unit)| format!("{}{unit}", bytes / size))
 }

@@ -29,8 +29,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("static mut", "no state"),
 ];
 
-const ALLOWED_DEPENDENCIES: &[&str] =
-    &["portreeve-manifests", "k8s-openapi", "jiff", "serde", "serde_json"];
+const ALLOWED_DEPENDENCIES: &[&str] = &["portreeve-manifests", "k8s-openapi", "jiff", "serde", "serde_json"];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("the crate has sources") {

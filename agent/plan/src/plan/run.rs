@@ -13,7 +13,7 @@ use crate::ready::{Obstacle, Readiness, readiness};
 use crate::resources::{Resources, ResourcesView};
 use crate::sandbox::{self, Replacement, SandboxFate, sandbox_fate};
 use crate::step::{Action, KillCause};
-use crate::volumes;
+use crate::volumes::{self, WantedVolume};
 use crate::world::{Role, Slot, World, is_running};
 
 /// Writes the steps that bring the pod closer to running as desired.
@@ -27,10 +27,11 @@ pub(super) fn run(world: &World<'_>, draft: &mut Draft) {
             kill_all(world, draft, KillCause::SandboxLost, grace, (&reason, &Cost::Remove));
         }
         SandboxFate::Keep { home, held } => {
+            let is_held = held.is_some();
             if let Some((because, obstacle)) = held {
                 draft.wait(None, held_back(&because, obstacle));
             }
-            keep(world, draft, home);
+            keep(world, draft, home, is_held);
         }
         SandboxFate::Create(replacement) => create(world, draft, &replacement),
     }
@@ -44,7 +45,7 @@ fn held_back(because: &str, obstacle: Obstacle) -> Obstacle {
 
 /// Something to do with one container, in order.
 enum Go<'a> {
-    Make { slot: Slot<'a>, start: Start<'a>, kill: Option<Replace<'a>> },
+    Make { slot: Slot<'a>, start: Box<Start<'a>>, kill: Option<Box<Replace<'a>>> },
     Hook { slot: Slot<'a>, view: &'a ContainerView },
 }
 
@@ -103,7 +104,7 @@ impl<'a> Round<'a> {
                 }
             }
         }
-        self.go.push(Go::Make { slot, start, kill });
+        self.go.push(Go::Make { slot, start: Box::new(start), kill: kill.map(Box::new) });
         true
     }
 
@@ -172,7 +173,7 @@ fn pull(draft: &mut Draft, pulls: BTreeMap<ImageName, (Vec<String>, String)>) {
 }
 
 /// The sandbox stays.
-fn keep(world: &World<'_>, draft: &mut Draft, home: &SandboxView) {
+fn keep(world: &World<'_>, draft: &mut Draft, home: &SandboxView, is_held: bool) {
     let fates: Vec<_> = world.slots.iter().map(|slot| (*slot, fate(world, slot))).collect();
     for slot in &world.slots {
         if let Some(hold) = hold(world, slot) {
@@ -196,7 +197,7 @@ fn keep(world: &World<'_>, draft: &mut Draft, home: &SandboxView) {
         .go
         .iter()
         .filter_map(|go| match go {
-            Go::Make { kill: Some(replace), .. } => Some(replace),
+            Go::Make { kill: Some(replace), .. } => Some(&**replace),
             _ => None,
         })
         .collect();
@@ -204,9 +205,12 @@ fn keep(world: &World<'_>, draft: &mut Draft, home: &SandboxView) {
         kill_one(draft, replace);
     }
     let dying: BTreeSet<&str> = replaced.iter().map(|replace| replace.view.name.as_str()).collect();
-    mount(world, draft);
+    // The volumes of an edit that is held back are made with the sandbox that needs them.
+    if !is_held || round.makes() {
+        mount(world, draft, |name, _| !world.observed.volumes.contains_key(name));
+    }
     remove_superseded(world, draft, Some(home), &dying);
-    start(world, draft, std::mem::take(&mut round.go));
+    start(world, draft, Some(home), std::mem::take(&mut round.go));
     update_resources(world, draft, &dying);
     pull(draft, round.early);
     refresh(world, draft);
@@ -261,11 +265,14 @@ fn create(world: &World<'_>, draft: &mut Draft, replacement: &Replacement) {
         stop_others(world, draft, None);
     }
     unmount_changed(world, draft);
-    mount(world, draft);
+    mount(world, draft, |name, wanted| {
+        let mounted = world.observed.volumes.get(name);
+        mounted.is_none_or(|mounted| mounted.definition != wanted.record.definition)
+    });
     let action = Action::CreateSandbox { attempt: world.next_sandbox_attempt(), backoff: replacement.backoff };
     draft.push(action, replacement.reason.clone(), replacement.cost.clone());
     remove_superseded(world, draft, None, &BTreeSet::new());
-    start(world, draft, round.go);
+    start(world, draft, None, round.go);
     pull(draft, round.early);
     refresh(world, draft);
 }
@@ -325,10 +332,8 @@ fn remove_superseded(world: &World<'_>, draft: &mut Draft, home: Option<&Sandbox
         let superseded = match view.state {
             // The newest may still be started; `start` removes it if it cannot.
             ContainerState::Created => later.count() > 0,
-            ContainerState::Running { .. } => {
-                // It was killed above if it is not the newest.
-                later.count() > 0
-            }
+            // If it is not the newest it was killed above, and is the record that is kept.
+            ContainerState::Running { .. } => false,
             ContainerState::Exited(_) | ContainerState::Unknown => {
                 let mut later = later;
                 let dies = dying.contains(view.name.as_str());
@@ -351,11 +356,19 @@ fn remove_superseded(world: &World<'_>, draft: &mut Draft, home: Option<&Sandbox
     }
 }
 
-fn start(world: &World<'_>, draft: &mut Draft, go: Vec<Go<'_>>) {
+fn start(world: &World<'_>, draft: &mut Draft, home: Option<&SandboxView>, go: Vec<Go<'_>>) {
     for go in go {
         match go {
             Go::Hook { slot, view } => hook(draft, &slot, view.attempt),
-            Go::Make { slot, start, kill } => make(world, draft, &slot, &start, kill.as_ref()),
+            Go::Make { slot, start, kill } => {
+                let newest = home.and_then(|_| world.latest(slot.name()));
+                let created = newest.filter(|view| view.state == ContainerState::Created);
+                if let Some(unusable) = created.filter(|_| start.created.is_none()) {
+                    let reason = "it was created for something else, or could not be started";
+                    draft.remove(unusable, reason, Cost::Live);
+                }
+                make(world, draft, &slot, &start, kill.as_deref());
+            }
         }
     }
 }
@@ -368,10 +381,6 @@ fn make(world: &World<'_>, draft: &mut Draft, slot: &Slot<'_>, start: &Start<'_>
     if let Some(created) = start.created {
         attempt = created.attempt;
     } else {
-        let newest = world.ready_home().and_then(|_| world.latest(slot.name()));
-        if let Some(unusable) = newest.filter(|view| view.state == ContainerState::Created) {
-            draft.remove(unusable, "it was created for something else and not started", cost.clone());
-        }
         let (container, backoff) = (container.clone(), start.backoff);
         let action = Action::CreateContainer { container, attempt, backoff };
         draft.push(action, reason.clone(), cost.clone());
@@ -398,15 +407,11 @@ fn block_on_volumes(world: &World<'_>, draft: &mut Draft, round: &mut Round<'_>)
     }
 }
 
-fn mount(world: &World<'_>, draft: &mut Draft) {
-    let absent = |name: &String, record: &crate::observed::VolumeRecord| {
-        let mounted = world.observed.volumes.get(name);
-        mounted.is_none_or(|mounted| mounted.definition != record.definition)
-    };
-    let wanted = volumes::wanted(world.desired);
-    let volumes: BTreeSet<String> = wanted
+/// Mounts the volumes of which `absent` says so, as far as they can be made.
+fn mount(world: &World<'_>, draft: &mut Draft, absent: impl Fn(&String, &WantedVolume) -> bool) {
+    let volumes: BTreeSet<String> = volumes::wanted(world.desired)
         .into_iter()
-        .filter(|(name, wanted)| wanted.missing.is_empty() && absent(name, &wanted.record))
+        .filter(|(name, wanted)| wanted.missing.is_empty() && absent(name, wanted))
         .map(|(name, _)| name)
         .collect();
     if !volumes.is_empty() {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use portreeve_plan::{
-    Attempted, ContainerId, ContainerState, HookState, ImageView, PodUid, RESTART_ON_CHANGE,
-    ResourcesView, SandboxId, SandboxState, Verdict,
+    Attempted, ContainerId, ContainerState, HookState, ImageView, PodUid, RESTART_ON_CHANGE, ResourcesView, SandboxId,
+    SandboxState, Verdict,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -65,26 +65,47 @@ pub(crate) enum Case {
 pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
     let policy = prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")];
     (1..=3_usize, 0..=2_usize, any::<bool>(), any::<bool>(), policy, any::<bool>()).prop_map(
-        |(mains, inits, sidecar, hook, policy, always_pull)| Shape {
-            mains,
-            inits,
-            sidecar,
-            hook,
-            policy,
-            always_pull,
-        },
+        |(mains, inits, sidecar, hook, policy, always_pull)| Shape { mains, inits, sidecar, hook, policy, always_pull },
     )
 }
 
 pub(crate) fn cases() -> impl Strategy<Value = Vec<Case>> {
     use Case::*;
     let one = proptest::sample::select(vec![
-        ChangedImage, ChangedCommand, ChangedLimits, ChangedGrace, ChangedHostname, ChangedVolumes,
-        ContainerAdded, ContainerRemoved, ConfigChanged, ConfigChangedAndRestartAsked,
-        ExitedRecently(0), ExitedRecently(1), ExitedLongAgo, CrashedOften, WentWithoutTrace, Orphan,
-        OrphanSandbox, Duplicate, SandboxGone, SandboxStopped, ImageMissing, ImageFailed, NotAlive,
-        HookPending, HookFailed, RestartRequested, CreatedNotStarted, LimitsDrifted,
-        RecordUnreadable, OldRecords, VolumesUnmounted, StartFailed, Removed, Foreign,
+        ChangedImage,
+        ChangedCommand,
+        ChangedLimits,
+        ChangedGrace,
+        ChangedHostname,
+        ChangedVolumes,
+        ContainerAdded,
+        ContainerRemoved,
+        ConfigChanged,
+        ConfigChangedAndRestartAsked,
+        ExitedRecently(0),
+        ExitedRecently(1),
+        ExitedLongAgo,
+        CrashedOften,
+        WentWithoutTrace,
+        Orphan,
+        OrphanSandbox,
+        Duplicate,
+        SandboxGone,
+        SandboxStopped,
+        ImageMissing,
+        ImageFailed,
+        NotAlive,
+        HookPending,
+        HookFailed,
+        RestartRequested,
+        CreatedNotStarted,
+        LimitsDrifted,
+        RecordUnreadable,
+        OldRecords,
+        VolumesUnmounted,
+        StartFailed,
+        Removed,
+        Foreign,
     ]);
     proptest::collection::vec(one, 1..=3)
 }
@@ -155,7 +176,11 @@ fn happen(node: &mut Node, case: Case) {
             edit(node, "/volumes/1", json!({"name": "tmp", "emptyDir": {"medium": "Memory"}}));
         }
         Case::ContainerAdded => {
-            edit(node, "/containers/-", json!({"name": format!("more-{}", node.desired.generation), "image": "more:1"}));
+            edit(
+                node,
+                "/containers/-",
+                json!({"name": format!("more-{}", node.desired.generation), "image": "more:1"}),
+            );
         }
         Case::ContainerRemoved => {
             let mut spec = spec_of(node);
@@ -243,8 +268,9 @@ fn befall(node: &mut Node, case: Case, main: &str) {
             view.state = exited(1, Some(started_at), now - SignedDuration::from_secs(900));
         }
         Case::CrashedOften => {
-            let record = Arc::make_mut(view.record.as_mut().unwrap());
-            record.backoff_seconds = Some(80);
+            if let Some(record) = &mut view.record {
+                Arc::make_mut(record).backoff_seconds = Some(80);
+            }
             view.attempt += 5;
             view.state = exited(1, Some(now - SignedDuration::from_secs(2)), now);
         }
@@ -256,7 +282,10 @@ fn befall(node: &mut Node, case: Case, main: &str) {
         }
         Case::HookPending => view.post_start = HookState::Pending,
         Case::HookFailed => view.post_start = HookState::Failed { message: "no".to_owned() },
-        Case::CreatedNotStarted => view.state = ContainerState::Created,
+        Case::CreatedNotStarted => {
+            view.state = ContainerState::Created;
+            view.post_start = HookState::Pending;
+        }
         Case::LimitsDrifted => {
             view.resources = ResourcesView::Drifted { found: "cpu.max is 1".to_owned() };
         }
@@ -285,6 +314,7 @@ fn befall(node: &mut Node, case: Case, main: &str) {
             let mut foreign = copy(node, "foreign");
             foreign.uid = PodUid("uid-2".to_owned());
             foreign.attempt += 7;
+            foreign.sandbox = SandboxId("foreign".to_owned());
             node.observed.containers.push(foreign);
         }
         _ => unreachable!("`happen` deals with {case:?}"),

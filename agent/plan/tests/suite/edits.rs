@@ -1,8 +1,6 @@
 //! What an edit costs: a row per field.
 
-use portreeve_plan::{
-    Attempted, Config, Configs, Cost, RESTART_ON_CHANGE, ResourcesView, SandboxState, differences,
-};
+use portreeve_plan::{Attempted, Config, Configs, Cost, RESTART_ON_CHANGE, ResourcesView, SandboxState, differences};
 use serde_json::{Value, json};
 
 use crate::model::{Node, running};
@@ -73,8 +71,11 @@ fn live_edits_touch_no_container() {
         ("/containers/0/livenessProbe", probe.clone(), "spec.containers[web].livenessProbe.tcpSocket.port"),
         ("/containers/0/readinessProbe", probe, "spec.containers[web].readinessProbe.tcpSocket.port"),
         ("/containers/0/imagePullPolicy", json!("Never"), "spec.containers[web].imagePullPolicy"),
-        ("/containers/0/lifecycle", json!({"preStop": {"sleep": {"seconds": 1}}}),
-         "spec.containers[web].lifecycle.preStop.sleep.seconds"),
+        (
+            "/containers/0/lifecycle",
+            json!({"preStop": {"sleep": {"seconds": 1}}}),
+            "spec.containers[web].lifecycle.preStop.sleep.seconds",
+        ),
     ];
     for (pointer, value, field) in rows {
         check(with(rich(), pointer, value), field, Cost::Live);
@@ -87,10 +88,7 @@ fn labels_and_annotations_are_live() {
     new.metadata.labels.get_or_insert_default().insert("a".to_owned(), "b".to_owned());
     new.metadata.annotations.get_or_insert_default().insert("c".to_owned(), "d".to_owned());
     let found: Vec<String> = differences(&old, &new).iter().map(ToString::to_string).collect();
-    assert_eq!(
-        found,
-        ["metadata.labels.a [live]: (none) -> \"b\"", "metadata.annotations.c [live]: (none) -> \"d\""]
-    );
+    assert_eq!(found, ["metadata.labels.a [live]: (none) -> \"b\"", "metadata.annotations.c [live]: (none) -> \"d\""]);
 }
 
 #[test]
@@ -284,8 +282,12 @@ fn an_edit_pulls_before_it_stops_and_a_failed_pull_stops_nothing() {
     node.edit(with(simple(), "/containers/0/image", json!("web:2")));
     assert_eq!(
         node.steps(),
-        ["pull image web:2", "stop container web within 30 s", "create container web (attempt 1)",
-         "start container web"]
+        [
+            "pull image web:2",
+            "stop container web within 30 s",
+            "create container web (attempt 1)",
+            "start container web"
+        ]
     );
     node.settle();
     assert!(running(node.container("web")));

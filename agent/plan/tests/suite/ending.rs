@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portreeve_plan::{Action, Intent, SandboxState, Stopping, KillCause, Terminal};
+use portreeve_plan::{Action, Intent, KillCause, SandboxState, Stopping, Terminal};
 use serde_json::{Value, json};
 
 use crate::model::{Node, running};
@@ -32,8 +32,13 @@ fn a_removed_pod_is_stopped_and_then_taken_apart_until_nothing_is_left() {
     node.remove();
     assert_eq!(
         node.steps(),
-        ["stop container web within 30 s", "stop sandbox sandbox-0001", "unmount volumes tmp",
-         "remove container web (web-0002)", "remove sandbox sandbox-0001"]
+        [
+            "stop container web within 30 s",
+            "stop sandbox sandbox-0001",
+            "unmount volumes tmp",
+            "remove container web (web-0002)",
+            "remove sandbox sandbox-0001"
+        ]
     );
     assert!(!node.plan().removed);
     node.settle();
@@ -80,11 +85,8 @@ fn sidecars_stop_after_the_containers_and_in_reverse() {
     node.remove();
     node.done.clear();
     node.settle();
-    let stops: Vec<&str> = node
-        .done
-        .iter()
-        .filter_map(|step| step.strip_prefix("stop container ")?.split(' ').next())
-        .collect();
+    let stops: Vec<&str> =
+        node.done.iter().filter_map(|step| step.strip_prefix("stop container ")?.split(' ').next()).collect();
     assert_eq!(stops, ["web", "second", "first"]);
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the planner: tables for policy, properties for shape, on a small model of a node.
 
+mod admission;
 mod cases;
 mod edits;
 mod ending;
@@ -7,5 +8,5 @@ mod model;
 mod pods;
 mod properties;
 mod starting;
-mod staying;
 mod statuses;
+mod staying;

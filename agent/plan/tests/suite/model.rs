@@ -6,10 +6,9 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, PodStatus};
 use portreeve_plan::{
-    Action, Attempted, ContainerId, ContainerState, ContainerView, DesiredPod, Exit, Failure,
-    HookState, ImageName, ImageView, Intent, ObservedPod, Plan, ProbeVerdicts, Resources,
-    ResourcesView, SandboxId, SandboxState, SandboxView, Step, Stopping, Verdict,
-    container_record, plan, remember, sandbox_record, status, volume_records,
+    Action, Attempted, ContainerId, ContainerState, ContainerView, DesiredPod, Exit, Failure, HookState, ImageName,
+    ImageView, Intent, ObservedPod, Plan, ProbeVerdicts, Resources, ResourcesView, SandboxId, SandboxState,
+    SandboxView, Step, Stopping, Verdict, container_record, plan, remember, sandbox_record, status, volume_records,
 };
 use serde_json::Value;
 
@@ -25,7 +24,7 @@ pub(crate) struct Node {
     pub(crate) unknown_images: BTreeSet<String>,
     /// Every step that was carried out, printed.
     pub(crate) done: Vec<String>,
-    ids: u32,
+    pub(crate) ids: u32,
 }
 
 impl Node {
@@ -236,6 +235,11 @@ impl Node {
             Action::MountVolumes { volumes } | Action::RefreshVolumes { volumes } => {
                 let records = volume_records(&self.desired);
                 for name in volumes {
+                    let mounted = self.observed.volumes.get(name);
+                    let refresh = matches!(step.action, Action::RefreshVolumes { .. });
+                    if mounted.is_some() != refresh {
+                        return Err(format!("volume {name} is mounted twice, or refreshed before"));
+                    }
                     let record = records.get(name).ok_or_else(|| format!("no volume {name}"))?;
                     self.observed.volumes.insert(name.clone(), record.clone());
                 }
@@ -323,18 +327,12 @@ impl Node {
         };
         let failed = ImageView::Failed(self.failure(attempts, "ErrImagePull"));
         let id = format!("sha256:{image}");
-        let present =
-            ImageView::Present { id, user: None, pulled_at: Some(self.now), failure: None };
+        let present = ImageView::Present { id, user: None, pulled_at: Some(self.now), failure: None };
         self.observed.images.insert(image.clone(), if ok { present } else { failed });
         ok
     }
 
-    fn create(
-        &mut self,
-        name: &str,
-        attempt: u32,
-        backoff: Option<std::time::Duration>,
-    ) -> Result<(), String> {
+    fn create(&mut self, name: &str, attempt: u32, backoff: Option<std::time::Duration>) -> Result<(), String> {
         let spec = self.spec_of(name).ok_or_else(|| format!("the pod has no container {name}"))?;
         let image = ImageName(spec.image.clone().unwrap_or_default());
         if !matches!(self.observed.images.get(&image), Some(ImageView::Present { .. })) {
@@ -404,14 +402,7 @@ pub(crate) fn running(view: &ContainerView) -> bool {
 }
 
 pub(crate) fn exited(code: i32, started_at: Option<Timestamp>, at: Timestamp) -> ContainerState {
-    ContainerState::Exited(Exit {
-        code,
-        signal: None,
-        reason: None,
-        message: None,
-        started_at,
-        finished_at: at,
-    })
+    ContainerState::Exited(Exit { code, signal: None, reason: None, message: None, started_at, finished_at: at })
 }
 
 /// Whether what is observed is what is desired. Written against the promise, not the planner.
@@ -445,11 +436,14 @@ pub(crate) fn satisfies(node: &Node) -> Result<(), String> {
         let name = &container.name;
         let mine: Vec<_> = containers.iter().filter(|view| view.name == *name).collect();
         let up: Vec<_> = mine.iter().filter(|view| running(view)).collect();
+        let idle = mine.iter().any(|view| view.state == ContainerState::Created);
+        check(!idle, &format!("a {name} was created and never started"))?;
         let dead = mine.len() - up.len();
         check(dead <= 1, &format!("{name} has more than one old record"))?;
         let last = mine.iter().max_by_key(|view| view.attempt);
         let code = last.and_then(|view| match &view.state {
             ContainerState::Exited(exit) => Some(exit.code),
+            ContainerState::Unknown => Some(137),
             _ => None,
         });
         let over = match spec.restart_policy.as_deref() {
@@ -457,6 +451,8 @@ pub(crate) fn satisfies(node: &Node) -> Result<(), String> {
             Some("OnFailure") => code == Some(0),
             _ => false,
         };
+        // Or it was over before its sandbox was replaced.
+        let over = over || made.carried.get(name).is_some_and(|c| c.completed && mine.is_empty());
         if over && container.restart_policy.is_none() && up.is_empty() {
             continue;
         }

@@ -58,8 +58,13 @@ fn init_containers_run_one_after_the_other_and_then_the_others() {
     let mut node = Node::new(wanted(spec));
     assert_eq!(
         node.steps(),
-        ["pull image i:1", "create sandbox", "create container one (attempt 0)",
-         "start container one", "pull image web:1"],
+        [
+            "pull image i:1",
+            "create sandbox",
+            "create container one (attempt 0)",
+            "start container one",
+            "pull image web:1"
+        ],
         "the image of a later container is pulled while the first one runs"
     );
     node.round(usize::MAX).unwrap();
@@ -202,10 +207,7 @@ fn a_missing_configuration_key_holds_back_its_container_alone_until_it_appears()
     node.settle();
     let names: Vec<_> = node.observed.containers.iter().map(|view| view.name.clone()).collect();
     assert_eq!(names, ["log"]);
-    assert_eq!(
-        waits(&node),
-        ["wait container web (CreateContainerConfigError): configmap \"settings\" not found"]
-    );
+    assert_eq!(waits(&node), ["wait container web (CreateContainerConfigError): configmap \"settings\" not found"]);
     assert!(node.plan().wake_at.is_none(), "only the configuration can change this");
     node.desired.configs = settings("debug", node.now);
     assert_eq!(node.steps(), ["create container web (attempt 0)", "start container web"]);
@@ -300,7 +302,6 @@ fn a_hook_that_an_agent_did_not_finish_runs_again_before_what_follows() {
     assert_eq!(node.container("web").post_start, HookState::Pending);
     assert_eq!(
         node.steps(),
-        ["run postStart hook of container web", "create container log (attempt 0)",
-         "start container log"]
+        ["run postStart hook of container web", "create container log (attempt 0)", "start container log"]
     );
 }

@@ -36,8 +36,13 @@ fn a_new_pod_is_pending_and_its_containers_are_being_created() {
     assert_eq!(waiting(container(&status, 0)), "ContainerCreating");
     assert_eq!(
         conditions(&status),
-        ["PodReadyToStartContainers=False", "Initialized=True", "Ready=False ContainersNotReady",
-         "ContainersReady=False ContainersNotReady", "PodScheduled=True"]
+        [
+            "PodReadyToStartContainers=False",
+            "Initialized=True",
+            "Ready=False ContainersNotReady",
+            "ContainersReady=False ContainersNotReady",
+            "PodScheduled=True"
+        ]
     );
 }
 
@@ -57,8 +62,13 @@ fn a_running_pod_is_told_completely() {
     assert!(web.ready && web.started == Some(true) && web.restart_count == 0);
     assert_eq!(
         conditions(&status),
-        ["PodReadyToStartContainers=True", "Initialized=True", "Ready=True",
-         "ContainersReady=True", "PodScheduled=True"]
+        [
+            "PodReadyToStartContainers=True",
+            "Initialized=True",
+            "Ready=True",
+            "ContainersReady=True",
+            "PodScheduled=True"
+        ]
     );
 }
 
@@ -66,8 +76,7 @@ fn a_running_pod_is_told_completely() {
 fn a_crashing_container_waits_and_shows_how_it_ended() {
     let mut node = Node::running(simple());
     for _ in 0..2 {
-        node.container("web").state =
-            portreeve_plan::ContainerState::Running { started_at: node.now };
+        node.container("web").state = portreeve_plan::ContainerState::Running { started_at: node.now };
         node.exit("web", 3);
         node.settle();
     }
