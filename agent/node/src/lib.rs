@@ -26,7 +26,7 @@ pub mod source;
 
 pub use config::NodeConfig;
 pub use error::{NodeError, StartError};
-pub use history::{Change, ChangeKind, Listed, NamespacedName, Watch, WatchError};
+pub use history::{Change, ChangeKind, History, Listed, NamespacedName, Versions, Watch, WatchError};
 pub use node::{ContainerHandle, Node};
 pub use report::{
     Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile,
