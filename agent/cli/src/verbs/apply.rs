@@ -1,0 +1,178 @@
+//! `apply` and `delete`: files stay the truth, these write and remove them.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use http::StatusCode;
+use portreeve_api::v1alpha1::{ApplyReport, ApplyRequest, DeleteRequest, Deleted, ObjectName};
+use serde_json::Value;
+
+use super::client::{Client, Refused, escape};
+use super::logs::duration;
+use super::manifests;
+
+const OWN: &str = "/apis/portreeve.dev/v1alpha1";
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// Manifests: files, directories, or - for standard input
+    #[arg(short, long, required = true, value_name = "FILE")]
+    filename: Vec<PathBuf>,
+}
+
+/// Arguments of `delete`.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The kind: pod, configmap or secret; KIND/NAME also does
+    #[arg(value_name = "KIND", required_unless_present = "filename", conflicts_with = "filename")]
+    kind: Option<String>,
+    /// The objects
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Manifests whose objects go: files, directories, or - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    filename: Vec<PathBuf>,
+    /// The namespace
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Wait until the pods are gone
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    wait: bool,
+    /// How long to wait; 0 means as long as it takes
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    timeout: Duration,
+}
+
+pub(crate) async fn apply(client: &Client, args: ApplyArgs) -> anyhow::Result<ExitCode> {
+    let files = manifests::read(&args.filename)?;
+    if files.is_empty() {
+        bail!("there are no manifests in what was given");
+    }
+    let report: ApplyReport = client.post(&format!("{OWN}/apply"), &ApplyRequest { files }).await?;
+    for warning in &report.warnings {
+        writeln!(io::stderr(), "{warning}")?;
+    }
+    let mut out = io::stdout().lock();
+    for applied in &report.applied {
+        writeln!(out, "{}/{} {}", applied.kind.to_lowercase(), applied.name, applied.outcome)?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn kind(word: &str) -> anyhow::Result<&'static str> {
+    Ok(match word {
+        "pod" | "pods" | "po" => "Pod",
+        "configmap" | "configmaps" | "cm" => "ConfigMap",
+        "secret" | "secrets" => "Secret",
+        other => bail!("{other:?} cannot be deleted here: pods, configmaps and secrets can"),
+    })
+}
+
+fn objects(args: &DeleteArgs) -> anyhow::Result<Vec<ObjectName>> {
+    let Some(word) = &args.kind else { return Ok(Vec::new()) };
+    let words: Vec<&String> = std::iter::once(word).chain(&args.names).collect();
+    let pairs: Vec<(&str, &str)> = if word.contains('/') {
+        words.iter().filter_map(|word| word.split_once('/')).collect()
+    } else {
+        args.names.iter().map(|name| (word.as_str(), name.as_str())).collect()
+    };
+    if pairs.is_empty() || (word.contains('/') && pairs.len() != words.len()) {
+        bail!("which objects? give KIND NAME..., or KIND/NAME...");
+    }
+    pairs
+        .into_iter()
+        .map(|(word, name)| {
+            let (kind, namespace) = (kind(word)?.to_owned(), args.namespace.clone());
+            Ok(ObjectName { kind, namespace, name: name.to_owned() })
+        })
+        .collect()
+}
+
+pub(crate) async fn delete(client: &Client, args: DeleteArgs) -> anyhow::Result<ExitCode> {
+    let request = DeleteRequest { files: manifests::read(&args.filename)?, objects: objects(&args)? };
+    if request.files.is_empty() && request.objects.is_empty() {
+        bail!("there are no manifests in what was given");
+    }
+    let deleted: Vec<Deleted> = client.post(&format!("{OWN}/delete"), &request).await?;
+    let mut out = io::stdout().lock();
+    for one in &deleted {
+        writeln!(out, "{} \"{}\" deleted", one.object.kind.to_lowercase(), one.object.name)?;
+    }
+    out.flush()?;
+    if !args.wait {
+        return Ok(ExitCode::SUCCESS);
+    }
+    for one in deleted.iter().filter(|one| one.object.kind == "Pod") {
+        let gone = wait_until_gone(client, &one.object);
+        if args.timeout.is_zero() {
+            gone.await?;
+        } else if tokio::time::timeout(args.timeout, gone).await.is_err() {
+            bail!("{} is still there after {:?}: it ends within its grace period", one.object, args.timeout);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until a pod is gone, by watching it.
+pub(super) async fn wait_until_gone(client: &Client, pod: &ObjectName) -> anyhow::Result<()> {
+    let list = format!("/api/v1/namespaces/{}/pods", escape(&pod.namespace));
+    let path = format!("{list}/{}", escape(&pod.name));
+    loop {
+        let found: Value = match client.get(&path).await {
+            Ok(found) => found,
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let version = found.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+        let selector = format!("metadata.name={}", pod.name);
+        let query = [("fieldSelector", selector.as_str())];
+        let mut changes = match super::watch::follow(client, &list, &query, version, "application/json").await {
+            Ok(changes) => changes,
+            // It changed so often meanwhile that the version is forgotten: look again.
+            Err(error) if error.downcast_ref::<Refused>().is_some_and(|it| it.code == StatusCode::GONE) => continue,
+            Err(error) => return Err(error),
+        };
+        while let Some(change) = changes.next().await? {
+            if change.word == "DELETED" {
+                return Ok(());
+            }
+        }
+        bail!("the agent stopped before {pod} was gone");
+    }
+}
+
+fn is_absent(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == StatusCode::NOT_FOUND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(kind: &str, names: &[&str]) -> DeleteArgs {
+        DeleteArgs {
+            kind: Some(kind.into()),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            filename: Vec::new(),
+            namespace: "prod".into(),
+            wait: true,
+            timeout: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn objects_are_named_in_kubectls_two_ways() {
+        let named = |args: &DeleteArgs| objects(args).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(named(&args("pod", &["a", "b"])), ["Pod prod/a", "Pod prod/b"]);
+        assert_eq!(named(&args("pod/a", &["cm/b"])), ["Pod prod/a", "ConfigMap prod/b"]);
+        assert!(objects(&args("pod", &[])).is_err());
+        assert!(objects(&args("pod/a", &["b"])).is_err());
+        assert!(objects(&args("deployment", &["a"])).is_err());
+    }
+}

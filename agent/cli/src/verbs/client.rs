@@ -1,0 +1,316 @@
+//! HTTP over the agent's unix socket: one connection per request, as few bytes held as possible.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::Stream;
+use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::{Method, Request, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use portreeve_api::channel::{MAX_MESSAGE_BYTES, Protocol};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The largest answer that is read whole.
+const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+/// The longest line of a stream.
+const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
+
+/// What is asked for as a table.
+pub(crate) const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+const JSON: &str = "application/json";
+
+/// A body on its way to the agent.
+pub(crate) type Body = BoxBody<Bytes, io::Error>;
+/// A WebSocket to the agent.
+pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// An answer of the agent that is not a success.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// The HTTP code.
+    pub(crate) code: StatusCode,
+    /// What went wrong.
+    pub(crate) message: String,
+    /// Each cause, where there are several.
+    pub(crate) causes: Vec<String>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        self.causes.iter().try_for_each(|cause| write!(f, "\n  {cause}"))
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A client of one agent.
+#[derive(Debug)]
+pub(crate) struct Client {
+    socket: PathBuf,
+}
+
+/// An answer whose body is still to be read.
+pub(crate) struct Answer {
+    body: Incoming,
+    // The connection lives as long as its answer is read.
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Client {
+    pub(crate) fn new(socket: PathBuf) -> Client {
+        Client { socket }
+    }
+
+    async fn connect(&self) -> anyhow::Result<UnixStream> {
+        UnixStream::connect(&self.socket).await.map_err(|error| unreachable_agent(&self.socket, &error))
+    }
+
+    async fn send(&self, request: Request<Body>) -> anyhow::Result<(http::Response<Incoming>, AbortOnDropHandle<()>)> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("talking to the agent")?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            // How it ended shows in the answer.
+            let _ended = connection.with_upgrades().await;
+        }));
+        let response = sender
+            .send_request(request)
+            .await
+            .with_context(|| format!("talking to the agent at {}", self.socket.display()))?;
+        Ok((response, connection))
+    }
+
+    /// Sends a request; an answer that is not a success is a [`Refused`].
+    pub(crate) async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Body,
+    ) -> anyhow::Result<Answer> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(ACCEPT, accept)
+            .header(CONTENT_TYPE, JSON)
+            .body(body)?;
+        let (response, connection) = self.send(request).await?;
+        let code = response.status();
+        let answer = Answer { body: response.into_body(), _connection: connection };
+        if code.is_success() {
+            return Ok(answer);
+        }
+        Err(refused(code, &answer.bytes().await?).into())
+    }
+
+    /// Gets one document.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        self.get_as(path, JSON).await
+    }
+
+    /// Gets one document in another form.
+    pub(crate) async fn get_as<T: DeserializeOwned>(&self, path: &str, accept: &str) -> anyhow::Result<T> {
+        self.request(Method::GET, path, accept, empty()).await?.json().await
+    }
+
+    /// Posts a document and gets one back.
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        let body = full(serde_json::to_vec(body)?);
+        self.request(Method::POST, path, JSON, body).await?.json().await
+    }
+
+    /// Opens a WebSocket with the channel protocol.
+    pub(crate) async fn open(&self, path: &str) -> anyhow::Result<(Socket, Protocol)> {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(CONNECTION, "Upgrade")
+            .header(UPGRADE, "websocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, generate_key())
+            .header(SEC_WEBSOCKET_PROTOCOL, format!("{}, {}", Protocol::V5.name(), Protocol::V4.name()))
+            .body(empty())?;
+        let (response, connection) = self.send(request).await?;
+        let code = response.status();
+        if code != StatusCode::SWITCHING_PROTOCOLS {
+            let answer = Answer { body: response.into_body(), _connection: connection };
+            return Err(refused(code, &answer.bytes().await?).into());
+        }
+        let offered = response.headers().get_all(SEC_WEBSOCKET_PROTOCOL);
+        let protocol = Protocol::choose(offered.iter().filter_map(|value| value.to_str().ok()))
+            .ok_or_else(|| anyhow!("the agent answered with an unknown stream protocol"))?;
+        let upgraded = hyper::upgrade::on(response).await.context("opening a stream to the agent")?;
+        connection.await.context("opening a stream to the agent")?;
+        let limits = WebSocketConfig::default()
+            .write_buffer_size(0)
+            .max_message_size(Some(MAX_MESSAGE_BYTES))
+            .max_frame_size(Some(MAX_MESSAGE_BYTES));
+        let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(limits)).await;
+        Ok((socket, protocol))
+    }
+}
+
+impl Answer {
+    /// The next piece of the body.
+    pub(crate) async fn piece(&mut self) -> anyhow::Result<Option<Bytes>> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.context("reading the agent's answer")?;
+            if let Ok(bytes) = frame.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn bytes(mut self) -> anyhow::Result<Bytes> {
+        let mut all = BytesMut::new();
+        while let Some(piece) = self.piece().await? {
+            if all.len() + piece.len() > MAX_ANSWER_BYTES {
+                bail!("the agent's answer is larger than {} MiB", MAX_ANSWER_BYTES >> 20);
+            }
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.freeze())
+    }
+
+    /// The whole body as one document.
+    pub(crate) async fn json<T: DeserializeOwned>(self) -> anyhow::Result<T> {
+        serde_json::from_slice(&self.bytes().await?).context("the agent's answer is not what this version expects")
+    }
+
+    /// The body as lines of JSON.
+    pub(crate) fn lines(self) -> Lines {
+        Lines { answer: self, buffer: BytesMut::new() }
+    }
+}
+
+/// A body that is read line by line.
+pub(crate) struct Lines {
+    answer: Answer,
+    buffer: BytesMut,
+}
+
+impl Lines {
+    /// The next line; `None` at the end.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> anyhow::Result<Option<T>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end);
+                self.buffer.advance(1);
+                let line = serde_json::from_slice(&line).context("the agent's stream is not what this version expects")?;
+                return Ok(Some(line));
+            }
+            match self.answer.piece().await? {
+                Some(piece) if self.buffer.len() + piece.len() > MAX_LINE_BYTES => bail!("a line of the stream is too long"),
+                Some(piece) => self.buffer.extend_from_slice(&piece),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+fn refused(code: StatusCode, body: &[u8]) -> Refused {
+    let status: Status = serde_json::from_slice(body).unwrap_or_default();
+    let causes = status.details.and_then(|details| details.causes).unwrap_or_default();
+    Refused {
+        code,
+        message: status.message.unwrap_or_else(|| format!("the agent answered {code}")),
+        causes: causes.into_iter().filter_map(|cause| cause.message).collect(),
+    }
+}
+
+fn unreachable_agent(socket: &Path, error: &io::Error) -> anyhow::Error {
+    let path = socket.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => anyhow!(
+            "no agent answers at {path}: start one with `portreeve agent`, or name it with --run DIR or --socket PATH"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            anyhow!("no permission to talk to the agent at {path}: run this as root, or as a member of the socket's group")
+        }
+        _ => anyhow!("talking to the agent at {path}: {error}"),
+    }
+}
+
+/// No body.
+pub(crate) fn empty() -> Body {
+    full(Vec::new())
+}
+
+/// A body in one piece.
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+/// A body that comes in pieces.
+pub(crate) fn pieces(stream: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static) -> Body {
+    use futures_util::TryStreamExt;
+    BodyExt::boxed(StreamBody::new(stream.map_ok(Frame::data)))
+}
+
+/// Joins a path and a query, escaping the values.
+pub(crate) fn with_query(path: &str, query: &[(&str, &str)]) -> String {
+    let mut text = path.to_owned();
+    for (index, (key, value)) in query.iter().enumerate() {
+        text.push(if index == 0 { '?' } else { '&' });
+        text.push_str(key);
+        text.push('=');
+        text.push_str(&escape(value));
+    }
+    text
+}
+
+/// Escapes what a path segment or a query value cannot hold.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(char::from(byte)),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_value_may_hold_anything() {
+        let path = with_query("/p", &[("command", "a b&c=d/é"), ("tty", "1")]);
+        assert_eq!(path, "/p?command=a%20b%26c%3Dd%2F%C3%A9&tty=1");
+        assert!(path.parse::<http::Uri>().is_ok());
+    }
+
+    #[test]
+    fn a_status_with_causes_prints_each_on_its_line() {
+        let status = br#"{"message":"2 problems","details":{"causes":[{"message":"a:1:2: error: x"},{"message":"b"}]}}"#;
+        let refused = refused(StatusCode::UNPROCESSABLE_ENTITY, status);
+        assert_eq!(refused.to_string(), "2 problems\n  a:1:2: error: x\n  b");
+    }
+
+    #[tokio::test]
+    async fn an_absent_agent_is_said_with_what_to_do() {
+        let client = Client::new("/nonexistent/portreeve.sock".into());
+        let error = client.get::<serde_json::Value>("/version").await.unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/portreeve.sock") && error.contains("portreeve agent"), "{error}");
+    }
+}

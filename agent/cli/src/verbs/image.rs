@@ -1,0 +1,228 @@
+//! `image pull|ls|load|rm`.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use futures_util::stream;
+use http::Method;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use portreeve_api::v1alpha1::{Image, LayerView, ObjectList, PullProgress};
+use serde_json::Value;
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+
+use super::client::{Client, TABLE, empty, pieces, with_query};
+use super::get;
+use super::output::{self, Columns, Table, cell};
+
+const IMAGES: &str = "/apis/portreeve.dev/v1alpha1/images";
+/// How much of a tar is read at a time.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Arguments of `image`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    #[command(subcommand)]
+    verb: ImageVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageVerb {
+    /// Pull an image from its registry
+    Pull {
+        /// The image, e.g. nginx:1.27 or registry.example/app@sha256:...
+        reference: String,
+        /// Show the progress also where there is no terminal
+        #[arg(long)]
+        progress: bool,
+    },
+    /// List the images on this machine
+    #[command(visible_alias = "list")]
+    Ls {
+        /// How to print
+        #[arg(short, long, value_enum)]
+        output: Option<get::Format>,
+    },
+    /// Load images from a tar: an OCI layout or what docker save writes
+    Load {
+        /// The tar, also compressed; - for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Remove an image, by name or id
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// The images
+        #[arg(required = true, value_name = "IMAGE")]
+        references: Vec<String>,
+    },
+}
+
+pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<ExitCode> {
+    match args.verb {
+        ImageVerb::Pull { reference, progress } => pull(client, &reference, progress).await?,
+        ImageVerb::Ls { output } => list(client, output).await?,
+        ImageVerb::Load { file } => load(client, file).await?,
+        ImageVerb::Rm { references } => remove(client, &references).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn pull(client: &Client, reference: &str, progress: bool) -> anyhow::Result<()> {
+    let path = with_query(&format!("{IMAGES}/pull"), &[("reference", reference)]);
+    let mut lines = client.request(Method::POST, &path, "application/json", empty()).await?.lines();
+    let mut shown = Shown::new(progress);
+    while let Some(step) = lines.next::<PullProgress>().await? {
+        match step {
+            PullProgress::Resolving => {}
+            PullProgress::Fetching { layers } => shown.update(&layers)?,
+            PullProgress::Done { image } => {
+                shown.clear();
+                let digest = image.status.repo_digests.first().unwrap_or(&image.status.id);
+                writeln!(io::stdout(), "{} {digest}", image.metadata.name)?;
+                return Ok(());
+            }
+            PullProgress::Failed { message } => {
+                shown.clear();
+                bail!("pulling {reference}: {message}");
+            }
+        }
+    }
+    Err(anyhow!("pulling {reference}: the agent stopped before it was done"))
+}
+
+/// How a pull shows: a bar per layer on a terminal, a line per finished layer when asked for.
+enum Shown {
+    Bars { all: MultiProgress, bars: Vec<ProgressBar> },
+    Lines { done: Vec<bool> },
+    Nothing,
+}
+
+impl Shown {
+    fn new(asked: bool) -> Shown {
+        if io::stderr().is_terminal() {
+            Shown::Bars { all: MultiProgress::new(), bars: Vec::new() }
+        } else if asked {
+            Shown::Lines { done: Vec::new() }
+        } else {
+            Shown::Nothing
+        }
+    }
+
+    fn update(&mut self, layers: &[LayerView]) -> io::Result<()> {
+        match self {
+            Shown::Bars { all, bars } => {
+                let style = ProgressStyle::with_template("{prefix:12} {bar:30} {bytes:>10} / {total_bytes:10} {msg}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar());
+                while let Some(layer) = layers.get(bars.len()) {
+                    let bar = all.add(ProgressBar::new(layer.total_bytes).with_style(style.clone()));
+                    bar.set_prefix(short(&layer.digest));
+                    bars.push(bar);
+                }
+                for (bar, layer) in bars.iter().zip(layers) {
+                    bar.set_position(if layer.present { layer.total_bytes } else { layer.fetched_bytes });
+                    bar.set_message(word(layer));
+                    if layer.done && !bar.is_finished() {
+                        bar.finish();
+                    }
+                }
+            }
+            Shown::Lines { done } => {
+                done.resize(layers.len(), false);
+                let mut err = io::stderr().lock();
+                for (done, layer) in done.iter_mut().zip(layers) {
+                    if layer.done && !std::mem::replace(done, true) {
+                        writeln!(err, "{}: {} ({} bytes)", short(&layer.digest), word(layer), layer.total_bytes)?;
+                    }
+                }
+            }
+            Shown::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn clear(&self) {
+        if let Shown::Bars { all, .. } = self {
+            // A terminal that is gone needs no cleaning.
+            let _gone = all.clear();
+        }
+    }
+}
+
+fn word(layer: &LayerView) -> &'static str {
+    match layer {
+        LayerView { present: true, .. } => "already here",
+        LayerView { done: true, .. } => "done",
+        LayerView { fetched_bytes, total_bytes, .. } if fetched_bytes >= total_bytes => "unpacking",
+        LayerView { fetched_bytes: 0, .. } => "waiting",
+        _ => "fetching",
+    }
+}
+
+fn short(digest: &str) -> String {
+    digest.split_once(':').map_or(digest, |(_, hex)| hex).chars().take(12).collect()
+}
+
+async fn list(client: &Client, format: Option<get::Format>) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match format {
+        None | Some(get::Format::Wide) => {
+            let table: Table = client.get_as(IMAGES, TABLE).await?;
+            let definitions = table.column_definitions.unwrap_or_default();
+            let shown: Vec<bool> =
+                definitions.iter().map(|column| format.is_some() || column.priority == 0).collect();
+            let headers = definitions.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(column, _)| &column.name);
+            let rows: Vec<Vec<String>> = table
+                .rows
+                .iter()
+                .map(|row| row.cells.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(value, _)| cell(value)).collect())
+                .collect();
+            Columns::new(headers, false).print(&mut out, &rows)?;
+        }
+        Some(get::Format::Name) => {
+            let images: ObjectList<Image> = client.get(IMAGES).await?;
+            for image in images.items {
+                writeln!(out, "{}", image.metadata.name)?;
+            }
+        }
+        Some(get::Format::Json) => output::json(&mut out, &client.get::<Value>(IMAGES).await?)?,
+        Some(get::Format::Yaml) => output::yaml(&mut out, &client.get::<Value>(IMAGES).await?)?,
+    }
+    Ok(())
+}
+
+async fn load(client: &Client, file: PathBuf) -> anyhow::Result<()> {
+    let body = if file.as_os_str() == "-" {
+        let input = super::terminal::input();
+        pieces(stream::unfold(input, |mut input| async move { input.recv().await.map(|piece| (Ok(piece), input)) }))
+    } else {
+        let opened = File::open(&file).await.with_context(|| format!("opening {}", file.display()))?;
+        pieces(stream::try_unfold(opened, |mut file| async move {
+            let mut buffer = vec![0; CHUNK_BYTES];
+            let read = file.read(&mut buffer).await?;
+            buffer.truncate(read);
+            Ok((read > 0).then(|| (Bytes::from(buffer), file)))
+        }))
+    };
+    let answer = client.request(Method::POST, &format!("{IMAGES}/load"), "application/json", body).await;
+    let images: ObjectList<Image> =
+        answer.with_context(|| format!("loading {}", file.display()))?.json().await?;
+    for image in images.items {
+        writeln!(io::stdout(), "Loaded image: {}", image.metadata.name)?;
+    }
+    Ok(())
+}
+
+async fn remove(client: &Client, references: &[String]) -> anyhow::Result<()> {
+    for reference in references {
+        let removed = get::remove(client, &with_query(IMAGES, &[("reference", reference)])).await?;
+        for line in removed.pointer("/removed").and_then(Value::as_array).into_iter().flatten() {
+            writeln!(io::stdout(), "{}", cell(line))?;
+        }
+    }
+    Ok(())
+}

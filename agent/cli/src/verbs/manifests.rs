@@ -1,0 +1,103 @@
+//! Manifests from files, directories and standard input, as the agent's verbs take them.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use portreeve_api::v1alpha1::ManifestFile;
+use portreeve_node::source::is_manifest_name;
+
+/// The largest manifest.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// All manifests of one request together.
+const MAX_TOTAL_BYTES: usize = 12 * 1024 * 1024;
+
+/// Reads what the paths name; a directory means every manifest in it, `-` standard input.
+///
+/// # Errors
+/// What cannot be read, or is larger than its bound.
+pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<ManifestFile>> {
+    let mut names = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            walk(path, &mut names)?;
+        } else {
+            names.push(path.clone());
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut files = Vec::new();
+    let mut total = 0;
+    for name in names.into_iter().filter(|name| seen.insert(name.clone())) {
+        let content = if name == Path::new("-") {
+            bounded(io::stdin().lock(), &name)?
+        } else {
+            bounded(File::open(&name).with_context(|| format!("opening {}", name.display()))?, &name)?
+        };
+        total += content.len();
+        if total > MAX_TOTAL_BYTES {
+            bail!("the manifests are larger than {} MiB together: give fewer at a time", MAX_TOTAL_BYTES >> 20);
+        }
+        // The agent says file:line in the user's own words, and knows its files by absolute paths.
+        let path = if name == Path::new("-") { name } else { std::path::absolute(&name)? };
+        files.push(ManifestFile { path, content });
+    }
+    Ok(files)
+}
+
+fn bounded(from: impl Read, name: &Path) -> anyhow::Result<String> {
+    let mut content = String::new();
+    let read = from.take(MAX_FILE_BYTES + 1).read_to_string(&mut content);
+    let read = read.with_context(|| format!("reading {}", name.display()))?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
+        bail!("{} is larger than {} MiB", name.display(), MAX_FILE_BYTES >> 20);
+    }
+    Ok(content)
+}
+
+fn walk(directory: &Path, names: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let reading = || format!("reading {}", directory.display());
+    let mut entries: Vec<_> =
+        std::fs::read_dir(directory).with_context(reading)?.collect::<Result<_, _>>().with_context(reading)?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        if entry.file_type()?.is_dir() {
+            if !hidden {
+                walk(&path, names)?;
+            }
+        } else if is_manifest_name(&path) && path.is_file() {
+            names.push(path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_means_its_manifests_in_order_without_hidden_ones() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("sub")).unwrap();
+        std::fs::create_dir_all(root.path().join(".git")).unwrap();
+        for name in ["b.yaml", "a.yml", "sub/c.json", ".hidden.yaml", ".git/d.yaml", "notes.txt", "e.yaml~"] {
+            std::fs::write(root.path().join(name), name).unwrap();
+        }
+        let files = read(&[root.path().to_owned()]).unwrap();
+        let contents: Vec<_> = files.iter().map(|file| file.content.as_str()).collect();
+        assert_eq!(contents, ["a.yml", "b.yaml", "sub/c.json"]);
+    }
+
+    #[test]
+    fn a_file_beyond_the_bound_is_refused_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("big.yaml");
+        File::create(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+        assert!(read(&[path]).unwrap_err().to_string().contains("big.yaml"));
+    }
+}
