@@ -52,6 +52,7 @@ mod names;
 mod record;
 mod subnet;
 mod survey;
+mod watch;
 
 mod link;
 mod netlink;
@@ -63,6 +64,7 @@ pub use drift::{Drift, Reconciled};
 pub use error::{NetworkError, Retry};
 pub use network::{Attachment, Network};
 pub use survey::{ForeignDrop, Survey, survey};
+pub use watch::Watch;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice)]

@@ -11,6 +11,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -331,6 +332,32 @@ pub(crate) fn routes(socket: &mut Socket) -> Result<Vec<Route>, Refusal> {
         w.raw(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     });
     socket.collect(&request, read_route)
+}
+
+/// What a notification tells.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum LinkEvent {
+    Changed {
+        index: u32,
+        up: bool,
+    },
+    /// Removed, or no longer a port of a bridge.
+    Removed {
+        name: String,
+    },
+    AddressRemoved {
+        index: u32,
+    },
+}
+
+/// Reads a notification, when it is one of those.
+pub(crate) fn read_event(message: &Message<'_>) -> Option<LinkEvent> {
+    match message.kind {
+        RTM_NEWLINK => read_link(message).map(|link| LinkEvent::Changed { index: link.index, up: link.up }),
+        RTM_DELLINK => read_link(message).map(|link| LinkEvent::Removed { name: link.name }),
+        RTM_DELADDR => read_address(message).map(|address| LinkEvent::AddressRemoved { index: address.link }),
+        _ => None,
+    }
 }
 
 fn read_link(message: &Message<'_>) -> Option<Link> {

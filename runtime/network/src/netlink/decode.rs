@@ -9,6 +9,8 @@ pub(crate) struct Message<'a> {
     pub(crate) flags: u16,
     /// `nlmsg_seq`.
     pub(crate) sequence: u32,
+    /// `nlmsg_pid`: in a notification, the port of the socket whose request caused it.
+    pub(crate) port: u32,
     /// What follows the header.
     pub(crate) payload: &'a [u8],
 }
@@ -52,9 +54,10 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
         let flags = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
         let sequence = u32::from_ne_bytes(bytes.get(8..12)?.try_into().ok()?);
+        let port = u32::from_ne_bytes(bytes.get(12..16)?.try_into().ok()?);
         let payload = bytes.get(16..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message { kind, flags, sequence, payload })
+        Some(Message { kind, flags, sequence, port, payload })
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use nix::libc;
@@ -62,6 +63,12 @@ impl Refusal {
     }
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
 impl Socket {
     /// Opens a socket of this `NETLINK_*` family.
     pub(crate) fn open(family: isize) -> io::Result<Self> {
@@ -72,6 +79,43 @@ impl Socket {
         let _ = inner.set_cap_ack(true);
         let _ = inner.set_ext_ack(true);
         Ok(Self { inner, buffer: Vec::with_capacity(BUFFER_BYTES) })
+    }
+
+    /// Opens a socket that hears the messages of these groups.
+    pub(crate) fn listen(family: isize, groups: &[u32]) -> io::Result<Self> {
+        let socket = Self::open(family)?;
+        for group in groups {
+            socket.inner.add_membership(*group)?;
+        }
+        Ok(socket)
+    }
+
+    /// The number by which the kernel knows this socket.
+    pub(crate) fn port(&self) -> u32 {
+        let mut address = SocketAddr::new(0, 0);
+        // An unbound socket has port 0, as has the kernel: no message of ours is taken for it.
+        match self.inner.get_address(&mut address) {
+            Ok(()) => address.port_number(),
+            Err(_) => 0,
+        }
+    }
+
+    /// Reads what waits in the socket; whether `any` of its messages is one.
+    ///
+    /// # Errors
+    /// With `ENOBUFS` when messages were lost.
+    pub(crate) fn drain(&mut self, mut any: impl FnMut(&Message<'_>) -> bool) -> io::Result<bool> {
+        let mut found = false;
+        let mut lost = None;
+        loop {
+            match self.receive(libc::MSG_DONTWAIT) {
+                Ok(bytes) => found |= messages(bytes).filter(|message| any(message)).count() > 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if lost.is_none() => lost = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        lost.map_or(Ok(found), Err)
     }
 
     /// Sends the batch and gives the first refusal.

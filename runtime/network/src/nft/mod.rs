@@ -12,4 +12,4 @@ mod table;
 pub(crate) use foreign::forward_chains;
 pub(crate) use ruleset::{Element, Ruleset};
 pub(crate) use stale::forget_flows;
-pub(crate) use table::{add_elements, delete_elements, delete_table, difference, rebuild};
+pub(crate) use table::{add_elements, delete_elements, delete_table, difference, is_of_table, rebuild};

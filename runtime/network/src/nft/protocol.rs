@@ -16,6 +16,7 @@ pub(super) const NEWSET: u16 = 9;
 pub(super) const NEWSETELEM: u16 = 12;
 pub(super) const GETSETELEM: u16 = 13;
 pub(super) const DELSETELEM: u16 = 14;
+pub(super) const NEWGEN: u16 = 15;
 
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_CREATE: u16 = 0x400;

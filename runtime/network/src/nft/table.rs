@@ -6,7 +6,7 @@ use nix::libc;
 
 use super::protocol::*;
 use super::ruleset::{CHAINS, Element, PORTS, PORTS_OF_ADDRESS, Ruleset};
-use crate::netlink::{Attribute, Batch, Refusal, Socket, find};
+use crate::netlink::{Attribute, Batch, Message, Refusal, Socket, find};
 
 /// Data types of nft, six bits each in a concatenation.
 const TYPE_ADDRESS: u32 = 7;
@@ -154,6 +154,13 @@ pub(crate) fn difference(
         return Ok(Some(format!("host port {port} belongs to no sandbox")));
     }
     Ok(None)
+}
+
+/// Whether a notification is about this table.
+pub(crate) fn is_of_table(message: &Message<'_>, table: &str) -> bool {
+    // The table's name is the first attribute of tables, chains, rules, sets and elements alike.
+    let name = message.payload.get(4..).and_then(|attributes_of| find(attributes_of, NFTA_TABLE_NAME));
+    message.kind != kind(NEWGEN) && name.is_some_and(|name| name.text() == table)
 }
 
 fn push_table(batch: &mut Batch, message: u16, flags: u16, action: &str, table: &str) {

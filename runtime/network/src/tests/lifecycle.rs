@@ -91,6 +91,9 @@ fn a_link_whose_record_is_lost_is_removed_and_a_strangers_link_stays() {
 #[test]
 fn each_drift_is_seen_and_repaired() {
     world(|world| {
+        if world.host.program("nft", &["--version"]).is_none() || world.host.program("ip", &["-V"]).is_none() {
+            return;
+        }
         let network = world.open();
         let pod = Netns::new();
         let at = network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80)]).unwrap();
@@ -311,5 +314,39 @@ fn pods_have_the_mtu_of_the_way_out() {
         network.attach(&id('a'), pod.as_fd(), &[]).unwrap();
         let found = link::link(&mut pod.route(), "eth0").unwrap().unwrap();
         assert_eq!(found.mtu, 1400);
+    });
+}
+
+#[test]
+fn the_kernel_tells_what_strangers_did_and_not_what_we_did() {
+    world(|world| {
+        if world.host.program("nft", &["--version"]).is_none() {
+            return;
+        }
+        let network = world.open();
+        let pod = Netns::new();
+        let at = network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80)]).unwrap();
+        let mut watch = network.watch().unwrap();
+        let other = Netns::new();
+        network.attach(&id('b'), other.as_fd(), &[tcp(8081, 80)]).unwrap();
+        network.detach(&id('b')).unwrap();
+        network.ensure().unwrap();
+        assert!(!network.drifted(&mut watch), "our own doing was told");
+        let nft = ["delete", "element", "ip", "portreeve_test", "host_ports", "{ tcp . 8080 }"];
+        type Damage<'a> = Box<dyn Fn() + 'a>;
+        let damages: [(&str, Damage<'_>); 4] = [
+            ("an element", Box::new(|| drop(world.host.program("nft", &nft)))),
+            ("the ruleset", Box::new(|| drop(world.host.program("nft", &["flush", "ruleset"])))),
+            ("the pod's link", Box::new(|| world.delete_link(&at.host_link))),
+            ("the bridge", Box::new(|| world.delete_link("prtest0"))),
+        ];
+        for (what, damage) in damages {
+            damage();
+            assert!(network.drifted(&mut watch), "{what}");
+            network.ensure().unwrap();
+            network.attach(&id('a'), pod.as_fd(), &at.ports).unwrap();
+            network.drifted(&mut watch);
+            assert!(!network.drifted(&mut watch), "{what}: it is not quiet again");
+        }
     });
 }
