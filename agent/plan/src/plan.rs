@@ -1,8 +1,11 @@
 //! Every decision about one pod.
 
+mod clear;
 mod draft;
 mod leave;
+mod round;
 mod run;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +24,7 @@ use crate::world::{World, is_running};
 use draft::Draft;
 
 pub(crate) use leave::terminal;
-pub(crate) use run::resources_differ;
+pub(crate) use upkeep::resources_differ;
 
 /// What to do next with one pod.
 ///

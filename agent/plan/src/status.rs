@@ -40,7 +40,7 @@ pub fn status(desired: &DesiredPod, observed: &ObservedPod, now: Timestamp) -> P
         // The records are gone (a reboot): what the ledger kept is all there is.
         return PodStatus { observed_generation: Some(desired.generation), ..(**last).clone() };
     }
-    let through = finished.is_some();
+    let through = finished.is_some() || desired.intent != Intent::Run;
     let of = |init: bool| -> Vec<ContainerStatus> {
         let slots = world.slots.iter().filter(|slot| (slot.role != Role::Main) == init);
         slots.map(|slot| container_status(&world, slot, through)).collect()

@@ -1,5 +1,7 @@
 //! The planner is pure: its dependencies and its sources say so.
 
+#![allow(clippy::indexing_slicing)] // Positions come from the line itself.
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -344,5 +344,12 @@ fn limits_that_were_set_once_are_not_set_again() {
     node.settle();
     assert!(node.steps().is_empty());
     assert!(node.plan().differences.is_empty());
+    node.edit(with(rich(), "/containers/0/resources/limits/memory", json!("256Mi")));
+    assert_eq!(
+        node.plan().steps[0].reason,
+        "cpu request 100m, memory limit 128Mi is in effect, cpu request 100m, memory limit 256Mi \
+         is wanted"
+    );
+    node.settle();
     assert!(matches!(node.container("web").resources, ResourcesView::InEffect(_)));
 }

@@ -187,8 +187,8 @@ impl Node {
     }
 
     fn home(&self) -> Result<SandboxId, String> {
-        let ready = self.observed.sandboxes.iter().filter(|s| s.state == SandboxState::Ready);
-        ready.last().map(|sandbox| sandbox.id.clone()).ok_or_else(|| "no ready sandbox".to_owned())
+        let mut ready = self.observed.sandboxes.iter().filter(|s| s.state == SandboxState::Ready);
+        ready.next_back().map(|sandbox| sandbox.id.clone()).ok_or_else(|| "no ready sandbox".to_owned())
     }
 
     fn view(&mut self, id: &ContainerId) -> Result<&mut ContainerView, String> {
@@ -338,8 +338,8 @@ impl Node {
         if !matches!(self.observed.images.get(&image), Some(ImageView::Present { .. })) {
             return Err(format!("{name} is created without its image"));
         }
-        let mounts = spec.volume_mounts.iter().flatten();
-        for mount in mounts.filter(|mount| !self.observed.volumes.contains_key(&mount.name)) {
+        let mut mounts = spec.volume_mounts.iter().flatten();
+        if let Some(mount) = mounts.find(|mount| !self.observed.volumes.contains_key(&mount.name)) {
             return Err(format!("{name} is created without volume {}", mount.name));
         }
         let used = |view: &ContainerView| view.name == name && view.attempt == attempt;

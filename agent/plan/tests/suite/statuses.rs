@@ -201,6 +201,15 @@ fn restart_counts_outlive_a_reboot_through_the_history() {
 }
 
 #[test]
+fn a_container_of_a_pod_that_is_removed_is_told_as_ended() {
+    let mut node = Node::running(simple());
+    node.remove();
+    node.round(1).unwrap();
+    let web = container(&node.status(), 0).clone();
+    assert_eq!(web.state.unwrap().terminated.unwrap().exit_code, 137);
+}
+
+#[test]
 fn a_status_without_a_past_is_complete_as_well() {
     let mut node = Node::running(simple());
     node.observed.history = portreeve_plan::History::default();
