@@ -20,7 +20,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use jiff::Timestamp;
@@ -31,7 +32,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::WatchStream;
+use tokio::time::Instant;
 
 use crate::app::App;
 use crate::failure::Failure;
@@ -43,6 +44,8 @@ use crate::v1alpha1::{
     Meta, PlanReport, PlanRequest, PullProgress, Source, SourceReport,
 };
 
+/// How often a pull says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Pieces of an uploaded tar that wait for the store.
 const UPLOAD_QUEUE: usize = 4;
 /// The largest tar that can be loaded.
@@ -197,10 +200,47 @@ async fn pull(State(app): State<App>, params: Params) -> Result<Response, Failur
             Err(error) => PullProgress::Failed { message: error.to_string() },
         }
     };
-    // Only the newest step waits for the client, however slow it is.
-    let steps = WatchStream::new(progress).map(|progress| step(&progress));
-    let lines = stream::select(steps, stream::once(pull)).map(|step| Ok::<Bytes, Infallible>(json_line(&step)));
+    let steps = Steps { pull: Some(pull.boxed()), progress, pulling: true, next_at: Instant::now() };
+    let lines = stream::unfold(steps, |mut steps| async move {
+        steps.next().await.map(|step| (Ok::<Bytes, Infallible>(json_line(&step)), steps))
+    });
     Ok(ndjson(Body::from_stream(lines)))
+}
+
+/// A pull as a stream: how far it is, at most so often, and last how it ended. Only the newest
+/// step waits for the client, however slow it is.
+struct Steps {
+    pull: Option<BoxFuture<'static, PullProgress>>,
+    progress: watch::Receiver<Progress>,
+    pulling: bool,
+    next_at: Instant,
+}
+
+impl Steps {
+    async fn next(&mut self) -> Option<PullProgress> {
+        let pull = self.pull.as_mut()?;
+        loop {
+            let changed = async {
+                tokio::time::sleep_until(self.next_at).await;
+                self.progress.changed().await
+            };
+            tokio::select! {
+                // cancel-safe: kept in `self`
+                last = &mut *pull => {
+                    self.pull = None;
+                    return Some(last);
+                }
+                // cancel-safe: a change stays unseen until it is borrowed
+                changed = changed, if self.pulling => match changed {
+                    Ok(()) => {
+                        self.next_at = Instant::now() + PROGRESS_EVERY;
+                        return Some(step(&self.progress.borrow_and_update()));
+                    }
+                    Err(_) => self.pulling = false,
+                },
+            }
+        }
+    }
 }
 
 fn step(progress: &Progress) -> PullProgress {

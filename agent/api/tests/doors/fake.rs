@@ -1,0 +1,335 @@
+//! A house that answers from memory, behind the real doors.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
+use portreeve_api::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session};
+use portreeve_api::v1alpha1::{Image, ImageStatus, Meta};
+use portreeve_engine::image::{Phase, Progress, ProgressSink};
+use portreeve_node::{
+    ApplyReport, ContainerHandle, Deleted, History, Listed, ManifestFile, NamespacedName, ObjectName, PlanReport,
+    PlanRequest, PodUsage, SourceReport, SourceState, Usage, Versions, Watch, WatchError,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
+
+/// Lists as the node keeps them, and scripted processes.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    pub(crate) pods: Arc<History<Pod>>,
+    pub(crate) events: Arc<History<Event>>,
+    pub(crate) config_maps: Arc<History<ConfigMap>>,
+    pub(crate) logs: PathBuf,
+    pub(crate) tty: std::sync::Mutex<Vec<(u16, u16)>>,
+}
+
+impl Fake {
+    pub(crate) fn new(logs: PathBuf, ring: usize) -> Arc<Fake> {
+        let versions = Versions::starting_at(100);
+        Arc::new(Fake {
+            pods: Arc::new(History::new(versions.clone(), ring, |pod: &mut Pod, version| {
+                pod.metadata.resource_version = Some(version.to_string());
+            })),
+            events: Arc::new(History::new(versions.clone(), ring, |event: &mut Event, version| {
+                event.metadata.resource_version = Some(version.to_string());
+            })),
+            config_maps: Arc::new(History::new(versions, ring, |map: &mut ConfigMap, version| {
+                map.metadata.resource_version = Some(version.to_string());
+            })),
+            logs,
+            tty: std::sync::Mutex::default(),
+        })
+    }
+
+    /// Puts a pod with one container in; `state` is the container's.
+    pub(crate) fn put(&self, namespace: &str, name: &str, labels: &[(&str, &str)], running: bool) {
+        let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+        let state = if running { "running" } else { "terminated" };
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {
+                "name": name, "namespace": namespace, "labels": labels, "uid": "8f2f7f0e-0000-4000-8000-000000000001",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": { "nodeName": "edge", "containers": [{ "name": "main", "image": "busybox" }] },
+            "status": {
+                "phase": if running { "Running" } else { "Succeeded" },
+                "conditions": [{ "type": "Ready", "status": "True" }],
+                "containerStatuses": [{
+                    "name": "main", "ready": running, "restartCount": 0, "image": "busybox", "imageID": "sha256:1",
+                    "containerID": "portreeve://1", "state": { (state): { "exitCode": 0 } },
+                }],
+            },
+        }))
+        .unwrap();
+        self.pods.put(NamespacedName::new(namespace, name), pod);
+    }
+
+    pub(crate) fn remove(&self, namespace: &str, name: &str) {
+        self.pods.remove(&NamespacedName::new(namespace, name));
+    }
+}
+
+fn boxed<T: Send + 'static>(result: Result<T, BackendError>) -> BoxFuture<'static, Result<T, BackendError>> {
+    async move { result }.boxed()
+}
+
+fn image() -> Image {
+    Image {
+        api_version: "portreeve.dev/v1alpha1".into(),
+        kind: "Image".into(),
+        metadata: Meta { name: "busybox:latest".into(), ..Meta::default() },
+        status: ImageStatus { id: "sha256:1".into(), size_bytes: 4_000_000, ..ImageStatus::default() },
+    }
+}
+
+/// Ends of a pipe: ours to script, the session's to give away.
+fn pipe() -> (DuplexStream, DuplexStream) {
+    tokio::io::duplex(1024)
+}
+
+impl Backend for Fake {
+    fn pods(&self) -> Listed<Pod> {
+        self.pods.list()
+    }
+
+    fn watch_pods(&self, since: Option<u64>) -> Result<Watch<Pod>, WatchError> {
+        self.pods.watch(since)
+    }
+
+    fn events(&self) -> Listed<Event> {
+        self.events.list()
+    }
+
+    fn watch_events(&self, since: Option<u64>) -> Result<Watch<Event>, WatchError> {
+        self.events.watch(since)
+    }
+
+    fn config_maps(&self) -> Listed<ConfigMap> {
+        self.config_maps.list()
+    }
+
+    fn watch_config_maps(&self, since: Option<u64>) -> Result<Watch<ConfigMap>, WatchError> {
+        self.config_maps.watch(since)
+    }
+
+    fn machine(&self) -> Node {
+        serde_json::from_value(serde_json::json!({ "metadata": { "name": "edge" } })).unwrap()
+    }
+
+    fn sources(&self) -> Vec<SourceReport> {
+        vec![SourceReport {
+            name: "directory".into(),
+            kind: "directory".into(),
+            path: "/etc/portreeve/manifests".into(),
+            state: SourceState::Ready,
+            reason: None,
+            last_read: Some(Timestamp::UNIX_EPOCH),
+            objects: 1,
+            errors: 0,
+            warnings: 0,
+            held_back: 0,
+            files: Vec::new(),
+        }]
+    }
+
+    fn metrics(&self) -> Answer<'_, String> {
+        boxed(Ok("portreeve_up 1\n".into()))
+    }
+
+    fn ready(&self) -> Result<(), Vec<String>> {
+        if self.pods.list().items.is_empty() { Err(vec!["no source was read".into()]) } else { Ok(()) }
+    }
+
+    fn container(
+        &self,
+        pod: &NamespacedName,
+        container: Option<&str>,
+        _previous: bool,
+    ) -> Result<ContainerHandle, BackendError> {
+        let found =
+            self.pods.get(pod).ok_or_else(|| BackendError::NotFound(format!("pods \"{}\" not found", pod.name)))?;
+        if container.is_some_and(|container| container != "main") {
+            return Err(BackendError::BadRequest(format!("container {container:?} is not valid")));
+        }
+        let running = found.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"));
+        Ok(ContainerHandle {
+            pod: pod.clone(),
+            container: "main".into(),
+            id: "1".repeat(64).parse().unwrap(),
+            sandbox: "2".repeat(64).parse().unwrap(),
+            log_path: self.logs.join("0.log"),
+            running,
+            tty: false,
+            stdin: true,
+        })
+    }
+
+    /// `cat` gives back what it gets; `fail N` says so on stderr and exits with N; `flood` writes
+    /// without end; `size` waits for one size of the terminal and exits 0; others are not found.
+    fn exec<'a>(&'a self, _container: &'a ContainerHandle, spec: ExecSpec) -> Answer<'a, Session> {
+        let (stdin, mut process_in) = pipe();
+        let (mut process_out, stdout) = pipe();
+        let (mut process_err, stderr) = pipe();
+        let (resize, mut sizes) = mpsc::channel(4);
+        let words: Vec<&str> = spec.command.iter().map(String::as_str).collect();
+        let exit_code: BoxFuture<'static, Result<i32, BackendError>> = match words.as_slice() {
+            ["cat"] => async move {
+                tokio::io::copy(&mut process_in, &mut process_out).await.unwrap();
+                Ok(0)
+            }
+            .boxed(),
+            ["fail", code] => {
+                let code = code.parse().unwrap();
+                async move {
+                    process_err.write_all(b"it failed").await.unwrap();
+                    Ok(code)
+                }
+                .boxed()
+            }
+            ["flood"] => async move {
+                while process_out.write_all(&[b'x'; 512]).await.is_ok() {}
+                Ok(0)
+            }
+            .boxed(),
+            ["size"] => async move {
+                let (columns, rows) = sizes.recv().await.unwrap();
+                process_out.write_all(format!("{columns}x{rows}").as_bytes()).await.unwrap();
+                Ok(0)
+            }
+            .boxed(),
+            _ => {
+                return boxed(Err(BackendError::Command { message: "exec: not found".into(), code: 127 }));
+            }
+        };
+        // A process runs whether somebody waits for it or not.
+        let process = tokio::spawn(exit_code);
+        boxed(Ok(Session {
+            stdin: spec.stdin.then(|| Box::new(stdin) as Input),
+            stdout: spec.stdout.then(|| Box::new(stdout) as Output),
+            stderr: spec.stderr.then(|| Box::new(stderr) as Output),
+            resize: Some(resize),
+            exit_code: Some(async move { process.await.unwrap() }.boxed()),
+        }))
+    }
+
+    fn attach<'a>(&'a self, _container: &'a ContainerHandle, spec: ExecSpec) -> Answer<'a, Session> {
+        let (mut process_out, stdout) = pipe();
+        tokio::spawn(async move { process_out.write_all(b"attached").await });
+        boxed(Ok(Session {
+            stdin: None,
+            stdout: spec.stdout.then(|| Box::new(stdout) as Output),
+            stderr: None,
+            resize: None,
+            exit_code: None,
+        }))
+    }
+
+    /// Port 7 echoes until its input ends and then says so; nobody listens on others.
+    fn forward<'a>(&'a self, _pod: &'a NamespacedName, port: u16) -> Answer<'a, (Output, Input)> {
+        if port != 7 {
+            return boxed(Err(BackendError::Unavailable("connection refused".into())));
+        }
+        let (near, far) = pipe();
+        tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(far);
+            let mut all = Vec::new();
+            read.read_to_end(&mut all).await.unwrap();
+            write.write_all(&all).await.unwrap();
+            write.write_all(b" and that was all").await.unwrap();
+            write.shutdown().await.unwrap();
+        });
+        let (read, write) = tokio::io::split(near);
+        boxed(Ok((Box::new(read) as Output, Box::new(write) as Input)))
+    }
+
+    fn usage(&self) -> Answer<'_, Vec<PodUsage>> {
+        let since = Timestamp::now().as_nanosecond();
+        let usage = Usage { cpu_ns: u64::try_from(since / 2).unwrap(), memory_working_set_bytes: 3 << 20 };
+        boxed(Ok(vec![PodUsage {
+            namespace: "default".into(),
+            name: "web".into(),
+            at: Timestamp::now(),
+            containers: BTreeMap::from([("main".into(), usage)]),
+        }]))
+    }
+
+    fn images(&self) -> Answer<'_, Vec<Image>> {
+        boxed(Ok(vec![image()]))
+    }
+
+    fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image> {
+        let known = reference == "busybox";
+        async move {
+            progress.send_replace(Progress { phase: Phase::Fetching, layers: Vec::new() });
+            if known { Ok(image()) } else { Err(BackendError::Unavailable("registry: 404".into())) }
+        }
+        .boxed()
+    }
+
+    fn load(&self, mut tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>> {
+        async move {
+            let mut bytes = 0;
+            while let Some(piece) = tar.recv().await {
+                bytes += piece.unwrap().len();
+            }
+            let mut loaded = image();
+            loaded.status.size_bytes = bytes as u64;
+            Ok(vec![loaded])
+        }
+        .boxed()
+    }
+
+    fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>> {
+        boxed(match reference {
+            "busybox" => Ok(vec!["Untagged: busybox:latest".into()]),
+            other => Err(BackendError::NotFound(format!("image {other:?} not found"))),
+        })
+    }
+
+    fn plan(&self, _request: PlanRequest) -> Answer<'_, PlanReport> {
+        boxed(Ok(PlanReport::default()))
+    }
+
+    fn apply(&self, files: Vec<ManifestFile>) -> Answer<'_, ApplyReport> {
+        let causes = files.iter().map(|file| format!("{}:1:1: error: bad", file.path.display())).collect();
+        boxed(Err(BackendError::Invalid { message: "1 problem(s) in the manifests".into(), causes }))
+    }
+
+    fn delete_files(&self, _files: Vec<ManifestFile>) -> Answer<'_, Vec<Deleted>> {
+        boxed(Ok(Vec::new()))
+    }
+
+    fn delete(&self, objects: Vec<ObjectName>) -> Answer<'_, Vec<Deleted>> {
+        boxed(match objects.as_slice() {
+            [object] if object.name == "elsewhere" => {
+                Err(BackendError::Conflict(format!("{object} is defined in /m/a.yaml:3; edit or remove it there")))
+            }
+            objects => {
+                for object in objects {
+                    self.remove(&object.namespace, &object.name);
+                }
+                let file = PathBuf::from("/m/applied/x.yaml");
+                Ok(objects.iter().map(|object| Deleted { object: object.clone(), file: file.clone() }).collect())
+            }
+        })
+    }
+
+    fn restart<'a>(&'a self, pod: &'a NamespacedName) -> Answer<'a, ()> {
+        boxed(match self.pods.get(pod) {
+            Some(_) => Ok(()),
+            None => Err(BackendError::NotFound(format!("pods {:?} not found", pod.name))),
+        })
+    }
+
+    fn drain(&self, _grace: Option<Duration>) -> Answer<'_, Vec<NamespacedName>> {
+        boxed(Ok(vec![NamespacedName::new("default", "web")]))
+    }
+}

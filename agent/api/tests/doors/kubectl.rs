@@ -1,0 +1,75 @@
+//! The real kubectl through a proxy, where it is installed.
+
+use std::process::{Command, Output, Stdio};
+
+use tokio::net::{TcpListener, UnixStream};
+
+use crate::client::House;
+
+/// Carries TCP to the socket, as socat would.
+async fn proxy(house: &House) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let socket = house.socket.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let socket = socket.clone();
+            tokio::spawn(async move {
+                let mut unix = UnixStream::connect(socket).await?;
+                tokio::io::copy_bidirectional(&mut stream, &mut unix).await
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+async fn kubectl(server: &str, home: &std::path::Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new("kubectl");
+    command.env_clear().env("PATH", "/usr/bin:/bin:/usr/local/bin").env("HOME", home);
+    command.args(["-s", server]).args(arguments).stdin(Stdio::null());
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectl_lists_describes_reads_logs_and_runs_commands() {
+    if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
+        eprintln!("SKIPPED: there is no kubectl on this machine");
+        return;
+    }
+    let house = House::open().await;
+    house.fake.put("default", "web", &[("app", "web")], true);
+    house.fake.put("default", "job", &[], false);
+    std::fs::write(house.directory.path().join("0.log"), "2026-01-01T00:00:00Z stdout F hello\n").unwrap();
+    let server = proxy(&house).await;
+    let home = tempfile::tempdir().unwrap();
+    let run = async |arguments: &[&str]| {
+        let output = kubectl(&server, home.path(), arguments).await;
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), out, err)
+    };
+
+    let (code, out, err) = run(&["get", "po"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]);
+    assert_eq!(lines[2][..4], ["web", "1/1", "Running", "0"]);
+
+    let (_, out, err) = run(&["get", "pods", "-l", "app=web", "-o", "name"]).await;
+    assert_eq!(out, "pod/web\n", "{err}");
+    let (_, out, err) = run(&["get", "images.portreeve.dev"]).await;
+    assert!(out.contains("busybox:latest"), "{out}{err}");
+    let (_, out, err) = run(&["describe", "pod", "web"]).await;
+    assert!(out.contains("Name:") && out.contains("busybox"), "{out}{err}");
+    let (_, out, err) = run(&["logs", "web"]).await;
+    assert_eq!(out, "hello\n", "{err}");
+    let (code, _, err) = run(&["exec", "web", "--", "fail", "7"]).await;
+    assert_eq!(code, Some(7), "{err}");
+    assert!(err.contains("it failed"), "{err}");
+    let (code, _, err) = run(&["get", "pod", "none"]).await;
+    assert_eq!((code, err.trim()), (Some(1), "Error from server (NotFound): pods \"none\" not found"));
+    let (_, out, err) = run(&["top", "pods"]).await;
+    assert!(out.contains("web") && out.contains("3Mi"), "{out}{err}");
+    let (_, out, err) = run(&["api-resources"]).await;
+    assert!(out.contains("containers") && out.contains("portreeve.dev/v1alpha1"), "{out}{err}");
+}

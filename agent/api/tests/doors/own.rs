@@ -1,0 +1,94 @@
+//! What is ours, and what pods use.
+
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use crate::client::House;
+
+const OWN: &str = "/apis/portreeve.dev/v1alpha1";
+
+#[tokio::test]
+async fn a_pull_ends_with_its_image_or_its_reason() {
+    let house = House::open().await;
+    let last = async |reference: &str| {
+        let path = format!("{OWN}/images/pull?reference={reference}");
+        let (status, body) = house.send(Method::POST, &path, "*/*", "").await;
+        assert_eq!(status, StatusCode::OK);
+        let text = match body {
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        serde_json::from_str::<serde_json::Value>(text.trim().lines().last().unwrap()).unwrap()
+    };
+    assert_eq!(last("busybox").await["type"], "Done");
+    let failed = last("other").await;
+    assert_eq!((&failed["type"], &failed["message"]), (&json!("Failed"), &json!("registry: 404")));
+}
+
+#[tokio::test]
+async fn a_tar_of_any_size_streams_into_the_store() {
+    let house = House::open().await;
+    let tar = vec![7u8; 40 << 20];
+    let (status, list) = house.send(Method::POST, &format!("{OWN}/images/load"), "*/*", tar).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(list["items"][0]["status"]["sizeBytes"], 40 << 20);
+}
+
+#[tokio::test]
+async fn problems_of_manifests_come_one_by_one() {
+    let house = House::open().await;
+    let body = json!({ "files": [{ "path": "/m/a.yaml", "content": "x" }] }).to_string();
+    let (status, body) = house.send(Method::POST, &format!("{OWN}/apply"), "*/*", body).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(body["reason"], "Invalid");
+    assert_eq!(body["details"]["causes"][0]["message"], "/m/a.yaml:1:1: error: bad");
+}
+
+#[tokio::test]
+async fn a_request_beyond_its_bound_is_refused() {
+    let house = House::open().await;
+    let body = vec![b' '; 17 << 20];
+    let (status, body) = house.send(Method::POST, &format!("{OWN}/plan"), "*/*", body).await;
+    assert_eq!((status.as_u16(), &body["kind"]), (413, &json!("Status")));
+}
+
+#[tokio::test]
+async fn deleting_a_pod_removes_its_file_or_names_the_place_to_edit() {
+    let house = House::open().await;
+    house.fake.put("default", "web", &[], true);
+    house.fake.put("default", "elsewhere", &[], true);
+    let delete = async |name: &str| {
+        house.send(Method::DELETE, &format!("/api/v1/namespaces/default/pods/{name}"), "*/*", "").await
+    };
+    let (status, pod) = delete("web").await;
+    assert_eq!((status.as_u16(), &pod["metadata"]["name"]), (200, &json!("web")));
+    let (status, body) = delete("elsewhere").await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert!(body["message"].as_str().unwrap().contains("/m/a.yaml:3"));
+    assert_eq!(delete("web").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn containers_are_told_of_from_the_status_of_their_pods() {
+    let house = House::open().await;
+    house.fake.put("default", "web", &[], true);
+    let (_, list) = house.get(&format!("{OWN}/namespaces/default/containers")).await;
+    assert_eq!(list["items"][0]["metadata"]["name"], "web/main");
+    assert_eq!(list["items"][0]["status"]["state"], "Running");
+    let (_, none) = house.get(&format!("{OWN}/namespaces/prod/containers")).await;
+    assert_eq!(none["items"], json!([]));
+}
+
+#[tokio::test]
+async fn the_use_of_a_pod_is_a_rate() {
+    let house = House::open().await;
+    house.fake.put("default", "web", &[("app", "web")], true);
+    let path = "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods?labelSelector=app%3Dweb";
+    let (status, list) = house.get(path).await;
+    assert_eq!(status, StatusCode::OK);
+    let usage = &list["items"][0]["containers"][0]["usage"];
+    assert_eq!(usage["memory"], "3072Ki");
+    // The fake uses half a core by its own clock.
+    let cpu: f64 = usage["cpu"].as_str().unwrap().strip_suffix('n').unwrap().parse().unwrap();
+    assert!((0.4e9..0.6e9).contains(&cpu), "{cpu}");
+}
