@@ -23,6 +23,15 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The ledger cannot be used.
+    #[error("reading the ledger")]
+    Ledger(#[from] crate::desired::LedgerError),
+    /// The event ring cannot be used.
+    #[error("reading the events")]
+    Events(#[from] crate::events::EventsError),
+    /// The place for volumes cannot be had.
+    #[error("preparing the volumes")]
+    Volumes(#[from] crate::volumes::VolumeError),
     /// The manifests cannot be watched.
     #[error("watching the manifests")]
     Source(#[from] crate::source::SourceError),
@@ -100,4 +109,16 @@ pub enum NodeError {
     /// The node is shutting down.
     #[error("the node is shutting down")]
     Stopped,
+}
+
+/// An error and everything behind it, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }

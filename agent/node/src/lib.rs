@@ -17,17 +17,39 @@
 //! **Invariant:** killed at any instruction, the next start finds everything again: intent in the
 //! ledger, what runs in the engine.
 
-mod config;
-mod error;
-mod history;
 mod node;
 mod report;
 pub mod source;
+pub mod desired;
+mod supervisor;
+mod worker;
+mod apply;
+mod preview;
+mod runtime;
+mod translate;
+mod volumes;
+mod probes;
+mod pulls;
+mod notes;
+pub mod events;
+pub mod fake;
+mod history;
+mod metrics;
+mod downward;
+mod machine;
+mod clock;
+mod config;
+mod disk;
+mod error;
+mod index;
+mod yaml;
 
+pub use clock::Clock;
 pub use config::NodeConfig;
 pub use error::{NodeError, StartError};
 pub use history::{Change, ChangeKind, History, Listed, NamespacedName, Versions, Watch, WatchError};
 pub use node::{ContainerHandle, Node};
+pub use runtime::{ImageFacts, PullFailure, Runtime};
 pub use report::{
     Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile,
     ObjectChange, ObjectName, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, PodUsage,

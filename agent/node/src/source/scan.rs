@@ -125,7 +125,9 @@ impl Scanner {
 
     /// Looks at what `hints` name, or at everything.
     pub fn scan(&mut self, hints: &Hints, now: Instant) {
-        if hints.rescan || self.unreadable.is_some() || !self.complete {
+        // What lies in a hidden folder (`..data`) is no manifest, but a link may lead there.
+        let hidden = hints.closed.iter().chain(&hints.touched).any(|path| self.is_hidden(path));
+        if hints.rescan || hidden || self.unreadable.is_some() || !self.complete {
             self.list(hints, now);
             return;
         }
@@ -144,6 +146,11 @@ impl Scanner {
             // The last file is gone: only the same directory may say so.
             self.list(&Hints { rescan: true, ..Hints::default() }, now);
         }
+    }
+
+    fn is_hidden(&self, path: &Path) -> bool {
+        path.strip_prefix(&self.directory)
+            .map_or(true, |below| !below.components().all(|part| is_visible(part.as_os_str())))
     }
 
     /// When the next look is due although nothing is reported.

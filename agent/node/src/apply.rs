@@ -1,0 +1,202 @@
+//! `apply` and `delete`: they write and remove files, and the files stay the truth.
+//!
+//! One file per object, `<manifests>/applied/<kind>.<namespace>.<name>.yaml`. What lives in any
+//! other file belongs to whoever edits that file, and is refused with its place.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use portreeve_manifests::{Kind, Object, ObjectKey, Verdict, parse_file};
+
+use crate::desired::Ledger;
+use crate::disk;
+use crate::error::NodeError;
+use crate::report::{Applied, ApplyReport, Deleted, ManifestFile, ObjectName, ProblemReport};
+
+/// Folder of the manifests that belongs to `apply`.
+const FOLDER: &str = "applied";
+
+/// What the given manifests say, in order; of an object given twice the last counts.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    pub(crate) objects: Vec<Object>,
+    pub(crate) refused: Vec<Option<ObjectKey>>,
+    pub(crate) problems: Vec<ProblemReport>,
+}
+
+/// Parses manifests that were handed in.
+pub(crate) fn parse(files: &[ManifestFile]) -> Given {
+    let mut given = Given::default();
+    let mut seen: BTreeMap<ObjectKey, usize> = BTreeMap::new();
+    for file in files {
+        let parsed = parse_file(&file.path, file.content.as_bytes());
+        given.problems.extend(parsed.problems.iter().map(crate::desired::from_parser));
+        for document in parsed.documents {
+            match document.verdict {
+                Verdict::Accepted(object) => {
+                    let key = object.key();
+                    match seen.get(&key).and_then(|index| given.objects.get_mut(*index)) {
+                        Some(former) => *former = object,
+                        None => {
+                            seen.insert(key, given.objects.len());
+                            given.objects.push(object);
+                        }
+                    }
+                }
+                Verdict::Refused { key } => given.refused.push(key),
+                Verdict::Ignored => {}
+            }
+        }
+    }
+    given
+}
+
+/// The file of an applied object.
+pub(crate) fn applied_path(manifests: &Path, key: &ObjectKey) -> PathBuf {
+    let kind = key.kind.as_str().to_ascii_lowercase();
+    manifests.join(FOLDER).join(format!("{kind}.{}.{}.yaml", key.namespace, key.name))
+}
+
+/// Validates and writes.
+pub(crate) fn apply_blocking(
+    manifests: &Path,
+    ledger: &Ledger,
+    files: &[ManifestFile],
+) -> Result<(ApplyReport, Vec<(ObjectKey, String)>), NodeError> {
+    let given = parse(files);
+    let (errors, warnings): (Vec<_>, Vec<_>) =
+        given.problems.into_iter().partition(ProblemReport::is_error);
+    if !errors.is_empty() || !given.refused.is_empty() {
+        return Err(NodeError::Invalid(errors));
+    }
+    for object in &given.objects {
+        let key = object.key();
+        let path = applied_path(manifests, &key);
+        if let Some(record) = ledger.objects.get(&key).filter(|record| record.file != path) {
+            return Err(NodeError::OwnedElsewhere {
+                object: name_of(&key),
+                file: record.file.clone(),
+                line: record.line,
+            });
+        }
+        if let Some((other, record)) =
+            ledger.objects.iter().find(|(other, record)| record.file == path && **other != key)
+        {
+            // Somebody put more into the file; it must not be lost.
+            return Err(NodeError::OwnedElsewhere {
+                object: name_of(other),
+                file: path,
+                line: record.line,
+            });
+        }
+    }
+    let mut report = ApplyReport { applied: Vec::new(), warnings };
+    let mut expected = Vec::new();
+    for object in &given.objects {
+        let key = object.key();
+        let path = applied_path(manifests, &key);
+        let hash = object.content_hash();
+        let known = ledger.objects.get(&key);
+        let unchanged = known.is_some_and(|record| record.hash == hash) && path.exists();
+        if !unchanged {
+            write(&path, object)?;
+        }
+        report.applied.push(Applied {
+            kind: key.kind.to_string(),
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            outcome: match (unchanged, known) {
+                (true, _) => "unchanged",
+                (false, Some(_)) => "configured",
+                (false, None) => "created",
+            }
+            .to_owned(),
+            file: path,
+        });
+        expected.push((key, hash));
+    }
+    Ok((report, expected))
+}
+
+fn write(path: &Path, object: &Object) -> Result<(), NodeError> {
+    let failed = |source| NodeError::Write { path: path.to_owned(), source };
+    let value = match object {
+        Object::Pod(pod) => serde_json::to_value(pod),
+        Object::ConfigMap(map) => serde_json::to_value(map),
+        Object::Secret(secret) => serde_json::to_value(secret),
+    };
+    let text = crate::yaml::document(&value.map_err(|error| failed(io::Error::other(error)))?);
+    if let Some(parent) = path.parent() {
+        disk::ensure_directory(parent, 0o700).map_err(failed)?;
+    }
+    disk::replace_blocking(path, text.as_bytes(), 0o600).map_err(failed)
+}
+
+/// Removes the files of applied objects, all or none.
+pub(crate) fn delete_blocking(
+    manifests: &Path,
+    ledger: &Ledger,
+    objects: &[ObjectName],
+) -> Result<Vec<Deleted>, NodeError> {
+    let mut removals = Vec::new();
+    for object in objects {
+        let key = key_of(object).ok_or_else(|| NodeError::ObjectNotFound(object.clone()))?;
+        let path = applied_path(manifests, &key);
+        match ledger.objects.get(&key) {
+            Some(record) if record.file != path => {
+                return Err(NodeError::OwnedElsewhere {
+                    object: object.clone(),
+                    file: record.file.clone(),
+                    line: record.line,
+                });
+            }
+            Some(_) => {}
+            None if path.exists() => {}
+            None => return Err(NodeError::ObjectNotFound(object.clone())),
+        }
+        let companion = ledger
+            .objects
+            .iter()
+            .find(|(other, record)| record.file == path && **other != key);
+        if let Some((_, record)) = companion {
+            return Err(NodeError::OwnedElsewhere { object: object.clone(), file: path, line: record.line });
+        }
+        removals.push((object.clone(), path));
+    }
+    let mut deleted = Vec::new();
+    for (object, path) in removals {
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(NodeError::Write { path, source });
+            }
+            _ => deleted.push(Deleted { object, file: path }),
+        }
+    }
+    Ok(deleted)
+}
+
+/// The objects that manifests name, also those that are refused for their content.
+pub(crate) fn named(files: &[ManifestFile]) -> Result<Vec<ObjectName>, NodeError> {
+    let given = parse(files);
+    let unnamed = given.refused.iter().any(Option::is_none);
+    let empty = given.objects.is_empty() && given.refused.is_empty();
+    if unnamed || (empty && given.problems.iter().any(ProblemReport::is_error)) {
+        let errors = given.problems.into_iter().filter(ProblemReport::is_error).collect();
+        return Err(NodeError::Invalid(errors));
+    }
+    let keys = given.objects.iter().map(Object::key).chain(given.refused.into_iter().flatten());
+    Ok(keys.map(|key| name_of(&key)).collect())
+}
+
+pub(crate) fn name_of(key: &ObjectKey) -> ObjectName {
+    ObjectName { kind: key.kind.to_string(), namespace: key.namespace.clone(), name: key.name.clone() }
+}
+
+fn key_of(object: &ObjectName) -> Option<ObjectKey> {
+    let kind: Kind = Kind::ALL
+        .into_iter()
+        .find(|kind| kind.as_str().eq_ignore_ascii_case(&object.kind))?;
+    Some(ObjectKey { kind, namespace: object.namespace.clone(), name: object.name.clone() })
+}

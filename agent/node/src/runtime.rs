@@ -1,0 +1,264 @@
+//! The effects that a node has, as a trait: the real engine, or a fake that a test scripts.
+//!
+//! One method per verb of the engine, with the engine's own types; nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use oci_spec::runtime::LinuxResources;
+use portreeve_engine::image::{Credential, ImageRef, ProgressSink};
+use portreeve_engine::{
+    ContainerConfig, ContainerId, ContainerStatus, Engine, EngineError, EngineEvent, ExecOutput,
+    SandboxConfig, SandboxId, SandboxStats, SandboxStatus,
+};
+use tokio::sync::broadcast;
+
+/// An image as the planner and the translation need it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageFacts {
+    /// Digest of its configuration.
+    pub id: String,
+    /// The user of its configuration.
+    pub user: Option<String>,
+    /// The reference as the store knows it.
+    pub reference: String,
+    /// Bytes of its layers.
+    pub size_bytes: u64,
+}
+
+/// Why a pull failed, in the kubelet's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PullFailure {
+    /// `ErrImagePull`, `InvalidImageName`, `RegistryUnavailable`.
+    pub reason: String,
+    /// The error, whole.
+    pub message: String,
+}
+
+/// What the loops need of what is below them.
+pub trait Runtime: Send + Sync + 'static {
+    /// See [`Engine::run_sandbox`].
+    fn run_sandbox(&self, config: SandboxConfig) -> BoxFuture<'_, Result<SandboxId, EngineError>>;
+    /// See [`Engine::stop_sandbox`].
+    fn stop_sandbox<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// See [`Engine::remove_sandbox`].
+    fn remove_sandbox<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// All sandboxes of the node.
+    fn sandboxes(&self) -> Vec<SandboxStatus>;
+    /// One sandbox.
+    fn sandbox(&self, id: &SandboxId) -> Option<SandboxStatus>;
+    /// See [`Engine::annotate_sandbox`].
+    fn annotate_sandbox<'a>(
+        &'a self,
+        id: &'a SandboxId,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+    ) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// See [`Engine::create_container`].
+    fn create_container<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        config: ContainerConfig,
+    ) -> BoxFuture<'a, Result<ContainerId, EngineError>>;
+    /// See [`Engine::start_container`].
+    fn start_container<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// See [`Engine::stop_container`].
+    fn stop_container<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        grace: Duration,
+    ) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// See [`Engine::remove_container`].
+    fn remove_container<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// See [`Engine::update_resources`].
+    fn update_resources<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        resources: &'a LinuxResources,
+    ) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// See [`Engine::update_sandbox_resources`].
+    fn update_sandbox_resources<'a>(
+        &'a self,
+        id: &'a SandboxId,
+        resources: &'a LinuxResources,
+    ) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// All containers of the node.
+    fn containers(&self) -> Vec<ContainerStatus>;
+    /// One container.
+    fn container(&self, id: &ContainerId) -> Option<ContainerStatus>;
+    /// See [`Engine::exec_sync`].
+    fn exec_sync<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+        output_limit: usize,
+    ) -> BoxFuture<'a, Result<ExecOutput, EngineError>>;
+    /// See [`Engine::sandbox_stats`].
+    fn sandbox_stats<'a>(
+        &'a self,
+        id: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<SandboxStats, EngineError>>;
+    /// Everything that happens from now on.
+    fn subscribe(&self) -> broadcast::Receiver<EngineEvent>;
+    /// The image, if it is here; an error if the reference does not parse.
+    ///
+    /// # Errors
+    /// Why the reference is none.
+    fn lookup_image(&self, reference: &str) -> Result<Option<ImageFacts>, String>;
+    /// Pulls an image.
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Vec<Credential>,
+        progress: Option<ProgressSink>,
+    ) -> BoxFuture<'a, Result<ImageFacts, PullFailure>>;
+}
+
+/// The real thing.
+pub(crate) struct EngineRuntime(pub(crate) Arc<Engine>);
+
+impl std::fmt::Debug for EngineRuntime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EngineRuntime")
+    }
+}
+
+fn facts(image: &portreeve_engine::image::Image, reference: &ImageRef) -> ImageFacts {
+    let user = image.config.config().as_ref().and_then(|config| config.user().clone());
+    ImageFacts {
+        id: image.id.to_string(),
+        user: user.filter(|user| !user.is_empty()),
+        reference: reference.to_string(),
+        size_bytes: image.size_bytes,
+    }
+}
+
+impl Runtime for EngineRuntime {
+    fn run_sandbox(&self, config: SandboxConfig) -> BoxFuture<'_, Result<SandboxId, EngineError>> {
+        Box::pin(self.0.run_sandbox(config))
+    }
+
+    fn stop_sandbox<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.stop_sandbox(id))
+    }
+
+    fn remove_sandbox<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.remove_sandbox(id))
+    }
+
+    fn sandboxes(&self) -> Vec<SandboxStatus> {
+        self.0.sandboxes()
+    }
+
+    fn sandbox(&self, id: &SandboxId) -> Option<SandboxStatus> {
+        self.0.sandbox(id)
+    }
+
+    fn annotate_sandbox<'a>(
+        &'a self,
+        id: &'a SandboxId,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.annotate_sandbox(id, labels, annotations))
+    }
+
+    fn create_container<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        config: ContainerConfig,
+    ) -> BoxFuture<'a, Result<ContainerId, EngineError>> {
+        Box::pin(self.0.create_container(sandbox, config))
+    }
+
+    fn start_container<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.start_container(id))
+    }
+
+    fn stop_container<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        grace: Duration,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.stop_container(id, grace))
+    }
+
+    fn remove_container<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.remove_container(id))
+    }
+
+    fn update_resources<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        resources: &'a LinuxResources,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.update_resources(id, resources))
+    }
+
+    fn update_sandbox_resources<'a>(
+        &'a self,
+        id: &'a SandboxId,
+        resources: &'a LinuxResources,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.update_sandbox_resources(id, resources))
+    }
+
+    fn containers(&self) -> Vec<ContainerStatus> {
+        self.0.containers()
+    }
+
+    fn container(&self, id: &ContainerId) -> Option<ContainerStatus> {
+        self.0.container(id)
+    }
+
+    fn exec_sync<'a>(
+        &'a self,
+        id: &'a ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+        output_limit: usize,
+    ) -> BoxFuture<'a, Result<ExecOutput, EngineError>> {
+        Box::pin(self.0.exec_sync(id, command, timeout, output_limit))
+    }
+
+    fn sandbox_stats<'a>(
+        &'a self,
+        id: &'a SandboxId,
+    ) -> BoxFuture<'a, Result<SandboxStats, EngineError>> {
+        Box::pin(self.0.sandbox_stats(id))
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
+        self.0.subscribe()
+    }
+
+    fn lookup_image(&self, reference: &str) -> Result<Option<ImageFacts>, String> {
+        let parsed: ImageRef = reference.parse().map_err(|error| crate::error::chain(&error))?;
+        Ok(self.0.images().lookup(&parsed).map(|image| facts(&image, &parsed)))
+    }
+
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Vec<Credential>,
+        progress: Option<ProgressSink>,
+    ) -> BoxFuture<'a, Result<ImageFacts, PullFailure>> {
+        Box::pin(async move {
+            let parsed: ImageRef = reference.parse().map_err(|error| PullFailure {
+                reason: "InvalidImageName".to_owned(),
+                message: crate::error::chain(&error),
+            })?;
+            match self.0.images().pull(&parsed, &credentials, progress).await {
+                Ok(image) => Ok(facts(&image, &parsed)),
+                Err(error) => Err(PullFailure {
+                    reason: "ErrImagePull".to_owned(),
+                    message: format!("{}; {}", crate::error::chain(&error), error.advice()),
+                }),
+            }
+        })
+    }
+}
