@@ -81,23 +81,31 @@ fn no_archive_reaches_outside_its_root() {
         ("absolute name", |out| Tar::new().file(&format!("{out}/secret"), b"x"), true),
         ("absolute symlink, then through it", |out| Tar::new().symlink("l", out).file("l/secret", b"x"), false),
         ("relative symlink, then through it", |_| Tar::new().symlink("l", "../outside").file("l/secret", b"x"), false),
-        ("symlink of many steps", |_| {
-            Tar::new().dir("d", 0o755).symlink("d/l", "../../../../../../../../../..").file("d/l/etc/x", b"x")
-        }, true),
+        (
+            "symlink of many steps",
+            |_| Tar::new().dir("d", 0o755).symlink("d/l", "../../../../../../../../../..").file("d/l/etc/x", b"x"),
+            true,
+        ),
         ("directory over a symlink", |out| Tar::new().symlink("l", out).dir("l", 0o777).file("l/new", b"x"), true),
-        ("mode through a symlink", |out| {
-            let target = format!("{out}/secret");
-            let mut tar = Tar::new().symlink("l", &target);
-            let header = Tar::header(EntryType::Regular, 0o4777, 0);
-            tar.raw(header, b"l", b"", b"");
-            tar
-        }, true),
+        (
+            "mode through a symlink",
+            |out| {
+                let target = format!("{out}/secret");
+                let mut tar = Tar::new().symlink("l", &target);
+                let header = Tar::header(EntryType::Regular, 0o4777, 0);
+                tar.raw(header, b"l", b"", b"");
+                tar
+            },
+            true,
+        ),
         ("hard link outside", |out| Tar::new().hardlink("h", &format!("{out}/secret")), false),
         ("hard link with parents", |_| Tar::new().hardlink("h", "../outside/secret"), false),
         ("hard link through a symlink", |out| Tar::new().symlink("l", out).hardlink("h", "l/secret"), false),
-        ("hard link to a symlink, then written", |out| {
-            Tar::new().symlink("l", &format!("{out}/secret")).hardlink("h", "l").file("h", b"x")
-        }, true),
+        (
+            "hard link to a symlink, then written",
+            |out| Tar::new().symlink("l", &format!("{out}/secret")).hardlink("h", "l").file("h", b"x"),
+            true,
+        ),
         ("hard link to the root", |_| Tar::new().hardlink("h", "."), false),
         ("hard link to itself", |_| Tar::new().file("h", b"x").hardlink("h", "./h"), false),
         ("whiteout of nothing", |_| Tar::new().file(".wh.", b""), false),
@@ -110,21 +118,33 @@ fn no_archive_reaches_outside_its_root() {
         ("root as a symlink", |out| Tar::new().symlink(".", out), false),
         ("magic link", |_| Tar::new().symlink("l", "/proc/self/root").file("l/etc/x", b"x"), false),
         ("loop of symlinks", |_| Tar::new().symlink("a", "b").symlink("b", "a").file("a/x", b"x"), false),
-        ("NUL in a PAX path", |_| {
-            let mut tar = Tar::new();
-            tar.pax(&[("path", b"a\0/../../outside/x")]);
-            tar.file("x", b"y")
-        }, false),
-        ("parents in a PAX path", |_| {
-            let mut tar = Tar::new();
-            tar.pax(&[("path", b"../outside/x")]);
-            tar.file("x", b"y")
-        }, false),
-        ("parents in a PAX link", |_| {
-            let mut tar = Tar::new();
-            tar.pax(&[("linkpath", b"../outside/secret")]);
-            tar.hardlink("x", "y")
-        }, false),
+        (
+            "NUL in a PAX path",
+            |_| {
+                let mut tar = Tar::new();
+                tar.pax(&[("path", b"a\0/../../outside/x")]);
+                tar.file("x", b"y")
+            },
+            false,
+        ),
+        (
+            "parents in a PAX path",
+            |_| {
+                let mut tar = Tar::new();
+                tar.pax(&[("path", b"../outside/x")]);
+                tar.file("x", b"y")
+            },
+            false,
+        ),
+        (
+            "parents in a PAX link",
+            |_| {
+                let mut tar = Tar::new();
+                tar.pax(&[("linkpath", b"../outside/secret")]);
+                tar.hardlink("x", "y")
+            },
+            false,
+        ),
         ("empty symlink", |_| Tar::new().symlink("l", ""), false),
         ("name of 5000 bytes", |_| Tar::new().file(&"a/".repeat(2500), b""), false),
         ("part of 300 bytes", |_| Tar::new().file(&"a".repeat(300), b""), false),
@@ -276,8 +296,8 @@ fn sparse_files_of_every_format_keep_their_holes() {
     let dir = tempfile::tempdir().unwrap();
     let file = File::create(dir.path().join("sparse")).unwrap();
     use std::os::unix::fs::FileExt;
-    for i in 0..40_u64 {
-        file.write_all_at(&[i as u8 + 1; 4096], i * 1_000_000 / 4096 * 4096).unwrap();
+    for i in 0..40_u8 {
+        file.write_all_at(&[i + 1; 4096], u64::from(i) * 1_000_000 / 4096 * 4096).unwrap();
     }
     file.set_len(60_000_000).unwrap();
     let expect = fs::read(dir.path().join("sparse")).unwrap();
@@ -337,7 +357,16 @@ fn an_overlay_of_the_layers_shows_what_the_image_means() {
         mount_overlay(&snapshot, &target);
         assert_eq!(
             tree(&target),
-            ["big (300000)", "etc/", "etc/added = added", "etc/kept = kept", "opaque/", "opaque/new = new", "tmp/", "tmp/in = x"]
+            [
+                "big (300000)",
+                "etc/",
+                "etc/added = added",
+                "etc/kept = kept",
+                "opaque/",
+                "opaque/new = new",
+                "tmp/",
+                "tmp/in = x"
+            ]
         );
         let mode = |name: &str| fs::metadata(target.join(name)).unwrap().mode() & 0o7777;
         // `tmp` was only implied by the upper layer; its mode is that of the lower one.
@@ -356,7 +385,7 @@ fn a_full_disk_is_said_and_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let flags = nix::mount::MsFlags::empty();
         nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, Some("size=2m")).unwrap();
-        let noise: Vec<u8> = (0..6_000_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let noise: Vec<u8> = (0..6_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[1]).collect();
         let layout = Layout::new(&[Tar::new().file("big", &noise).bytes()], Pack::Gzip);
         let registry = support::Registry::start();
         registry.push(layout.dir.path(), "big", &[]);
@@ -402,7 +431,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_archives_stay_inside(steps in proptest::collection::vec(step(), 1..12)) {
@@ -432,7 +461,7 @@ proptest! {
         for (name, content) in &expect {
             prop_assert_eq!(fs::read(ground.root().join(name)).unwrap(), [*content]);
         }
-        let found = tree(&ground.root()).into_iter().filter(|l| !l.ends_with('/')).count();
+        let found = tree(&ground.root()).into_iter().filter(|l| l.contains(" = ")).count();
         prop_assert_eq!(found, expect.len());
     }
 

@@ -28,7 +28,7 @@ async fn oci_and_docker_images_in_every_compression_unpack_to_the_same_layers() 
         let (sink, progress) = watch::channel(Progress::default());
         let reference = registry.reference(name);
         let image = store.pull(&reference, &[], Some(sink)).await.unwrap();
-        assert_eq!(image.references, [reference.clone()], "{name}");
+        assert_eq!(image.references, std::slice::from_ref(&reference), "{name}");
         assert_eq!(image.layers.len(), 3, "{name}: two layers, and /tmp's mode on top");
         assert_eq!(image.repo_digests.len(), 1);
         let config = image.config.config().as_ref().unwrap();
@@ -129,7 +129,7 @@ async fn an_index_gives_the_image_for_this_machine_and_keeps_its_own_digest() {
 #[tokio::test]
 async fn a_blob_that_was_changed_in_the_registry_never_becomes_an_image() {
     let registry = Registry::start();
-    let other = vec![Tar::new().dir("./", 0o755).file("a", b"evil").bytes()];
+    let other = [Tar::new().dir("./", 0o755).file("a", b"evil").bytes()];
     for (name, what) in [("flip", "flip"), ("swap", "swap"), ("cut", "cut"), ("config", "config")] {
         let layout = Layout::salted(&two_layers(), Pack::Gzip, name);
         registry.push(layout.dir.path(), name, &[]);
@@ -302,12 +302,53 @@ async fn https_wants_a_certificate_that_a_given_authority_signed() {
         let output = Command::new("openssl").args(args).current_dir(dir.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    openssl(&["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2",
-        "-subj", "/CN=test ca", "-addext", "basicConstraints=critical,CA:TRUE"]);
-    openssl(&["req", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "csr.pem", "-subj", "/CN=localhost"]);
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test ca",
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+    ]);
+    openssl(&[
+        "req",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "csr.pem",
+        "-subj",
+        "/CN=localhost",
+    ]);
     fs::write(dir.path().join("ext"), "subjectAltName=DNS:registry.test,IP:127.0.0.1\n").unwrap();
-    openssl(&["x509", "-req", "-in", "csr.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-        "-extfile", "ext", "-out", "cert.pem"]);
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        "csr.pem",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-extfile",
+        "ext",
+        "-out",
+        "cert.pem",
+    ]);
     let registry = Registry::with_tls(Path::new(&path("cert.pem")), Path::new(&path("key.pem")));
     let layout = Layout::new(&two_layers(), Pack::Gzip);
     registry.push(layout.dir.path(), "tls", &[]);
@@ -325,8 +366,23 @@ async fn https_wants_a_certificate_that_a_given_authority_signed() {
     // The certificate does not name this address: signed is not enough.
     assert!(matches!(&error, PullError::CannotConnect { .. }), "{error:?}");
     fs::write(dir.path().join("ext"), format!("subjectAltName=IP:{address},IP:127.0.0.1\n")).unwrap();
-    openssl(&["x509", "-req", "-in", "csr.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-        "-extfile", "ext", "-out", "cert2.pem"]);
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        "csr.pem",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-extfile",
+        "ext",
+        "-out",
+        "cert2.pem",
+    ]);
     let named = Registry::with_tls(Path::new(&path("cert2.pem")), Path::new(&path("key.pem")));
     named.push(layout.dir.path(), "tls", &[]);
     let reference = format!("{address}:{}/tls", named.port).parse().unwrap();

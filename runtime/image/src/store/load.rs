@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::{TryStreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde::Deserialize;
 use sha2::Digest as _;
 
@@ -79,8 +79,16 @@ pub(crate) async fn load(
     let mut images = Vec::new();
     for plan in plans {
         let _lease = inner.catalog.lease(&plan.config.diff_ids);
-        let work: FuturesUnordered<_> = plan.layers.iter().map(|(e, path)| layer(inner, e, path)).collect();
-        let () = work.try_collect().await.map_err(|e| full(inner, e))?;
+        let mut work: FuturesUnordered<_> = plan.layers.iter().map(|(e, path)| layer(inner, e, path)).collect();
+        // All are waited for, so that a failed one leaves none behind that still writes.
+        let mut failure = None;
+        while let Some(placed) = work.next().await {
+            failure = failure.or(placed.err());
+        }
+        drop(work);
+        if let Some(error) = failure {
+            return Err(full(inner, error));
+        }
         let committing = inner.clone();
         let done = blocking(move || commit(&committing, plan, pinned));
         images.push(done.await.map_err(|e| full(inner, e))?);

@@ -131,7 +131,12 @@ impl Store {
     ) -> Result<Image, PullError> {
         let key = (reference.clone(), auth.to_vec());
         let flight = self.inner.flights.join(&key, |progress| {
-            let pull = pull::Pull { inner: self.inner.clone(), reference: reference.clone(), progress };
+            let pull = pull::Pull {
+                inner: self.inner.clone(),
+                reference: reference.clone(),
+                progress,
+                broken_off: tokio_util::sync::CancellationToken::new(),
+            };
             let auth = auth.to_vec();
             async move { pull.run(&auth).await }
         });

@@ -6,8 +6,9 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use futures_util::{StreamExt, TryStreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     credential::Credential,
@@ -37,6 +38,8 @@ pub(crate) struct Pull {
     pub(crate) inner: Arc<Inner>,
     pub(crate) reference: ImageRef,
     pub(crate) progress: watch::Sender<Progress>,
+    /// A layer has failed: the others need not go on.
+    pub(crate) broken_off: CancellationToken,
 }
 
 /// What a reference turned out to be.
@@ -67,13 +70,24 @@ impl Pull {
         config.check_platform(&self.inner.config.platform).map_err(|offered| self.platform(offered))?;
         let _lease = self.inner.catalog.lease(&config.diff_ids);
         self.begin_layers(layers);
-        let work: FuturesUnordered<_> = layers
+        let mut work: FuturesUnordered<_> = layers
             .iter()
             .zip(&config.diff_ids)
             .enumerate()
             .map(|(number, (blob, diff_id))| self.layer(&resolved.session, number, blob, diff_id))
             .collect();
-        let () = work.try_collect().await?;
+        // After the first failure the others are broken off, and waited for: they clean up after themselves.
+        let mut failure = None;
+        while let Some(placed) = work.next().await {
+            if let Err(error) = placed {
+                self.broken_off.cancel();
+                failure = failure.or(Some(error));
+            }
+        }
+        drop(work);
+        if let Some(error) = failure {
+            return Err(error);
+        }
         let image = self.commit(resolved, config_bytes, config).await?;
         self.progress.send_modify(|p| p.phase = Phase::Done);
         Ok(image)
@@ -246,6 +260,9 @@ impl Pull {
         }
         let slot = self.inner.downloads.acquire().await;
         let _slot = slot.map_err(|_| PullError::Interrupted { image: self.reference.to_string() })?;
+        if self.broken_off.is_cancelled() {
+            return Err(PullError::Interrupted { image: self.reference.to_string() });
+        }
         let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
         let inner = self.inner.clone();
@@ -283,7 +300,12 @@ impl Pull {
                 Ok((mut stream, from_beginning)) => {
                     let mut skip = if from_beginning { offset } else { 0 };
                     loop {
-                        match stream.next().await {
+                        let next = tokio::select! {
+                            // cancel-safe: the stream is not used again.
+                            () = self.broken_off.cancelled() => return Ok(()),
+                            next = stream.next() => next,
+                        };
+                        match next {
                             Some(Ok(mut chunk)) => {
                                 let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
                                 chunk.advance(skipped);

@@ -96,12 +96,7 @@ impl Registry {
     /// Where the registry keeps a blob's bytes.
     pub fn blob_file(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
-        self.dir
-            .path()
-            .join("storage/docker/registry/v2/blobs/sha256")
-            .join(&hex[..2])
-            .join(hex)
-            .join("data")
+        self.dir.path().join("storage/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
     /// Pushes a layout with skopeo; `extra` are skopeo's own arguments.

@@ -1,0 +1,341 @@
+//! What the store keeps, gives back and survives.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use portreeve_image::{Config, Image, KeepBlobs, LoadError, SnapshotError, Store, StoreError};
+use support::{Layout, Pack, Tar, pack, store, tree, two_layers};
+
+/// A docker-archive of one image, made by hand.
+fn archive(tars: &[Vec<u8>], name: &str, salt: &str) -> Vec<u8> {
+    let layout = Layout::salted(tars, Pack::Plain, salt);
+    let config = fs::read(layout.dir.path().join("blobs/sha256").join(layout.config.hex())).unwrap();
+    let layers: Vec<String> = (0..tars.len()).map(|i| format!("{i}/layer.tar")).collect();
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": [name], "Layers": layers}]).to_string();
+    // The manifest comes last, as `docker save` has it.
+    let mut tar = Tar::new().file("config.json", &config);
+    for (name, content) in layers.iter().zip(tars) {
+        tar = tar.file(name, content);
+    }
+    tar.file("manifest.json", manifest.as_bytes()).bytes()
+}
+
+async fn load(store: &Store, tars: &[Vec<u8>], name: &str, salt: &str) -> Image {
+    store.load(std::io::Cursor::new(archive(tars, name, salt))).await.unwrap().remove(0)
+}
+
+fn layer_dirs(root: &Path) -> usize {
+    fs::read_dir(root.join("layers")).unwrap().count()
+}
+
+#[tokio::test]
+async fn removing_a_tag_removes_the_image_with_its_last_name_and_the_layers_only_it_has() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let base = Tar::new().dir("./", 0o755).file("base", b"1").bytes();
+    let (one, two) =
+        (Tar::new().dir("./", 0o755).file("one", b"1").bytes(), Tar::new().dir("./", 0o755).file("two", b"22").bytes());
+    let first = load(&store, &[base.clone(), one.clone()], "first:1", "1").await;
+    load(&store, &[base.clone(), one], "first:2", "1").await;
+    let second = load(&store, &[base, two], "second:1", "2").await;
+    assert_eq!(layer_dirs(root.path()), 3);
+    assert_eq!(store.image(&first.id).unwrap().references.len(), 2);
+    let removed = store.remove(&"first:1".parse().unwrap()).unwrap();
+    assert_eq!((removed.untagged.len(), &removed.deleted), (1, &None));
+    let removed = store.remove(&"first:2".parse().unwrap()).unwrap();
+    assert_eq!((removed.deleted, removed.freed_bytes), (Some(first.id.clone()), 1));
+    assert_eq!(layer_dirs(root.path()), 2);
+    assert!(second.layers.iter().all(|l| l.is_dir()), "the shared layer stays");
+    // Absent is removed already.
+    assert_eq!(store.remove(&"first:2".parse().unwrap()).unwrap().untagged.len(), 0);
+    assert_eq!(store.remove_image(&first.id).unwrap().deleted, None);
+    let removed = store.remove_image(&second.id).unwrap();
+    assert_eq!(removed.deleted, Some(second.id));
+    assert_eq!(layer_dirs(root.path()), 0);
+    assert_eq!(fs::read_dir(root.path().join("blobs/sha256")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_a_container_stands_on_is_never_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &two_layers(), "a", "").await;
+    let other = load(&store, &two_layers(), "b", "other").await;
+    let snapshot = store.snapshot("c1", &image).unwrap();
+    let error = store.remove(&"a".parse().unwrap()).unwrap_err();
+    assert!(matches!(&error, StoreError::InUse { container, .. } if container == "c1"), "{error}");
+    assert!(store.remove_image(&image.id).is_err());
+    assert_eq!(store.image(&image.id).unwrap().references.len(), 1, "nothing changed");
+    // The collector asks the snapshots itself, whatever its caller forgot.
+    let freed = store.gc(&BTreeSet::new());
+    assert_eq!(freed.images, std::slice::from_ref(&other.id));
+    assert!(snapshot.lower.iter().all(|l| l.is_dir()));
+    store.remove_snapshot("c1").unwrap();
+    assert!(store.gc(&BTreeSet::from([image.id.clone()])).images.is_empty());
+    let freed = store.gc(&BTreeSet::new());
+    assert_eq!((freed.images, freed.layers), (vec![image.id], 2));
+    assert!(freed.bytes >= 300_000);
+    assert_eq!(layer_dirs(root.path()), 0);
+}
+
+#[tokio::test]
+async fn a_snapshot_carries_the_mode_and_owner_of_the_images_root() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let mut tar = Tar::new();
+    let mut header = Tar::header(tar::EntryType::Directory, 0o1751, 0);
+    header.set_uid(42);
+    header.set_gid(43);
+    tar.raw(header, b"./", b"", b"");
+    let base = tar.file("x", b"").bytes();
+    let silent = Tar::new().file("y", b"").bytes();
+    let image = load(&store, &[base, silent], "a", "").await;
+    let snapshot = store.snapshot("c1", &image).unwrap();
+    let upper = fs::metadata(&snapshot.upper).unwrap();
+    assert_eq!((upper.mode() & 0o7777, upper.uid(), upper.gid()), (0o1751, 42, 43));
+    assert_eq!(fs::metadata(snapshot.upper.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(snapshot.lower, image.layers);
+    assert!(matches!(store.snapshot("c1", &image), Err(SnapshotError::Exists { .. })));
+    assert_eq!(store.snapshots().unwrap(), BTreeSet::from(["c1".to_owned()]));
+    for bad in ["", ".", "..", "../x", "a/b", "a\0b", ".hidden", "a b"] {
+        assert!(matches!(store.snapshot(bad, &image), Err(SnapshotError::Name { .. })), "{bad:?}");
+        assert!(matches!(store.remove_snapshot(bad), Err(SnapshotError::Name { .. })), "{bad:?}");
+    }
+    fs::write(snapshot.upper.join("file"), "x").unwrap();
+    store.remove_snapshot("c1").unwrap();
+    store.remove_snapshot("c1").unwrap();
+    assert!(store.snapshots().unwrap().is_empty());
+    store.remove_image(&image.id).unwrap();
+    assert!(matches!(store.snapshot("c2", &image), Err(SnapshotError::ImageGone { .. })));
+    assert!(store.snapshots().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_image_without_layers_still_has_something_to_stand_on() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &[], "scratch:1", "").await;
+    let snapshot = store.snapshot("c", &image).unwrap();
+    assert_eq!(snapshot.lower.len(), 1);
+    assert!(tree(&snapshot.lower[0]).is_empty());
+}
+
+#[tokio::test]
+async fn a_second_process_and_a_newer_format_are_refused_without_harm() {
+    let root = tempfile::tempdir().unwrap();
+    let first = store(root.path());
+    load(&first, &two_layers(), "a", "").await;
+    assert!(matches!(Store::open(Config::new(root.path())), Err(StoreError::Locked { .. })));
+    drop(first);
+    let index = root.path().join("index.json");
+    let newer = fs::read_to_string(&index).unwrap().replacen("\"version\": 1", "\"version\": 7, \"x\": []", 1);
+    fs::write(&index, &newer).unwrap();
+    fs::create_dir(root.path().join("staging/theirs")).unwrap();
+    let error = Store::open(Config::new(root.path())).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { found: 7, known: 1, .. }), "{error}");
+    assert!(error.to_string().contains("newer version"));
+    assert!(root.path().join("staging/theirs").exists());
+    assert_eq!(fs::read_to_string(&index).unwrap(), newer);
+    assert_eq!(layer_dirs(root.path()), 3);
+    fs::write(&index, "{damaged").unwrap();
+    assert!(matches!(Store::open(Config::new(root.path())), Err(StoreError::Index { .. })));
+    assert_eq!(layer_dirs(root.path()), 3);
+}
+
+#[tokio::test]
+async fn opening_removes_what_a_crash_left_and_drops_what_is_not_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let (whole, broken, lost) = {
+        let store = store(root.path());
+        let whole = load(&store, &two_layers(), "whole", "1").await;
+        let broken = load(&store, &[Tar::new().file("only", b"broken").bytes()], "broken", "2").await;
+        let lost = load(&store, &[Tar::new().file("only", b"lost").bytes()], "lost", "3").await;
+        (whole, broken, lost)
+    };
+    fs::create_dir_all(root.path().join("staging/layer-0/fs/deep")).unwrap();
+    fs::write(root.path().join("staging/file-9"), "half").unwrap();
+    let stray = root.path().join("layers").join("ab".repeat(32));
+    fs::create_dir_all(stray.join("fs")).unwrap();
+    fs::remove_dir_all(broken.layers[0].parent().unwrap()).unwrap();
+    fs::write(root.path().join("blobs/sha256").join(lost.id.digest().hex()), "{}").unwrap();
+    let store = store(root.path());
+    assert_eq!(store.list().iter().map(|i| &i.id).collect::<Vec<_>>(), [&whole.id]);
+    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    assert!(!stray.exists());
+    let again = load(&store, &[Tar::new().file("only", b"broken").bytes()], "broken", "2").await;
+    assert_eq!(tree(&again.layers[0]), ["only = broken"]);
+}
+
+#[tokio::test]
+async fn what_a_power_loss_may_have_taken_is_not_trusted() {
+    let root = tempfile::tempdir().unwrap();
+    {
+        let store = store(root.path());
+        load(&store, &two_layers(), "a", "").await;
+    }
+    let index = root.path().join("index.json");
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    // Closing the store has synced it, so the record no longer depends on the boot.
+    assert!(text["images"][0]["unsynced_boot"].is_null());
+    assert_eq!(store(root.path()).list().len(), 1);
+    text["images"][0]["unsynced_boot"] = "another boot".into();
+    fs::write(&index, text.to_string()).unwrap();
+    for entry in fs::read_dir(root.path().join("layers")).unwrap() {
+        let path = entry.unwrap().path().join("layer.json");
+        if let Ok(layer) = fs::read_to_string(&path) {
+            let mut layer: serde_json::Value = serde_json::from_str(&layer).unwrap();
+            layer["boot"] = "another boot".into();
+            fs::write(&path, layer.to_string()).unwrap();
+        }
+    }
+    assert!(store(root.path()).list().is_empty());
+    assert_eq!(layer_dirs(root.path()), 0);
+}
+
+#[tokio::test]
+async fn bad_archives_say_what_is_wrong_and_leave_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let good = archive(&two_layers(), "a:1", "");
+    let replace = |from: &str, to: &str| {
+        let text = String::from_utf8_lossy(&good).into_owned();
+        assert!(text.contains(from));
+        drop(text);
+        let position = good.windows(from.len()).rposition(|w| w == from.as_bytes()).unwrap();
+        let mut bytes = good.clone();
+        bytes[position..position + from.len()].copy_from_slice(to.as_bytes());
+        bytes
+    };
+    let nothing = Tar::new().file("hello", b"x").bytes();
+    type Check = fn(&LoadError) -> bool;
+    let cases: Vec<(&str, Vec<u8>, Check)> = vec![
+        ("no image", nothing, |e| matches!(e, LoadError::NotAnImage)),
+        ("empty", Vec::new(), |e| matches!(e, LoadError::NotAnImage)),
+        ("rubbish", vec![b'x'; 2000], |e| matches!(e, LoadError::Archive(_))),
+        ("cut", good[..good.len() / 2].to_vec(), |e| matches!(e, LoadError::Archive(_))),
+        ("bad name", replace("\"a:1\"", "\"A:1\""), |e| matches!(e, LoadError::Invalid { .. })),
+        ("missing layer", replace("[\"0/layer", "[\"9/layer"), |e| matches!(e, LoadError::Invalid { .. })),
+        ("changed layer", replace("added", "ADDED"), |e| matches!(e, LoadError::Layer { .. })),
+        ("bz2", b"BZh91AY&SY".to_vec(), |e| matches!(e, LoadError::Archive(_))),
+    ];
+    for (name, bytes, right) in cases {
+        let error = store.load(std::io::Cursor::new(bytes)).await.unwrap_err();
+        assert!(right(&error), "{name}: {error:?}");
+        assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0, "{name}");
+        assert!(store.list().is_empty());
+    }
+    let foreign = support::config_json(&[], "s390x", "");
+    let manifest = r#"[{"Config":"c.json","RepoTags":null,"Layers":[]}]"#;
+    let tar = Tar::new().file("c.json", foreign.as_bytes()).file("manifest.json", manifest.as_bytes()).bytes();
+    let error = store.load(std::io::Cursor::new(tar)).await.unwrap_err();
+    assert!(matches!(&error, LoadError::Platform { offered, .. } if offered == "linux/s390x"), "{error}");
+    // Names that lead out of the archive mean nothing, and nothing outside is read.
+    let outside = r#"[{"Config":"../../../../etc/passwd","RepoTags":null,"Layers":[]}]"#;
+    let tar = Tar::new().symlink("l", "/etc/passwd").file("manifest.json", outside.as_bytes()).bytes();
+    assert!(store.load(std::io::Cursor::new(tar)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_preloaded_image_is_pinned_until_its_file_is_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let preload = root.path().join("preload");
+    fs::create_dir(&preload).unwrap();
+    fs::write(preload.join("good.tar.gz"), pack(&archive(&two_layers(), "app:1", ""), Pack::Gzip)).unwrap();
+    fs::write(preload.join("bad.tar"), "rubbish").unwrap();
+    fs::write(preload.join(".hidden.tar"), "rubbish").unwrap();
+    let config = || Config { preload_dir: Some(preload.clone()), ..Config::new(root.path().join("store")) };
+    let store = Store::open(config()).unwrap();
+    let loaded = store.preload().await;
+    assert_eq!(loaded.len(), 2);
+    let by_name = |name: &str| loaded.iter().find(|p| p.file == preload.join(name)).unwrap();
+    assert!(by_name("bad.tar").result.is_err());
+    assert!(by_name("good.tar.gz").result.as_ref().unwrap()[0].pinned);
+    assert!(store.gc(&BTreeSet::new()).images.is_empty());
+    drop((loaded, store));
+    // The next start reads no unchanged file again; this one could not be read.
+    let store = Store::open(config()).unwrap();
+    let modified = fs::metadata(preload.join("good.tar.gz")).unwrap().modified().unwrap();
+    let length = fs::metadata(preload.join("good.tar.gz")).unwrap().len();
+    fs::write(preload.join("good.tar.gz"), vec![0; usize::try_from(length).unwrap()]).unwrap();
+    File::options().write(true).open(preload.join("good.tar.gz")).unwrap().set_modified(modified).unwrap();
+    assert!(store.preload().await.iter().any(|p| p.result.is_ok()));
+    fs::remove_file(preload.join("good.tar.gz")).unwrap();
+    store.preload().await;
+    assert_eq!(store.gc(&BTreeSet::new()).images.len(), 1);
+}
+
+#[tokio::test]
+async fn an_unreadable_preload_directory_unpins_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let preload = root.path().join("preload");
+    fs::create_dir(&preload).unwrap();
+    fs::write(preload.join("a.tar"), archive(&two_layers(), "app:1", "")).unwrap();
+    let config = Config { preload_dir: Some(preload.clone()), ..Config::new(root.path().join("store")) };
+    let store = Store::open(config).unwrap();
+    store.preload().await;
+    fs::rename(&preload, root.path().join("away")).unwrap();
+    assert!(store.preload().await[0].result.is_err());
+    assert!(store.list()[0].pinned);
+}
+
+#[tokio::test]
+async fn kept_blobs_of_loaded_images_form_what_was_loaded() {
+    for (keep, expect) in [(KeepBlobs::Never, 2), (KeepBlobs::Loaded, 4)] {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(Config { keep_blobs: keep, ..Config::new(root.path()) }).unwrap();
+        load(&store, &two_layers(), "a", "").await;
+        let blobs: Vec<PathBuf> =
+            fs::read_dir(root.path().join("blobs/sha256")).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(blobs.len(), expect, "{keep:?}");
+        for blob in blobs {
+            let digest = portreeve_image::Digest::of(&fs::read(&blob).unwrap());
+            assert_eq!(blob.file_name().unwrap().to_str().unwrap(), digest.hex());
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_counts_shared_layers_once() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &two_layers(), "a", "1").await;
+    load(&store, &two_layers(), "b", "2").await;
+    let usage = store.usage().unwrap();
+    assert_eq!((usage.layers, usage.layer_bytes), (2, image.size_bytes));
+    assert!(usage.capacity_bytes > usage.available_bytes && usage.inodes > 0);
+}
+
+#[tokio::test]
+async fn implied_directories_take_mode_and_owner_from_the_layer_that_says_them() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let dir = |tar: &mut Tar, name: &[u8], mode: u32, uid: u64| {
+        let mut header = Tar::header(tar::EntryType::Directory, mode, 0);
+        header.set_uid(uid);
+        tar.raw(header, name, b"", b"");
+    };
+    let mut base = Tar::new();
+    dir(&mut base, b"a/", 0o700, 5);
+    dir(&mut base, b"a/b/", 0o2770, 6);
+    dir(&mut base, b"gone/", 0o700, 7);
+    dir(&mut base, b"plain/", 0o755, 0);
+    let deep = Tar::new().file("a/b/x", b"").file("gone/x", b"").file("plain/x", b"").bytes();
+    let top = Tar::new().file(".wh.gone", b"").bytes();
+    let image = load(&store, &[base.bytes(), deep, top], "a", "").await;
+    assert_eq!(image.layers.len(), 4);
+    // Only what differs is there; what the top layer deleted does not come back.
+    assert_eq!(tree(&image.layers[0]), ["a/", "a/b/"]);
+    let facts = |name: &str| {
+        let m = fs::metadata(image.layers[0].join(name)).unwrap();
+        (m.mode() & 0o7777, m.uid())
+    };
+    assert_eq!((facts("a"), facts("a/b")), ((0o700, 5), (0o2770, 6)));
+}
