@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn the_default_of_shares_is_the_default_of_weight() {
         let weights: Vec<u64> = [0, 2, 10, 102, 1024, 2048, 10_240, 262_144, u64::MAX].map(weight_of_shares).to_vec();
-        assert_eq!(weights, [1, 1, 4, 17, 100, 174, 607, 10_000, 10_000]);
+        assert_eq!(weights, [1, 1, 4, 17, 100, 174, 639, 10_000, 10_000]);
     }
 
     #[test]

@@ -1,13 +1,20 @@
 //! Seccomp: the default profile and our own compiler from OCI profiles to BPF.
 
+mod compile;
+mod profile;
+mod syscalls;
+
 use oci_spec::runtime::{Arch, LinuxSeccomp};
+use portreeve_sys::seccomp::Instruction;
+
+pub use profile::default_profile;
 
 /// A profile that cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SeccompError {
     /// A field of the profile has a value that cannot be used.
-    #[error("{field}: {reason}")]
+    #[error("linux.seccomp.{field}: {reason}")]
     Field {
         /// Path of the field.
         field: String,
@@ -16,23 +23,43 @@ pub enum SeccompError {
     },
 }
 
-/// The profile that Docker and containerd users know, for a process with these capabilities on this architecture.
-///
-/// `capabilities` are names like `CAP_SYS_ADMIN`; each opens the system calls that are useless without it.
-#[must_use]
-pub fn default_profile(_architecture: Arch, _capabilities: &[&str]) -> LinuxSeccomp {
-    LinuxSeccomp::default()
+impl SeccompError {
+    fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), reason: reason.into() }
+    }
 }
 
-/// A compiled profile.
+/// A compiled profile, ready to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Filter {
-    pub(crate) program: Vec<portreeve_sys::seccomp::Instruction>,
+pub struct Filter {
+    pub(crate) program: Vec<Instruction>,
     pub(crate) flags: u32,
 }
 
 impl Filter {
-    pub(crate) fn compile(_profile: &LinuxSeccomp) -> Result<Self, SeccompError> {
-        Ok(Self { program: vec![portreeve_sys::seccomp::Instruction { code: 6, jump_true: 0, jump_false: 0, operand: 0x7fff_0000 }], flags: 0 })
+    /// Compiles a profile for this machine.
+    ///
+    /// Rules with conditions come before those without, in the order of the profile; the first that matches decides.
+    /// Names that no architecture of the profile knows are ignored. Calls beyond the highest that the profile names
+    /// fail with ENOSYS where the default is not to allow, so that a C library falls back instead of giving up.
+    /// The x32 calls of x86_64 always fail with ENOSYS.
+    ///
+    /// # Errors
+    /// [`SeccompError::Field`] for an argument index above 5, an architecture that this machine cannot run,
+    /// `SCMP_ACT_NOTIFY` (not in this version), or a profile too large for the kernel.
+    pub fn compile(profile: &LinuxSeccomp) -> Result<Self, SeccompError> {
+        compile::compile(profile)
     }
+
+    /// Number of BPF instructions.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.program.len()
+    }
+}
+
+/// The architecture of this program.
+#[must_use]
+pub fn native() -> Arch {
+    if cfg!(target_arch = "aarch64") { Arch::ScmpArchAarch64 } else { Arch::ScmpArchX86_64 }
 }

@@ -3,7 +3,12 @@
 //! Sequential and single-threaded by its own `main`: a container's first process is a clone of this one.
 //! `cargo test -p portreeve-oci --test containers -- WORD` runs the tests whose names contain the word.
 
+mod attacks;
 mod basics;
+mod limits;
+mod privileges;
+mod terminals;
+mod userns;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +21,8 @@ fn main() {
         eprintln!("SKIPPED all container tests: {lack}");
         return;
     }
-    let tests: Vec<Test> = basics::TESTS.to_vec();
+    let suites = [basics::TESTS, privileges::TESTS, attacks::TESTS, limits::TESTS, terminals::TESTS, userns::TESTS];
+    let tests: Vec<Test> = suites.concat();
     let mut failed = Vec::new();
     let mut run = 0;
     for (name, test) in tests {

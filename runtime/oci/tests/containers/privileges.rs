@@ -1,0 +1,147 @@
+//! Users, groups, capabilities, no_new_privs, seccomp, limits of processes, kernel parameters.
+
+use portreeve_oci::seccomp::{default_profile, native};
+use portreeve_sys::process::Exit;
+use serde_json::{Value, json};
+
+use crate::Test;
+use crate::world::{DEFAULT_CAPABILITIES, World};
+
+pub const TESTS: &[Test] = &[
+    ("the_inheritable_set_is_empty_in_run_and_exec", the_inheritable_set_is_empty_in_run_and_exec),
+    ("the_bounding_set_is_what_was_asked_for", the_bounding_set_is_what_was_asked_for),
+    ("ambient_capabilities_reach_a_user_that_is_not_root", ambient_capabilities_reach_a_user_that_is_not_root),
+    ("a_user_has_exactly_its_groups_and_umask", a_user_has_exactly_its_groups_and_umask),
+    ("a_user_that_is_not_root_can_open_its_standard_streams_again", a_user_that_is_not_root_can_open_its_standard_streams_again),
+    ("no_new_privileges_is_set_when_asked_for_only", no_new_privileges_is_set_when_asked_for_only),
+    ("the_default_profile_refuses_unshare_in_run_and_exec", the_default_profile_refuses_unshare_in_run_and_exec),
+    ("a_filter_loads_without_no_new_privileges_too", a_filter_loads_without_no_new_privileges_too),
+    ("resource_limits_are_set_and_cannot_be_raised_without_privilege", resource_limits_are_set_and_cannot_be_raised_without_privilege),
+    ("a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable", a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable),
+    ("a_lower_oom_score_is_set_or_warned_about", a_lower_oom_score_is_set_or_warned_about),
+];
+
+fn status_field(text: &str, name: &str) -> String {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("field").trim().to_owned()
+}
+
+fn the_inheritable_set_is_empty_in_run_and_exec() {
+    let world = World::shell("cat /proc/self/status; echo up; sleep 100");
+    let live = world.start();
+    live.wait_for("up");
+    for text in [live.output(), live.exec("cat /proc/self/status").out] {
+        assert_eq!(status_field(&text, "CapInh"), "0000000000000000");
+        assert_eq!(status_field(&text, "CapAmb"), "0000000000000000");
+        assert_eq!(status_field(&text, "CapEff"), "00000000a80425fb");
+    }
+}
+
+fn the_bounding_set_is_what_was_asked_for() {
+    let world = World::shell("cat /proc/self/status").with(json!({"process": {"capabilities": {
+        "bounding": ["CAP_CHOWN", "CAP_KILL"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN", "CAP_KILL"]}}}));
+    let text = world.run().out;
+    assert_eq!(status_field(&text, "CapBnd"), "0000000000000021");
+    let none = World::shell("cat /proc/self/status").with(json!({"process": {"capabilities": Value::Null}})).run().out;
+    assert_eq!(status_field(&none, "CapBnd"), "0000000000000000");
+    assert_eq!(status_field(&none, "CapEff"), "0000000000000000");
+}
+
+fn ambient_capabilities_reach_a_user_that_is_not_root() {
+    let set = json!(["CAP_NET_BIND_SERVICE"]);
+    let world = World::shell("cat /proc/self/status").with(json!({"process": {"user": {"uid": 1000, "gid": 1000}, "capabilities": {
+        "bounding": set, "effective": set, "permitted": set, "inheritable": set, "ambient": set}}}));
+    assert_eq!(status_field(&world.run().out, "CapEff"), "0000000000000400");
+}
+
+fn a_user_has_exactly_its_groups_and_umask() {
+    let world = World::shell("id -u; id -g; id -G; umask; echo $HOME; cat /proc/self/status")
+        .with(json!({"process": {"user": {"uid": 1000, "gid": 1000, "additionalGids": [7, 3000], "umask": 0o027}}}));
+    let text = world.run().out;
+    let lines: Vec<&str> = text.lines().take(5).collect();
+    assert_eq!(lines, ["1000", "1000", "1000 7 3000", "0027", "/home/web"], "{text}");
+    assert_eq!(status_field(&text, "CapEff"), "0000000000000000");
+    assert_eq!(status_field(&text, "Groups"), "7 3000");
+}
+
+fn a_user_that_is_not_root_can_open_its_standard_streams_again() {
+    use std::io::Read;
+    let world = World::shell("echo through > /dev/stdout").with(json!({"process": {"user": {"uid": 1000, "gid": 1000}}}));
+    let spec = world.typed();
+    let (mut reader, writer) = std::io::pipe().expect("pipe");
+    let second = writer.try_clone().expect("clone");
+    let stdio = portreeve_oci::Stdio::Pipes { stdin: None, stdout: writer.into(), stderr: second.into() };
+    world.create(&spec, stdio).expect("create").start().expect("start");
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("read");
+    assert_eq!(text, "through\n");
+}
+
+fn no_new_privileges_is_set_when_asked_for_only() {
+    for wanted in [true, false] {
+        let world = World::shell("cat /proc/self/status").with(json!({"process": {"noNewPrivileges": wanted}}));
+        assert_eq!(status_field(&world.run().out, "NoNewPrivs"), if wanted { "1" } else { "0" });
+    }
+}
+
+fn profile() -> Value {
+    serde_json::to_value(default_profile(native(), &DEFAULT_CAPABILITIES)).expect("profile")
+}
+
+fn the_default_profile_refuses_unshare_in_run_and_exec() {
+    // With the capability the kernel would allow it: the refusal is the filter's.
+    let mut capabilities = DEFAULT_CAPABILITIES.to_vec();
+    capabilities.push("CAP_SYS_ADMIN");
+    let change = json!({"process": {"capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}}});
+    let script = "unshare -m true && echo allowed; cat /proc/self/status; echo up; sleep 100";
+    let open = World::shell(&script.replace("sleep 100", "true")).with(change.clone());
+    assert!(open.run().out.starts_with("allowed"), "without a profile it works");
+    let world = World::shell(script).with(change).with(json!({"linux": {"seccomp": profile()}}));
+    let live = world.start();
+    live.wait_for("up");
+    for text in [live.output(), live.exec("unshare -m true && echo allowed; cat /proc/self/status").out] {
+        assert!(!text.contains("allowed"), "{text}");
+        assert_eq!(status_field(&text, "Seccomp"), "2");
+    }
+}
+
+fn a_filter_loads_without_no_new_privileges_too() {
+    let world = World::shell("cat /proc/self/status").with(json!({
+        "process": {"noNewPrivileges": false, "user": {"uid": 1000, "gid": 1000}}, "linux": {"seccomp": profile()}}));
+    let text = world.run().out;
+    assert_eq!((status_field(&text, "Seccomp").as_str(), status_field(&text, "NoNewPrivs").as_str()), ("2", "0"));
+}
+
+fn resource_limits_are_set_and_cannot_be_raised_without_privilege() {
+    let limit = |soft: u64, hard: u64| json!({"process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]}});
+    let outcome = World::shell("ulimit -Sn; ulimit -Hn").with(limit(100, 200)).run();
+    assert_eq!(outcome.out, "100\n200\n");
+    let resource = portreeve_sys::capability::get().expect("capabilities").permitted & (1 << 24) != 0;
+    if resource {
+        eprintln!("SKIPPED half of a test: this machine has CAP_SYS_RESOURCE");
+        return;
+    }
+    let words = World::shell("true").with(limit(100, 10_000_000)).refusal();
+    assert!(words.contains("RLIMIT_NOFILE") && words.contains("CAP_SYS_RESOURCE"), "{words}");
+}
+
+fn a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable() {
+    let world = World::shell("cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo 5 > /proc/sys/kernel/shm_rmid_forced")
+        .with(json!({"linux": {"sysctl": {"net.ipv4.ip_unprivileged_port_start": "80"}}}));
+    let outcome = world.run();
+    assert_eq!(outcome.out, "80\n");
+    assert!(outcome.err.contains("Read-only file system"), "{outcome:?}");
+    let words = World::shell("true").with(json!({"linux": {"sysctl": {"../sys/kernel/core_pattern": "|x"}}})).refusal();
+    assert!(words.contains("kernel parameter"), "{words}");
+}
+
+fn a_lower_oom_score_is_set_or_warned_about() {
+    let world = World::shell("cat /proc/self/oom_score_adj").with(json!({"process": {"oomScoreAdj": -500}}));
+    let spec = world.typed();
+    let (stdio, ..) = world.streams();
+    let created = world.create(&spec, stdio).expect("create");
+    let warned = created.warnings.iter().any(|warning| warning.operation.contains("oom_score_adj"));
+    let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", created.pid.as_raw_nonzero())).expect("read");
+    assert!(warned || score.trim() == "-500", "{score} {:?}", created.warnings);
+    let raised = World::shell("cat /proc/self/oom_score_adj").with(json!({"process": {"oomScoreAdj": 700}})).run();
+    assert_eq!((raised.exit, raised.out.as_str()), (Exit::Code(0), "700\n"));
+}

@@ -1,0 +1,74 @@
+//! Terminals.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+
+use portreeve_oci::{ContainerRef, Stdio, WindowSize};
+use portreeve_sys::process::{Exit, wait};
+use portreeve_sys::terminal;
+use serde_json::json;
+
+use crate::Test;
+use crate::world::World;
+
+pub const TESTS: &[Test] = &[
+    ("a_terminal_is_the_containers_own_and_has_its_size", a_terminal_is_the_containers_own_and_has_its_size),
+    ("exec_with_a_terminal_talks_both_ways", exec_with_a_terminal_talks_both_ways),
+    ("a_dev_console_that_is_a_link_does_not_reach_the_host", a_dev_console_that_is_a_link_does_not_reach_the_host),
+];
+
+fn read_all(master: std::os::fd::OwnedFd) -> String {
+    let mut bytes = Vec::new();
+    // The other side's end is EIO on a terminal.
+    let _ = std::fs::File::from(master).read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).replace('\r', "")
+}
+
+fn a_terminal_is_the_containers_own_and_has_its_size() {
+    let world = World::shell("tty; stty size; test -c /dev/console && echo console; stat -c %u $(tty); echo hello > /dev/tty")
+        .with(json!({"process": {"terminal": true, "user": {"uid": 1000, "gid": 1000}}}));
+    let spec = world.typed();
+    let stdio = Stdio::Terminal { size: Some(WindowSize { rows: 41, columns: 123 }) };
+    let (running, starter) = world.create(&spec, stdio).expect("create").split();
+    let master = running.terminal.expect("master");
+    assert_eq!(terminal::size_of(master.as_fd()).expect("size"), (41, 123));
+    starter.start().expect("start");
+    let text = read_all(master);
+    assert_eq!(wait(running.pidfd.as_fd()).expect("wait"), Exit::Code(0), "{text}");
+    assert_eq!(text, "/dev/pts/0\n41 123\nconsole\n1000\nhello\n");
+}
+
+fn exec_with_a_terminal_talks_both_ways() {
+    let world = World::shell("echo up; sleep 100");
+    let live = world.start();
+    live.wait_for("up");
+    let mut process = serde_json::to_value(live.spec.process()).expect("process");
+    process["args"] = json!(["sh", "-c", "read line; echo got $line; exit 4"]);
+    let process = serde_json::from_value(process).expect("process");
+    let container = ContainerRef { pidfd: live.pidfd.as_fd(), spec: &live.spec, cgroup: &world.cgroup };
+    let execed = portreeve_oci::exec(&container, &process, Stdio::Terminal { size: None }).expect("exec");
+    let master = execed.terminal.expect("master");
+    std::fs::File::from(master.try_clone().expect("clone")).write_all(b"words\n").expect("write");
+    let text = read_all(master);
+    assert!(text.contains("got words"), "{text}");
+    assert_eq!(wait(execed.pidfd.as_fd()).expect("wait"), Exit::Code(4));
+}
+
+fn a_dev_console_that_is_a_link_does_not_reach_the_host() {
+    let world = World::shell("ls -l /dev/console").with(json!({"process": {"terminal": true}}));
+    let host = world.path("host-console");
+    std::fs::write(&host, "untouched").expect("write");
+    // Only without a tmpfs over /dev does the image's own /dev count.
+    let mut world = world;
+    let mounts = world.spec["mounts"].as_array_mut().expect("mounts");
+    mounts.retain(|mount| mount["destination"] != "/dev");
+    std::fs::create_dir_all(world.layer().join("dev")).expect("mkdir");
+    std::os::unix::fs::symlink(format!("../../../../../..{}", host.display()), world.layer().join("dev/console")).expect("symlink");
+    let spec = world.typed();
+    let created = world.create(&spec, Stdio::Terminal { size: None });
+    if let Ok(created) = created {
+        let _ = created.start();
+    }
+    assert_eq!(std::fs::read_to_string(&host).expect("read"), "untouched");
+    assert!(!std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo").contains("host-console"));
+}
