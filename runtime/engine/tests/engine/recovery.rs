@@ -1,0 +1,245 @@
+//! Deaths: of the shim, of the agent, at any moment.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use portreeve_engine::{ContainerConfig, ContainerState, Engine, EngineError, EngineEvent, Namespaces, SandboxState};
+
+use crate::world::{World, config, sh, wait_until};
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+pub(crate) async fn a_killed_shim_leaves_no_orphans() {
+    let world = World::new().await;
+    let mut sandbox = world.sandbox();
+    sandbox.namespaces = Namespaces { pid: portreeve_engine::PidNamespace::Pod, ..Namespaces::default() };
+    let pod = world.run(sandbox).await;
+    let ended = world.start(&pod, sh("exit 9")).await;
+    world.engine().wait_container(&ended).await.unwrap();
+    let id = world.start(&pod, sh("sleep 100 & sleep 100")).await;
+    let bystander = world.pod().await;
+    let other = world.start(&bystander, sh("sleep 100")).await;
+    let mut events = world.engine().subscribe();
+    kill(world.engine().sandbox(&pod).unwrap().shim_pid.unwrap());
+    let status = world.engine().wait_container(&id).await.unwrap();
+    assert_eq!(status.exit.unwrap().code, 137);
+    assert!(status.message.contains("shim"), "{}", status.message);
+    loop {
+        if let EngineEvent::SandboxLost { id, reason } = events.recv().await.unwrap() {
+            assert_eq!((id, reason.as_str()), (pod.clone(), "shim died"));
+            break;
+        }
+    }
+    let state = world.engine().sandbox(&pod).unwrap().state;
+    assert_eq!(state, SandboxState::NotReady { reason: "shim died".into() });
+    assert_eq!(world.status(&ended).exit.unwrap().code, 9);
+    assert_eq!(world.status(&other).state, ContainerState::Running);
+    assert!(world.engine().network().attachments().is_empty());
+    let cgroup = world.engine().sandbox(&pod).unwrap().cgroup_parent;
+    wait_until("nothing of it runs", || !world.processes().iter().any(|line| line.contains(pod.as_str()))).await;
+    assert!(portreeve_oci::cgroup::Cgroup::at(&cgroup).unwrap().processes().unwrap().is_empty());
+    world.engine().remove_sandbox(&pod).await.unwrap();
+    assert_eq!(world.engine().sandboxes().len(), 1);
+}
+
+pub(crate) async fn a_new_engine_finds_everything_again() {
+    let mut world = World::new().await;
+    let mut sandbox = world.sandbox();
+    sandbox.namespaces = Namespaces::default();
+    sandbox.annotations = [("applied".to_owned(), "{\"x\": 1}".to_owned())].into();
+    let pod = world.run(sandbox).await;
+    let running = world.start(&pod, sh("trap 'exit 6' USR1; echo up; while :; do sleep 0.01; done")).await;
+    let created = world.create(&pod, sh("echo late")).await;
+    let ended = world.start(&pod, sh("exit 5")).await;
+    world.engine().wait_container(&ended).await.unwrap();
+    let (stopped, second) = (world.pod().await, world.pod().await);
+    world.engine().stop_sandbox(&stopped).await.unwrap();
+    let before = (world.engine().sandboxes(), world.engine().containers());
+
+    world.close().await;
+    assert_eq!(before.0.len(), 3);
+    world.open().await;
+    assert_eq!(world.engine().sandboxes(), before.0);
+    assert_eq!(world.engine().containers(), before.1);
+    // And they still obey.
+    world.engine().start_container(&created).await.unwrap();
+    assert_eq!(world.engine().wait_container(&created).await.unwrap().exit.unwrap().code, 0);
+    let output = world.engine().exec_sync(&running, vec!["echo".into(), "hi".into()], Duration::from_secs(5), 100).await.unwrap();
+    assert_eq!(output.stdout, b"hi\n");
+    world.engine().stop_container(&running, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(world.status(&running).exit.unwrap().code, 6);
+    for pod in [pod, stopped, second] {
+        world.engine().remove_sandbox(&pod).await.unwrap();
+    }
+    wait_until("nothing is left", || world.traces().iter().all(|one| one.ends_with("/burstable"))).await;
+}
+
+pub(crate) async fn an_exit_without_an_agent_is_known_later() {
+    let mut world = World::new().await;
+    let pod = world.pod().await;
+    let lost = world.pod().await;
+    let id = world.start(&pod, sh("sleep 0.3; echo bye; exit 11")).await;
+    let orphan = world.start(&lost, sh("sleep 100")).await;
+    let shim = world.engine().sandbox(&lost).unwrap().shim_pid.unwrap();
+    world.close().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    kill(shim);
+    world.open().await;
+    let status = world.status(&id);
+    assert_eq!((status.state, status.exit.unwrap().code), (ContainerState::Exited, 11));
+    assert!(fs::read_to_string(status.log_path.unwrap()).unwrap().contains("F bye"));
+    assert_eq!(world.status(&orphan).exit.unwrap().code, 137);
+    assert_eq!(world.engine().sandbox(&lost).unwrap().state, SandboxState::NotReady { reason: "shim died".into() });
+    wait_until("the orphan is gone", || world.processes().len() == 1).await;
+}
+
+/// Makes and removes pods until it is killed; in a process of its own.
+pub(crate) async fn victim(directory: PathBuf) {
+    let name = fs::read_to_string(directory.join("name")).expect("name");
+    let engine = Engine::open(config(&directory, &name)).await.expect("engine");
+    let base: portreeve_engine::SandboxConfig =
+        serde_json::from_slice(&fs::read(directory.join("sandbox.json")).expect("file")).expect("json");
+    println!("open");
+    for number in 0.. {
+        let mut sandbox = base.clone();
+        sandbox.cgroup_parent = format!("{}-{number}", base.cgroup_parent);
+        sandbox.metadata.attempt = number;
+        let pod = engine.run_sandbox(sandbox).await.expect("sandbox");
+        for _ in 0..2 {
+            let id = engine.create_container(&pod, sh("echo x; sleep 1000")).await.expect("container");
+            engine.start_container(&id).await.expect("start");
+            if number % 3 == 0 {
+                engine.remove_container(&id).await.expect("remove");
+            }
+        }
+        if number % 2 == 0 {
+            engine.remove_sandbox(&pod).await.expect("remove");
+        }
+    }
+}
+
+pub(crate) async fn an_agent_killed_at_any_moment_leaves_nothing_behind() {
+    let mut world = World::new().await;
+    world.close().await;
+    let mut sandbox = world.sandbox();
+    sandbox.namespaces = Namespaces::default();
+    fs::write(world.path("name"), &world.name).unwrap();
+    fs::write(world.path("sandbox.json"), serde_json::to_vec(&sandbox).unwrap()).unwrap();
+    let seed = u64::from(std::process::id());
+    println!("    seed {seed}");
+    for round in 0..12u64 {
+        let mut agent = Command::new("/proc/self/exe")
+            .arg0("victim-agent")
+            .arg("victim")
+            .arg(world.directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Moments from the very beginning to some pods later.
+        let pause = (seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round * 1_442_695_040_888_963_407) >> 33) % 250;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        world.open().await;
+        let engine = world.engine();
+        for sandbox in engine.sandboxes() {
+            assert_eq!(sandbox.state, SandboxState::Ready, "round {round}");
+        }
+        let running: Vec<_> = engine.containers().into_iter().filter(|one| one.state == ContainerState::Running).collect();
+        for container in &running {
+            assert!(fs::metadata(format!("/proc/{}", container.pid.unwrap())).is_ok());
+        }
+        let sleeping = world.processes().iter().filter(|line| line.contains("sleep 1000")).count();
+        let created = engine.containers().len() - running.len();
+        assert!(sleeping <= 2 * running.len() + created, "round {round}: {sleeping} processes, {} running", running.len());
+        for sandbox in engine.sandboxes() {
+            engine.remove_sandbox(&sandbox.id).await.unwrap();
+        }
+        assert!(engine.network().attachments().is_empty());
+        wait_until("nothing is left", || world.traces().iter().all(|one| one.ends_with("/burstable"))).await;
+        world.close().await;
+    }
+}
+
+pub(crate) async fn half_made_and_foreign_things_are_cleaned() {
+    let mut world = World::new().await;
+    let pod = world.pod().await;
+    let id = world.start(&pod, sh("sleep 100")).await;
+    world.close().await;
+    let foreign = portreeve_oci::cgroup::Cgroup::open_or_create(&format!("/{}/besteffort/podgone/left", world.name)).unwrap();
+    let sandboxes = world.path("run/sandboxes");
+    fs::create_dir_all(sandboxes.join("f".repeat(64)).join("containers")).unwrap();
+    fs::create_dir_all(sandboxes.join("half.removing/shm")).unwrap();
+    let container = sandboxes.join(pod.as_str()).join("containers");
+    fs::create_dir(container.join("e".repeat(64))).unwrap();
+    // A container that was being made: everything is there but the word that it is whole.
+    let record = container.join(id.as_str()).join("container.json");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("\"made\"", "\"making\"")).unwrap();
+    world.open().await;
+    assert!(!foreign.exists());
+    assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(&container).unwrap().count(), 0);
+    assert!(world.engine().containers().is_empty());
+    assert!(world.engine().images().snapshots().unwrap().is_empty());
+    assert_eq!(world.processes().len(), 1, "{:?}", world.processes());
+    world.script(&pod, "true").await;
+}
+
+pub(crate) async fn newer_state_is_refused_and_left_alone() {
+    let mut world = World::new().await;
+    let pod = world.pod().await;
+    let id = world.start(&pod, sh("sleep 100")).await;
+    let pid = world.status(&id).pid.unwrap();
+    world.close().await;
+    // A fixture as a later program would write it: a version and fields that this one does not know.
+    let fixture = include_str!("../fixtures/sandbox-v2.json");
+    let newer = world.path("run/sandboxes").join("a".repeat(64));
+    fs::create_dir(&newer).unwrap();
+    fs::write(newer.join("sandbox.json"), fixture).unwrap();
+    let error = Engine::open(world.config()).await.unwrap_err();
+    assert!(matches!(error, EngineError::NewerState { found: 2, known: 1, .. }), "{error:?}");
+    assert!(error.to_string().contains("version 2"), "{error}");
+    assert_eq!(fs::read_to_string(newer.join("sandbox.json")).unwrap(), fixture);
+    assert!(fs::metadata(format!("/proc/{pid}")).is_ok());
+    // The fixture of today's version is read by every later program.
+    let kept: serde_json::Value = serde_json::from_str(include_str!("../fixtures/sandbox-v1.json")).unwrap();
+    let id = kept["id"].as_str().unwrap().to_owned();
+    fs::remove_dir_all(&newer).unwrap();
+    fs::create_dir(world.path("run/sandboxes").join(&id)).unwrap();
+    fs::write(world.path("run/sandboxes").join(&id).join("sandbox.json"), kept.to_string()).unwrap();
+    world.open().await;
+    let found = world.engine().sandbox(&id.parse().unwrap()).expect("the kept sandbox");
+    assert_eq!(found.state, SandboxState::NotReady { reason: "stopped".into() });
+    assert_eq!(found.metadata.name, "web");
+    world.engine().remove_sandbox(&found.id).await.unwrap();
+    assert_eq!(world.engine().sandboxes().len(), 1);
+}
+
+pub(crate) async fn a_shim_is_small() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    for _ in 0..3 {
+        world.start(&pod, ContainerConfig { stdin: true, ..sh("seq 1 5000; sleep 100") }).await;
+    }
+    let id = world.start(&pod, sh("sleep 100")).await;
+    for _ in 0..5 {
+        world.engine().exec_sync(&id, vec!["true".into()], Duration::from_secs(5), 10).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let shim = world.engine().sandbox(&pod).unwrap().shim_pid.unwrap();
+    let text = fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
+    let of = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    println!("    shim: Pss_Anon {} KiB, Private_Dirty {} KiB, Pss {} KiB", of("Pss_Anon:"), of("Private_Dirty:"), of("Pss:"));
+    // What is dirty is the shim's own; relocations of this unoptimised, position-independent test program included.
+    assert!(of("Pss_Anon:") < 2048, "{text}");
+}
