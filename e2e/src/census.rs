@@ -41,7 +41,10 @@ impl Census {
         let home = world.home().to_string_lossy().into_owned();
         let mut census = Self::default();
         let hierarchies = std::fs::read_dir("/sys/fs/cgroup").expect("a cgroup file system");
-        let roots = hierarchies.flatten().map(|entry| entry.path().join(&name)).chain([Path::new("/sys/fs/cgroup").join(&name)]);
+        let roots = hierarchies
+            .flatten()
+            .map(|entry| entry.path().join(&name))
+            .chain([Path::new("/sys/fs/cgroup").join(&name)]);
         for root in roots.filter(|root| root.is_dir()) {
             census.walk_cgroups(&root);
         }

@@ -16,8 +16,9 @@ pub struct Image {
 
 /// The programs that the busybox image has.
 const APPLETS: [&str; 32] = [
-    "sh", "sleep", "true", "false", "cat", "echo", "ls", "httpd", "wget", "nc", "id", "env", "stat", "touch", "rm", "mkdir",
-    "mount", "ip", "hostname", "ps", "kill", "tail", "head", "grep", "dd", "tar", "date", "seq", "test", "readlink", "mv", "nslookup",
+    "sh", "sleep", "true", "false", "cat", "echo", "ls", "httpd", "wget", "nc", "id", "env", "stat", "touch", "rm",
+    "mkdir", "mount", "ip", "hostname", "ps", "kill", "tail", "head", "grep", "dd", "tar", "date", "seq", "test",
+    "readlink", "mv", "nslookup",
 ];
 
 impl Image {
@@ -63,7 +64,8 @@ impl Image {
     /// When the directory cannot be written.
     #[must_use]
     pub fn archive(directory: &Path, reference: &str, layers: &[Vec<u8>]) -> Self {
-        let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", hex::encode(Sha256::digest(layer)))).collect();
+        let diff_ids: Vec<String> =
+            layers.iter().map(|layer| format!("sha256:{}", hex::encode(Sha256::digest(layer)))).collect();
         let config = serde_json::to_vec(&serde_json::json!({
             "architecture": "amd64",
             "os": "linux",

@@ -12,10 +12,8 @@ use tempfile::TempDir;
 /// When it was not built.
 #[must_use]
 pub fn binary() -> PathBuf {
-    let path = std::env::var_os("PORTREEVE_BIN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/portreeve"),
-        PathBuf::from,
-    );
+    let path = std::env::var_os("PORTREEVE_BIN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/portreeve"), PathBuf::from);
     assert!(path.exists(), "{} is missing: build it with `cargo build --release`", path.display());
     path
 }
@@ -36,7 +34,8 @@ impl World {
     /// Without root, or without `unshare` and `nsenter` of util-linux.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        let home = tempfile::Builder::new().prefix(&format!("prt-e2e-{name}-")).tempdir().expect("a temporary directory");
+        let home =
+            tempfile::Builder::new().prefix(&format!("prt-e2e-{name}-")).tempdir().expect("a temporary directory");
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private", "--"])
             .args(["sh", "-c", "ip link set lo up && echo ready && exec sleep 100000"])

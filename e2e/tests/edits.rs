@@ -39,7 +39,12 @@ fn ids(agent: &Agent<'_>) -> Ids {
         let all = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
         all.iter().find(|c| c["name"] == name).map_or(Value::Null, |c| c["containerID"].clone())
     };
-    Ids { edited: id("edited"), bystander: id("bystander"), ip: pod["status"]["podIP"].clone(), uid: pod["metadata"]["uid"].clone() }
+    Ids {
+        edited: id("edited"),
+        bystander: id("bystander"),
+        ip: pod["status"]["podIP"].clone(),
+        uid: pod["metadata"]["uid"].clone(),
+    }
 }
 
 fn started(world: &World) -> Agent<'_> {
@@ -79,7 +84,10 @@ fn live_edits_restart_nothing() {
     pod["spec"]["containers"][0]["readinessProbe"] = json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
     land(&agent, &pod, |pod| pod["metadata"]["labels"]["tier"] == "two");
     let after = ids(&agent);
-    assert_eq!((before.edited, before.bystander, before.ip, before.uid), (after.edited, after.bystander, after.ip, after.uid));
+    assert_eq!(
+        (before.edited, before.bystander, before.ip, before.uid),
+        (after.edited, after.bystander, after.ip, after.uid)
+    );
 }
 
 #[test]
@@ -134,7 +142,9 @@ fn cpu_and_memory_change_in_place() {
         .iter()
         .filter(|cgroup| cgroup.ends_with(&id))
         .find_map(|cgroup| {
-            ["memory.limit_in_bytes", "memory.max"].iter().find_map(|file| std::fs::read_to_string(cgroup.join(file)).ok())
+            ["memory.limit_in_bytes", "memory.max"]
+                .iter()
+                .find_map(|file| std::fs::read_to_string(cgroup.join(file)).ok())
         })
         .expect("the container's memory cgroup");
     assert_eq!(limit.trim(), (48u64 << 20).to_string());

@@ -1,7 +1,7 @@
 //! What goes wrong in a pod, and what is said about it.
 
-use portreeve_e2e::{Agent, BUSYBOX, Registry, World, skipped_without_root, wait_until};
 use portreeve_e2e::Image;
+use portreeve_e2e::{Agent, BUSYBOX, Registry, World, skipped_without_root, wait_until};
 use serde_json::Value;
 
 fn pod(name: &str, container: &str) -> String {
@@ -69,7 +69,10 @@ fn a_failing_liveness_probe_restarts_the_container_and_readiness_does_not() {
     );
     agent.drop_manifest(
         "unready.yaml",
-        &pod("unready", "command: [sleep, '1000'], readinessProbe: {tcpSocket: {port: 1}, periodSeconds: 1, failureThreshold: 1}"),
+        &pod(
+            "unready",
+            "command: [sleep, '1000'], readinessProbe: {tcpSocket: {port: 1}, periodSeconds: 1, failureThreshold: 1}",
+        ),
     );
     agent.wait_pod("live", "was restarted", |pod| first(pod)["restartCount"].as_u64() >= Some(1));
     let unready = agent.wait_pod("unready", "runs", |pod| pod["status"]["phase"] == "Running");
@@ -120,7 +123,10 @@ fn a_blob_that_is_not_what_its_digest_says_is_never_run() {
     let blob = world.sh(&line).lines().next().expect("a layer blob").to_owned();
     world.sh(&format!("printf X | dd of={blob} bs=1 seek=5000 conv=notrunc status=none"));
     let agent = Agent::start(&world);
-    agent.drop_manifest("broken.yaml", &pod("broken", "command: [sleep, '1000']").replace(BUSYBOX, "127.0.0.1:5000/broken:1"));
+    agent.drop_manifest(
+        "broken.yaml",
+        &pod("broken", "command: [sleep, '1000']").replace(BUSYBOX, "127.0.0.1:5000/broken:1"),
+    );
     let waiting = agent.wait_pod("broken", "refuses the image", |pod| {
         first(pod)["state"]["waiting"]["message"].as_str().is_some_and(|message| message.contains("digest"))
     });
@@ -150,7 +156,10 @@ fn a_killed_shim_leaves_no_orphans_and_its_pod_comes_back() {
     wait_until("the pod was made again", 60, || {
         let pod = agent.pod("a").unwrap_or_default();
         let id = first(&pod)["containerID"].clone();
-        if id.is_string() && id != first(&before)["containerID"] && portreeve_e2e::condition(&pod, "Ready") == Some("True") {
+        if id.is_string()
+            && id != first(&before)["containerID"]
+            && portreeve_e2e::condition(&pod, "Ready") == Some("True")
+        {
             Ok(())
         } else {
             Err(format!("{}", pod["status"]))

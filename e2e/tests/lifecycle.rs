@@ -98,7 +98,10 @@ fn containers_outlive_the_agent_and_keep_their_ids() {
     assert!(!agent.census().contained.is_empty(), "SIGTERM to the agent must leave containers running");
     agent.launch();
     let after = agent.wait_ready("a");
-    assert_eq!(before["status"]["containerStatuses"][0]["containerID"], after["status"]["containerStatuses"][0]["containerID"]);
+    assert_eq!(
+        before["status"]["containerStatuses"][0]["containerID"],
+        after["status"]["containerStatuses"][0]["containerID"]
+    );
     assert_eq!(before["metadata"]["uid"], after["metadata"]["uid"]);
     assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
 }

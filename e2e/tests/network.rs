@@ -88,7 +88,10 @@ fn a_published_port_answers_everywhere_it_should() {
     wait_until("the server listens", 10, || world.fetch(&format!("http://{ip}:8080/")));
     assert_eq!(world.fetch("http://127.0.0.1:18080/").unwrap(), page, "through loopback");
     assert_eq!(world.fetch("http://192.0.2.1:18080/").unwrap(), page, "through the host's own address");
-    let outside = world.command("ip").args(["netns", "exec", "outside", "busybox", "wget", "-qO-", "-T5", "http://192.0.2.1:18080/"]).output();
+    let outside = world
+        .command("ip")
+        .args(["netns", "exec", "outside", "busybox", "wget", "-qO-", "-T5", "http://192.0.2.1:18080/"])
+        .output();
     assert_eq!(String::from_utf8_lossy(&outside.unwrap().stdout), page, "from another machine");
     let from = |pod: &str, url: &str| agent.client(&["exec", pod, "--", "wget", "-qO-", "-T5", url]);
     assert_eq!(from("client", &format!("http://{ip}:8080/")).ok(), page, "from pod to pod");

@@ -72,7 +72,8 @@ fn the_agent_may_be_killed_at_any_moment() {
         let mut observed = BTreeMap::new();
         for pod in &pods {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-            let revision = pod["spec"]["containers"][0]["command"][1].as_str().and_then(|text| text.parse::<u64>().ok());
+            let revision =
+                pod["spec"]["containers"][0]["command"][1].as_str().and_then(|text| text.parse::<u64>().ok());
             if condition(pod, "Ready") == Some("True") {
                 observed.insert(name, revision.unwrap_or(0));
             }

@@ -175,10 +175,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
     }
     let node_name = match settings.node_name {
         Some(name) => name,
-        None => nix::unistd::gethostname()
-            .context("asking for the host name")?
-            .to_string_lossy()
-            .to_lowercase(),
+        None => nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().to_lowercase(),
     };
     Ok(Config {
         manifests: absolute(settings.manifests.unwrap_or_else(|| DEFAULT_MANIFESTS.into()))?,

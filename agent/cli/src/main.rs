@@ -4,12 +4,16 @@
 //! pod, is taken before anything else exists: no async runtime, no thread, no logger. `agent`
 //! is the daemon. Everything else is a client of the agent's socket, or needs no agent at all.
 
+mod agent;
 mod config;
 mod demo;
+mod doctor;
 mod explain;
 mod validate;
+mod verbs;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -17,16 +21,24 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "portreeve", version, about, long_about = None, disable_help_subcommand = true)]
 struct Cli {
+    #[command(flatten)]
+    connection: verbs::Connection,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the agent: make this machine run what the manifests say, and keep it so
+    Agent(agent::AgentArgs),
+    #[command(flatten)]
+    Client(verbs::Verb),
     /// Check manifests: every problem with its place and how to fix it; exit 0 or 1
     Validate(validate::ValidateArgs),
     /// Print what a manifest can say here
     Explain(explain::ExplainArgs),
+    /// Print what this machine offers, and what to do about each lack
+    Doctor(doctor::DoctorArgs),
     /// Run a web page in a throwaway agent on this machine
     Demo(demo::DemoArgs),
     /// Print the completion script of a shell
@@ -58,7 +70,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    // The agent and its clients mean the same directory by the same name.
+    let run = cli.connection.run.clone().or_else(|| std::env::var_os("PORTREEVE_RUN").map(PathBuf::from));
     match cli.command {
+        Command::Agent(args) => agent::run(args, run),
+        Command::Client(verb) => verbs::run(verb, &cli.connection),
+        Command::Doctor(args) => doctor::run(&args, run),
         Command::Validate(args) => validate::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use owo_colors::OwoColorize;
 use portreeve_manifests::{ObjectKey, Position, Problem, Reason, Severity, Verdict, parse_file};
+use portreeve_node::source::is_manifest_name;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ValidateArgs {
@@ -51,7 +52,8 @@ pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The manifests below a directory in the order of their names, or the one file that was named.
+/// The files below a directory that an agent would run, in the order of their names, or the one
+/// file that was named.
 fn manifest_files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let metadata = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
     if !metadata.is_dir() {
@@ -63,13 +65,10 @@ fn manifest_files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
         let entries = std::fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?;
         for entry in entries {
             let path = entry.with_context(|| format!("listing {}", folder.display()))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.starts_with('.') {
-                continue;
-            }
-            if path.is_dir() {
+            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if path.is_dir() && !hidden {
                 folders.push(path);
-            } else if matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml" | "json")) {
+            } else if is_manifest_name(&path) {
                 found.push(path);
             }
         }

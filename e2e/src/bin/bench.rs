@@ -62,7 +62,11 @@ fn machine() -> String {
 }
 
 fn installed(program: &str) -> bool {
-    Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().is_ok_and(|s| s.success())
+    Command::new("sh")
+        .args(["-c", &format!("command -v {program}")])
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
 }
 
 /// A pod that touches `/out/<name>` and sleeps.
@@ -122,7 +126,11 @@ fn ours(settings: &Settings, report: &mut Report) {
         agent.drop_manifest(&format!("m{number}.yaml"), &toucher(&format!("m{number}"), BUSYBOX, &out));
     }
     appeared(&inotify, settings.pods);
-    report.one("portreeve", &format!("{} pods dropped at once to all running, ms", settings.pods), millis(begun.elapsed()));
+    report.one(
+        "portreeve",
+        &format!("{} pods dropped at once to all running, ms", settings.pods),
+        millis(begun.elapsed()),
+    );
     let cpu = Duration::from_nanos((account.nanoseconds() - before) / settings.pods.max(1) as u64);
     report.one("portreeve", "CPU per pod of those, ms", millis(cpu));
     std::thread::sleep(Duration::from_secs(3));
@@ -148,7 +156,11 @@ fn ours(settings: &Settings, report: &mut Report) {
         agent.remove_manifest(&format!("m{number}.yaml"));
     }
     until_no_pod(&agent);
-    report.one("portreeve", &format!("{} pods removed at once to all gone, ms", settings.pods), millis(begun.elapsed()));
+    report.one(
+        "portreeve",
+        &format!("{} pods removed at once to all gone, ms", settings.pods),
+        millis(begun.elapsed()),
+    );
 
     if settings.pull > 0 {
         pull(&world, &agent, settings.pull, report);
@@ -203,7 +215,12 @@ fn podman(settings: &Settings, report: &mut Report) {
     let image = Image::busybox(world.home(), BUSYBOX);
     let podman = |arguments: &[&str]| {
         let mut command = world.command("podman");
-        command.args(["--root", &world.path("podman").to_string_lossy(), "--runroot", &world.path("podman-run").to_string_lossy()]);
+        command.args([
+            "--root",
+            &world.path("podman").to_string_lossy(),
+            "--runroot",
+            &world.path("podman-run").to_string_lossy(),
+        ]);
         let output = command.args(["--cgroup-manager", "cgroupfs"]).args(arguments).output().expect("podman");
         output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
     };
@@ -258,7 +275,10 @@ impl Account {
     }
 
     fn tree_nanoseconds(&self) -> u64 {
-        let top = self.tree.iter().filter(|cgroup| !self.tree.iter().any(|other| other != *cgroup && cgroup.starts_with(other)));
+        let top = self
+            .tree
+            .iter()
+            .filter(|cgroup| !self.tree.iter().any(|other| other != *cgroup && cgroup.starts_with(other)));
         top.filter_map(|cgroup| {
             let v1 = std::fs::read_to_string(cgroup.join("cpuacct.usage")).ok();
             let v1 = v1.and_then(|text| text.trim().parse::<u64>().ok());
@@ -293,7 +313,9 @@ impl Report {
     fn times(&mut self, program: &str, figure: &str, times: &[Duration]) {
         let mut sorted: Vec<f64> = times.iter().copied().map(millis).collect();
         sorted.sort_by(f64::total_cmp);
-        let at = |part: f64| sorted.get(((sorted.len().saturating_sub(1)) as f64 * part).round() as usize).copied().unwrap_or(0.0);
+        let at = |part: f64| {
+            sorted.get(((sorted.len().saturating_sub(1)) as f64 * part).round() as usize).copied().unwrap_or(0.0)
+        };
         let row = BTreeMap::from([("min", at(0.0)), ("p50", at(0.5)), ("p99", at(0.99))]);
         self.rows.push((program.to_owned(), format!("{figure}, ms"), row));
     }
@@ -312,8 +334,11 @@ impl Report {
     }
 
     fn json(&self) -> Value {
-        let rows: Vec<Value> =
-            self.rows.iter().map(|(program, figure, row)| json!({ "program": program, "figure": figure, "values": row })).collect();
+        let rows: Vec<Value> = self
+            .rows
+            .iter()
+            .map(|(program, figure, row)| json!({ "program": program, "figure": figure, "values": row }))
+            .collect();
         json!({ "machine": machine(), "rows": rows })
     }
 }

@@ -104,7 +104,10 @@ impl<'a> Demo<'a> {
         let dropped = Instant::now();
         std::fs::write(self.home.join("manifests/demo.yaml"), manifest(port)).context("writing the manifest")?;
         self.wait("both pods are ready", || self.ready(2))?;
-        println!("Both pods are ready after {} ms. Fetching http://127.0.0.1:{port}/ ...", dropped.elapsed().as_millis());
+        println!(
+            "Both pods are ready after {} ms. Fetching http://127.0.0.1:{port}/ ...",
+            dropped.elapsed().as_millis()
+        );
         let page = fetch(port)?;
         println!("\n    {}\n", page.trim_end());
         if !page.contains(GREETING) {

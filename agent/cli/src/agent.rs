@@ -1,0 +1,244 @@
+//! `portreeve agent`: puts engine, node and doors together, and takes them apart again.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+use nix::fcntl::{Flock, FlockArg};
+use portreeve_api::{Doors, NodeBackend};
+use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
+use portreeve_node::{Node, NodeConfig};
+use portreeve_oci::kernel::{self, Verdict};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogFormat, Settings, resolve};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AgentArgs {
+    /// File with the same settings as keys, in YAML; a flag beats it
+    #[arg(long, value_name = "FILE", env = "PORTREEVE_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+    /// At the end stop every pod and remove whatever this agent made on the machine
+    #[arg(long, hide = true)]
+    ephemeral: bool,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A configuration that cannot be, a machine that lacks something, another agent in the same place.
+pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let config = resolve(args.config.as_deref(), Settings { run, ..args.settings })?;
+    log_to_stderr(&config)?;
+    check_machine()?;
+    private_directory(&config.root)?;
+    private_directory(&config.run)?;
+    // Held until the process ends; the kernel lets go of them whatever ends it.
+    let _root = lock(&config.root)?;
+    let _run = lock(&config.run)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?;
+    runtime.block_on(serve(&config, args.ephemeral))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+
+    let engine = Engine::open(engine_config(config)).await.context("opening the engine")?;
+    let node = Node::start(node_config(config), Arc::clone(&engine)).await.context("starting the node")?;
+    let doors = Doors::bind(&doors_config(config)?).await?;
+    let listen = doors.listen_address();
+    let description = write_description(config, listen)?;
+    info!(
+        node = config.node_name,
+        manifests = %config.manifests.display(),
+        metrics = listen.map(|address| address.to_string()),
+        "the agent is ready"
+    );
+
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(doors.serve(Arc::new(NodeBackend::new(node.clone())), stop.clone()));
+    tokio::select! {
+        // cancel-safe: both signal streams.
+        _ = terminate.recv() => info!("stopping after SIGTERM"),
+        _ = interrupt.recv() => info!("stopping after SIGINT"),
+    }
+    if ephemeral && let Err(error) = node.drain(None).await {
+        warn!(error = %chain(&error), "draining failed");
+    }
+    stop.cancel();
+    served.await.context("closing the doors")?;
+    node.shutdown().await;
+    engine.shutdown().await;
+    remove_if_there(&description)?;
+    if ephemeral {
+        erase(config, &engine).await?;
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn engine_config(config: &Config) -> EngineConfig {
+    let mut network = network::Config::new(config.run.join("network"));
+    network.bridge.clone_from(&config.bridge);
+    network.nft_table.clone_from(&config.nft_table);
+    network.pod_cidr = config.pod_cidr;
+    let mut images = image::Config::new(config.root.join("images"));
+    images.insecure_registries.clone_from(&config.insecure_registries);
+    images.ca_files.clone_from(&config.registry_cas);
+    images.preload_dir.clone_from(&config.preload);
+    EngineConfig {
+        root: config.root.clone(),
+        run: config.run.clone(),
+        cgroup_root: config.cgroup_root.clone(),
+        network,
+        images,
+        log_rotation: LogRotation::default(),
+        executable: None,
+    }
+}
+
+fn node_config(config: &Config) -> NodeConfig {
+    let mut node = NodeConfig::new(&config.node_name, &config.manifests, &config.root, &config.run);
+    node.labels.clone_from(&config.node_labels);
+    node.cgroup_root.clone_from(&config.cgroup_root);
+    node
+}
+
+fn doors_config(config: &Config) -> anyhow::Result<portreeve_api::Config> {
+    let mut doors = portreeve_api::Config::new(config.run.join("portreeve.sock"));
+    doors.listen = Some(config.listen);
+    doors.group = config.socket_group.as_deref().map(group_id).transpose()?;
+    Ok(doors)
+}
+
+fn group_id(name: &str) -> anyhow::Result<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let groups = std::fs::read_to_string("/etc/group").context("reading /etc/group")?;
+    groups
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find_map(|fields| match fields.as_slice() {
+            [group, _, id, ..] if *group == name => id.parse().ok(),
+            _ => None,
+        })
+        .ok_or_else(|| anyhow!("socketGroup: there is no group `{name}` in /etc/group"))
+}
+
+/// Every lack that would make containers fail later is said now, one line each.
+fn check_machine() -> anyhow::Result<()> {
+    let lacks: Vec<_> = kernel::survey().into_iter().filter(|fact| fact.verdict == Verdict::Missing).collect();
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    for fact in &lacks {
+        let advice = fact.advice.as_deref().unwrap_or("");
+        writeln!(std::io::stderr(), "error: {}: {}. {advice}", fact.name, fact.found)?;
+    }
+    bail!("this machine cannot run containers as it is; `portreeve doctor` shows everything that was looked at")
+}
+
+/// Makes a state directory with mode 0700, its parents as usual.
+fn private_directory(path: &Path) -> anyhow::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| format!("making {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
+    let path = directory.join("agent.lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => {
+            anyhow!("another agent uses {}; stop it, or give this one its own --root and --run", directory.display())
+        }
+        other => anyhow!(other).context(format!("locking {}", path.display())),
+    })
+}
+
+/// `<run>/agent.json`: who runs here, for people and for scripts.
+fn write_description(config: &Config, listen: Option<std::net::SocketAddr>) -> anyhow::Result<PathBuf> {
+    let path = config.run.join("agent.json");
+    let beside = config.run.join("agent.json.new");
+    let text = serde_json::to_vec_pretty(&serde_json::json!({
+        "pid": std::process::id(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "listen": listen.map(|address| address.to_string()),
+        "socket": config.run.join("portreeve.sock"),
+        "manifests": config.manifests,
+        "root": config.root,
+        "cgroupRoot": config.cgroup_root,
+        "bridge": config.bridge,
+        "nftTable": config.nft_table,
+    }))?;
+    std::fs::write(&beside, text)
+        .and_then(|()| std::fs::rename(&beside, &path))
+        .with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+fn remove_if_there(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes what an ephemeral agent made outside its directories, then the directories.
+async fn erase(config: &Config, engine: &Arc<Engine>) -> anyhow::Result<()> {
+    engine.erase().await.context("removing bridge, rules and cgroups")?;
+    for directory in [&config.run, &config.root] {
+        std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log).with_context(|| format!("log: `{}` is not a filter", config.log))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => lines.json().init(),
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+    }
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

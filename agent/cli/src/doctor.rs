@@ -1,0 +1,137 @@
+//! `portreeve doctor`: what this machine offers, and what to do about each lack.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use owo_colors::OwoColorize;
+use portreeve_engine::network;
+use portreeve_oci::kernel::{self, Fact, Verdict};
+use serde_json::json;
+
+use crate::config::{Settings, resolve};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// The agent's configuration file
+    #[arg(long, value_name = "FILE", env = "PORTREEVE_CONFIG")]
+    config: Option<PathBuf>,
+    /// How the facts are printed
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// Prints every fact; 1 when containers cannot run here, 0 otherwise.
+///
+/// # Errors
+/// A configuration that cannot be.
+pub(crate) fn run(args: &DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let config = resolve(args.config.as_deref(), Settings { run, ..Settings::default() })?;
+    let mut facts = kernel::survey();
+    let mut network = network::Config::new(config.run.join("network"));
+    network.bridge = config.bridge;
+    network.nft_table = config.nft_table;
+    facts.extend(network_facts(&network::survey(&network)));
+    let mut out = std::io::stdout().lock();
+    match args.output {
+        Output::Json => {
+            let rows: Vec<_> = facts.iter().map(row).collect();
+            writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
+        }
+        Output::Text => {
+            let width = facts.iter().map(|fact| fact.name.len()).max().unwrap_or(0);
+            for fact in &facts {
+                writeln!(out, "{} {:width$}  {}", mark(fact.verdict), fact.name, fact.found)?;
+                if let Some(advice) = &fact.advice {
+                    writeln!(out, "        {:width$}  -> {advice}", "")?;
+                }
+            }
+        }
+    }
+    let fit = facts.iter().all(|fact| fact.verdict != Verdict::Missing);
+    Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn row(fact: &Fact) -> serde_json::Value {
+    json!({ "name": fact.name, "verdict": word(fact.verdict), "found": fact.found, "advice": fact.advice })
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Present => "ok",
+        Verdict::Limited => "limited",
+        Verdict::Missing => "missing",
+    }
+}
+
+fn mark(verdict: Verdict) -> String {
+    let word = format!("{:7}", word(verdict));
+    if !std::io::stdout().is_terminal() {
+        return word;
+    }
+    match verdict {
+        Verdict::Present => word.green().to_string(),
+        Verdict::Limited => word.yellow().to_string(),
+        Verdict::Missing => word.red().to_string(),
+    }
+}
+
+/// What the network crate found, as facts beside the kernel's.
+fn network_facts(survey: &network::Survey) -> Vec<Fact> {
+    let mut facts = vec![
+        fault(
+            "links",
+            "made over netlink",
+            survey.netlink_fault.as_deref(),
+            "pods with a network of their own need it",
+        ),
+        fault(
+            "nftables",
+            "rules are made over netlink",
+            survey.nftables_fault.as_deref(),
+            "load the kernel's nf_tables, nft_nat, nft_masq and nft_fib_ipv4 modules, or use hostNetwork pods only",
+        ),
+        Fact {
+            name: "forwarding",
+            verdict: Verdict::Present,
+            found: match (survey.ip_forward, survey.turned_ip_forward_on) {
+                (true, true) => "on; an agent of ours turned it on".to_owned(),
+                (true, false) => "on".to_owned(),
+                (false, _) => "off; the agent turns net.ipv4.ip_forward on and records that it did".to_owned(),
+            },
+            advice: None,
+        },
+    ];
+    for chain in survey.foreign_drops.iter().filter(|chain| !chain.accepts_our_bridge) {
+        facts.push(Fact {
+            name: "firewall",
+            verdict: if chain.blocks_pods() { Verdict::Limited } else { Verdict::Present },
+            found: chain.to_string(),
+            advice: Some("accept packets that enter or leave through the pods' bridge in that chain".to_owned()),
+        });
+    }
+    if !survey.legacy_iptables.is_empty() {
+        facts.push(Fact {
+            name: "iptables",
+            verdict: Verdict::Limited,
+            found: format!("legacy tables are in use: {}", survey.legacy_iptables.join(" ")),
+            advice: Some("check with iptables-legacy -S FORWARD that nothing drops the pods' packets".to_owned()),
+        });
+    }
+    facts
+}
+
+fn fault(name: &'static str, fine: &str, fault: Option<&str>, advice: &str) -> Fact {
+    match fault {
+        None => Fact { name, verdict: Verdict::Present, found: fine.to_owned(), advice: None },
+        Some(found) => {
+            Fact { name, verdict: Verdict::Limited, found: found.to_owned(), advice: Some(advice.to_owned()) }
+        }
+    }
+}
