@@ -2,16 +2,33 @@
 //!
 //! Source: Kubernetes `pkg/apis/core/v1/defaults.go` and the pod strategy's `PrepareForCreate`.
 
+mod gates;
 mod image;
 mod pod;
 mod resources;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 
+pub(crate) use gates::drop_gated;
 pub(crate) use pod::pod;
 pub(crate) use resources::container_requests;
+
+/// Puts metadata in order: the same owner twice is one owner.
+pub(crate) fn metadata(meta: &mut ObjectMeta) {
+    let Some(owners) = &mut meta.owner_references else {
+        return;
+    };
+    let mut kept = Vec::with_capacity(owners.len());
+    for owner in owners.drain(..) {
+        if !kept.contains(&owner) {
+            kept.push(owner);
+        }
+    }
+    *owners = kept;
+}
 
 /// Fills in a secret: its type, and `stringData` merged over `data`.
 pub(crate) fn secret(secret: &mut Secret) {

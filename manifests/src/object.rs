@@ -128,7 +128,9 @@ impl Object {
             Self::ConfigMap(map) => serde_json::to_value(map),
             Self::Secret(secret) => serde_json::to_value(secret),
         };
-        value.unwrap_or(Value::Null)
+        let mut value = value.unwrap_or(Value::Null);
+        drop_empty_names(&mut value);
+        value
     }
 
     /// A hash of the object's meaning, as 64 hex digits: two texts that declare the same object
@@ -140,6 +142,27 @@ impl Object {
         let mut canonical = String::with_capacity(2048);
         write_canonical(&self.to_json(), &mut canonical);
         hex::encode(Sha256::digest(canonical.as_bytes()))
+    }
+}
+
+/// A reference without a name is printed without it, as the API server does; whatever else has
+/// a name has one that is not empty.
+fn drop_empty_names(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if map.get("name").is_some_and(|name| name == "") {
+                map.remove("name");
+            }
+            for (field, value) in map.iter_mut() {
+                let chosen_keys = matches!(field.as_str(), "labels" | "annotations" | "matchLabels")
+                    || matches!(field.as_str(), "nodeSelector" | "data" | "binaryData");
+                if !chosen_keys {
+                    drop_empty_names(value);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_empty_names),
+        _ => {}
     }
 }
 

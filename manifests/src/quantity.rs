@@ -193,6 +193,21 @@ impl Amount {
         self == whole
     }
 
+    /// Whether the API server takes the value for a whole number: it looks at thousandths in 64
+    /// bits, and a binary value beyond them wraps.
+    pub(crate) fn is_whole_for_the_server(self) -> bool {
+        let milli = self.scaled(-3);
+        match i64::try_from(milli) {
+            Ok(milli) => milli % 1000 == 0,
+            Err(_) if self.form == Form::Binary => {
+                let low = milli & i128::from(u64::MAX);
+                let wrapped = u64::try_from(low).unwrap_or_default().cast_signed();
+                wrapped % 1000 == 0
+            }
+            Err(_) => true,
+        }
+    }
+
     /// The value rounded away from zero to a multiple of `10^scale`, in the same form.
     #[must_use]
     pub fn rounded_up(self, scale: i32) -> Self {

@@ -223,6 +223,7 @@ fn fill_network_volume(volume: &mut Volume) {
         .as_mut()
         .and_then(|it| it.volume_claim_template.as_mut())
     {
+        template.metadata.get_or_insert_default();
         or(&mut template.spec.volume_mode, "Filesystem");
         if let Some(needs) = &mut template.spec.resources {
             resources::round_up(needs.limits.as_mut());

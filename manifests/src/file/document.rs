@@ -86,6 +86,7 @@ fn metadata(object: &mut Object) -> &mut ObjectMeta {
 }
 
 fn fill(object: &mut Object) {
+    defaults::metadata(metadata(object));
     match object {
         Object::Pod(pod) => defaults::pod(pod),
         Object::ConfigMap(_) => {}
@@ -204,6 +205,9 @@ pub(super) fn as_request(
         // The server adds five random characters; these stand for them.
         let kept: String = prefix.chars().take(58).collect();
         meta.name = Some(format!("{kept}xxxxx"));
+    }
+    if let Object::Pod(pod) = &mut object {
+        defaults::drop_gated(pod);
     }
     fill(&mut object);
     let mut found = Findings::new(root);

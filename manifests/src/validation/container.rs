@@ -20,7 +20,6 @@ pub(super) struct Scope<'a> {
     pub(super) grace: i64,
     pub(super) restart_policy: &'a str,
     pub(super) host_users: bool,
-    pub(super) windows: bool,
 }
 
 pub(super) fn containers(

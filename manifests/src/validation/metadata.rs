@@ -46,26 +46,6 @@ pub(super) fn metadata(meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<
         &path.field("finalizers"),
         found,
     );
-    managed_fields(meta, &path.field("managedFields"), found);
-}
-
-fn managed_fields(meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<'_>) {
-    for (index, entry) in meta.managed_fields.iter().flatten().enumerate() {
-        let path = path.index(index);
-        match entry.operation.as_deref() {
-            Some("Apply" | "Update") => {}
-            other => found.invalid(
-                &path.field("operation"),
-                &other.unwrap_or_default(),
-                "must be Apply or Update",
-            ),
-        }
-        if let Some(kind) = given(entry.fields_type.as_ref())
-            && kind != "FieldsV1"
-        {
-            found.invalid(&path.field("fieldsType"), &kind, "must be FieldsV1");
-        }
-    }
 }
 
 /// A text that must pass a check.

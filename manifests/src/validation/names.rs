@@ -197,21 +197,6 @@ pub(super) fn ip(text: &str) -> Check {
     }
 }
 
-/// A name in a fully qualified domain: at least two labels.
-pub(super) fn signer(text: &str) -> Check {
-    let Some((domain, path)) = text.split_once('/') else {
-        return Err("must be a domain, `/` and a path");
-    };
-    if path.is_empty() || subdomain(domain).is_err() || !domain.contains('.') {
-        return Err("must be a fully qualified domain, `/` and a path");
-    }
-    if path.len() <= 571 && subdomain(path).is_ok() || path.split('.').all(is_label_form) {
-        Ok(())
-    } else {
-        Err("must be a fully qualified domain, `/` and a path of lower-case labels")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

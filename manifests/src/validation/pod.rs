@@ -7,7 +7,6 @@ use super::metadata::{check, label};
 use super::{given, hosts, images, metadata, names, resources, scheduling, security, volumes, windows};
 use crate::findings::Findings;
 use crate::path::Path;
-use crate::problem::Reason;
 
 /// Validates a pod.
 pub(crate) fn pod(pod: &Pod, found: &mut Findings<'_>) {
@@ -41,7 +40,6 @@ fn spec(spec: &PodSpec, pod_name: &str, path: &Path<'_>, found: &mut Findings<'_
         grace: spec.termination_grace_period_seconds.unwrap_or(30),
         restart_policy: spec.restart_policy.as_deref().unwrap_or_default(),
         host_users: spec.host_users != Some(false),
-        windows: spec.os.as_ref().is_some_and(|os| os.name == "windows"),
     };
     container::containers(&spec.containers, &scope, &path.field("containers"), found);
     container::init_containers(spec, &scope, &path.field("initContainers"), found);
@@ -195,16 +193,6 @@ fn only_for_pods(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
         found.forbidden(
             &path.field("nodeName"),
             "may not be set while there are schedulingGates",
-        );
-    }
-    if let Some(group) = &spec.scheduling_group
-        && let Some(name) = &group.pod_group_name
-        && let Err(message) = names::subdomain(name)
-    {
-        found.add(
-            &path.field("schedulingGroup").field("podGroupName"),
-            Reason::FieldValueInvalid,
-            format!("{name:?} {message}"),
         );
     }
 }

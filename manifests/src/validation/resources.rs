@@ -70,6 +70,30 @@ fn allows_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
 
+const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+/// Resources that only quotas know.
+fn is_quota(name: &str) -> bool {
+    matches!(
+        name,
+        "pods"
+            | "resourcequotas"
+            | "services"
+            | "replicationcontrollers"
+            | "secrets"
+            | "configmaps"
+            | "persistentvolumeclaims"
+            | "storage"
+            | "requests.storage"
+            | "requests.cpu"
+            | "requests.memory"
+            | "requests.ephemeral-storage"
+            | "limits.cpu"
+            | "limits.memory"
+            | "limits.ephemeral-storage"
+    ) || name.starts_with("requests.hugepages-")
+}
+
 /// Resources that come in whole pieces only.
 fn is_integer(name: &str) -> bool {
     matches!(name, "pods" | "services" | "replicationcontrollers" | "resourcequotas" | "secrets"
@@ -130,7 +154,7 @@ fn one(name: &str, quantity: &Quantity, place: Place, path: &Path<'_>, found: &m
     if value.is_negative() {
         found.invalid(path, &quantity.0, "may not be below zero");
     }
-    if is_integer(name) && !value.is_whole(0) {
+    if is_integer(name) && !value.is_whole_for_the_server() {
         found.invalid(path, &quantity.0, "must be a whole number");
     }
     if let Some(size) = name.strip_prefix("hugepages-")
@@ -149,6 +173,13 @@ fn name_of(name: &str, place: Place, path: &Path<'_>, found: &mut Findings<'_>) 
         return;
     }
     let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage");
+    if !name.contains('/') && !standard && !is_huge_page(name) && !is_quota(name) {
+        found.invalid(path, &name, "is no resource");
+        if let Some(near) = crate::near::nearest(name, STANDARD.into_iter()) {
+            found.fix(format!("did you mean `{near}`?"));
+        }
+        return;
+    }
     match place {
         Place::Pod => {
             if !matches!(name, "cpu" | "memory") && !is_huge_page(name) {
@@ -158,11 +189,6 @@ fn name_of(name: &str, place: Place, path: &Path<'_>, found: &mut Findings<'_>) 
         Place::Container if !name.contains('/') => {
             if !standard && !is_huge_page(name) {
                 found.invalid(path, &name, "is no resource of containers");
-                if let Some(near) =
-                    crate::near::nearest(name, ["cpu", "memory", "ephemeral-storage"].into_iter())
-                {
-                    found.fix(format!("did you mean `{near}`?"));
-                }
             }
         }
         Place::Container => {

@@ -55,19 +55,11 @@ pub(super) fn mounts(
                 "is the path of one of the volumeDevices already",
             );
         }
-        if volume.is_some_and(|volume| volume.image.is_some())
-            && scope.volumes.get(mount.name.as_str()).is_some()
-        {
-            image_mount(mount, &own, found);
-        }
         sub_paths(mount, path, &own, found);
         propagation(mount, container, path, &own, found);
         recursive_read_only(mount, path, &own, found);
     }
 }
-
-/// Since 1.35 a part of an image volume can be mounted; the path must still stay inside.
-fn image_mount(_mount: &VolumeMount, _path: &Path<'_>, _found: &mut Findings<'_>) {}
 
 /// The API server reports these without the mount's index.
 fn sub_paths(mount: &VolumeMount, list: &Path<'_>, own: &Path<'_>, found: &mut Findings<'_>) {

@@ -106,7 +106,7 @@ struct Properties {
 }
 
 /// Nodes nested deeper than this are refused before they cost stack.
-const MAX_DEPTH: usize = 500;
+const MAX_DEPTH: usize = 128;
 
 impl Parser {
     pub(super) fn new(text: &str) -> Self {

@@ -252,12 +252,16 @@ struct Mapping {
 }
 
 impl Mapping {
-    /// Adds a key; when it is there already, says where, and keeps the first.
+    /// Adds a key; when it is there already, says where; the last value counts.
     ///
     /// `1` and `"1"` are the same key here: both become the same text, and Go then keeps one
     /// of the two by chance.
     fn add(&mut self, key: &Rc<str>, key_position: Position, node: Node) -> Option<Position> {
         if let Some(first) = self.seen.get(key) {
+            let known = self.entries.iter_mut().find(|entry| entry.key == *key);
+            if let Some(known) = known {
+                known.node = node;
+            }
             return Some(*first);
         }
         self.seen.insert(Rc::clone(key), key_position);

@@ -64,7 +64,7 @@ struct SimpleKey {
 }
 
 /// Flow and block levels beyond this are refused before they cost stack.
-const MAX_LEVELS: usize = 500;
+const MAX_LEVELS: usize = 128;
 
 /// Makes tokens out of characters.
 #[derive(Debug)]

@@ -3,17 +3,13 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
-    ClusterTrustBundleProjection, KeyToPath, PodCertificateProjection,
-    ServiceAccountTokenProjection, Volume, VolumeProjection,
+    KeyToPath, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 
 use super::files::{downward_items, items, local_path, mode};
 use crate::findings::Findings;
 use crate::path::Path;
 use crate::problem::Reason;
-use crate::validation::metadata::{check, selector};
-use crate::validation::names;
-use crate::validation::pod::choice;
 
 pub(super) fn projected(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(source) = &volume.projected else {
@@ -99,16 +95,9 @@ fn one<'a>(
         sources += 1;
         service_account_token(token, &path.field("serviceAccountToken"), whole, found);
     }
-    if let Some(bundle) = &source.cluster_trust_bundle {
-        sources += 1;
-        let own = path.field("clusterTrustBundle");
-        trust_bundle(bundle, &own, found);
-        take(&bundle.path, paths, whole, &own, found);
-    }
-    if let Some(certificate) = &source.pod_certificate {
-        sources += 1;
-        pod_certificate(certificate, &path.field("podCertificate"), found);
-    }
+    // Neither is supported by any gate that is on, nor by this version: see `support`.
+    sources += usize::from(source.cluster_trust_bundle.is_some());
+    sources += usize::from(source.pod_certificate.is_some());
     if sources > 1 {
         found.forbidden(path, "a source has only one kind");
     }
@@ -138,88 +127,5 @@ fn service_account_token(
     }
     for finding in found.list.iter_mut().skip(before) {
         finding.field = whole.field("path").to_string();
-    }
-}
-
-fn trust_bundle(
-    bundle: &ClusterTrustBundleProjection,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
-    match (&bundle.name, &bundle.signer_name) {
-        (Some(_), Some(_)) => found.add(
-            path,
-            Reason::FieldValueInvalid,
-            "has either name or signerName",
-        ),
-        (Some(name), None) => {
-            let own = path.field("name");
-            if name.is_empty() {
-                found.required(&own, "a name is required");
-            }
-            let last = name.rsplit(':').next().unwrap_or_default();
-            check(last, names::subdomain, &own, found);
-            if bundle.label_selector.is_some() {
-                found.add(
-                    &path.field("labelSelector"),
-                    Reason::FieldValueInvalid,
-                    "may not be given beside name",
-                );
-            }
-        }
-        (None, Some(signer)) => {
-            let own = path.field("signerName");
-            if signer.is_empty() {
-                found.required(&own, "a signerName is required");
-            }
-            check(signer, names::signer, &own, found);
-            selector(
-                bundle.label_selector.as_ref(),
-                &path.field("labelSelector"),
-                found,
-            );
-        }
-        (None, None) => found.required(path, "needs name or signerName"),
-    }
-    let own = path.field("path");
-    if bundle.path.is_empty() {
-        found.required(&own, "a path is required");
-    }
-    local_path(&bundle.path, &own, found);
-}
-
-fn pod_certificate(
-    certificate: &PodCertificateProjection,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
-    const KEYS: [&str; 6] = [
-        "RSA3072",
-        "RSA4096",
-        "ECDSAP256",
-        "ECDSAP384",
-        "ECDSAP521",
-        "ED25519",
-    ];
-    check(
-        &certificate.signer_name,
-        names::signer,
-        &path.field("signerName"),
-        found,
-    );
-    choice(
-        Some(&certificate.key_type),
-        &KEYS,
-        &path.field("keyType"),
-        found,
-    );
-    for (field, file) in [
-        ("credentialBundlePath", &certificate.credential_bundle_path),
-        ("keyPath", &certificate.key_path),
-        ("certificateChainPath", &certificate.certificate_chain_path),
-    ] {
-        if let Some(file) = file {
-            local_path(file, &path.field(field), found);
-        }
     }
 }

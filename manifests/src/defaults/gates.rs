@@ -1,0 +1,34 @@
+//! Fields behind feature gates that are off by default: the API server removes them silently.
+
+use k8s_openapi::api::core::v1::{Container, Lifecycle, Pod};
+
+/// Removes what a server with default gates would remove; it still validates the rest.
+pub(crate) fn drop_gated(pod: &mut Pod) {
+    let Some(spec) = &mut pod.spec else { return };
+    spec.scheduling_group = None;
+    let containers = spec
+        .containers
+        .iter_mut()
+        .chain(spec.init_containers.iter_mut().flatten());
+    for container in containers {
+        stop_signal(container);
+    }
+    let projected = spec
+        .volumes
+        .iter_mut()
+        .flatten()
+        .filter_map(|volume| volume.projected.as_mut());
+    for source in projected.flat_map(|it| it.sources.iter_mut().flatten()) {
+        source.cluster_trust_bundle = None;
+        source.pod_certificate = None;
+    }
+}
+
+fn stop_signal(container: &mut Container) {
+    if let Some(lifecycle) = &mut container.lifecycle
+        && lifecycle.stop_signal.take().is_some()
+        && *lifecycle == Lifecycle::default()
+    {
+        container.lifecycle = None;
+    }
+}

@@ -1,0 +1,451 @@
+//! The rows: every field of the kinds that run here, and what becomes of it.
+
+use super::Support::{self, Error, Supported, Warning};
+use crate::object::Kind;
+use crate::path::Path;
+use crate::yaml::{Node, Value};
+
+/// Which values of a field a row is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum When {
+    /// Any that says something.
+    Given,
+    /// `true`.
+    True,
+    /// None of these.
+    Not(&'static [&'static str]),
+    /// A text or key that begins so; the row's path ends in `{}` then.
+    Key(fn(&str) -> bool),
+    /// Decided by the node itself.
+    Node(fn(&Node) -> bool),
+}
+
+/// One row.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) kind: Option<Kind>,
+    pub(super) path: &'static str,
+    pub(super) when: When,
+    pub(super) support: Support,
+    /// What the condition is, in words, for the printed table.
+    condition: &'static str,
+    /// What to do instead.
+    pub(super) hint: &'static str,
+}
+
+impl When {
+    pub(super) fn holds(self, node: &Node) -> bool {
+        match self {
+            Self::Given => says_something(node),
+            Self::True => node.value == Value::Bool(true),
+            Self::Not(allowed) => node
+                .text()
+                .is_some_and(|text| !text.is_empty() && !allowed.contains(&text)),
+            Self::Key(test) => match &node.value {
+                Value::Map(entries) => entries.iter().any(|entry| test(&entry.key)),
+                _ => false,
+            },
+            Self::Node(test) => test(node),
+        }
+    }
+}
+
+fn says_something(node: &Node) -> bool {
+    match &node.value {
+        Value::Null => false,
+        Value::Text(text) => !text.is_empty(),
+        Value::List(items) => !items.is_empty(),
+        Value::Bool(_)
+        | Value::Integer(_)
+        | Value::Unsigned(_)
+        | Value::Huge(_)
+        | Value::Float(_)
+        | Value::Map(_) => true,
+    }
+}
+
+impl Row {
+    pub(super) fn applies_to(&self, kind: Kind) -> bool {
+        self.kind.is_none_or(|own| own == kind)
+    }
+
+    pub(super) fn subject(&self) -> String {
+        match self.kind {
+            Some(kind) => format!("{kind}.{}", self.path),
+            None => self.path.to_owned(),
+        }
+    }
+
+    pub(super) fn note(&self) -> String {
+        match (self.condition, self.hint) {
+            ("", hint) => hint.to_owned(),
+            (condition, "") => condition.to_owned(),
+            (condition, hint) => format!("{condition}; {hint}"),
+        }
+    }
+
+    /// What a message is about: the field's name, with the condition when there is one.
+    pub(super) fn what(&self, path: &Path<'_>) -> String {
+        let full = path.to_string();
+        let name = full.rsplit('.').next().unwrap_or_default();
+        match self.condition {
+            "" => format!("`{name}`"),
+            condition => format!("`{name}` ({condition})"),
+        }
+    }
+}
+
+const fn pod(path: &'static str, when: When, support: Support) -> Row {
+    Row {
+        kind: Some(Kind::Pod),
+        path,
+        when,
+        support,
+        condition: "",
+        hint: "",
+    }
+}
+
+const fn yes(path: &'static str) -> Row {
+    pod(path, When::Given, Supported)
+}
+
+const fn no(path: &'static str, hint: &'static str) -> Row {
+    Row {
+        hint,
+        ..pod(path, When::Given, Error)
+    }
+}
+
+const fn idle(path: &'static str, hint: &'static str) -> Row {
+    Row {
+        hint,
+        ..pod(path, When::Given, Warning)
+    }
+}
+
+const fn meta(path: &'static str, support: Support, hint: &'static str) -> Row {
+    Row {
+        kind: None,
+        hint,
+        ..pod(path, When::Given, support)
+    }
+}
+
+impl Row {
+    const fn when(self, when: When, condition: &'static str) -> Self {
+        Self {
+            when,
+            condition,
+            ..self
+        }
+    }
+
+    const fn noted(self, condition: &'static str) -> Self {
+        Self { condition, ..self }
+    }
+
+    const fn of(self, kind: Kind) -> Self {
+        Self {
+            kind: Some(kind),
+            ..self
+        }
+    }
+}
+
+const SERVER: &str = "an API server writes this; remove it";
+const VOLUME: &str = "mount it on the host and use a hostPath volume";
+const CONFINED: &str = "remove it; only Unconfined is done here, seccomp and capabilities confine";
+
+fn is_uuid(node: &Node) -> bool {
+    let Some(text) = node.text() else { return false };
+    let bytes = text.as_bytes();
+    let good = bytes.len() == 36
+        && bytes.iter().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        });
+    !text.is_empty() && !good
+}
+
+fn generates_the_name(node: &Node) -> bool {
+    node.get("generateName").is_some_and(says_something)
+        && !node.get("name").is_some_and(says_something)
+}
+
+fn is_sctp_on_the_host(node: &Node) -> bool {
+    let sctp = node.get("protocol").and_then(Node::text) == Some("SCTP");
+    let on_host = node.get("hostPort").is_some_and(|port| {
+        says_something(port) && port.value != Value::Integer(0)
+    });
+    sctp && on_host
+}
+
+fn is_ipv6(node: &Node) -> bool {
+    node.text().is_some_and(|text| text.contains(':'))
+}
+
+fn is_bounded_disk(node: &Node) -> bool {
+    let memory = node.get("medium").and_then(Node::text) == Some("Memory");
+    !memory && node.get("sizeLimit").is_some_and(says_something)
+}
+
+fn is_unknown_signal(node: &Node) -> bool {
+    const NAMES: [&str; 31] = [
+        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT",
+        "KILL", "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM",
+        "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM",
+    ];
+    const MORE: [&str; 4] = ["WINCH", "XCPU", "XFSZ", "RTMAX"];
+    let Some(text) = node.text() else { return false };
+    let Some(name) = text.strip_prefix("SIG") else {
+        return true;
+    };
+    let real_time = |rest: &str, sign: &str| {
+        rest.is_empty()
+            || rest
+                .strip_prefix(sign)
+                .and_then(|count| count.parse::<u8>().ok())
+                .is_some_and(|count| (1..=15).contains(&count))
+    };
+    let known = NAMES.contains(&name)
+        || MORE.contains(&name)
+        || name.strip_prefix("RTMIN").is_some_and(|rest| real_time(rest, "+"))
+        || name.strip_prefix("RTMAX").is_some_and(|rest| real_time(rest, "-"));
+    !known
+}
+
+fn is_extended(name: &str) -> bool {
+    name.contains('/')
+}
+
+fn is_huge_pages(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+fn asks_for_apparmor(node: &Node) -> bool {
+    const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
+    let Value::Map(entries) = &node.value else {
+        return false;
+    };
+    entries.iter().any(|entry| {
+        entry.key.starts_with(PREFIX)
+            && entry.node.text().is_some_and(|text| !matches!(text, "" | "unconfined"))
+    })
+}
+
+fn has_old_seccomp(name: &str) -> bool {
+    name.starts_with("seccomp.security.alpha.kubernetes.io/")
+        || name.starts_with("container.seccomp.security.alpha.kubernetes.io/")
+}
+
+fn is_sleepless(node: &Node) -> bool {
+    node.get("tcpSocket").is_some_and(says_something)
+}
+
+/// Every row, in the order of the printed table.
+#[rustfmt::skip]
+pub(super) static ROWS: &[Row] = &[
+    // Metadata, of every kind.
+    meta("metadata", Error, "a file's object needs a name of its own: set `name`")
+        .when(When::Node(generates_the_name), "generateName without name"),
+    meta("metadata.name", Supported, ""),
+    meta("metadata.namespace", Supported, "`default` when it is missing"),
+    meta("metadata.labels", Supported, ""),
+    meta("metadata.annotations", Supported, ""),
+    meta("metadata.annotations", Error, CONFINED)
+        .when(When::Node(asks_for_apparmor), "AppArmor profiles").of(Kind::Pod),
+    meta("metadata.annotations", Warning, "use `securityContext.seccompProfile`")
+        .when(When::Key(has_old_seccomp), "seccomp profiles; Kubernetes ignores them since 1.27").of(Kind::Pod),
+    meta("metadata.uid", Supported, ""),
+    meta("metadata.uid", Error, "remove it, and the object gets one")
+        .when(When::Node(is_uuid), "a uid that is no UUID"),
+    meta("metadata.generateName", Warning, "the name is taken as it is"),
+    meta("metadata.finalizers", Warning, "removing the file removes the object"),
+    meta("metadata.ownerReferences", Warning, "removing the file removes the object"),
+    meta("metadata.creationTimestamp", Warning, SERVER),
+    meta("metadata.deletionTimestamp", Warning, SERVER),
+    meta("metadata.deletionGracePeriodSeconds", Warning, SERVER),
+    meta("metadata.generation", Warning, SERVER),
+    meta("metadata.managedFields", Warning, SERVER),
+    meta("metadata.resourceVersion", Warning, SERVER),
+    meta("metadata.selfLink", Warning, SERVER),
+
+    // ConfigMap and Secret.
+    yes("data").of(Kind::ConfigMap),
+    yes("binaryData").of(Kind::ConfigMap),
+    idle("immutable", "an edit of the file counts").of(Kind::ConfigMap).when(When::True, ""),
+    yes("data").of(Kind::Secret),
+    yes("stringData").of(Kind::Secret),
+    yes("type").of(Kind::Secret),
+    idle("immutable", "an edit of the file counts").of(Kind::Secret).when(When::True, ""),
+
+    // The pod.
+    idle("status", SERVER),
+    yes("spec.containers"),
+    yes("spec.initContainers"),
+    no("spec.ephemeralContainers", "use `portreeve exec`"),
+    yes("spec.volumes"),
+    yes("spec.restartPolicy"),
+    yes("spec.terminationGracePeriodSeconds"),
+    no("spec.activeDeadlineSeconds", "let the program end itself, for example by `timeout`"),
+    yes("spec.dnsPolicy").noted("ClusterFirst is the host's resolvers: there is no cluster DNS"),
+    yes("spec.dnsConfig"),
+    yes("spec.hostAliases"),
+    yes("spec.hostNetwork"),
+    yes("spec.hostPID"),
+    yes("spec.hostIPC"),
+    yes("spec.hostUsers"),
+    yes("spec.shareProcessNamespace"),
+    yes("spec.hostname"),
+    no("spec.hostnameOverride", "use `hostname`"),
+    no("spec.setHostnameAsFQDN", "use `hostname`").when(When::True, ""),
+    idle("spec.subdomain", "there is no cluster DNS"),
+    yes("spec.imagePullSecrets"),
+    yes("spec.securityContext.runAsUser"),
+    yes("spec.securityContext.runAsGroup"),
+    yes("spec.securityContext.runAsNonRoot"),
+    yes("spec.securityContext.supplementalGroups"),
+    yes("spec.securityContext.supplementalGroupsPolicy"),
+    yes("spec.securityContext.fsGroup"),
+    yes("spec.securityContext.fsGroupChangePolicy"),
+    yes("spec.securityContext.sysctls"),
+    yes("spec.securityContext.seccompProfile"),
+    no("spec.securityContext.seLinuxOptions", "remove it; seccomp and capabilities confine"),
+    idle("spec.securityContext.seLinuxChangePolicy", "there are no SELinux labels here"),
+    no("spec.securityContext.appArmorProfile.type", CONFINED)
+        .when(When::Not(&["Unconfined"]), "other than Unconfined"),
+    no("spec.securityContext.windowsOptions", "only Linux runs here"),
+    no("spec.os.name", "only Linux runs here").when(When::Not(&["linux"]), "other than linux"),
+    no("spec.runtimeClassName", "there is one runtime; remove it"),
+    no("spec.resources", "set the resources of the containers").noted("of the whole pod"),
+    no("spec.resourceClaims", "devices are not claimed here"),
+    idle("spec.serviceAccountName", "no token is mounted: there is no API server to use it with")
+        .when(When::Not(&["default"]), ""),
+    idle("spec.serviceAccount", "no token is mounted: there is no API server to use it with")
+        .when(When::Not(&["default"]), ""),
+    idle("spec.automountServiceAccountToken", "no token is mounted: there is no API server to use it with")
+        .when(When::True, ""),
+    idle("spec.enableServiceLinks", "there are no services").when(When::True, ""),
+    idle("spec.nodeName", "every pod of the directory runs here"),
+    idle("spec.nodeSelector", "every pod of the directory runs here"),
+    idle("spec.affinity", "there is one node"),
+    idle("spec.tolerations", "there are no taints"),
+    idle("spec.topologySpreadConstraints", "there is one node"),
+    idle("spec.schedulerName", "there is no scheduler").when(When::Not(&["default-scheduler"]), ""),
+    idle("spec.schedulingGates", "there is no scheduler; the pod starts at once"),
+    idle("spec.schedulingGroup", "there is no scheduler"),
+    idle("spec.readinessGates", "nothing sets such conditions; the pod's containers decide"),
+    idle("spec.priorityClassName", "no pod is evicted for another"),
+    idle("spec.priority", "no pod is evicted for another"),
+    idle("spec.preemptionPolicy", "no pod is evicted for another"),
+    idle("spec.overhead", "there is no scheduler"),
+
+    // Containers; init containers follow the same rows.
+    yes("spec.containers[].name"),
+    yes("spec.containers[].image"),
+    yes("spec.containers[].imagePullPolicy"),
+    yes("spec.containers[].command"),
+    yes("spec.containers[].args"),
+    yes("spec.containers[].workingDir"),
+    yes("spec.containers[].env[].value"),
+    yes("spec.containers[].env[].valueFrom.fieldRef"),
+    yes("spec.containers[].env[].valueFrom.resourceFieldRef"),
+    yes("spec.containers[].env[].valueFrom.configMapKeyRef"),
+    yes("spec.containers[].env[].valueFrom.secretKeyRef"),
+    no("spec.containers[].env[].valueFrom.fileKeyRef", "use a ConfigMap"),
+    yes("spec.containers[].envFrom"),
+    yes("spec.containers[].ports").noted("TCP and UDP; hostPort on IPv4"),
+    no("spec.containers[].ports[]", "publish TCP or UDP, or use hostNetwork")
+        .when(When::Node(is_sctp_on_the_host), "SCTP on a hostPort"),
+    no("spec.containers[].ports[].hostIP", "use an IPv4 address").when(When::Node(is_ipv6), "IPv6"),
+    yes("spec.containers[].resources").noted("cpu and memory"),
+    no("spec.containers[].resources.limits", "remove it; disk use is not limited here")
+        .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),
+    idle("spec.containers[].resources.requests", "disk space is not set aside")
+        .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),
+    no("spec.containers[].resources.limits", "huge pages are not handed out here")
+        .when(When::Key(is_huge_pages), "huge pages"),
+    no("spec.containers[].resources.limits", "devices are not handed out here")
+        .when(When::Key(is_extended), "extended resources"),
+    no("spec.containers[].resources.claims", "devices are not claimed here"),
+    no("spec.containers[].resizePolicy[].restartPolicy", "cpu and memory change without a restart")
+        .when(When::Not(&["NotRequired"]), "RestartContainer"),
+    no("spec.containers[].restartPolicy", "use the pod's restartPolicy, and make a sidecar one of the `containers`")
+        .noted("of one container; sidecars"),
+    no("spec.containers[].restartPolicyRules", "use the pod's restartPolicy"),
+    yes("spec.containers[].volumeMounts").noted("with subPath, subPathExpr, mountPropagation, recursiveReadOnly"),
+    no("spec.containers[].volumeDevices", "mount a hostPath volume of type BlockDevice"),
+    yes("spec.containers[].livenessProbe").noted("exec, httpGet, tcpSocket"),
+    yes("spec.containers[].readinessProbe").noted("exec, httpGet, tcpSocket"),
+    yes("spec.containers[].startupProbe").noted("exec, httpGet, tcpSocket"),
+    no("spec.containers[].livenessProbe.grpc", "use tcpSocket, or exec with a gRPC client"),
+    no("spec.containers[].readinessProbe.grpc", "use tcpSocket, or exec with a gRPC client"),
+    no("spec.containers[].startupProbe.grpc", "use tcpSocket, or exec with a gRPC client"),
+    yes("spec.containers[].lifecycle").noted("exec, httpGet, sleep; stopSignal"),
+    no("spec.containers[].lifecycle.stopSignal", "a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3")
+        .when(When::Node(is_unknown_signal), "an unknown signal"),
+    idle("spec.containers[].lifecycle.postStart", "use exec or httpGet")
+        .when(When::Node(is_sleepless), "tcpSocket; Kubernetes does nothing with it either"),
+    idle("spec.containers[].lifecycle.preStop", "use exec or httpGet")
+        .when(When::Node(is_sleepless), "tcpSocket; Kubernetes does nothing with it either"),
+    idle("spec.containers[].terminationMessagePath", "the message is not read; the log is kept")
+        .when(When::Not(&["/dev/termination-log"]), ""),
+    idle("spec.containers[].terminationMessagePolicy", "the message is not read; the log is kept")
+        .when(When::Not(&["File"]), ""),
+    yes("spec.containers[].stdin"),
+    yes("spec.containers[].stdinOnce"),
+    yes("spec.containers[].tty"),
+    yes("spec.containers[].securityContext.privileged"),
+    yes("spec.containers[].securityContext.allowPrivilegeEscalation"),
+    yes("spec.containers[].securityContext.capabilities"),
+    yes("spec.containers[].securityContext.readOnlyRootFilesystem"),
+    yes("spec.containers[].securityContext.runAsUser"),
+    yes("spec.containers[].securityContext.runAsGroup"),
+    yes("spec.containers[].securityContext.runAsNonRoot"),
+    yes("spec.containers[].securityContext.procMount"),
+    yes("spec.containers[].securityContext.seccompProfile"),
+    no("spec.containers[].securityContext.seLinuxOptions", "remove it; seccomp and capabilities confine"),
+    no("spec.containers[].securityContext.appArmorProfile.type", CONFINED)
+        .when(When::Not(&["Unconfined"]), "other than Unconfined"),
+    no("spec.containers[].securityContext.windowsOptions", "only Linux runs here"),
+
+    // Volumes.
+    yes("spec.volumes[].name"),
+    yes("spec.volumes[].emptyDir").noted("on disk, or medium Memory with sizeLimit"),
+    no("spec.volumes[].emptyDir", "use `medium: Memory`, or remove the sizeLimit")
+        .when(When::Node(is_bounded_disk), "sizeLimit on disk"),
+    no("spec.volumes[].emptyDir.medium", "use Memory, or none").when(When::Not(&["Memory"]), "other than Memory"),
+    yes("spec.volumes[].hostPath"),
+    yes("spec.volumes[].configMap"),
+    yes("spec.volumes[].secret"),
+    yes("spec.volumes[].downwardAPI"),
+    yes("spec.volumes[].projected").noted("configMap, secret, downwardAPI"),
+    no("spec.volumes[].projected.sources[].serviceAccountToken", "there is no API server to use it with; use a Secret"),
+    no("spec.volumes[].projected.sources[].clusterTrustBundle", "use a ConfigMap"),
+    no("spec.volumes[].projected.sources[].podCertificate", "use a Secret"),
+    no("spec.volumes[].persistentVolumeClaim", "use a hostPath volume"),
+    no("spec.volumes[].ephemeral", "use an emptyDir or hostPath volume"),
+    no("spec.volumes[].image", "copy the files by an init container of that image into an emptyDir"),
+    no("spec.volumes[].csi", VOLUME),
+    no("spec.volumes[].nfs", VOLUME),
+    no("spec.volumes[].iscsi", VOLUME),
+    no("spec.volumes[].fc", VOLUME),
+    no("spec.volumes[].cephfs", VOLUME),
+    no("spec.volumes[].rbd", VOLUME),
+    no("spec.volumes[].glusterfs", VOLUME),
+    no("spec.volumes[].flexVolume", VOLUME),
+    no("spec.volumes[].flocker", VOLUME),
+    no("spec.volumes[].quobyte", VOLUME),
+    no("spec.volumes[].storageos", VOLUME),
+    no("spec.volumes[].scaleIO", VOLUME),
+    no("spec.volumes[].portworxVolume", VOLUME),
+    no("spec.volumes[].photonPersistentDisk", VOLUME),
+    no("spec.volumes[].vsphereVolume", VOLUME),
+    no("spec.volumes[].awsElasticBlockStore", VOLUME),
+    no("spec.volumes[].azureDisk", VOLUME),
+    no("spec.volumes[].azureFile", VOLUME),
+    no("spec.volumes[].cinder", VOLUME),
+    no("spec.volumes[].gcePersistentDisk", VOLUME),
+    no("spec.volumes[].gitRepo", "clone by an init container into an emptyDir"),
+];
