@@ -30,7 +30,27 @@ pub(crate) struct Notes {
     pub(crate) containers: BTreeMap<String, ContainerNotes>,
     pub(crate) attempts: BTreeMap<String, u32>,
     pub(crate) pulled_at: BTreeMap<String, Timestamp>,
+    #[serde(with = "shared")]
     pub(crate) status: Option<Arc<PodStatus>>,
+}
+
+/// A shared status, in JSON like any other.
+mod shared {
+    use super::{Arc, Deserialize, PodStatus, Serialize};
+
+    #[allow(clippy::ref_option, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: serde::Serializer>(
+        status: &Option<Arc<PodStatus>>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        status.as_deref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Arc<PodStatus>>, D::Error> {
+        Ok(Option::<PodStatus>::deserialize(from)?.map(Arc::new))
+    }
 }
 
 /// The notes of one container.

@@ -318,7 +318,7 @@ impl Supervisor {
         let record = self.ledger.objects.values_mut().find(|record| record.uid == uid.0);
         match record {
             Some(record) => {
-                record.finished = Some(Arc::new(finished));
+                record.finished = Some(Box::new(finished));
                 let number = self.persist();
                 self.waiting.push((number, done));
                 self.dispatch();

@@ -84,7 +84,7 @@ pub struct Record {
     pub restart_requested_at: Option<Timestamp>,
     /// How the pod ended, if it must not run again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished: Option<Arc<Finished>>,
+    pub finished: Option<Box<Finished>>,
     /// The last good version.
     #[serde(with = "stored")]
     pub object: Arc<Object>,

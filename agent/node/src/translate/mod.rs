@@ -25,10 +25,9 @@ use portreeve_plan::{ContainerRecord, Resources, SandboxRecord};
 
 use crate::volumes::Facts;
 
-pub(crate) use dns::read_resolv_conf;
 pub(crate) use env::{EnvError, environment, expand};
 pub(crate) use hosts::{hosts_file, node_hosts_file};
-pub(crate) use mounts::{MountPlan, mount_plans};
+pub(crate) use mounts::mount_plans;
 pub(crate) use resources::{enforced, pod_resources};
 
 /// Label: the pod's name.

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs, statfs};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::VolumeError;
 use super::ownership;
@@ -57,10 +57,4 @@ pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
     use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
     let found = statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())?;
     Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
-}
-
-/// Whether a file is on a tmpfs.
-#[cfg(test)]
-pub(super) fn is_memory(file: &fs::File) -> bool {
-    fstatfs(file).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
 }

@@ -206,9 +206,7 @@ impl Worker {
         let observed = Arc::new(self.observe(desired));
         let now = self.shared.clock.now();
         let plan = plan(desired, &observed, now);
-        let mut seen = self.shared.observed.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.insert(self.uid.clone(), Arc::clone(&observed));
-        drop(seen);
+        self.show_observed(&observed);
         if plan.removed {
             timer.observe_duration();
             return self.forget(desired).await;
@@ -390,6 +388,11 @@ impl Worker {
             told.insert(what);
         }
         self.told = told;
+    }
+
+    fn show_observed(&self, observed: &Arc<ObservedPod>) {
+        let mut seen = self.shared.observed.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(self.uid.clone(), Arc::clone(observed));
     }
 
     fn take_reports(&mut self) {
