@@ -4,6 +4,7 @@
 
 mod accounts;
 mod container;
+mod erase;
 mod exec;
 mod files;
 mod live;
@@ -306,6 +307,15 @@ impl Engine {
     /// [`EngineError::Cgroup`] when its cgroup is gone.
     pub async fn sandbox_stats(&self, id: &SandboxId) -> Result<SandboxStats, EngineError> {
         self.core.sandbox_stats(id).await
+    }
+
+    /// Stops and removes every sandbox, whoever owns it, and takes away bridge, rules and cgroups: nothing of this
+    /// engine is left in the kernel. What is on disk stays.
+    ///
+    /// # Errors
+    /// What could not be removed; the rest is, and calling again goes on.
+    pub async fn erase(&self) -> Result<(), EngineError> {
+        self.finish(|core| async move { core.erase().await }).await
     }
 
     /// Finishes what is under way and lets go of every shim; containers go on.
