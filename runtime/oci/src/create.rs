@@ -207,7 +207,7 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
         init::container(&container, &process)
     };
     let new = namespaces.new & !NEW_CGROUP;
-    let spawned = if between {
+    let mut spawned = if between {
         spawn::between(sockets, new, &join, || spawn::enter(&joins), run)
     } else {
         spawn::direct(sockets, new, &join, run)
@@ -217,9 +217,9 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
     if let Some(score) = identity.oom_score_adj {
         set_oom_score(&spawned, score, &mut warnings)?;
     }
-    let heard = spawn::listen(&spawned).map_err(create_error)?;
+    let heard = spawn::listen(&mut spawned).map_err(create_error)?;
     warnings.extend(heard.warnings);
-    let Spawned { child, socket } = spawned;
+    let Spawned { child, socket, .. } = spawned;
     Ok(Created { pid: child.pid, pidfd: child.pidfd, terminal: heard.terminal, warnings, socket })
 }
 

@@ -71,12 +71,12 @@ pub fn exec(container: &ContainerRef<'_>, process: &ProcessSpec, stdio: Stdio) -
     };
     // All at once, by the process itself: no path, and no namespace of a stranger that took its id over.
     let enter = || namespace::enter(container.pidfd, namespaces.all()).step("joining the container's namespaces", "");
-    let spawned = spawn::between(spawn::sockets(0)?, 0, &join, enter, run).map_err(exec_error)?;
+    let mut spawned = spawn::between(spawn::sockets(0)?, 0, &join, enter, run).map_err(exec_error)?;
     let mut warnings = Vec::new();
     if let Some(score) = identity.oom_score_adj {
         set_oom_score(&spawned, score, &mut warnings)?;
     }
-    let heard = spawn::listen(&spawned).map_err(exec_error)?;
+    let heard = spawn::listen(&mut spawned).map_err(exec_error)?;
     warnings.extend(heard.warnings);
     if let Err(error) = spawn::start(spawned.socket.as_fd()) {
         spawn::abandon(&spawned);

@@ -211,12 +211,15 @@ fn overlay_by_layers(lower: &[PathBuf], upper: &Path, work: &Path, user_namespac
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
     let filesystem = filesystem.as_fd();
     mount::set_string(filesystem, "source", "overlay").step("naming the overlay", "")?;
+    // A detached mount ends with its last descriptor, and overlay takes its copies only in the end.
+    let mut trees = Vec::new();
     for layer in lower {
         if let Some(namespace) = user_namespace {
             let tree = mount::clone_tree(CWD, layer, false, true).step("opening the layer", layer)?;
             let change = Change { set: READ_ONLY, id_map: Some(namespace), ..Change::default() };
             mount::set_attributes(tree.as_fd(), &change).step("mapping the ids of the layer", layer)?;
             mount::set_fd(filesystem, "lowerdir+", tree.as_fd()).step("adding the id-mapped layer (needs Linux 6.13)", layer)?;
+            trees.push(tree);
         } else {
             set_path(filesystem, "lowerdir+", layer).step("adding the layer", layer)?;
         }

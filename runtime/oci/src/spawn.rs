@@ -28,6 +28,8 @@ pub(crate) struct Spawned {
     pub(crate) child: Child,
     /// The maker's end of the handshake.
     pub(crate) socket: OwnedFd,
+    /// What it said before the process in between could say that it exists.
+    pub(crate) early: Vec<Message>,
 }
 
 /// How a process could not be brought to life.
@@ -69,7 +71,7 @@ pub(crate) fn direct(
         other => other,
     };
     let child = child.step("cloning the container's process", "")?;
-    Ok(Spawned { child, socket: ours })
+    Ok(Spawned { child, socket: ours, early: Vec::new() })
 }
 
 fn walkable(error: &io::Error) -> bool {
@@ -112,14 +114,21 @@ pub(crate) fn between(
     let first = first.step("cloning the process in between", "")?;
     let exit = wait(first.pidfd.as_fd()).step("waiting for the process in between", "")?;
     drop(theirs);
-    match handshake::next(ours.as_fd()).step("listening to the process in between", "")? {
-        Message::Spawned { pid, pidfd } => {
-            let pidfd = fd::take(pidfd).step("taking over the process's descriptor", "")?;
-            let pid = Pid::from_raw(pid).ok_or_else(|| SpawnError::Died("it has no process id".into()))?;
-            Ok(Spawned { child: Child { pid, pidfd }, socket: ours })
+    // The two share the socket: the container's process may be ready before the one in between has said that it exists.
+    let mut early = Vec::new();
+    loop {
+        match handshake::next(ours.as_fd()).step("listening to the process in between", "")? {
+            Message::Spawned { pid, pidfd } => {
+                let pidfd = fd::take(pidfd).step("taking over the process's descriptor", "")?;
+                let pid = Pid::from_raw(pid).ok_or_else(|| SpawnError::Died("it has no process id".into()))?;
+                return Ok(Spawned { child: Child { pid, pidfd }, socket: ours, early });
+            }
+            Message::Failed(error) if exit != Exit::Code(0) => return Err(error.into()),
+            Message::Closed => {
+                return Err(SpawnError::Died(format!("the process in between {}, last word {early:?}", describe(exit))));
+            }
+            other => early.push(other),
         }
-        Message::Failed(error) => Err(error.into()),
-        other => Err(SpawnError::Died(format!("the process in between {}, last word {other:?}", describe(exit)))),
     }
 }
 
@@ -131,10 +140,12 @@ pub(crate) struct Heard {
 }
 
 /// Listens until the process is ready; on failure it has been killed and reaped.
-pub(crate) fn listen(spawned: &Spawned) -> Result<Heard, SpawnError> {
+pub(crate) fn listen(spawned: &mut Spawned) -> Result<Heard, SpawnError> {
     let mut heard = Heard::default();
+    let mut early = std::mem::take(&mut spawned.early).into_iter();
     loop {
-        match handshake::next(spawned.socket.as_fd()).step("listening to the container's process", "") {
+        let message = early.next().map_or_else(|| handshake::next(spawned.socket.as_fd()), Ok);
+        match message.step("listening to the container's process", "") {
             Ok(Message::Ready) => return Ok(heard),
             Ok(Message::Terminal(master)) => heard.terminal = Some(master),
             Ok(Message::Warning(warning)) => heard.warnings.push(warning),
