@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::Stream;
-use http::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::{Method, Request, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -96,13 +98,7 @@ impl Client {
     }
 
     /// Sends a request; an answer that is not a success is a [`Refused`].
-    pub(crate) async fn request(
-        &self,
-        method: Method,
-        path: &str,
-        accept: &str,
-        body: Body,
-    ) -> anyhow::Result<Answer> {
+    pub(crate) async fn request(&self, method: Method, path: &str, accept: &str, body: Body) -> anyhow::Result<Answer> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -214,11 +210,14 @@ impl Lines {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end);
                 self.buffer.advance(1);
-                let line = serde_json::from_slice(&line).context("the agent's stream is not what this version expects")?;
+                let line =
+                    serde_json::from_slice(&line).context("the agent's stream is not what this version expects")?;
                 return Ok(Some(line));
             }
             match self.answer.piece().await? {
-                Some(piece) if self.buffer.len() + piece.len() > MAX_LINE_BYTES => bail!("a line of the stream is too long"),
+                Some(piece) if self.buffer.len() + piece.len() > MAX_LINE_BYTES => {
+                    bail!("a line of the stream is too long")
+                }
                 Some(piece) => self.buffer.extend_from_slice(&piece),
                 None => return Ok(None),
             }
@@ -243,7 +242,9 @@ fn unreachable_agent(socket: &Path, error: &io::Error) -> anyhow::Error {
             "no agent answers at {path}: start one with `portreeve agent`, or name it with --run DIR or --socket PATH"
         ),
         io::ErrorKind::PermissionDenied => {
-            anyhow!("no permission to talk to the agent at {path}: run this as root, or as a member of the socket's group")
+            anyhow!(
+                "no permission to talk to the agent at {path}: run this as root, or as a member of the socket's group"
+            )
         }
         _ => anyhow!("talking to the agent at {path}: {error}"),
     }
@@ -302,7 +303,8 @@ mod tests {
 
     #[test]
     fn a_status_with_causes_prints_each_on_its_line() {
-        let status = br#"{"message":"2 problems","details":{"causes":[{"message":"a:1:2: error: x"},{"message":"b"}]}}"#;
+        let status =
+            br#"{"message":"2 problems","details":{"causes":[{"message":"a:1:2: error: x"},{"message":"b"}]}}"#;
         let refused = refused(StatusCode::UNPROCESSABLE_ENTITY, status);
         assert_eq!(refused.to_string(), "2 problems\n  a:1:2: error: x\n  b");
     }

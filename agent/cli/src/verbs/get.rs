@@ -149,9 +149,10 @@ async fn tables(client: &Client, args: &GetArgs, kind: &Kind) -> anyhow::Result<
     let definitions = table.column_definitions.clone().unwrap_or_default();
     let shown: Vec<bool> = definitions.iter().map(|column| wide || column.priority == 0).collect();
     let named = args.with_namespace(kind);
-    let headers = named.then_some("Namespace").into_iter().chain(
-        definitions.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(column, _)| column.name.as_str()),
-    );
+    let headers = named
+        .then_some("Namespace")
+        .into_iter()
+        .chain(definitions.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(column, _)| column.name.as_str()));
     let mut columns = Columns::new(headers, args.no_headers);
     let line = |row: &TableRow| -> Vec<String> {
         let cells = row.cells.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(value, _)| cell(value));
@@ -169,7 +170,8 @@ async fn tables(client: &Client, args: &GetArgs, kind: &Kind) -> anyhow::Result<
         problems(client, args, &mut out).await?;
     }
     if args.watch {
-        let mut changes = super::watch::follow(client, &path, &args.query(kind), &table.metadata.resource_version, TABLE).await?;
+        let mut changes =
+            super::watch::follow(client, &path, &args.query(kind), &table.metadata.resource_version, TABLE).await?;
         while let Some(change) = changes.next().await? {
             let table: Table = serde_json::from_value(change.object)?;
             let rows: Vec<_> = table.rows.iter().filter(|row| args.wanted(row.meta("name"))).map(line).collect();

@@ -173,13 +173,14 @@ async fn list(client: &Client, format: Option<get::Format>) -> anyhow::Result<()
         None | Some(get::Format::Wide) => {
             let table: Table = client.get_as(IMAGES, TABLE).await?;
             let definitions = table.column_definitions.unwrap_or_default();
-            let shown: Vec<bool> =
-                definitions.iter().map(|column| format.is_some() || column.priority == 0).collect();
+            let shown: Vec<bool> = definitions.iter().map(|column| format.is_some() || column.priority == 0).collect();
             let headers = definitions.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(column, _)| &column.name);
             let rows: Vec<Vec<String>> = table
                 .rows
                 .iter()
-                .map(|row| row.cells.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(value, _)| cell(value)).collect())
+                .map(|row| {
+                    row.cells.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(value, _)| cell(value)).collect()
+                })
                 .collect();
             Columns::new(headers, false).print(&mut out, &rows)?;
         }
@@ -209,8 +210,7 @@ async fn load(client: &Client, file: PathBuf) -> anyhow::Result<()> {
         }))
     };
     let answer = client.request(Method::POST, &format!("{IMAGES}/load"), "application/json", body).await;
-    let images: ObjectList<Image> =
-        answer.with_context(|| format!("loading {}", file.display()))?.json().await?;
+    let images: ObjectList<Image> = answer.with_context(|| format!("loading {}", file.display()))?.json().await?;
     for image in images.items {
         writeln!(io::stdout(), "Loaded image: {}", image.metadata.name)?;
     }

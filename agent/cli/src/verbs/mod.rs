@@ -114,10 +114,8 @@ pub(crate) enum Verb {
 /// What failed on which object and why, as one chain.
 pub(crate) fn run(verb: Verb, connection: &Connection) -> anyhow::Result<ExitCode> {
     let client = Client::new(connection.socket());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the async runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the async runtime")?;
     let result = runtime.block_on(async {
         match verb {
             Verb::Get(args) => get::run(&client, args).await,

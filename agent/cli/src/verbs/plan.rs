@@ -41,7 +41,10 @@ pub(crate) async fn run(client: &Client, args: PlanArgs) -> anyhow::Result<ExitC
     let files = manifests::read(&args.paths)?;
     // Nothing to lay over is a mistake, and with --prune it would plan the end of everything.
     if files.is_empty() && !args.paths.is_empty() {
-        bail!("there are no manifests in {}", args.paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "));
+        bail!(
+            "there are no manifests in {}",
+            args.paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+        );
     }
     let request = PlanRequest { files, prune: args.prune };
     let report: PlanReport = client.post("/apis/portreeve.dev/v1alpha1/plan", &request).await?;

@@ -106,7 +106,8 @@ pub(crate) async fn run(client: &Client, args: TopArgs) -> anyhow::Result<ExitCo
     list.items.retain(|item| args.names.is_empty() || args.names.contains(&item.metadata.name));
     if list.items.is_empty() {
         use std::io::Write;
-        let place = if args.all_namespaces || nodes { String::new() } else { format!(" in {} namespace.", args.namespace) };
+        let place =
+            if args.all_namespaces || nodes { String::new() } else { format!(" in {} namespace.", args.namespace) };
         writeln!(io::stderr(), "No resources found{place}")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -129,10 +130,13 @@ pub(crate) async fn run(client: &Client, args: TopArgs) -> anyhow::Result<ExitCo
             }
             continue;
         }
-        let sum = item.containers.iter().map(|container| container.usage.numbers()).fold(
-            item.usage.numbers(),
-            |(cpu, memory), (more_cpu, more_memory)| (cpu + more_cpu, memory + more_memory),
-        );
+        let sum = item
+            .containers
+            .iter()
+            .map(|container| container.usage.numbers())
+            .fold(item.usage.numbers(), |(cpu, memory), (more_cpu, more_memory)| {
+                (cpu + more_cpu, memory + more_memory)
+            });
         rows.push(row(vec![item.metadata.name.clone()], sum));
     }
     // kubectl's headers keep their case here.

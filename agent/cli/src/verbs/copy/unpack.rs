@@ -78,7 +78,9 @@ fn plain(path: &Path) -> anyhow::Result<PathBuf> {
         match component {
             Component::Normal(part) => plain.push(part),
             Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => bail!("the name {} leads out of its directory", path.display()),
+            Component::ParentDir | Component::Prefix(_) => {
+                bail!("the name {} leads out of its directory", path.display())
+            }
         }
     }
     Ok(plain)

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStatus, EnvVar, Event, Pod, Probe, Volume,
-};
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, EnvVar, Event, Pod, Probe, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use portreeve_api::age::age;
@@ -14,7 +12,7 @@ use portreeve_api::age::age;
 /// Where the values of the top level begin.
 const VALUES: usize = 18;
 /// Where the values of a container begin.
-const INNER: usize = 20;
+const INNER: usize = 16;
 
 /// Collects lines; writing to a string cannot fail.
 #[derive(Default)]
@@ -96,7 +94,12 @@ pub(super) fn page(pod: &Pod, events: &[Event], now: Timestamp) -> String {
     for ip in ips {
         page.line(format!("  IP:  {}", ip.ip));
     }
-    containers(&mut page, "Init Containers", spec.init_containers.as_deref(), status.init_container_statuses.as_deref());
+    containers(
+        &mut page,
+        "Init Containers",
+        spec.init_containers.as_deref(),
+        status.init_container_statuses.as_deref(),
+    );
     containers(&mut page, "Containers", Some(&spec.containers), status.container_statuses.as_deref());
     conditions(&mut page, pod);
     volumes(&mut page, spec.volumes.as_deref());
@@ -179,7 +182,11 @@ fn describe_container(page: &mut Page, container: &Container, status: Option<&Co
         }
     }
     environment(page, container);
-    page.line(format!("    Mounts:{}", if container.volume_mounts.iter().flatten().count() == 0 { "           <none>" } else { "" }));
+    if container.volume_mounts.iter().flatten().count() == 0 {
+        page.field(4, "Mounts", "<none>");
+    } else {
+        page.line("    Mounts:");
+    }
     for mount in container.volume_mounts.iter().flatten() {
         let mode = if mount.read_only == Some(true) { "ro" } else { "rw" };
         let sub = mount.sub_path.as_ref().map(|path| format!(",path=\"{path}\"")).unwrap_or_default();
@@ -189,7 +196,8 @@ fn describe_container(page: &mut Page, container: &Container, status: Option<&Co
 
 fn state(page: &mut Page, name: &str, state: Option<&ContainerState>) {
     let state = state.cloned().unwrap_or_default();
-    let inner = |page: &mut Page, name: &str, value: &str| page.line(format!("      {:<14}{value}", format!("{name}:")));
+    let inner =
+        |page: &mut Page, name: &str, value: &str| page.line(format!("      {:<14}{value}", format!("{name}:")));
     if let Some(running) = state.running {
         page.field(4, name, "Running");
         inner(page, "Started", &moment(running.started_at.as_ref()));
@@ -266,7 +274,7 @@ fn environment(page: &mut Page, container: &Container) {
     }
     let variables: Vec<&EnvVar> = container.env.iter().flatten().collect();
     if variables.is_empty() {
-        page.line("    Environment:      <none>");
+        page.field(4, "Environment", "<none>");
         return;
     }
     page.line("    Environment:");
@@ -326,7 +334,10 @@ fn volumes(page: &mut Page, volumes: Option<&[Volume]>) {
             ("Secret", format!("Name:    {}", secret.secret_name.as_deref().unwrap_or_default()))
         } else if let Some(empty) = &volume.empty_dir {
             let size = empty.size_limit.as_ref().map_or("<unset>", |size| size.0.as_str());
-            ("EmptyDir (shares the pod's lifetime)", format!("Medium:  {}  SizeLimit: {size}", empty.medium.as_deref().unwrap_or_default()))
+            (
+                "EmptyDir (shares the pod's lifetime)",
+                format!("Medium:  {}  SizeLimit: {size}", empty.medium.as_deref().unwrap_or_default()),
+            )
         } else if volume.projected.is_some() {
             ("Projected", String::new())
         } else if volume.downward_api.is_some() {

@@ -47,7 +47,62 @@ fn a_page_tells_what_runs_and_what_happened() {
     }]))
     .unwrap();
     let now = "2026-01-01T00:01:00Z".parse().unwrap();
-    expect![[""]].assert_eq(&page(&pod, &events, now));
+    expect![[r#"
+        Name:             web
+        Namespace:        default
+        UID:              u-1
+        Node:             edge/192.0.2.1
+        Start Time:       Thu, 01 Jan 2026 00:00:00 +0000
+        Labels:           app=web
+                          tier=front
+        Annotations:      <none>
+        Status:           Running
+        IP:               10.88.0.7
+        IPs:
+          IP:  10.88.0.7
+        Containers:
+          nginx:
+            Container ID:   portreeve://cc
+            Image:          nginx:1.27
+            Image ID:       sha256:aa
+            Port:           80/TCP
+            Host Port:      8080/TCP
+            Command:
+              nginx
+              -g
+              daemon off;
+            State:          Running
+              Started:      Thu, 01 Jan 2026 00:00:10 +0000
+            Last State:     Terminated
+              Reason:       OOMKilled
+              Exit Code:    137
+              Started:      Thu, 01 Jan 2026 00:00:01 +0000
+              Finished:     Thu, 01 Jan 2026 00:00:09 +0000
+            Ready:          True
+            Restart Count:  1
+            Limits:
+              memory:   64Mi
+            Readiness:      http-get http://:80/ delay=0s timeout=1s period=5s #success=1 #failure=3
+            Environment:
+              MODE:  fast
+              KEY:  <set to the key 'one' in secret 'keys'>
+            Mounts:
+              /srv from site (ro)
+        Conditions:
+          Type   Status  Reason
+          Ready  True
+        Volumes:
+          site:
+            Type:    ConfigMap
+            Name:    site
+        QoS Class:        Burstable
+        Restart Policy:   Always
+        Events:
+          Type     Reason   Age                From       Message
+          ----     ------   ----               ----       -------
+          Warning  BackOff  30s (x3 over 51s)  portreeve  Back-off restarting
+    "#]]
+    .assert_eq(&page(&pod, &events, now));
 }
 
 #[test]
