@@ -104,7 +104,7 @@ fn exec_runs_in_the_containers_namespaces_and_cgroup() {
     assert_eq!(outcome.exit, Exit::Code(3), "{outcome:?}");
     let net = std::fs::read_link(format!("/proc/{}/ns/net", live.pid)).expect("net");
     let lines: Vec<&str> = outcome.out.lines().collect();
-    assert_eq!(lines, ["box", "sh", "/", &net.to_string_lossy()], "{outcome:?}");
+    assert_eq!(lines, ["box", "sl", "/", &net.to_string_lossy()], "{outcome:?}");
 }
 
 fn exec_of_a_missing_program_leaves_nothing() {

@@ -117,9 +117,10 @@ fn a_frozen_container_stands_still_and_can_be_killed() {
 }
 
 fn statistics_show_what_was_used() {
-    let world = World::shell("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/shm/fill bs=1M count=8 2>/dev/null; echo up; sleep 100");
+    let world = World::shell("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/shm/fill bs=1M count=8 2>/dev/null; echo up; sleep 100 & wait");
     let live = world.start();
     live.wait_for("up");
+    std::thread::sleep(Duration::from_millis(50));
     let stats = world.cgroup.stats().expect("stats");
     assert!(stats.cpu_usage_ns > 1_000_000, "{stats:?}");
     assert!(stats.memory_working_set_bytes > 8 << 20, "{stats:?}");

@@ -76,7 +76,7 @@ fn a_shared_pid_namespace_is_joined_by_path() {
         {"type": "pid", "path": format!("/proc/{}/ns/pid", holder.pid)}, {"type": "mount"}, {"type": "network"}, {"type": "uts"}, {"type": "ipc"}, {"type": "cgroup"}]}}));
     let outcome = second.run();
     let link = std::fs::read_link(format!("/proc/{}/ns/pid", holder.pid)).expect("link");
-    assert_eq!((outcome.exit, outcome.out), (Exit::Code(0), format!("{}\nsh\nother\n", link.display())));
+    assert_eq!((outcome.exit, outcome.out), (Exit::Code(0), format!("{}\nsl\nother\n", link.display())));
 }
 
 fn joined_network_ipc_and_uts_namespaces_are_shared() {
