@@ -222,7 +222,7 @@ async fn a_refused_login_is_named_and_the_password_is_not() {
     server.on("/token", Answer { status: 401, ..Answer::ok(r#"{"errors":[{"code":"UNAUTHORIZED","message":"no"}]}"#) });
     let host = format!("127.0.0.1:{}", private.port);
     let login = Credential::basic(&host, "me", "hunter2");
-    let error = pull(&format!("{host}/r:x").parse().unwrap(), &[login.clone()]).await.unwrap_err();
+    let error = pull(&format!("{host}/r:x").parse().unwrap(), std::slice::from_ref(&login)).await.unwrap_err();
     assert!(matches!(&error, PullError::Unauthorized { detail, .. } if detail.contains("\"me\"")), "{error:?}");
     assert!(!format!("{error:?} {error}").contains("hunter2"));
     // A realm that is not HTTP at all gets nothing.

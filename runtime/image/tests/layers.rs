@@ -379,6 +379,27 @@ fn an_overlay_of_the_layers_shows_what_the_image_means() {
 }
 
 #[test]
+fn a_layer_that_an_image_has_twice_can_be_mounted() {
+    in_mount_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let twice = Tar::new().dir("./", 0o755).file("x", b"twice").file(".wh.gone", b"").bytes();
+        let between = Tar::new().dir("./", 0o755).file("x", b"between").file("y", b"y").file("gone", b"").bytes();
+        let layout = Layout::new(&[twice.clone(), between, twice.clone()], Pack::Gzip);
+        let registry = support::Registry::start();
+        registry.push(layout.dir.path(), "twice", &[]);
+        let store = store(&dir.path().join("store"));
+        let image = runtime.block_on(store.pull(&registry.reference("twice"), &[], None)).unwrap();
+        assert_eq!(image.layers.len(), 2);
+        let target = dir.path().join("merged");
+        fs::create_dir(&target).unwrap();
+        mount_overlay(&store.snapshot("c", &image).unwrap(), &target);
+        assert_eq!(tree(&target), ["x = twice", "y = y"]);
+        nix::mount::umount(&target).unwrap();
+    });
+}
+
+#[test]
 fn a_full_disk_is_said_and_leaves_nothing_behind() {
     in_mount_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -152,7 +152,7 @@ impl Catalog {
         if record.finish {
             layers.push(self.layout.finish(record.id.digest()).join("fs"));
         }
-        layers.extend(record.layers.iter().rev().map(|l| self.layout.layer(l).join("fs")));
+        layers.extend(distinct(&record.layers).map(|l| self.layout.layer(l).join("fs")));
         Image {
             id: record.id.clone(),
             references: record.references.iter().cloned().collect(),
@@ -223,6 +223,13 @@ impl Record {
     pub(crate) fn names(&self) -> impl Iterator<Item = &ImageRef> {
         self.references.iter().chain(&self.repo_digests)
     }
+}
+
+/// An image's layers topmost first, each once: overlayfs takes no directory twice, and the topmost of
+/// equal layers shadows, and hides, all that the lower ones do. `layers` are lowest first.
+pub(crate) fn distinct(layers: &[Digest]) -> impl Iterator<Item = &Digest> {
+    let mut seen = BTreeSet::new();
+    layers.iter().rev().filter(move |l| seen.insert(*l))
 }
 
 /// Keeps layers from being collected while a pull has no record for them yet.

@@ -30,7 +30,7 @@ use crate::{
     layer::is_opaque,
     store::{
         StoreError,
-        catalog::RootMeta,
+        catalog::{RootMeta, distinct},
         layers::read_layer,
         layout::{Layout, Staging},
     },
@@ -61,7 +61,7 @@ pub(crate) struct Finish {
 /// Works out the image's root directory, and makes what must lie on top of its layers (lowest first).
 pub(crate) fn finish_blocking(layout: &Layout, layers: &[Digest]) -> Result<Finish, StoreError> {
     let mut views = Vec::new();
-    for diff_id in layers.iter().rev() {
+    for diff_id in distinct(layers) {
         let path = layout.layer(diff_id).join("fs");
         let failed = |source| StoreError::Io { operation: "opening", path: path.clone(), source };
         let root = File::open(&path).map_err(failed)?.into();

@@ -276,8 +276,7 @@ impl Inner {
     fn commit_blocking(&self, new: NewImage) -> Result<Image, StoreError> {
         let layout = &self.catalog.layout;
         let layers = &new.config.diff_ids;
-        let distinct: BTreeSet<&Digest> = layers.iter().collect();
-        let sizes = distinct.into_iter().filter_map(|l| read_layer(layout, l)).map(|l| l.size_bytes);
+        let sizes = catalog::distinct(layers).filter_map(|l| read_layer(layout, l)).map(|l| l.size_bytes);
         let size_bytes = sizes.sum();
         let finish = meta::finish_blocking(layout, layers)?;
         let record = Record {

@@ -1,0 +1,212 @@
+//! What other tools make of the same image, and what a kill in the middle leaves.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use support::{Layout, Pack, Registry, Tar, in_mount_namespace, mount_overlay, store};
+use tar::EntryType;
+
+/// Everything that a file system can say about what is below `root`: kind, mode, owner, time, size or
+/// target, content, attributes, and which names are one file.
+fn facts(root: &Path) -> BTreeMap<Vec<u8>, String> {
+    let mut found = BTreeMap::new();
+    let mut first_name = BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        let m = fs::symlink_metadata(&path).unwrap();
+        let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
+        let kind = m.file_type();
+        let mut fact = format!("{:o} {}:{} {}.{} ", m.mode(), m.uid(), m.gid(), m.mtime(), m.mtime_nsec());
+        if kind.is_dir() {
+            let mut entries: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()).collect();
+            entries.sort_by(|a, b| b.cmp(a));
+            left.extend(entries);
+        } else if kind.is_symlink() {
+            fact += &format!("-> {:?}", fs::read_link(&path).unwrap());
+        } else if kind.is_file() {
+            fact += &format!("{} {}", m.len(), portreeve_image::Digest::of(&fs::read(&path).unwrap()));
+            let first = first_name.entry(m.ino()).or_insert_with(|| name.clone());
+            fact += &format!(" same as {}", String::from_utf8_lossy(first));
+        } else if kind.is_char_device() || kind.is_block_device() {
+            fact += &format!("{:x}", m.rdev());
+        }
+        let mut list = vec![0_u8; 4096];
+        let length = rustix::fs::llistxattr(&path, &mut list[..]).unwrap_or(0);
+        let mut attributes: Vec<_> = list[..length].split(|b| *b == 0).filter(|a| !a.is_empty()).collect();
+        attributes.sort_unstable();
+        for attribute in attributes {
+            let attribute = std::ffi::OsStr::from_bytes(attribute);
+            let mut value = vec![0_u8; 4096];
+            let length = rustix::fs::lgetxattr(&path, attribute, &mut value[..]).unwrap_or(0);
+            fact += &format!(" {attribute:?}={:x?}", &value[..length]);
+        }
+        found.insert(name, fact);
+    }
+    found
+}
+
+/// Layers with everything that images have, and that layers do to each other.
+fn rich_layers() -> Vec<Vec<u8>> {
+    let mut base = Tar::new().dir("./", 0o755);
+    for (name, mode) in
+        [("bin/", 0o755), ("etc/", 0o755), ("tmp/", 0o1777), ("var/", 0o2775), ("home/", 0o700), ("dev/", 0o755)]
+    {
+        base = base.dir(name, mode);
+    }
+    let mut owned = Tar::header(EntryType::Regular, 0o4755, 3);
+    owned.set_uid(1000);
+    owned.set_gid(100_000);
+    base.raw(owned, b"bin/su", b"", b"su!");
+    base.pax(&[
+        ("SCHILY.xattr.user.note", b"hello\nworld"),
+        (
+            "SCHILY.xattr.security.capability",
+            b"\x01\x00\x00\x02\x0a\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+        ),
+        ("mtime", b"1111111111.25"),
+    ]);
+    let long = format!("var/{}", "very-long-name/".repeat(12));
+    let mut base = base
+        .file("bin/ping", &[9; 5000])
+        .hardlink("bin/ping6", "bin/ping")
+        .symlink("bin/sh", "/bin/busybox")
+        .symlink("lib", "usr/lib")
+        .file("etc/passwd", b"root:x:0:0::/:/bin/sh\n")
+        .file("etc/removed", b"x")
+        .dir(&long, 0o711)
+        .file(&format!("{long}file"), b"deep");
+    for i in 0..300 {
+        base = base.file(&format!("home/file-{i}"), &vec![i as u8; i * 13]);
+    }
+    let mut device = Tar::header(EntryType::Char, 0o666, 0);
+    device.set_device_major(1).unwrap();
+    device.set_device_minor(3).unwrap();
+    base.raw(device, b"dev/null", b"", b"");
+    base.raw(Tar::header(EntryType::Fifo, 0o600, 0), b"dev/fifo", b"", b"");
+    let middle = Tar::new()
+        .dir("etc/", 0o750)
+        .file("etc/.wh.removed", b"")
+        .file("etc/passwd", b"changed\n")
+        .dir("home/", 0o711)
+        .file("home/.wh..wh..opq", b"")
+        .file("home/only", b"1")
+        .file("bin/.wh.ping6", b"");
+    let top = Tar::new().dir("etc/", 0o755).file("etc/removed", b"back").dir("usr/", 0o755).dir("usr/lib/", 0o755);
+    vec![base.bytes(), middle.bytes(), top.bytes()]
+}
+
+#[test]
+fn the_mounted_image_is_what_umoci_unpacks() {
+    in_mount_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&rich_layers(), Pack::Gzip);
+        let bundle = dir.path().join("bundle");
+        let output = Command::new("umoci")
+            .args(["unpack", "--image"])
+            .arg(format!("{}:x", layout.dir.path().display()))
+            .arg(&bundle)
+            .output()
+            .expect("umoci must be installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let archive = dir.path().join("oci.tar");
+        support::skopeo(&[
+            "copy",
+            &format!("oci:{}:x", layout.dir.path().display()),
+            &format!("oci-archive:{}:rich:1", archive.display()),
+        ]);
+        let store = store(&dir.path().join("store"));
+        let image = runtime.block_on(store.load(File::open(&archive).unwrap())).unwrap().remove(0);
+        let snapshot = store.snapshot("c", &image).unwrap();
+        let target = dir.path().join("merged");
+        fs::create_dir(&target).unwrap();
+        mount_overlay(&snapshot, &target);
+        let (mut ours, mut theirs) = (facts(&target), facts(&bundle.join("rootfs")));
+        nix::mount::umount(&target).unwrap();
+        // umoci leaves directories the time at which something was last put into them.
+        for fact in ours.values_mut().chain(theirs.values_mut()).filter(|f| f.starts_with('4')) {
+            *fact = fact.split(' ').enumerate().filter(|(i, _)| *i != 2).map(|(_, f)| f).collect::<Vec<_>>().join(" ");
+        }
+        for (name, fact) in &theirs {
+            let shown = String::from_utf8_lossy(name);
+            assert_eq!(ours.get(name), Some(fact), "{shown}");
+        }
+        assert_eq!(ours.len(), theirs.len());
+    });
+}
+
+/// Not a test of its own: the process that the next test kills.
+#[test]
+fn pulls_for_the_test_that_kills_it() {
+    let (Ok(root), Ok(reference)) = (std::env::var("PULL_ROOT"), std::env::var("PULL_REFERENCE")) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let store = store(Path::new(&root));
+    runtime.block_on(store.pull(&reference.parse().unwrap(), &[], None)).unwrap();
+}
+
+#[test]
+fn a_pull_killed_at_any_moment_leaves_a_whole_store() {
+    let registry = Registry::start();
+    let layers: Vec<Vec<u8>> = (0..4_u8)
+        .map(|l| {
+            (0..60_u8)
+                .fold(Tar::new().dir("./", 0o755).dir(&format!("l{l}/"), 0o755), |tar, i| {
+                    let content: Vec<u8> =
+                        (0..20_000_u32).map(|n| (n.wrapping_mul(u32::from(i) + 7) >> 3).to_le_bytes()[0] ^ l).collect();
+                    tar.file(&format!("l{l}/f{i}"), &content)
+                })
+                .bytes()
+        })
+        .collect();
+    registry.push(Layout::new(&layers, Pack::Gzip).dir.path(), "killed", &[]);
+    let reference = registry.reference("killed");
+    let whole = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let begun = std::time::Instant::now();
+    let expect = {
+        let store = store(whole.path());
+        let image = runtime.block_on(store.pull(&reference, &[], None)).unwrap();
+        image.layers.iter().map(|l| facts(l)).collect::<Vec<_>>()
+    };
+    let usual = begun.elapsed();
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    println!("seed {seed}");
+    let mut random = seed;
+    for round in 0..20 {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let root = tempfile::tempdir().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "pulls_for_the_test_that_kills_it"])
+            .env("PULL_ROOT", root.path())
+            .env("PULL_REFERENCE", reference.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(usual.mul_f64(f64::from(random >> 16) / 65536.0) + Duration::from_millis(2));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = store(root.path());
+        for image in store.list() {
+            let found: Vec<_> = image.layers.iter().map(|l| facts(l)).collect();
+            assert!(found == expect, "round {round}: a recorded image is not whole");
+        }
+        assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0, "round {round}");
+        let image = runtime.block_on(store.pull(&reference, &[], None)).unwrap();
+        let found: Vec<_> = image.layers.iter().map(|l| facts(l)).collect();
+        assert!(found == expect, "round {round}: the next pull did not complete it");
+    }
+}
