@@ -91,7 +91,10 @@ impl Created {
     /// The process and its terminal, apart from the right to start it, so that the one can be kept and the other used.
     #[must_use]
     pub fn split(self) -> (Running, Starter) {
-        (Running { pid: self.pid, pidfd: self.pidfd, terminal: self.terminal, warnings: self.warnings }, Starter { socket: self.socket })
+        (
+            Running { pid: self.pid, pidfd: self.pidfd, terminal: self.terminal, warnings: self.warnings },
+            Starter { socket: self.socket },
+        )
     }
 }
 
@@ -163,7 +166,11 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
     let user_namespace = joins.iter().find(|(kind, _)| *kind == NEW_USER).map(|(_, fd)| fd.as_fd());
     let owner = match user_namespace {
         Some(_) if uids.is_empty() || gids.is_empty() => {
-            return Err(PlanError::new("linux.uidMappings", "a user namespace needs its maps said, also when it is joined").into());
+            return Err(PlanError::new(
+                "linux.uidMappings",
+                "a user namespace needs its maps said, also when it is joined",
+            )
+            .into());
         }
         Some(_) => {
             let no_root = || PlanError::new("linux.uidMappings", "does not map the container's root (0)");
@@ -218,7 +225,6 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
         set_oom_score(&spawned, score, &mut warnings)?;
     }
     let heard = spawn::listen(&mut spawned).map_err(create_error)?;
-    warnings.extend(heard.warnings);
     let Spawned { child, socket, .. } = spawned;
     Ok(Created { pid: child.pid, pidfd: child.pidfd, terminal: heard.terminal, warnings, socket })
 }

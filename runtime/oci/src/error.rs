@@ -22,11 +22,7 @@ pub struct SetupError {
 }
 
 fn subject(path: &std::path::Path) -> String {
-    if path.as_os_str().is_empty() {
-        String::new()
-    } else {
-        format!(" {}", path.display())
-    }
+    if path.as_os_str().is_empty() { String::new() } else { format!(" {}", path.display()) }
 }
 
 /// Why a container could not be created; nothing of it is left then.

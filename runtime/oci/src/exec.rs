@@ -7,6 +7,7 @@ use oci_spec::runtime::{Process as ProcessSpec, Spec};
 use portreeve_sys::clone::NEW_USER;
 use portreeve_sys::namespace;
 
+use crate::Pid;
 use crate::cgroup::Cgroup;
 use crate::create::{complete, set_oom_score};
 use crate::error::{ExecError, Step, Warning};
@@ -15,7 +16,6 @@ use crate::plan::{identity, namespaces};
 use crate::seccomp::Filter;
 use crate::spawn::{self, SpawnError, Spawned};
 use crate::stdio::Stdio;
-use crate::Pid;
 
 /// A running container, as much of it as [`exec()`] needs.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +77,6 @@ pub fn exec(container: &ContainerRef<'_>, process: &ProcessSpec, stdio: Stdio) -
         set_oom_score(&spawned, score, &mut warnings)?;
     }
     let heard = spawn::listen(&mut spawned).map_err(exec_error)?;
-    warnings.extend(heard.warnings);
     if let Err(error) = spawn::start(spawned.socket.as_fd()) {
         spawn::abandon(&spawned);
         return Err(error.into());

@@ -4,7 +4,6 @@
 //!   container's process                         maker
 //!   (between) Spawned{pid, fd} -------------->  (only when a process in between made it)
 //!   Terminal + descriptor ------------------>
-//!   Warning* -------------------------------->
 //!   Ready ---------------------------------->   `create` returns
 //!             <------------------------------   Go          `start`
 //!   end of file (execve closed the socket)      started
@@ -18,7 +17,7 @@ use std::path::PathBuf;
 
 use portreeve_sys::socket::{receive, send};
 
-use crate::error::{SetupError, Warning};
+use crate::error::SetupError;
 
 /// One message of the container's process.
 #[derive(Debug)]
@@ -27,8 +26,6 @@ pub(crate) enum Message {
     Spawned { pid: i32, pidfd: i32 },
     /// The terminal's master side comes along.
     Terminal(OwnedFd),
-    /// Something was refused that the container can live without.
-    Warning(Warning),
     /// Everything but execve has been done.
     Ready,
     /// A step failed; the process ends.
@@ -41,7 +38,6 @@ pub(crate) enum Message {
 
 const SPAWNED: u8 = 1;
 const TERMINAL: u8 = 2;
-const WARNING: u8 = 3;
 const READY: u8 = 4;
 const FAILED: u8 = 5;
 const NOT_EXECUTED: u8 = 6;
@@ -72,7 +68,6 @@ fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
     Some(match *tag {
         SPAWNED => Message::Spawned { pid: number, pidfd: text(first).parse().ok()? },
         TERMINAL => Message::Terminal(fds.into_iter().next()?),
-        WARNING => Message::Warning(Warning { operation: text(first), errno: number }),
         READY => Message::Ready,
         FAILED => Message::Failed(SetupError {
             operation: text(first),
@@ -106,10 +101,6 @@ pub(crate) fn terminal(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> io::Re
     send(socket, &encode(TERMINAL, 0, b"", b""), &[master]).map(|_| ())
 }
 
-pub(crate) fn warning(socket: BorrowedFd<'_>, warning: &Warning) -> io::Result<()> {
-    send(socket, &encode(WARNING, warning.errno, warning.operation.as_bytes(), b""), &[]).map(|_| ())
-}
-
 pub(crate) fn ready(socket: BorrowedFd<'_>) -> io::Result<()> {
     send(socket, &encode(READY, 0, b"", b""), &[]).map(|_| ())
 }
@@ -117,7 +108,8 @@ pub(crate) fn ready(socket: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn failed(socket: BorrowedFd<'_>, error: &SetupError) -> io::Result<()> {
     let errno = error.source.raw_os_error();
     // Errors of our own have no number: their words go with the operation.
-    let operation = if errno.is_some() { error.operation.clone() } else { format!("{}: {}", error.operation, error.source) };
+    let operation =
+        if errno.is_some() { error.operation.clone() } else { format!("{}: {}", error.operation, error.source) };
     let errno = errno.unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
     send(socket, &encode(FAILED, errno, operation.as_bytes(), error.path.as_os_str().as_bytes()), &[]).map(|_| ())
 }

@@ -41,7 +41,11 @@ const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
 
 /// The default devices and those of the configuration, which win.
 pub(crate) fn devices(given: &[LinuxDevice]) -> Result<Vec<Device>, SetupError> {
-    let number = |value: i64, path: &Path| u32::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput)).step("reading the number of device", path);
+    let number = |value: i64, path: &Path| {
+        u32::try_from(value)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+            .step("reading the number of device", path)
+    };
     let mut devices = Vec::new();
     for device in given {
         devices.push(Device {
@@ -88,7 +92,11 @@ pub(crate) struct Prepared {
 }
 
 /// Opens the sources of every mount.
-pub(crate) fn sources(ops: &[MountOp], cgroup: &Cgroup, user_namespace: Option<BorrowedFd<'_>>) -> Result<Vec<Source>, SetupError> {
+pub(crate) fn sources(
+    ops: &[MountOp],
+    cgroup: &Cgroup,
+    user_namespace: Option<BorrowedFd<'_>>,
+) -> Result<Vec<Source>, SetupError> {
     ops.iter().map(|op| source(op, cgroup, user_namespace)).collect()
 }
 
@@ -136,7 +144,8 @@ fn source(op: &MountOp, cgroup: &Cgroup, user_namespace: Option<BorrowedFd<'_>>)
 fn apply_id_map(tree: BorrowedFd<'_>, map: &IdMap, user_namespace: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let own;
     let namespace = if map.uids.is_empty() {
-        user_namespace.ok_or_else(|| io::Error::other("the container has no user namespace whose maps could be used"))?
+        user_namespace
+            .ok_or_else(|| io::Error::other("the container has no user namespace whose maps could be used"))?
     } else {
         own = userns::with_maps(&map.uids, &map.gids)?;
         own.as_fd()
@@ -157,7 +166,8 @@ fn is_directory(fd: BorrowedFd<'_>) -> io::Result<bool> {
 pub(crate) fn null_device() -> Result<OwnedFd, SetupError> {
     let tree = node(Path::new("/dev/null"))?;
     let stat = rustix::fs::fstat(&tree).step("looking at", "/dev/null")?;
-    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3);
+    let is_null =
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3);
     if is_null { Ok(tree) } else { Err(io::Error::other("it is not the null device")).step("looking at", "/dev/null") }
 }
 
@@ -171,7 +181,11 @@ pub(crate) fn node(path: &Path) -> Result<OwnedFd, SetupError> {
 /// The root file system as a detached mount.
 ///
 /// In a user namespace the layers are mounted id-mapped, so that files of the image's root belong to the container's.
-pub(crate) fn root(from: &RootFs, user_namespace: Option<BorrowedFd<'_>>, owner: (u32, u32)) -> Result<OwnedFd, SetupError> {
+pub(crate) fn root(
+    from: &RootFs,
+    user_namespace: Option<BorrowedFd<'_>>,
+    owner: (u32, u32),
+) -> Result<OwnedFd, SetupError> {
     match from {
         RootFs::Directory(path) => {
             // no_follow: a bundle whose rootfs is a link could name any directory of the host.
@@ -179,7 +193,8 @@ pub(crate) fn root(from: &RootFs, user_namespace: Option<BorrowedFd<'_>>, owner:
             if !is_directory(tree.as_fd()).step("looking at the root file system", path)? {
                 return Err(rustix::io::Errno::NOTDIR).step("opening the root file system", path);
             }
-            set_propagation(tree.as_fd(), Some((Propagation::Private, true))).step("setting the propagation of", path)?;
+            set_propagation(tree.as_fd(), Some((Propagation::Private, true)))
+                .step("setting the propagation of", path)?;
             Ok(tree)
         }
         RootFs::Overlay { lower, upper, work } => overlay(lower, upper, work, user_namespace, owner),
@@ -200,14 +215,22 @@ fn overlay(
     }
     match overlay_by_layers(lower, upper, work, user_namespace) {
         // `lowerdir+` came with Linux 6.8; before, all layers are one string.
-        Err(error) if error.source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) && user_namespace.is_none() => {
+        Err(error)
+            if error.source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+                && user_namespace.is_none() =>
+        {
             overlay_by_string(lower, upper, work).map_err(|_| error)
         }
         other => other,
     }
 }
 
-fn overlay_by_layers(lower: &[PathBuf], upper: &Path, work: &Path, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, SetupError> {
+fn overlay_by_layers(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    user_namespace: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, SetupError> {
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
     let filesystem = filesystem.as_fd();
     mount::set_string(filesystem, "source", "overlay").step("naming the overlay", "")?;
@@ -218,7 +241,8 @@ fn overlay_by_layers(lower: &[PathBuf], upper: &Path, work: &Path, user_namespac
             let tree = mount::clone_tree(CWD, layer, false, true).step("opening the layer", layer)?;
             let change = Change { set: READ_ONLY, id_map: Some(namespace), ..Change::default() };
             mount::set_attributes(tree.as_fd(), &change).step("mapping the ids of the layer", layer)?;
-            mount::set_fd(filesystem, "lowerdir+", tree.as_fd()).step("adding the id-mapped layer (needs Linux 6.13)", layer)?;
+            mount::set_fd(filesystem, "lowerdir+", tree.as_fd())
+                .step("adding the id-mapped layer (needs Linux 6.13)", layer)?;
             trees.push(tree);
         } else {
             set_path(filesystem, "lowerdir+", layer).step("adding the layer", layer)?;
@@ -238,7 +262,8 @@ fn overlay_by_string(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Own
     }
     let names: Vec<String> = layers.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
     let value = names.join(":");
-    let before = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).step("opening the working directory", "")?;
+    let before = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step("opening the working directory", "")?;
     rustix::process::chdir("/proc/self/fd").step("entering", "/proc/self/fd")?;
     let made = mount::set_string(filesystem.as_fd(), "lowerdir", &value)
         .step("adding the layers (more than about 60 need Linux 6.8)", "")
@@ -264,4 +289,40 @@ fn set_path(filesystem: BorrowedFd<'_>, key: &str, path: &Path) -> io::Result<()
     }
     let fd = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     mount::set_string(filesystem, key, format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_as_one_string_make_the_same_overlay_for_older_kernels() {
+        if portreeve_sys::process::user_id() != 0 {
+            eprintln!("SKIPPED: mounting needs root");
+            return;
+        }
+        let directory = tempfile::tempdir().expect("tempdir");
+        let place = |name: &str| {
+            let path = directory.path().join(name);
+            std::fs::create_dir(&path).expect("mkdir");
+            path
+        };
+        let (top, bottom, upper, work) = (place("top"), place("bot:tom"), place("upper"), place("work"));
+        std::fs::write(top.join("both"), "top").expect("write");
+        std::fs::write(bottom.join("both"), "bottom").expect("write");
+        std::fs::write(bottom.join("only"), "below").expect("write");
+        let before = std::env::current_dir().expect("directory");
+        for make in [overlay_by_string, |lower: &[PathBuf], upper: &Path, work: &Path| {
+            overlay_by_layers(lower, upper, work, None)
+        }] {
+            let root = make(&[top.clone(), bottom.clone()], &upper, &work).expect("overlay");
+            let read = |name: &str| {
+                let fd =
+                    rustix::fs::openat(&root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");
+                std::io::read_to_string(std::fs::File::from(fd)).expect("read")
+            };
+            assert_eq!((read("both").as_str(), read("only").as_str()), ("top", "below"));
+        }
+        assert_eq!(std::env::current_dir().expect("directory"), before);
+    }
 }

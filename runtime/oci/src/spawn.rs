@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::Pid;
 use crate::cgroup::Join;
-use crate::error::{SetupError, StartError, Step, Warning};
+use crate::error::{SetupError, StartError, Step};
 use crate::handshake::{self, Message};
 use crate::init::{self, Joining};
 
@@ -75,7 +75,9 @@ pub(crate) fn direct(
 }
 
 fn walkable(error: &io::Error) -> bool {
-    [Errno::OPNOTSUPP, Errno::INVAL, Errno::ACCESS, Errno::BUSY, Errno::NODEV].iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
+    [Errno::OPNOTSUPP, Errno::INVAL, Errno::ACCESS, Errno::BUSY, Errno::NODEV]
+        .iter()
+        .any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 /// Clones by a process in between, which joins the cgroup and runs `enter` first.
@@ -108,7 +110,9 @@ pub(crate) fn between(
     let how = Clone3 { cgroup: cgroup.unified(), share_files: true, ..Clone3::default() };
     let born = if how.cgroup.is_some() { Joining::VersionOne } else { Joining::All };
     let first = match clone3(&how, || run(born)) {
-        Err(error) if how.cgroup.is_some() && walkable(&error) => clone3(&Clone3 { cgroup: None, ..how }, || run(Joining::All)),
+        Err(error) if how.cgroup.is_some() && walkable(&error) => {
+            clone3(&Clone3 { cgroup: None, ..how }, || run(Joining::All))
+        }
         other => other,
     };
     let first = first.step("cloning the process in between", "")?;
@@ -125,7 +129,10 @@ pub(crate) fn between(
             }
             Message::Failed(error) if exit != Exit::Code(0) => return Err(error.into()),
             Message::Closed => {
-                return Err(SpawnError::Died(format!("the process in between {}, last word {early:?}", describe(exit))));
+                return Err(SpawnError::Died(format!(
+                    "the process in between {}, last word {early:?}",
+                    describe(exit)
+                )));
             }
             other => early.push(other),
         }
@@ -136,7 +143,6 @@ pub(crate) fn between(
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     pub(crate) terminal: Option<OwnedFd>,
-    pub(crate) warnings: Vec<Warning>,
 }
 
 /// Listens until the process is ready; on failure it has been killed and reaped.
@@ -148,12 +154,13 @@ pub(crate) fn listen(spawned: &mut Spawned) -> Result<Heard, SpawnError> {
         match message.step("listening to the container's process", "") {
             Ok(Message::Ready) => return Ok(heard),
             Ok(Message::Terminal(master)) => heard.terminal = Some(master),
-            Ok(Message::Warning(warning)) => heard.warnings.push(warning),
             Ok(Message::Failed(error)) => {
                 abandon(spawned);
                 return Err(error.into());
             }
-            Ok(Message::Closed) => return Err(SpawnError::Died(abandon(spawned).map_or_else(|| "lost".into(), describe))),
+            Ok(Message::Closed) => {
+                return Err(SpawnError::Died(abandon(spawned).map_or_else(|| "lost".into(), describe)));
+            }
             Ok(other) => {
                 abandon(spawned);
                 return Err(SpawnError::Died(format!("it said {other:?}")));
@@ -203,7 +210,8 @@ fn describe(exit: Exit) -> String {
 /// Enters namespaces, those that refuse with the caller's own privileges again after the others.
 pub(crate) fn enter(joins: &[(u64, OwnedFd)]) -> Result<(), SetupError> {
     for (kind, fd) in joins {
-        namespace::enter(fd.as_fd(), *kind).step("joining a namespace", format!("(kind {kind:#x}, descriptor {})", fd.as_raw_fd()))?;
+        namespace::enter(fd.as_fd(), *kind)
+            .step("joining a namespace", format!("(kind {kind:#x}, descriptor {})", fd.as_raw_fd()))?;
     }
     Ok(())
 }

@@ -59,9 +59,10 @@ mod tests {
 
     #[test]
     fn maps_are_written_as_inside_outside_count() {
-        let maps: Vec<LinuxIdMapping> =
-            serde_json::from_str(r#"[{"containerID": 0, "hostID": 100000, "size": 65536}, {"containerID": 70000, "hostID": 1, "size": 1}]"#)
-                .expect("maps");
+        let maps: Vec<LinuxIdMapping> = serde_json::from_str(
+            r#"[{"containerID": 0, "hostID": 100000, "size": 65536}, {"containerID": 70000, "hostID": 1, "size": 1}]"#,
+        )
+        .expect("maps");
         assert_eq!(map_text(&maps), "0 100000 65536\n70000 1 1\n");
         assert_eq!(host_root(&maps), Some(100_000));
         assert_eq!(host_root(maps.get(1..).expect("second")), None);

@@ -45,7 +45,8 @@ fn halves(set: u64) -> (u32, u32) {
 /// `EPERM` for a capability that is not permitted already.
 pub fn set(sets: &Sets) -> io::Result<()> {
     let header = Header { version: VERSION_3, pid: 0 };
-    let (effective, permitted, inheritable) = (halves(sets.effective), halves(sets.permitted), halves(sets.inheritable));
+    let (effective, permitted, inheritable) =
+        (halves(sets.effective), halves(sets.permitted), halves(sets.inheritable));
     let body = [
         Half { effective: effective.0, permitted: permitted.0, inheritable: inheritable.0 },
         Half { effective: effective.1, permitted: permitted.1, inheritable: inheritable.1 },

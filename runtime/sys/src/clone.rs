@@ -84,7 +84,7 @@ struct Arguments {
 ///
 /// # Correctness
 /// Only for a caller with a single thread: with more, a lock that another thread holds (the allocator's, for example)
-/// stays locked in the child forever. This is checked in debug builds by [`thread_count`].
+/// stays locked in the child forever. [`thread_count`] tells.
 pub fn clone3(how: &Clone3<'_>, body: impl FnOnce() -> i32) -> io::Result<Child> {
     let mut pidfd: RawFd = -1;
     let mut flags = how.namespaces | CLONE_PIDFD | CLONE_CLEAR_SIGHAND;
@@ -113,7 +113,8 @@ pub fn clone3(how: &Clone3<'_>, body: impl FnOnce() -> i32) -> io::Result<Child>
     }
     // SAFETY: the kernel has stored a new descriptor there, which nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("clone3 gave no process id"))?;
+    let pid =
+        i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("clone3 gave no process id"))?;
     Ok(Child { pid, pidfd })
 }
 
@@ -123,28 +124,4 @@ pub fn clone3(how: &Clone3<'_>, body: impl FnOnce() -> i32) -> io::Result<Child>
 /// When /proc is not mounted.
 pub fn thread_count() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-
-    use super::*;
-    use crate::process::{Exit, wait};
-
-    #[test]
-    fn a_child_ends_with_the_code_of_its_closure() {
-        let child = clone3(&Clone3::default(), || 7).expect("fork");
-        assert_eq!(wait(child.pidfd.as_fd()).expect("wait"), Exit::Code(7));
-    }
-
-    #[test]
-    fn a_panicking_child_ends_without_unwinding_into_the_caller() {
-        let child = clone3(&Clone3::default(), || {
-            std::panic::set_hook(Box::new(|_| {}));
-            panic!("on purpose")
-        })
-        .expect("fork");
-        assert_eq!(wait(child.pidfd.as_fd()).expect("wait"), Exit::Code(255));
-    }
 }

@@ -75,7 +75,8 @@ mod tests {
     #[test]
     fn a_magic_link_is_refused() {
         let proc = std::fs::File::open("/proc").expect("open");
-        let error = in_root(proc.as_fd(), Path::new("self/fd/0"), OFlags::RDONLY, Limits::default()).expect_err("magic");
+        let error =
+            in_root(proc.as_fd(), Path::new("self/fd/0"), OFlags::RDONLY, Limits::default()).expect_err("magic");
         assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
     }
 }

@@ -93,7 +93,8 @@ pub fn has_ended(pidfd: BorrowedFd<'_>, timeout_ms: i32) -> io::Result<bool> {
 /// When /proc cannot be read.
 pub fn pidfd_pid(pidfd: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|value| value.trim().parse::<i32>().ok());
+    let number =
+        text.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|value| value.trim().parse::<i32>().ok());
     Ok(number.filter(|number| *number > 0).and_then(Pid::from_raw))
 }
 
@@ -126,7 +127,8 @@ pub fn set_child_subreaper(subreaper: bool) -> io::Result<()> {
 /// # Errors
 /// `EINVAL` for a number that is no signal.
 pub fn set_parent_death_signal(signal: Option<i32>) -> io::Result<()> {
-    let signal = libc::c_ulong::try_from(signal.unwrap_or(0)).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let signal =
+        libc::c_ulong::try_from(signal.unwrap_or(0)).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: PR_SET_PDEATHSIG takes one number.
     check_int(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })?;
     Ok(())

@@ -19,7 +19,8 @@ use crate::mount::{Change, NO_SUID, READ_ONLY, clone_tree, set_attributes};
 pub fn read_only_executable() -> io::Result<OwnedFd> {
     let path = std::fs::read_link("/proc/self/exe")?;
     // Through the magic link when the file has been replaced by an upgrade: the link still names the running inode.
-    let tree = clone_tree(CWD, &path, false, false).or_else(|_| clone_tree(CWD, Path::new("/proc/self/exe"), false, false))?;
+    let tree =
+        clone_tree(CWD, &path, false, false).or_else(|_| clone_tree(CWD, Path::new("/proc/self/exe"), false, false))?;
     set_attributes(tree.as_fd(), &Change { set: READ_ONLY | NO_SUID, ..Change::default() })?;
     Ok(tree)
 }

@@ -84,8 +84,11 @@ impl Rule {
             Kind::Block => 'b',
         };
         let number = |value: Option<u32>| value.map_or_else(|| "*".to_owned(), |value| value.to_string());
-        let access: String =
-            [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')].iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, c)| *c).collect();
+        let access: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
+            .iter()
+            .filter(|(bit, _)| self.access & bit != 0)
+            .map(|(_, c)| *c)
+            .collect();
         format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
     }
 }
@@ -129,7 +132,11 @@ pub(crate) fn compile(rules: &[Rule]) -> Vec<Instruction> {
             block.push(instruction(MOVE_REG, 1, 3, 0, 0));
             block.push(instruction(AND_IMM, 1, 0, 0, i32::from(rule.access)));
             // An allow rule must cover all that is asked; a deny rule counts when it touches any of it.
-            block.push(if rule.allow { instruction(NOT_EQUAL_REG, 1, 3, 0, 0) } else { instruction(EQUAL_IMM, 1, 0, 0, 0) });
+            block.push(if rule.allow {
+                instruction(NOT_EQUAL_REG, 1, 3, 0, 0)
+            } else {
+                instruction(EQUAL_IMM, 1, 0, 0, 0)
+            });
         }
         for (register, number) in [(4, rule.major), (5, rule.minor)] {
             if let Some(number) = number {

@@ -8,8 +8,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
-use super::layout::Layout;
 use super::CgroupError;
+use super::layout::Layout;
 
 /// Open files with which a child joins: opened by the caller, because the child may be in a user namespace that could
 /// not open them (the kernel looks at who opened the file).
@@ -27,7 +27,8 @@ impl Join {
             Ok(file) => Ok((path, file)),
             Err(source) => Err(CgroupError::Read { path, source }),
         };
-        let tasks = layout.v1.iter().map(|h| read(h.mount.join(relative).join("tasks"), true)).collect::<Result<_, _>>()?;
+        let tasks =
+            layout.v1.iter().map(|h| read(h.mount.join(relative).join("tasks"), true)).collect::<Result<_, _>>()?;
         let unified = layout.unified.as_ref().map(|mount| read(mount.join(relative), false)).transpose()?;
         Ok(Self { tasks, unified })
     }
@@ -41,7 +42,11 @@ impl Join {
     pub(crate) fn enter(&self) -> Result<(), CgroupError> {
         for (path, file) in &self.tasks {
             let mut file = file;
-            file.write_all(b"0").map_err(|source| CgroupError::Write { path: path.clone(), value: "0".into(), source })?;
+            file.write_all(b"0").map_err(|source| CgroupError::Write {
+                path: path.clone(),
+                value: "0".into(),
+                source,
+            })?;
         }
         Ok(())
     }

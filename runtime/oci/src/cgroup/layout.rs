@@ -24,8 +24,20 @@ pub(crate) struct Layout {
 }
 
 const V1_CONTROLLERS: [&str; 14] = [
-    "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event",
-    "hugetlb", "rdma", "misc",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "hugetlb",
+    "rdma",
+    "misc",
 ];
 
 impl Layout {
@@ -45,7 +57,8 @@ impl Layout {
                 .filter(|option| V1_CONTROLLERS.contains(option) || option.starts_with("name="))
                 .map(str::to_owned)
                 .collect();
-            let known = layout.v1.iter().any(|hierarchy| hierarchy.controllers.iter().any(|name| controllers.contains(name)));
+            let known =
+                layout.v1.iter().any(|hierarchy| hierarchy.controllers.iter().any(|name| controllers.contains(name)));
             if !controllers.is_empty() && !known {
                 layout.v1.push(Hierarchy { controllers, mount });
             }
@@ -97,7 +110,10 @@ fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
-        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let code = tail
+            .get(..3)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
         match (first, code) {
             (b'\\', Some(code)) => {
                 bytes.push(code);

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use portreeve_sys::process::{has_ended, pidfd_open, pidfd_send_signal};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use portreeve_sys::process::{has_ended, pidfd_open, pidfd_send_signal};
 
 use super::layout::Layout;
 use super::{CgroupError, Version, stats, write_file};
@@ -75,8 +75,7 @@ fn enable_controllers(directory: &Path) -> Result<(), CgroupError> {
     let enabled = read(&directory.join("cgroup.subtree_control"))?;
     let available = read(&directory.join("cgroup.controllers"))?;
     let has = |list: &str, name: &str| list.split_ascii_whitespace().any(|word| word == name);
-    let missing: Vec<&str> =
-        WANTED.into_iter().filter(|name| has(&available, name) && !has(&enabled, name)).collect();
+    let missing: Vec<&str> = WANTED.into_iter().filter(|name| has(&available, name) && !has(&enabled, name)).collect();
     let path = directory.join("cgroup.subtree_control");
     for name in missing {
         // One by one: a controller that refuses (cpu with realtime tasks, for one) does not take the others with it;
@@ -193,7 +192,9 @@ pub(crate) fn wait_empty(layout: &Layout, relative: &str, deadline: Instant) -> 
         let wait = i32::try_from((deadline - now).as_millis()).unwrap_or(i32::MAX).saturating_add(1);
         match pidfd_open(*first) {
             // A zombie still counts as ended and stays listed for a moment on version 1.
-            Ok(pidfd) if has_ended(pidfd.as_fd(), wait).unwrap_or(true) => std::thread::sleep(Duration::from_micros(200)),
+            Ok(pidfd) if has_ended(pidfd.as_fd(), wait).unwrap_or(true) => {
+                std::thread::sleep(Duration::from_micros(200))
+            }
             _ => {}
         }
     }
@@ -205,7 +206,10 @@ fn wait_unpopulated(events: &Path, deadline: Instant) {
     let Ok(mut file) = File::open(events) else { return };
     loop {
         let mut text = String::new();
-        if file.rewind().is_err() || file.read_to_string(&mut text).is_err() || stats::keyed(&text, "populated") != Some(1) {
+        if file.rewind().is_err()
+            || file.read_to_string(&mut text).is_err()
+            || stats::keyed(&text, "populated") != Some(1)
+        {
             return;
         }
         let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
@@ -246,7 +250,9 @@ fn wait_frozen(layout: &Layout, path: &Path) {
     while Instant::now() < deadline {
         let done = match layout.version() {
             Version::V1 => read(path).is_ok_and(|state| state.trim() == "FROZEN"),
-            Version::V2 => read(&path.with_file_name("cgroup.events")).is_ok_and(|text| stats::keyed(&text, "frozen") == Some(1)),
+            Version::V2 => {
+                read(&path.with_file_name("cgroup.events")).is_ok_and(|text| stats::keyed(&text, "frozen") == Some(1))
+            }
         };
         if done {
             return;

@@ -144,7 +144,8 @@ impl Cgroup {
             match self.write_value(layout, &write) {
                 // On version 1 limit <= memsw holds at every moment: the other one has to go first.
                 Err(CgroupError::Write { source, .. })
-                    if write.file == "memory.limit_in_bytes" && source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
+                    if write.file == "memory.limit_in_bytes"
+                        && source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
                 {
                     deferred = Some(write);
                 }
@@ -162,7 +163,8 @@ impl Cgroup {
         let Some(directory) = self.controller_directory("memory") else { return Ok(()) };
         let version = layout()?.version();
         let usage_file = if version == Version::V1 { "memory.usage_in_bytes" } else { "memory.current" };
-        let usage = std::fs::read_to_string(directory.join(usage_file)).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let usage =
+            std::fs::read_to_string(directory.join(usage_file)).ok().and_then(|text| text.trim().parse::<u64>().ok());
         let Some(usage) = usage.filter(|usage| *usage > limit_bytes) else { return Ok(()) };
         // Clean cache that nobody used lately goes without harm; the rest is in use.
         let stat = std::fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
@@ -183,7 +185,12 @@ impl Cgroup {
             let file = if rule.allow { "devices.allow" } else { "devices.deny" };
             self.write_value(
                 layout,
-                &values::Write { controller: "devices", file: file.to_owned(), value: rule.v1_line(), field: "devices" },
+                &values::Write {
+                    controller: "devices",
+                    file: file.to_owned(),
+                    value: rule.v1_line(),
+                    field: "devices",
+                },
             )?;
         }
         Ok(())
@@ -207,7 +214,10 @@ impl Cgroup {
                 let swap = write.file == "memory.memsw.limit_in_bytes" || write.file == "memory.swap.max";
                 if swap { Ok(()) } else { Err(missing()) }
             }
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && write.file == "memory.limit_in_bytes" => {
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
+                    && write.file == "memory.limit_in_bytes" =>
+            {
                 let usage_bytes = self.stats().map(|stats| stats.memory_bytes).unwrap_or(0);
                 Err(CgroupError::BelowUsage { limit_bytes: value.parse().unwrap_or(0), usage_bytes })
             }

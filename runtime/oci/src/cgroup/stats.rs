@@ -97,7 +97,9 @@ fn read_v1(layout: &Layout, relative: &str) -> Stats {
         stats.swap_bytes = keyed(&text, "total_swap").unwrap_or(0);
         stats.memory_peak_bytes = number(&memory.join("memory.max_usage_in_bytes")).unwrap_or(0);
         stats.memory_limit_bytes = number(&memory.join("memory.limit_in_bytes")).filter(|limit| *limit < V1_UNLIMITED);
-        stats.oom_kills = keyed(&std::fs::read_to_string(memory.join("memory.oom_control")).unwrap_or_default(), "oom_kill").unwrap_or(0);
+        stats.oom_kills =
+            keyed(&std::fs::read_to_string(memory.join("memory.oom_control")).unwrap_or_default(), "oom_kill")
+                .unwrap_or(0);
     }
     if let Some(pids) = directory("pids") {
         stats.pids = number(&pids.join("pids.current")).unwrap_or(0);
@@ -162,7 +164,10 @@ mod tests {
     fn a_version_two_directory_is_read_whole() {
         let directory = tempfile::tempdir().expect("tempdir");
         let files = [
-            ("cpu.stat", "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 9\nnr_throttled 2\nthrottled_usec 7\n"),
+            (
+                "cpu.stat",
+                "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 9\nnr_throttled 2\nthrottled_usec 7\n",
+            ),
             ("memory.current", "10000\n"),
             ("memory.max", "max\n"),
             ("memory.stat", "anon 4000\nfile 6000\ninactive_file 2500\npgfault 12\npgmajfault 1\n"),
@@ -176,7 +181,10 @@ mod tests {
         }
         let stats = read_v2(directory.path());
         assert_eq!((stats.cpu_usage_ns, stats.cpu_throttled_periods, stats.cpu_throttled_ns), (1_500_000, 2, 7000));
-        assert_eq!((stats.memory_bytes, stats.memory_working_set_bytes, stats.memory_limit_bytes), (10_000, 7500, None));
+        assert_eq!(
+            (stats.memory_bytes, stats.memory_working_set_bytes, stats.memory_limit_bytes),
+            (10_000, 7500, None)
+        );
         assert_eq!((stats.oom_kills, stats.pids, stats.pids_limit), (1, 3, Some(20)));
         assert_eq!((stats.io_read_bytes, stats.io_write_bytes), (101, 202));
     }

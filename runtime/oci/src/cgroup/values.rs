@@ -46,13 +46,17 @@ pub(crate) fn plan(version: Version, resources: &LinuxResources) -> Result<Vec<W
     for limit in resources.hugepage_limits().iter().flatten() {
         let size = limit.page_size();
         if size.is_empty() || !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(CgroupError::Value { field: "hugepageLimits.pageSize".into(), reason: format!("{size:?} is no page size") });
+            return Err(CgroupError::Value {
+                field: "hugepageLimits.pageSize".into(),
+                reason: format!("{size:?} is no page size"),
+            });
         }
         let file = match version {
             Version::V1 => format!("hugetlb.{size}.limit_in_bytes"),
             Version::V2 => format!("hugetlb.{size}.max"),
         };
-        let value = if limit.limit() < 0 && version == Version::V2 { "max".to_owned() } else { limit.limit().to_string() };
+        let value =
+            if limit.limit() < 0 && version == Version::V2 { "max".to_owned() } else { limit.limit().to_string() };
         writes.push(write("hugetlb", &file, value, "hugepageLimits.limit"));
     }
     if let Some(network) = resources.network()
@@ -70,7 +74,8 @@ pub(crate) fn plan(version: Version, resources: &LinuxResources) -> Result<Vec<W
     rdma.sort_by_key(|(name, _)| name.as_str());
     for (name, limit) in rdma {
         let part = |key: &str, value: Option<u32>| value.map_or_else(String::new, |value| format!(" {key}={value}"));
-        let value = format!("{name}{}{}", part("hca_handle", limit.hca_handles()), part("hca_object", limit.hca_objects()));
+        let value =
+            format!("{name}{}{}", part("hca_handle", limit.hca_handles()), part("hca_object", limit.hca_objects()));
         writes.push(write("rdma", "rdma.max", value, "rdma"));
     }
     unified(version, resources, &mut writes)?;
@@ -86,7 +91,10 @@ fn unified(version: Version, resources: &LinuxResources, writes: &mut Vec<Write>
             return Err(CgroupError::Value { field: "unified".into(), reason });
         }
         if file.contains('/') || !file.contains('.') || file.starts_with("cgroup.") {
-            return Err(CgroupError::Value { field: "unified".into(), reason: format!("{file:?} is no file of a controller") });
+            return Err(CgroupError::Value {
+                field: "unified".into(),
+                reason: format!("{file:?} is no file of a controller"),
+            });
         }
         for line in value.lines() {
             writes.push(write("unified", file, line, "unified"));
@@ -208,7 +216,12 @@ fn cpusets(cpu: &LinuxCpu, writes: &mut Vec<Write>) {
 
 /// Shares (2 to 262144, 1024 is the default) as a weight (1 to 10000, 100 is the default): minimum, default and
 /// maximum of both scales meet, with a quadratic fit between, as crun 1.23 and runc 1.4 have it.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "2 to 262144 become 1 to 10000")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "2 to 262144 become 1 to 10000"
+)]
 pub(crate) fn weight_of_shares(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
@@ -294,7 +307,10 @@ mod tests {
 
     #[test]
     fn limits_become_version_one_files() {
-        check(Version::V1, POD, &expect![[r#"
+        check(
+            Version::V1,
+            POD,
+            &expect![[r#"
             memory: memory.limit_in_bytes <- 268435456
             memory: memory.memsw.limit_in_bytes <- 268435456
             memory: memory.soft_limit_in_bytes <- 134217728
@@ -305,12 +321,16 @@ mod tests {
             cpuset: cpuset.mems <- 0
             pids: pids.max <- 100
             hugetlb: hugetlb.2MB.limit_in_bytes <- 4194304
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn limits_become_version_two_files() {
-        check(Version::V2, POD, &expect![[r#"
+        check(
+            Version::V2,
+            POD,
+            &expect![[r#"
             memory: memory.swap.max <- 0
             memory: memory.max <- 268435456
             memory: memory.low <- 134217728
@@ -320,65 +340,102 @@ mod tests {
             cpuset: cpuset.mems <- 0
             pids: pids.max <- 100
             hugetlb: hugetlb.2MB.max <- 4194304
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn minus_one_takes_a_limit_away() {
         let json = r#"{"memory": {"limit": -1, "swap": -1}, "cpu": {"quota": -1}, "pids": {"limit": -1}}"#;
-        check(Version::V1, json, &expect![[r#"
+        check(
+            Version::V1,
+            json,
+            &expect![[r#"
             memory: memory.limit_in_bytes <- -1
             memory: memory.memsw.limit_in_bytes <- -1
             cpu: cpu.cfs_quota_us <- -1
             pids: pids.max <- max
-        "#]]);
-        check(Version::V2, json, &expect![[r#"
+        "#]],
+        );
+        check(
+            Version::V2,
+            json,
+            &expect![[r#"
             memory: memory.swap.max <- max
             memory: memory.max <- max
             cpu: cpu.max <- max
             pids: pids.max <- max
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn unified_values_are_refused_on_version_one_and_checked_on_version_two() {
-        check(Version::V1, r#"{"unified": {"memory.high": "1000"}}"#, &expect![[r#"
+        check(
+            Version::V1,
+            r#"{"unified": {"memory.high": "1000"}}"#,
+            &expect![[r#"
             error: unified: memory.high needs cgroup v2, this machine has v1
-        "#]]);
-        check(Version::V2, r#"{"unified": {"memory.high": "1000", "io.max": "8:0 rbps=1\n8:1 rbps=2"}}"#, &expect![[r#"
+        "#]],
+        );
+        check(
+            Version::V2,
+            r#"{"unified": {"memory.high": "1000", "io.max": "8:0 rbps=1\n8:1 rbps=2"}}"#,
+            &expect![[r#"
             unified: io.max <- 8:0 rbps=1
             unified: io.max <- 8:1 rbps=2
             unified: memory.high <- 1000
-        "#]]);
-        check(Version::V2, r#"{"unified": {"../memory.max": "1000"}}"#, &expect![[r#"
+        "#]],
+        );
+        check(
+            Version::V2,
+            r#"{"unified": {"../memory.max": "1000"}}"#,
+            &expect![[r#"
             error: unified: "../memory.max" is no file of a controller
-        "#]]);
-        check(Version::V2, r#"{"unified": {"cgroup.procs": "1"}}"#, &expect![[r#"
+        "#]],
+        );
+        check(
+            Version::V2,
+            r#"{"unified": {"cgroup.procs": "1"}}"#,
+            &expect![[r#"
             error: unified: "cgroup.procs" is no file of a controller
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn swap_below_memory_is_refused_on_version_two() {
-        check(Version::V2, r#"{"memory": {"limit": 100, "swap": 50}}"#, &expect![[r#"
+        check(
+            Version::V2,
+            r#"{"memory": {"limit": 100, "swap": 50}}"#,
+            &expect![[r#"
             error: memory.swap: 50 (memory and swap together) is below the memory limit 100
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn block_io_throttles_name_their_device() {
         let json = r#"{"blockIO": {"weight": 300, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1048576}],
             "throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 50}]}}"#;
-        check(Version::V1, json, &expect![[r#"
+        check(
+            Version::V1,
+            json,
+            &expect![[r#"
             blkio: blkio.bfq.weight <- 300
             blkio: blkio.throttle.read_bps_device <- 8:0 1048576
             blkio: blkio.throttle.write_iops_device <- 8:16 50
-        "#]]);
-        check(Version::V2, json, &expect![[r#"
+        "#]],
+        );
+        check(
+            Version::V2,
+            json,
+            &expect![[r#"
             io: io.bfq.weight <- 300
             io: io.max <- 8:0 rbps=1048576
             io: io.max <- 8:16 wiops=50
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -389,8 +446,12 @@ mod tests {
 
     #[test]
     fn a_period_alone_keeps_the_quota_in_force() {
-        check(Version::V2, r#"{"cpu": {"period": 50000}}"#, &expect![[r#"
+        check(
+            Version::V2,
+            r#"{"cpu": {"period": 50000}}"#,
+            &expect![[r#"
             cpu: cpu.max <- current 50000
-        "#]]);
+        "#]],
+        );
     }
 }

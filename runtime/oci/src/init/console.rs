@@ -28,7 +28,8 @@ pub(super) fn make(stdio: &Stdio, root: BorrowedFd<'_>) -> Result<Option<Console
     let Stdio::Terminal { size } = stdio else { return Ok(None) };
     let path = Path::new("/dev/pts/ptmx");
     let limits = Limits { no_symlinks: true, ..Limits::default() };
-    let master = in_root(root, path, OFlags::RDWR | OFlags::NOCTTY, limits).step("opening the terminal multiplexer", path)?;
+    let master =
+        in_root(root, path, OFlags::RDWR | OFlags::NOCTTY, limits).step("opening the terminal multiplexer", path)?;
     let devpts = rustix::fs::fstatfs(&master).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(DEVPTS_MAGIC));
     if !devpts {
         return Err(io::Error::other("it is not on a devpts")).step("opening the terminal multiplexer", path);

@@ -219,11 +219,15 @@ fn finish_root(root: BorrowedFd<'_>, container: &Container<'_>) -> Result<(), Se
         "slave" => Some((Propagation::Slave, false)),
         "rslave" => Some((Propagation::Slave, true)),
         "unbindable" => Some((Propagation::Unbindable, false)),
-        other => return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput)).step("setting rootfsPropagation", other),
+        other => {
+            return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput))
+                .step("setting rootfsPropagation", other);
+        }
     };
     crate::prepare::set_propagation(root, propagation).step("setting the propagation of", "/")?;
     if container.spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false)) {
-        mount::set_attributes(root, &Change { set: READ_ONLY, ..Change::default() }).step("making the root read-only", "/")?;
+        mount::set_attributes(root, &Change { set: READ_ONLY, ..Change::default() })
+            .step("making the root read-only", "/")?;
     }
     Ok(())
 }
@@ -258,7 +262,8 @@ fn settle_and_run(process: &Process<'_>, root: OwnedFd, console: Option<console:
     let environment = program::environment(root.as_fd(), identity);
     console::streams(process.stdio, console, process.socket)?;
     // Its number must not be one that the program gets.
-    let kept = portreeve_sys::fd::duplicate_above(root.as_fd(), program::first_free(process)).step("copying the root's descriptor", "")?;
+    let kept = portreeve_sys::fd::duplicate_above(root.as_fd(), program::first_free(process))
+        .step("copying the root's descriptor", "")?;
     drop(root);
     let root = kept;
     let entered = privileges::enter_directory(root.as_fd(), identity)?;

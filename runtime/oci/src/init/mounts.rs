@@ -37,7 +37,9 @@ pub(super) fn replaces_dev(ops: &[MountOp]) -> bool {
 
 /// Makes the new file systems, detached; `None` for the other kinds of mount.
 pub(super) fn make(ops: &[MountOp]) -> Result<Vec<Option<OwnedFd>>, SetupError> {
-    ops.iter().map(|op| if let What::Filesystem { .. } = op.what { filesystem(op).map(Some) } else { Ok(None) }).collect()
+    ops.iter()
+        .map(|op| if let What::Filesystem { .. } = op.what { filesystem(op).map(Some) } else { Ok(None) })
+        .collect()
 }
 
 fn filesystem(op: &MountOp) -> Result<OwnedFd, SetupError> {
@@ -59,7 +61,12 @@ fn filesystem(op: &MountOp) -> Result<OwnedFd, SetupError> {
 }
 
 /// Attaches every mount in its order.
-pub(super) fn attach(root: BorrowedFd<'_>, ops: &[MountOp], sources: &[Source], made: &[Option<OwnedFd>]) -> Result<(), SetupError> {
+pub(super) fn attach(
+    root: BorrowedFd<'_>,
+    ops: &[MountOp],
+    sources: &[Source],
+    made: &[Option<OwnedFd>],
+) -> Result<(), SetupError> {
     for ((op, source), made) in ops.iter().zip(sources).zip(made) {
         match (source, made) {
             (Source::Tree { tree, directory }, _) => one(root, op, tree.as_fd(), *directory)?,
@@ -81,7 +88,8 @@ fn one(root: BorrowedFd<'_>, op: &MountOp, tree: BorrowedFd<'_>, directory: bool
         // Where /proc really is decides what every later write to it means: a link there is an attack (CVE-2019-19921).
         drop(resolve::make_directory(root, path).step("creating the mount point", path)?);
         let limits = Limits { no_symlinks: true, ..Limits::default() };
-        in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, limits).step("opening the mount point, which must be no link,", path)?
+        in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, limits)
+            .step("opening the mount point, which must be no link,", path)?
     } else if directory {
         resolve::make_directory(root, path).step("creating the mount point", path)?
     } else {
@@ -93,7 +101,8 @@ fn one(root: BorrowedFd<'_>, op: &MountOp, tree: BorrowedFd<'_>, directory: bool
 
 /// Nothing but the known files of /proc may be covered by a mount, and /proc itself only by a procfs.
 fn refuse_proc(target: &OwnedFd, path: &Path, tree: BorrowedFd<'_>) -> Result<(), SetupError> {
-    let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned())).step("mounting on", path);
+    let refused =
+        |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned())).step("mounting on", path);
     if path == Path::new("/proc") {
         return if is_procfs(tree) { Ok(()) } else { refused("only a procfs may be mounted there") };
     }
@@ -120,7 +129,8 @@ fn hierarchies(root: BorrowedFd<'_>, op: &MountOp, trees: &[(String, OwnedFd)]) 
     let target = resolve::make_directory(root, path).step("creating the mount point", path)?;
     mount::attach(tmpfs.as_fd(), target.as_fd()).step("mounting on", path)?;
     for (name, tree) in trees {
-        let place = resolve::make_directory(tmpfs.as_fd(), Path::new(name)).step("creating the mount point of hierarchy", name)?;
+        let place = resolve::make_directory(tmpfs.as_fd(), Path::new(name))
+            .step("creating the mount point of hierarchy", name)?;
         mount::attach(tree.as_fd(), place.as_fd()).step("mounting the hierarchy", name)?;
         // The names that programs look for when several controllers share a mount.
         for controller in name.split(',').filter(|controller| controller != name) {

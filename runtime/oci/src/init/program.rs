@@ -68,7 +68,8 @@ pub(super) fn environment(root: BorrowedFd<'_>, identity: &Identity) -> Vec<CStr
 fn home_of(root: BorrowedFd<'_>, uid: u32) -> Option<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = in_root(root, Path::new("/etc/passwd"), flags, Limits::default()).ok()?;
-    if rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode) != rustix::fs::FileType::RegularFile {
+    if rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode) != rustix::fs::FileType::RegularFile
+    {
         return None;
     }
     let mut text = Vec::new();
@@ -104,7 +105,8 @@ pub(super) fn execute(process: &Process<'_>, environment: &[CString]) -> Failure
             path
         };
         let errno = exec::execve(&path, &identity.arguments, environment).raw_os_error().unwrap_or(worst);
-        let absent = errno == rustix::io::Errno::NOENT.raw_os_error() || errno == rustix::io::Errno::NOTDIR.raw_os_error();
+        let absent =
+            errno == rustix::io::Errno::NOENT.raw_os_error() || errno == rustix::io::Errno::NOTDIR.raw_os_error();
         if absent && !exists(&path) {
             continue;
         }
@@ -126,5 +128,8 @@ fn exists(path: &CString) -> bool {
 
 fn search_path(environment: &[CString]) -> String {
     let given = environment.iter().rev().find_map(|variable| variable.as_bytes().strip_prefix(b"PATH="));
-    given.map_or_else(|| DEFAULT_PATH.to_owned(), |path| std::ffi::OsStr::from_bytes(path).to_string_lossy().into_owned())
+    given.map_or_else(
+        || DEFAULT_PATH.to_owned(),
+        |path| std::ffi::OsStr::from_bytes(path).to_string_lossy().into_owned(),
+    )
 }

@@ -55,7 +55,11 @@ fn make(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedF
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let made = if directory || !last { make_one_directory(parent.as_fd(), &name) } else { make_one_file(parent.as_fd(), &name) };
+        let made = if directory || !last {
+            make_one_directory(parent.as_fd(), &name)
+        } else {
+            make_one_file(parent.as_fd(), &name)
+        };
         match made {
             Ok(()) if last => return in_root(root, &here, flags, Limits::default()),
             Ok(()) => done = here,

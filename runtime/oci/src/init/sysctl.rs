@@ -27,7 +27,8 @@ pub(super) fn write(parameters: Option<&HashMap<String, String>>) -> Result<(), 
     for (name, value) in parameters.iter().collect::<BTreeMap<_, _>>() {
         let path = PathBuf::from("sys").join(file_of(name));
         let limits = Limits { no_symlinks: true, no_crossing: true };
-        let file = beneath(procfs.as_fd(), &path, OFlags::WRONLY, limits).step("opening the kernel parameter", name.as_str())?;
+        let file = beneath(procfs.as_fd(), &path, OFlags::WRONLY, limits)
+            .step("opening the kernel parameter", name.as_str())?;
         rustix::io::write(&file, value.as_bytes()).step("writing the kernel parameter", name.as_str())?;
     }
     Ok(())
@@ -38,7 +39,18 @@ fn file_of(name: &str) -> String {
     let separator = name.find(['.', '/']).and_then(|at| name.get(at..=at));
     match separator {
         Some("/") => name.to_owned(),
-        _ => name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect(),
+        _ => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
     }
 }
 

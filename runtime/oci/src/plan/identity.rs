@@ -3,7 +3,10 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Capabilities, Capability, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{
+    Capabilities, Capability, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy,
+    PosixRlimitType, Process, Spec,
+};
 use portreeve_sys::process::Scheduling;
 
 use super::PlanError;
@@ -55,7 +58,10 @@ pub(crate) fn plan(process: &Process, spec: &Spec) -> Result<Identity, PlanError
         }
     }
     if !process.cwd().is_absolute() {
-        return Err(PlanError::new("process.cwd", format!("{:?} is not an absolute path", process.cwd().display().to_string())));
+        return Err(PlanError::new(
+            "process.cwd",
+            format!("{:?} is not an absolute path", process.cwd().display().to_string()),
+        ));
     }
     let user = process.user();
     for (field, id) in [("process.user.uid", user.uid()), ("process.user.gid", user.gid())] {
@@ -231,11 +237,15 @@ fn io_priority(process: &Process) -> Result<Option<(u8, u8)>, PlanError> {
         IOPriorityClass::IoprioClassIdle => 3,
     };
     let level = u8::try_from(priority.priority()).ok().filter(|level| *level < 8);
-    level.map(|level| Some((class, level))).ok_or_else(|| PlanError::new("process.ioPriority.priority", "is not within 0 and 7"))
+    level
+        .map(|level| Some((class, level)))
+        .ok_or_else(|| PlanError::new("process.ioPriority.priority", "is not within 0 and 7"))
 }
 
 fn personality(spec: &Spec) -> Result<Option<u64>, PlanError> {
-    let Some(personality) = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()) else { return Ok(None) };
+    let Some(personality) = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()) else {
+        return Ok(None);
+    };
     if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
         return Err(PlanError::new("linux.personality.flags", "no flag is defined by the specification"));
     }

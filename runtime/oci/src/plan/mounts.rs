@@ -47,7 +47,10 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     let destination = clean(mount.destination());
     if destination == Path::new("/") {
-        return Err(PlanError::new(field("destination"), format!("{} is the root itself", mount.destination().display())));
+        return Err(PlanError::new(
+            field("destination"),
+            format!("{} is the root itself", mount.destination().display()),
+        ));
     }
     let options = parse(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().as_deref().unwrap_or("");
@@ -70,7 +73,13 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
         }
         let mapped = options.id_map.is_some() || !uids.is_empty();
         let id_map = mapped.then(|| IdMap { recursive: options.id_map.unwrap_or(false), uids, gids });
-        What::Bind { source: source()?, recursive: options.bind.unwrap_or(false), own: options.own, tree: options.tree, id_map }
+        What::Bind {
+            source: source()?,
+            recursive: options.bind.unwrap_or(false),
+            own: options.own,
+            tree: options.tree,
+            id_map,
+        }
     } else if kind == "cgroup" || kind == "cgroup2" {
         What::Cgroup { own: options.own }
     } else if kind.is_empty() {
@@ -78,7 +87,9 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
     } else {
         let mut filesystem = options.filesystem;
         // The kernel wants to know what a block file system is made from, and shows the source of the others.
-        if let Some(source) = mount.source().as_ref().and_then(|source| source.to_str()).filter(|source| !source.is_empty()) {
+        if let Some(source) =
+            mount.source().as_ref().and_then(|source| source.to_str()).filter(|source| !source.is_empty())
+        {
             filesystem.insert(0, ("source".to_owned(), Some(source.to_owned())));
         }
         if kind == "devpts" {
@@ -117,9 +128,9 @@ mod tests {
         let attributes = |a: &Attributes| {
             if a.is_empty() { String::new() } else { format!(" set={:#x} clear={:#x}", a.set, a.clear) }
         };
-        let propagation = op.propagation.map_or_else(String::new, |(kind, tree)| {
-            format!(" {}{kind:?}", if tree { "recursively " } else { "" })
-        });
+        let propagation = op
+            .propagation
+            .map_or_else(String::new, |(kind, tree)| format!(" {}{kind:?}", if tree { "recursively " } else { "" }));
         let to = op.destination.display();
         match &op.what {
             What::Bind { source, recursive, own, tree, id_map } => {
@@ -140,7 +151,8 @@ mod tests {
     }
 
     fn check(mounts: &str, expected: &Expect) {
-        let spec: Spec = serde_json::from_str(&format!(r#"{{"ociVersion": "1.2.0", "mounts": {mounts}}}"#)).expect("spec");
+        let spec: Spec =
+            serde_json::from_str(&format!(r#"{{"ociVersion": "1.2.0", "mounts": {mounts}}}"#)).expect("spec");
         let text = match plan(&spec) {
             Ok(ops) => ops.iter().map(|op| line(op) + "\n").collect(),
             Err(error) => format!("error: {error}\n"),

@@ -57,7 +57,9 @@ impl Namespaces {
 pub(crate) fn plan(spec: &Spec) -> Result<Namespaces, PlanError> {
     let linux = spec.linux().as_ref();
     let mut plan = Namespaces::default();
-    for (index, namespace) in linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default().iter().enumerate() {
+    for (index, namespace) in
+        linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default().iter().enumerate()
+    {
         let flag = flag(namespace.typ());
         if plan.has(flag) {
             let reason = format!("a second namespace of type {}", namespace.typ());

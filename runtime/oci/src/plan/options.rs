@@ -1,7 +1,8 @@
 //! Mount options by name: attributes of the mount, of the whole tree, propagation, and what goes to the file system.
 
 use portreeve_sys::mount::{
-    ATIME_MASK, NO_ATIME, NO_DEV, NO_DIR_ATIME, NO_EXEC, NO_SUID, NO_SYMLINK_FOLLOW, Propagation, READ_ONLY, STRICT_ATIME,
+    ATIME_MASK, NO_ATIME, NO_DEV, NO_DIR_ATIME, NO_EXEC, NO_SUID, NO_SYMLINK_FOLLOW, Propagation, READ_ONLY,
+    STRICT_ATIME,
 };
 
 /// Attributes to set and to clear.

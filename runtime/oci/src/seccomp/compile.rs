@@ -10,7 +10,9 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+};
 use portreeve_sys::seccomp::{Instruction, LOG, SPEC_ALLOW, TSYNC};
 
 use super::syscalls::number;
@@ -62,7 +64,8 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
     }
     program.push(step(RETURN, KILL_PROCESS));
     if program.len() > MAX_INSTRUCTIONS {
-        let reason = format!("the program would have {} instructions, the kernel takes {MAX_INSTRUCTIONS}", program.len());
+        let reason =
+            format!("the program would have {} instructions, the kernel takes {MAX_INSTRUCTIONS}", program.len());
         return Err(SeccompError::new("syscalls", reason));
     }
     Ok(Filter { program, flags: flags(profile)? })
@@ -75,9 +78,10 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
         LinuxSeccompFilterFlag::SeccompFilterFlagLog => Ok(flags | LOG),
         LinuxSeccompFilterFlag::SeccompFilterFlagTsync => Ok(flags | TSYNC),
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => Ok(flags | SPEC_ALLOW),
-        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-            Err(SeccompError::new("flags", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is for SCMP_ACT_NOTIFY, which this version does not support"))
-        }
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => Err(SeccompError::new(
+            "flags",
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is for SCMP_ACT_NOTIFY, which this version does not support",
+        )),
     })
 }
 
@@ -93,7 +97,8 @@ fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, usize)>, SeccompErr
             _ => false,
         };
         if runnable {
-            let entry = column_of(*architecture).map_err(|_| SeccompError::new(format!("architectures[{index}]"), "is unknown"))?;
+            let entry = column_of(*architecture)
+                .map_err(|_| SeccompError::new(format!("architectures[{index}]"), "is unknown"))?;
             if !list.contains(&entry) {
                 list.push(entry);
             }
@@ -111,7 +116,12 @@ fn column_of(architecture: Arch) -> Result<(u32, usize), SeccompError> {
     }
 }
 
-fn action(action: LinuxSeccompAction, errno: Option<u32>, default_errno: Option<u32>, field: &str) -> Result<u32, SeccompError> {
+fn action(
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+    default_errno: Option<u32>,
+    field: &str,
+) -> Result<u32, SeccompError> {
     let low = || {
         let errno = errno.or(default_errno).unwrap_or(1);
         if errno > 0xffff { Err(SeccompError::new(field, format!("errno {errno} is above 65535"))) } else { Ok(errno) }
@@ -254,8 +264,12 @@ fn condition(argument: &LinuxSeccompArg) -> Vec<Instruction> {
     let (load_low, load_high) = (step(LOAD, offset), step(LOAD, offset + 4));
     let (low, high) = halves(argument.value());
     match argument.op() {
-        LinuxSeccompOperator::ScmpCmpEq => vec![load_high, branch(EQUAL, high, 0, FAIL), load_low, branch(EQUAL, low, 0, FAIL)],
-        LinuxSeccompOperator::ScmpCmpNe => vec![load_high, branch(EQUAL, high, 0, 2), load_low, branch(EQUAL, low, FAIL, 0)],
+        LinuxSeccompOperator::ScmpCmpEq => {
+            vec![load_high, branch(EQUAL, high, 0, FAIL), load_low, branch(EQUAL, low, 0, FAIL)]
+        }
+        LinuxSeccompOperator::ScmpCmpNe => {
+            vec![load_high, branch(EQUAL, high, 0, 2), load_low, branch(EQUAL, low, FAIL, 0)]
+        }
         LinuxSeccompOperator::ScmpCmpLt => vec![
             load_high,
             branch(GREATER, high, FAIL, 0),
@@ -264,10 +278,22 @@ fn condition(argument: &LinuxSeccompArg) -> Vec<Instruction> {
             branch(GREATER_OR_EQUAL, low, FAIL, 0),
         ],
         LinuxSeccompOperator::ScmpCmpLe => {
-            vec![load_high, branch(GREATER, high, FAIL, 0), branch(EQUAL, high, 0, 2), load_low, branch(GREATER, low, FAIL, 0)]
+            vec![
+                load_high,
+                branch(GREATER, high, FAIL, 0),
+                branch(EQUAL, high, 0, 2),
+                load_low,
+                branch(GREATER, low, FAIL, 0),
+            ]
         }
         LinuxSeccompOperator::ScmpCmpGt => {
-            vec![load_high, branch(GREATER, high, 3, 0), branch(EQUAL, high, 0, FAIL), load_low, branch(GREATER, low, 0, FAIL)]
+            vec![
+                load_high,
+                branch(GREATER, high, 3, 0),
+                branch(EQUAL, high, 0, FAIL),
+                load_low,
+                branch(GREATER, low, 0, FAIL),
+            ]
         }
         LinuxSeccompOperator::ScmpCmpGe => vec![
             load_high,

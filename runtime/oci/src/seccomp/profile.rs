@@ -3,7 +3,9 @@
 //! Every call of our table is allowed except those named here, which are refused always or without a capability; a call
 //! that the table does not know is not allowed. So the profile reads as what it forbids, with the reason.
 
-use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
+};
 
 use super::native;
 use super::syscalls::TABLE;
@@ -11,18 +13,67 @@ use super::syscalls::TABLE;
 /// Refused whatever the capabilities.
 const NEVER: &[&str] = &[
     // The kernel's keys are shared by all containers.
-    "add_key", "keyctl", "request_key",
+    "add_key",
+    "keyctl",
+    "request_key",
     // Another kernel, swap, and the root of the mount tree are the host's.
-    "kexec_file_load", "kexec_load", "pivot_root", "swapoff", "swapon",
+    "kexec_file_load",
+    "kexec_load",
+    "pivot_root",
+    "swapoff",
+    "swapon",
     // A large attack surface with a history.
-    "io_uring_enter", "io_uring_register", "io_uring_setup", "userfaultfd", "vm86", "vm86old",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "userfaultfd",
+    "vm86",
+    "vm86old",
     // Pages of other nodes; labels of the security modules.
-    "migrate_pages", "move_pages", "lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr",
+    "migrate_pages",
+    "move_pages",
+    "lsm_get_self_attr",
+    "lsm_list_modules",
+    "lsm_set_self_attr",
     // Long gone or never there.
-    "_sysctl", "afs_syscall", "bdflush", "break", "create_module", "ftime", "get_kernel_syms", "getpmsg", "gtty", "idle",
-    "lock", "mpx", "nfsservctl", "nice", "oldfstat", "oldlstat", "oldolduname", "oldstat", "olduname", "prof", "profil",
-    "putpmsg", "query_module", "readdir", "security", "sgetmask", "sigaction", "signal", "sigpending", "sigsuspend",
-    "ssetmask", "stty", "sysfs", "tuxcall", "ulimit", "uselib", "ustat", "vserver",
+    "_sysctl",
+    "afs_syscall",
+    "bdflush",
+    "break",
+    "create_module",
+    "ftime",
+    "get_kernel_syms",
+    "getpmsg",
+    "gtty",
+    "idle",
+    "lock",
+    "mpx",
+    "nfsservctl",
+    "nice",
+    "oldfstat",
+    "oldlstat",
+    "oldolduname",
+    "oldstat",
+    "olduname",
+    "prof",
+    "profil",
+    "putpmsg",
+    "query_module",
+    "readdir",
+    "security",
+    "sgetmask",
+    "sigaction",
+    "signal",
+    "sigpending",
+    "sigsuspend",
+    "ssetmask",
+    "stty",
+    "sysfs",
+    "tuxcall",
+    "ulimit",
+    "uselib",
+    "ustat",
+    "vserver",
 ];
 
 /// Refused without one of these capabilities.
@@ -30,9 +81,28 @@ const GATED: &[(&[&str], &[&str])] = &[
     (
         &["CAP_SYS_ADMIN"],
         &[
-            "clone3", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "listmount", "lookup_dcookie", "mount",
-            "mount_setattr", "move_mount", "open_tree", "open_tree_attr", "quotactl", "quotactl_fd", "setdomainname",
-            "sethostname", "setns", "statmount", "umount", "umount2", "unshare",
+            "clone3",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "listmount",
+            "lookup_dcookie",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "open_tree_attr",
+            "quotactl",
+            "quotactl_fd",
+            "setdomainname",
+            "sethostname",
+            "setns",
+            "statmount",
+            "umount",
+            "umount2",
+            "unshare",
         ],
     ),
     (&["CAP_SYS_ADMIN", "CAP_BPF"], &["bpf"]),
@@ -62,9 +132,8 @@ const ENOSYS: u32 = 38;
 #[must_use]
 pub fn default_profile(architecture: Arch, capabilities: &[&str]) -> LinuxSeccomp {
     let has = |wanted: &[&str]| wanted.iter().any(|name| capabilities.contains(name));
-    let closed = |name: &str| {
-        NEVER.contains(&name) || GATED.iter().any(|(gates, names)| names.contains(&name) && !has(gates))
-    };
+    let closed =
+        |name: &str| NEVER.contains(&name) || GATED.iter().any(|(gates, names)| names.contains(&name) && !has(gates));
     let administrator = has(&["CAP_SYS_ADMIN"]);
     let special = |name: &str| matches!(name, "personality" | "socket") || (name == "clone" && !administrator);
     let plain = TABLE.iter().map(|(name, ..)| *name).filter(|name| !closed(name) && !special(name));
@@ -97,7 +166,12 @@ pub fn default_profile(architecture: Arch, capabilities: &[&str]) -> LinuxSeccom
     profile
 }
 
-fn rule(names: Vec<String>, action: LinuxSeccompAction, errno: Option<u32>, argument: Option<LinuxSeccompArg>) -> LinuxSyscall {
+fn rule(
+    names: Vec<String>,
+    action: LinuxSeccompAction,
+    errno: Option<u32>,
+    argument: Option<LinuxSeccompArg>,
+) -> LinuxSyscall {
     let mut rule = LinuxSyscall::default();
     rule.set_names(names);
     rule.set_action(action);

@@ -161,9 +161,14 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_has_the_numbers_of_this_kernel() {
         assert!(TABLE.is_sorted_by(|(a, ..), (b, ..)| a < b));
-        let known = [("read", 0, 3, 63), ("clone3", 435, 435, 435), ("execve", 59, 11, 221), ("openat2", 437, 437, 437)];
+        let known =
+            [("read", 0, 3, 63), ("clone3", 435, 435, 435), ("execve", 59, 11, 221), ("openat2", 437, 437, 437)];
         for (name, x86_64, x86, aarch64) in known {
-            assert_eq!((0..3).map(|column| number(name, column)).collect::<Vec<_>>(), [Some(x86_64), Some(x86), Some(aarch64)], "{name}");
+            assert_eq!(
+                (0..3).map(|column| number(name, column)).collect::<Vec<_>>(),
+                [Some(x86_64), Some(x86), Some(aarch64)],
+                "{name}"
+            );
         }
         assert_eq!(number("open", 2), None);
         assert_eq!(number("no_such_call", 0), None);

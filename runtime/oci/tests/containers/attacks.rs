@@ -9,20 +9,41 @@ use serde_json::json;
 use crate::Test;
 use crate::world::{World, chain};
 
-pub const TESTS: &[Test] = &[
-    ("cve_2024_21626_a_working_directory_in_proc_self_fd_is_refused", cve_2024_21626_a_working_directory_in_proc_self_fd_is_refused),
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "cve_2024_21626_a_working_directory_in_proc_self_fd_is_refused",
+        cve_2024_21626_a_working_directory_in_proc_self_fd_is_refused,
+    ),
     ("a_program_has_no_descriptor_but_its_own", a_program_has_no_descriptor_but_its_own),
     ("cve_2019_16884_a_proc_that_is_a_link_is_refused", cve_2019_16884_a_proc_that_is_a_link_is_refused),
     ("cve_2019_19921_a_volume_over_proc_is_refused", cve_2019_19921_a_volume_over_proc_is_refused),
-    ("cve_2026_41579_a_dev_that_is_a_link_makes_nothing_on_the_host", cve_2026_41579_a_dev_that_is_a_link_makes_nothing_on_the_host),
-    ("cve_2024_5154_a_mount_target_that_is_a_link_stays_in_the_root", cve_2024_5154_a_mount_target_that_is_a_link_stays_in_the_root),
-    ("cve_2021_30465_a_target_in_a_volume_that_leads_to_the_host_stays_in_the_root", cve_2021_30465_a_target_in_a_volume_that_leads_to_the_host_stays_in_the_root),
-    ("cve_2025_31133_masked_paths_are_covered_by_the_real_null_device", cve_2025_31133_masked_paths_are_covered_by_the_real_null_device),
-    ("cve_2019_5736_the_runtime_cannot_be_reached_through_proc", cve_2019_5736_the_runtime_cannot_be_reached_through_proc),
+    (
+        "cve_2026_41579_a_dev_that_is_a_link_makes_nothing_on_the_host",
+        cve_2026_41579_a_dev_that_is_a_link_makes_nothing_on_the_host,
+    ),
+    (
+        "cve_2024_5154_a_mount_target_that_is_a_link_stays_in_the_root",
+        cve_2024_5154_a_mount_target_that_is_a_link_stays_in_the_root,
+    ),
+    (
+        "cve_2021_30465_a_target_in_a_volume_that_leads_to_the_host_stays_in_the_root",
+        cve_2021_30465_a_target_in_a_volume_that_leads_to_the_host_stays_in_the_root,
+    ),
+    (
+        "cve_2025_31133_masked_paths_are_covered_by_the_real_null_device",
+        cve_2025_31133_masked_paths_are_covered_by_the_real_null_device,
+    ),
+    (
+        "cve_2019_5736_the_runtime_cannot_be_reached_through_proc",
+        cve_2019_5736_the_runtime_cannot_be_reached_through_proc,
+    ),
     ("a_root_that_is_a_link_is_refused", a_root_that_is_a_link_is_refused),
     ("cve_2022_0492_the_cgroup_mount_cannot_be_written", cve_2022_0492_the_cgroup_mount_cannot_be_written),
     ("a_device_that_was_not_given_cannot_be_opened", a_device_that_was_not_given_cannot_be_opened),
-    ("a_read_only_root_and_a_recursively_read_only_volume_cannot_be_written", a_read_only_root_and_a_recursively_read_only_volume_cannot_be_written),
+    (
+        "a_read_only_root_and_a_recursively_read_only_volume_cannot_be_written",
+        a_read_only_root_and_a_recursively_read_only_volume_cannot_be_written,
+    ),
     ("nothing_mounted_in_a_container_reaches_the_host", nothing_mounted_in_a_container_reaches_the_host),
     ("the_session_keyring_is_not_the_callers", the_session_keyring_is_not_the_callers),
 ];
@@ -71,16 +92,22 @@ fn cve_2019_19921_a_volume_over_proc_is_refused() {
         let world = World::shell("true");
         let volume = world.path("volume");
         std::fs::create_dir(&volume).expect("mkdir");
-        let world = world.mount(json!({"destination": destination, "type": "bind", "source": volume, "options": ["rbind"]}));
+        let world =
+            world.mount(json!({"destination": destination, "type": "bind", "source": volume, "options": ["rbind"]}));
         let words = world.refusal();
-        assert!(words.contains("procfs") || words.contains("opening") || words.contains("creating"), "{destination}: {words}");
+        assert!(
+            words.contains("procfs") || words.contains("opening") || words.contains("creating"),
+            "{destination}: {words}"
+        );
     }
     // Through a link of the image as well.
     let world = World::shell("true");
     symlink("/proc/sys", world.layer().join("innocent")).expect("symlink");
     let volume = world.path("volume");
     std::fs::create_dir(&volume).expect("mkdir");
-    let words = world.mount(json!({"destination": "/innocent", "type": "bind", "source": volume, "options": ["rbind"]})).refusal();
+    let words = world
+        .mount(json!({"destination": "/innocent", "type": "bind", "source": volume, "options": ["rbind"]}))
+        .refusal();
     assert!(words.contains("procfs"), "{words}");
 }
 
@@ -107,7 +134,8 @@ fn cve_2024_5154_a_mount_target_that_is_a_link_stays_in_the_root() {
 }
 
 fn cve_2021_30465_a_target_in_a_volume_that_leads_to_the_host_stays_in_the_root() {
-    let world = World::shell("ls /volume/link/ | tr '\\n' ' '; grep -c secret-mount /proc/self/mountinfo; ls -d /etc/passwd");
+    let world =
+        World::shell("ls /volume/link/ | tr '\\n' ' '; grep -c secret-mount /proc/self/mountinfo; ls -d /etc/passwd");
     let (volume, second) = (world.path("volume"), world.path("second"));
     std::fs::create_dir(&volume).expect("mkdir");
     std::fs::create_dir(&second).expect("mkdir");
@@ -124,7 +152,9 @@ fn cve_2021_30465_a_target_in_a_volume_that_leads_to_the_host_stays_in_the_root(
 }
 
 fn cve_2025_31133_masked_paths_are_covered_by_the_real_null_device() {
-    let world = World::shell("stat -c %t:%T /proc/keys /proc/timer_list; cat /proc/keys; echo x > /proc/keys; ls /sys/firmware | wc -l; touch /sys/firmware/x");
+    let world = World::shell(
+        "stat -c %t:%T /proc/keys /proc/timer_list; cat /proc/keys; echo x > /proc/keys; ls /sys/firmware | wc -l; touch /sys/firmware/x",
+    );
     // The image brings a /dev/null of its own that leads elsewhere.
     std::fs::create_dir_all(world.layer().join("dev")).expect("mkdir");
     symlink("/proc/sys/kernel/core_pattern", world.layer().join("dev/null")).expect("symlink");
@@ -150,8 +180,10 @@ fn cve_2019_5736_the_runtime_cannot_be_reached_through_proc() {
     let _ = starter.start();
     let _ = portreeve_sys::process::wait(std::os::fd::AsFd::as_fd(&running.pidfd));
     // An unprivileged neighbour in the container's PID namespace cannot even name the file of a waiting process.
-    let world = World::shell("while true; do for p in /proc/[0-9]*; do readlink $p/exe 2>/dev/null | grep -v busybox; done; done")
-        .with(json!({"process": {"user": {"uid": 1000, "gid": 1000}}}));
+    let world = World::shell(
+        "while true; do for p in /proc/[0-9]*; do readlink $p/exe 2>/dev/null | grep -v busybox; done; done",
+    )
+    .with(json!({"process": {"user": {"uid": 1000, "gid": 1000}}}));
     let live = world.start();
     for _ in 0..20 {
         assert_eq!(live.exec("true").exit, Exit::Code(0));
@@ -172,7 +204,9 @@ fn a_root_that_is_a_link_is_refused() {
 }
 
 fn cve_2022_0492_the_cgroup_mount_cannot_be_written() {
-    let world = World::shell("for f in $(ls -d /sys/fs/cgroup/*); do mkdir $f/x 2>/dev/null && echo made $f; done; mkdir /sys/fs/cgroup/x 2>/dev/null && echo made; ls /sys/fs/cgroup | wc -l");
+    let world = World::shell(
+        "for f in $(ls -d /sys/fs/cgroup/*); do mkdir $f/x 2>/dev/null && echo made $f; done; mkdir /sys/fs/cgroup/x 2>/dev/null && echo made; ls /sys/fs/cgroup | wc -l",
+    );
     let outcome = world.run();
     assert!(!outcome.out.contains("made"), "{outcome:?}");
     assert_ne!(outcome.out.trim(), "0", "and it is there");
@@ -186,11 +220,14 @@ fn a_device_that_was_not_given_cannot_be_opened() {
 }
 
 fn a_read_only_root_and_a_recursively_read_only_volume_cannot_be_written() {
-    let world = World::shell("echo x > /etc/new; echo x > /volume/new; echo x > /dev/shm/fine && echo fine").with(json!({"root": {"path": "rootfs", "readonly": true}}));
+    let world = World::shell("echo x > /etc/new; echo x > /volume/new; echo x > /dev/shm/fine && echo fine")
+        .with(json!({"root": {"path": "rootfs", "readonly": true}}));
     let volume = world.path("volume");
     std::fs::create_dir(&volume).expect("mkdir");
     std::fs::set_permissions(&volume, std::fs::Permissions::from_mode(0o777)).expect("chmod");
-    let outcome = world.mount(json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rro"]})).run();
+    let outcome = world
+        .mount(json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rro"]}))
+        .run();
     assert_eq!(outcome.out, "fine\n");
     assert_eq!(outcome.err.matches("Read-only file system").count(), 2, "{outcome:?}");
 }

@@ -6,13 +6,16 @@ use serde_json::json;
 use crate::Test;
 use crate::world::{World, chain};
 
-pub const TESTS: &[Test] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("a_container_ends_with_its_programs_exit_code", a_container_ends_with_its_programs_exit_code),
     ("a_killed_program_is_reported_with_its_signal", a_killed_program_is_reported_with_its_signal),
     ("a_container_sees_its_own_world", a_container_sees_its_own_world),
     ("every_namespace_is_another_than_the_hosts", every_namespace_is_another_than_the_hosts),
     ("a_program_that_is_not_there_is_reported_with_127", a_program_that_is_not_there_is_reported_with_127),
-    ("a_program_that_may_not_be_executed_is_reported_with_126", a_program_that_may_not_be_executed_is_reported_with_126),
+    (
+        "a_program_that_may_not_be_executed_is_reported_with_126",
+        a_program_that_may_not_be_executed_is_reported_with_126,
+    ),
     ("writes_go_to_the_upper_layer_alone", writes_go_to_the_upper_layer_alone),
     ("dropping_a_created_container_ends_it", dropping_a_created_container_ends_it),
     ("exec_runs_in_the_containers_namespaces_and_cgroup", exec_runs_in_the_containers_namespaces_and_cgroup),

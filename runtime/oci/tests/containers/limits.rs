@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::Test;
 use crate::world::{World, controller_file};
 
-pub const TESTS: &[Test] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("limits_of_the_configuration_are_in_force", limits_of_the_configuration_are_in_force),
     ("a_program_over_its_memory_limit_is_killed_and_counted", a_program_over_its_memory_limit_is_killed_and_counted),
     ("a_program_over_its_process_limit_cannot_fork", a_program_over_its_process_limit_cannot_fork),
@@ -19,7 +19,10 @@ pub const TESTS: &[Test] = &[
     ("a_frozen_container_stands_still_and_can_be_killed", a_frozen_container_stands_still_and_can_be_killed),
     ("statistics_show_what_was_used", statistics_show_what_was_used),
     ("the_root_and_relative_paths_are_no_cgroups_of_ours", the_root_and_relative_paths_are_no_cgroups_of_ours),
-    ("cgroups_below_a_root_are_listed_deepest_first_and_removed_with_it", cgroups_below_a_root_are_listed_deepest_first_and_removed_with_it),
+    (
+        "cgroups_below_a_root_are_listed_deepest_first_and_removed_with_it",
+        cgroups_below_a_root_are_listed_deepest_first_and_removed_with_it,
+    ),
 ];
 
 fn limits_of_the_configuration_are_in_force() {
@@ -50,7 +53,8 @@ fn a_program_over_its_memory_limit_is_killed_and_counted() {
 }
 
 fn a_program_over_its_process_limit_cannot_fork() {
-    let world = World::shell("for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; echo done").with(json!({"linux": {"resources": {"pids": {"limit": 4}}}}));
+    let world = World::shell("for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; echo done")
+        .with(json!({"linux": {"resources": {"pids": {"limit": 4}}}}));
     let live = world.start();
     std::thread::sleep(Duration::from_millis(200));
     assert!(world.cgroup.stats().expect("stats").pids <= 4);
@@ -74,7 +78,8 @@ fn a_memory_limit_below_use_is_refused_with_the_numbers() {
 }
 
 fn limits_change_in_place() {
-    let world = World::shell("echo up; sleep 100").with(json!({"linux": {"resources": {"memory": {"limit": 67_108_864, "swap": 67_108_864}}}}));
+    let world = World::shell("echo up; sleep 100")
+        .with(json!({"linux": {"resources": {"memory": {"limit": 67_108_864, "swap": 67_108_864}}}}));
     let live = world.start();
     live.wait_for("up");
     for bytes in [134_217_728_i64, 50_331_648] {
@@ -86,7 +91,8 @@ fn limits_change_in_place() {
 }
 
 fn kill_all_ends_a_fork_bomb() {
-    let world = World::shell("f() { f | f & }; while true; do sleep 0.01 & sleep 0.01 & done").with(json!({"linux": {"resources": {"pids": {"limit": 200}}}}));
+    let world = World::shell("while true; do sleep 0.01 & sleep 0.01 & done")
+        .with(json!({"linux": {"resources": {"pids": {"limit": 4000}}}}));
     let live = world.start();
     std::thread::sleep(Duration::from_millis(100));
     world.cgroup.kill_all().expect("kill");
@@ -117,7 +123,9 @@ fn a_frozen_container_stands_still_and_can_be_killed() {
 }
 
 fn statistics_show_what_was_used() {
-    let world = World::shell("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/shm/fill bs=1M count=8 2>/dev/null; echo up; sleep 100 & wait");
+    let world = World::shell(
+        "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/shm/fill bs=1M count=8 2>/dev/null; echo up; sleep 100 & wait",
+    );
     let live = world.start();
     live.wait_for("up");
     std::thread::sleep(Duration::from_millis(50));

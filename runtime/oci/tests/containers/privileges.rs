@@ -7,17 +7,26 @@ use serde_json::{Value, json};
 use crate::Test;
 use crate::world::{DEFAULT_CAPABILITIES, World};
 
-pub const TESTS: &[Test] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("the_inheritable_set_is_empty_in_run_and_exec", the_inheritable_set_is_empty_in_run_and_exec),
     ("the_bounding_set_is_what_was_asked_for", the_bounding_set_is_what_was_asked_for),
     ("ambient_capabilities_reach_a_user_that_is_not_root", ambient_capabilities_reach_a_user_that_is_not_root),
     ("a_user_has_exactly_its_groups_and_umask", a_user_has_exactly_its_groups_and_umask),
-    ("a_user_that_is_not_root_can_open_its_standard_streams_again", a_user_that_is_not_root_can_open_its_standard_streams_again),
+    (
+        "a_user_that_is_not_root_can_open_its_standard_streams_again",
+        a_user_that_is_not_root_can_open_its_standard_streams_again,
+    ),
     ("no_new_privileges_is_set_when_asked_for_only", no_new_privileges_is_set_when_asked_for_only),
     ("the_default_profile_refuses_unshare_in_run_and_exec", the_default_profile_refuses_unshare_in_run_and_exec),
     ("a_filter_loads_without_no_new_privileges_too", a_filter_loads_without_no_new_privileges_too),
-    ("resource_limits_are_set_and_cannot_be_raised_without_privilege", resource_limits_are_set_and_cannot_be_raised_without_privilege),
-    ("a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable", a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable),
+    (
+        "resource_limits_are_set_and_cannot_be_raised_without_privilege",
+        resource_limits_are_set_and_cannot_be_raised_without_privilege,
+    ),
+    (
+        "a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable",
+        a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable,
+    ),
     ("a_lower_oom_score_is_set_or_warned_about", a_lower_oom_score_is_set_or_warned_about),
 ];
 
@@ -48,7 +57,8 @@ fn the_bounding_set_is_what_was_asked_for() {
 
 fn ambient_capabilities_reach_a_user_that_is_not_root() {
     let set = json!(["CAP_NET_BIND_SERVICE"]);
-    let world = World::shell("cat /proc/self/status").with(json!({"process": {"user": {"uid": 1000, "gid": 1000}, "capabilities": {
+    let world = World::shell("cat /proc/self/status")
+        .with(json!({"process": {"user": {"uid": 1000, "gid": 1000}, "capabilities": {
         "bounding": set, "effective": set, "permitted": set, "inheritable": set, "ambient": set}}}));
     assert_eq!(status_field(&world.run().out, "CapEff"), "0000000000000400");
 }
@@ -65,7 +75,8 @@ fn a_user_has_exactly_its_groups_and_umask() {
 
 fn a_user_that_is_not_root_can_open_its_standard_streams_again() {
     use std::io::Read;
-    let world = World::shell("echo through > /dev/stdout").with(json!({"process": {"user": {"uid": 1000, "gid": 1000}}}));
+    let world =
+        World::shell("echo through > /dev/stdout").with(json!({"process": {"user": {"uid": 1000, "gid": 1000}}}));
     let spec = world.typed();
     let (mut reader, writer) = std::io::pipe().expect("pipe");
     let second = writer.try_clone().expect("clone");
@@ -112,7 +123,8 @@ fn a_filter_loads_without_no_new_privileges_too() {
 }
 
 fn resource_limits_are_set_and_cannot_be_raised_without_privilege() {
-    let limit = |soft: u64, hard: u64| json!({"process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]}});
+    let limit =
+        |soft: u64, hard: u64| json!({"process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]}});
     let outcome = World::shell("ulimit -Sn; ulimit -Hn").with(limit(100, 200)).run();
     assert_eq!(outcome.out, "100\n200\n");
     let resource = portreeve_sys::capability::get().expect("capabilities").permitted & (1 << 24) != 0;
@@ -125,8 +137,9 @@ fn resource_limits_are_set_and_cannot_be_raised_without_privilege() {
 }
 
 fn a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable() {
-    let world = World::shell("cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo 5 > /proc/sys/kernel/shm_rmid_forced")
-        .with(json!({"linux": {"sysctl": {"net.ipv4.ip_unprivileged_port_start": "80"}}}));
+    let world =
+        World::shell("cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo 5 > /proc/sys/kernel/shm_rmid_forced")
+            .with(json!({"linux": {"sysctl": {"net.ipv4.ip_unprivileged_port_start": "80"}}}));
     let outcome = world.run();
     assert_eq!(outcome.out, "80\n");
     assert!(outcome.err.contains("Read-only file system"), "{outcome:?}");

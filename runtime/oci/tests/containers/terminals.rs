@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::Test;
 use crate::world::World;
 
-pub const TESTS: &[Test] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("a_terminal_is_the_containers_own_and_has_its_size", a_terminal_is_the_containers_own_and_has_its_size),
     ("exec_with_a_terminal_talks_both_ways", exec_with_a_terminal_talks_both_ways),
     ("a_dev_console_that_is_a_link_does_not_reach_the_host", a_dev_console_that_is_a_link_does_not_reach_the_host),
@@ -25,8 +25,9 @@ fn read_all(master: std::os::fd::OwnedFd) -> String {
 }
 
 fn a_terminal_is_the_containers_own_and_has_its_size() {
-    let world = World::shell("tty; stty size; test -c /dev/console && echo console; stat -c %u $(tty); echo hello > /dev/tty")
-        .with(json!({"process": {"terminal": true, "user": {"uid": 1000, "gid": 1000}}}));
+    let world =
+        World::shell("tty; stty size; test -c /dev/console && echo console; stat -c %u $(tty); echo hello > /dev/tty")
+            .with(json!({"process": {"terminal": true, "user": {"uid": 1000, "gid": 1000}}}));
     let spec = world.typed();
     let stdio = Stdio::Terminal { size: Some(WindowSize { rows: 41, columns: 123 }) };
     let (running, starter) = world.create(&spec, stdio).expect("create").split();
@@ -43,7 +44,8 @@ fn exec_with_a_terminal_talks_both_ways() {
     let live = world.start();
     live.wait_for("up");
     let mut process = serde_json::to_value(live.spec.process()).expect("process");
-    process["args"] = json!(["sh", "-c", "read line; echo got $line; exit 4"]);
+    let script = json!(["sh", "-c", "read line; echo got $line; exit 4"]);
+    process.as_object_mut().expect("object").insert("args".into(), script);
     let process = serde_json::from_value(process).expect("process");
     let container = ContainerRef { pidfd: live.pidfd.as_fd(), spec: &live.spec, cgroup: &world.cgroup };
     let execed = portreeve_oci::exec(&container, &process, Stdio::Terminal { size: None }).expect("exec");
@@ -60,10 +62,11 @@ fn a_dev_console_that_is_a_link_does_not_reach_the_host() {
     std::fs::write(&host, "untouched").expect("write");
     // Only without a tmpfs over /dev does the image's own /dev count.
     let mut world = world;
-    let mounts = world.spec["mounts"].as_array_mut().expect("mounts");
-    mounts.retain(|mount| mount["destination"] != "/dev");
+    let mounts = world.spec.get_mut("mounts").and_then(serde_json::Value::as_array_mut).expect("mounts");
+    mounts.retain(|mount| mount.get("destination").is_none_or(|to| to != "/dev"));
     std::fs::create_dir_all(world.layer().join("dev")).expect("mkdir");
-    std::os::unix::fs::symlink(format!("../../../../../..{}", host.display()), world.layer().join("dev/console")).expect("symlink");
+    std::os::unix::fs::symlink(format!("../../../../../..{}", host.display()), world.layer().join("dev/console"))
+        .expect("symlink");
     let spec = world.typed();
     let created = world.create(&spec, Stdio::Terminal { size: None });
     if let Ok(created) = created {

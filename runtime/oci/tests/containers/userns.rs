@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::Test;
 use crate::world::World;
 
-pub const TESTS: &[Test] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("root_of_a_user_namespace_is_nobody_on_the_host", root_of_a_user_namespace_is_nobody_on_the_host),
     ("a_joined_user_namespace_owns_the_new_namespaces", a_joined_user_namespace_owns_the_new_namespaces),
     ("exec_enters_the_user_namespace", exec_enters_the_user_namespace),
@@ -40,9 +40,12 @@ fn a_joined_user_namespace_owns_the_new_namespaces() {
     let holder = first.start();
     holder.wait_for("up");
     let path = format!("/proc/{}/ns/user", holder.pid);
-    let second = World::shell("id -u; readlink /proc/self/ns/user; hostname changed && hostname").with(namespaces(json!({"type": "user", "path": path})));
-    let outcome = second.with(json!({"process": {"capabilities": {
-        "bounding": ["CAP_SYS_ADMIN"], "effective": ["CAP_SYS_ADMIN"], "permitted": ["CAP_SYS_ADMIN"]}}})).run();
+    let second = World::shell("id -u; readlink /proc/self/ns/user; hostname changed && hostname")
+        .with(namespaces(json!({"type": "user", "path": path})));
+    let outcome = second
+        .with(json!({"process": {"capabilities": {
+        "bounding": ["CAP_SYS_ADMIN"], "effective": ["CAP_SYS_ADMIN"], "permitted": ["CAP_SYS_ADMIN"]}}}))
+        .run();
     let link = std::fs::read_link(&path).expect("link");
     assert_eq!(outcome.out, format!("0\n{}\nchanged\n", link.display()), "{outcome:?}");
 }
@@ -57,15 +60,21 @@ fn exec_enters_the_user_namespace() {
 }
 
 fn a_bind_mount_can_have_its_ids_mapped() {
-    let world = World::shell("stat -c %u /volume /volume/file; echo new > /volume/new").with(namespaces(json!({"type": "user"})));
+    let world = World::shell("stat -c %u /volume /volume/file; echo new > /volume/new")
+        .with(namespaces(json!({"type": "user"})));
     let volume = world.path("volume");
     std::fs::create_dir(&volume).expect("mkdir");
     std::fs::write(volume.join("file"), "").expect("write");
-    let world = world.mount(json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "idmap"]}));
+    let world =
+        world.mount(json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "idmap"]}));
     let outcome = world.run();
     assert_eq!(outcome.out, "0\n0\n", "{outcome:?}");
     use std::os::unix::fs::MetadataExt;
-    assert_eq!(std::fs::metadata(volume.join("new")).expect("stat").uid(), 0, "root of the container is root of the volume");
+    assert_eq!(
+        std::fs::metadata(volume.join("new")).expect("stat").uid(),
+        0,
+        "root of the container is root of the volume"
+    );
 }
 
 fn a_shared_pid_namespace_is_joined_by_path() {
@@ -87,6 +96,9 @@ fn joined_network_ipc_and_uts_namespaces_are_shared() {
     let second = World::shell("for n in net ipc uts; do readlink /proc/self/ns/$n; done").with(json!({"hostname": Value::Null, "linux": {"namespaces": [
         {"type": "network", "path": path("net")}, {"type": "ipc", "path": path("ipc")}, {"type": "uts", "path": path("uts")}, {"type": "pid"}, {"type": "mount"}]}}));
     let outcome = second.run();
-    let expected: String = ["net", "ipc", "uts"].iter().map(|name| format!("{}\n", std::fs::read_link(path(name)).expect("link").display())).collect();
+    let expected: String = ["net", "ipc", "uts"]
+        .iter()
+        .map(|name| format!("{}\n", std::fs::read_link(path(name)).expect("link").display()))
+        .collect();
     assert_eq!(outcome.out, expected);
 }

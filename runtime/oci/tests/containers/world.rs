@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Why no container can be made here.
-pub fn lack() -> Option<String> {
+pub(crate) fn lack() -> Option<String> {
     if portreeve_sys::process::user_id() != 0 {
         return Some("they need root".into());
     }
@@ -32,7 +32,7 @@ fn prefix() -> String {
 }
 
 /// Cgroups of this run that are still there.
-pub fn leftovers() -> Vec<String> {
+pub(crate) fn leftovers() -> Vec<String> {
     let probe = Cgroup::at("/x").expect("cgroups");
     let tops = probe.directories();
     let mut left = Vec::new();
@@ -47,24 +47,24 @@ pub fn leftovers() -> Vec<String> {
 }
 
 /// A directory with a root file system, an overlay over it, and a cgroup; all removed at the end.
-pub struct World {
-    pub directory: tempfile::TempDir,
-    pub cgroup: Cgroup,
-    pub spec: Value,
+pub(crate) struct World {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) spec: Value,
     /// Use the directory itself instead of an overlay.
-    pub plain: bool,
+    pub(crate) plain: bool,
 }
 
 /// What a container did.
 #[derive(Debug)]
-pub struct Outcome {
-    pub exit: Exit,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Outcome {
+    pub(crate) exit: Exit,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl World {
-    pub fn new(arguments: &[&str]) -> Self {
+    pub(crate) fn new(arguments: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("prt-oci-").tempdir().expect("tempdir");
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
         let root = directory.path().join("layer");
@@ -75,57 +75,61 @@ impl World {
             std::fs::create_dir(directory.path().join(part)).expect("mkdir");
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox");
-        for name in ["sh", "cat", "ls", "id", "sleep", "true", "false", "mount", "grep", "stat", "hostname", "env", "pwd", "ps",
-            "mknod", "touch", "readlink", "dd", "stty", "tty", "test", "kill", "mkdir", "umount", "unshare", "head", "tail", "chroot", "tr", "cut", "sort", "rm", "wc", "ln", "nc", "ip", "ulimit"] {
+        for name in [
+            "sh", "cat", "ls", "id", "sleep", "true", "false", "mount", "grep", "stat", "hostname", "env", "pwd", "ps",
+            "mknod", "touch", "readlink", "dd", "stty", "tty", "test", "kill", "mkdir", "umount", "unshare", "head",
+            "tail", "chroot", "tr", "cut", "sort", "rm", "wc", "ln", "nc", "ip", "ulimit",
+        ] {
             symlink("busybox", root.join("bin").join(name)).expect("symlink");
         }
-        std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n").expect("passwd");
+        std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n")
+            .expect("passwd");
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cgroup = Cgroup::at(&format!("/{}{number}", prefix())).expect("cgroup");
         Self { directory, cgroup, spec: default_spec(arguments), plain: false }
     }
 
-    pub fn shell(script: &str) -> Self {
+    pub(crate) fn shell(script: &str) -> Self {
         Self::new(&["sh", "-c", script])
     }
 
-    pub fn layer(&self) -> PathBuf {
+    pub(crate) fn layer(&self) -> PathBuf {
         self.directory.path().join("layer")
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Merges `change` into the configuration, lists being replaced.
-    pub fn with(mut self, change: Value) -> Self {
+    pub(crate) fn with(mut self, change: Value) -> Self {
         merge(&mut self.spec, change);
         self
     }
 
     /// Adds a mount.
-    pub fn mount(mut self, mount: Value) -> Self {
-        self.spec["mounts"].as_array_mut().expect("mounts").push(mount);
+    pub(crate) fn mount(mut self, mount: Value) -> Self {
+        self.spec.get_mut("mounts").and_then(Value::as_array_mut).expect("mounts").push(mount);
         self
     }
 
-    pub fn typed(&self) -> Spec {
+    pub(crate) fn typed(&self) -> Spec {
         serde_json::from_value(self.spec.clone()).expect("spec")
     }
 
-    pub fn rootfs(&self) -> RootFs {
+    pub(crate) fn rootfs(&self) -> RootFs {
         if self.plain {
             return RootFs::Directory(self.layer());
         }
         RootFs::Overlay { lower: vec![self.layer()], upper: self.path("upper"), work: self.path("overlay-work") }
     }
 
-    pub fn create(&self, spec: &Spec, stdio: Stdio) -> Result<Created, CreateError> {
+    pub(crate) fn create(&self, spec: &Spec, stdio: Stdio) -> Result<Created, CreateError> {
         portreeve_oci::create(Create::new("test", spec, self.rootfs(), &self.cgroup, stdio))
     }
 
     /// Creates and starts with output to files; the files and the process come back.
-    pub fn start(&self) -> Live<'_> {
+    pub(crate) fn start(&self) -> Live<'_> {
         let spec = self.typed();
         let (stdio, out, err) = self.streams();
         let created = self.create(&spec, stdio).unwrap_or_else(|error| panic!("create: {}", chain(&error)));
@@ -134,19 +138,19 @@ impl World {
         Live { world: self, spec, pidfd: running.pidfd, pid: running.pid.as_raw_nonzero().get(), out, err }
     }
 
-    pub fn streams(&self) -> (Stdio, PathBuf, PathBuf) {
+    pub(crate) fn streams(&self) -> (Stdio, PathBuf, PathBuf) {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (out, err) = (self.path(&format!("out{number}")), self.path(&format!("err{number}")));
         let open = |path: &Path| OwnedFd::from(File::create(path).expect("output file"));
         (Stdio::Pipes { stdin: None, stdout: open(&out), stderr: open(&err) }, out, err)
     }
 
-    pub fn run(&self) -> Outcome {
+    pub(crate) fn run(&self) -> Outcome {
         self.start().finish()
     }
 
     /// The chain of words of a creation that must fail.
-    pub fn refusal(&self) -> String {
+    pub(crate) fn refusal(&self) -> String {
         let spec = self.typed();
         let (stdio, ..) = self.streams();
         match self.create(&spec, stdio) {
@@ -167,27 +171,27 @@ impl Drop for World {
 }
 
 /// A started container.
-pub struct Live<'a> {
-    pub world: &'a World,
-    pub spec: Spec,
-    pub pidfd: OwnedFd,
-    pub pid: i32,
+pub(crate) struct Live<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) spec: Spec,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) pid: i32,
     out: PathBuf,
     err: PathBuf,
 }
 
 impl Live<'_> {
-    pub fn finish(self) -> Outcome {
+    pub(crate) fn finish(self) -> Outcome {
         let exit = wait(self.pidfd.as_fd()).expect("wait");
         Outcome { exit, out: text(&self.out), err: text(&self.err) }
     }
 
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         text(&self.out)
     }
 
     /// Waits until the output has this text.
-    pub fn wait_for(&self, word: &str) {
+    pub(crate) fn wait_for(&self, word: &str) {
         for _ in 0..2000 {
             if self.output().contains(word) {
                 return;
@@ -197,7 +201,7 @@ impl Live<'_> {
         panic!("the container never said {word:?}: {:?} {:?}", self.output(), text(&self.err));
     }
 
-    pub fn try_exec(&self, process: Value) -> Result<Outcome, ExecError> {
+    pub(crate) fn try_exec(&self, process: Value) -> Result<Outcome, ExecError> {
         let mut full = serde_json::to_value(self.spec.process()).expect("process");
         merge(&mut full, process);
         let process = serde_json::from_value(full).expect("process");
@@ -208,18 +212,18 @@ impl Live<'_> {
         Ok(Outcome { exit, out: text(&out), err: text(&err) })
     }
 
-    pub fn exec(&self, script: &str) -> Outcome {
+    pub(crate) fn exec(&self, script: &str) -> Outcome {
         self.try_exec(json!({"args": ["sh", "-c", script]})).unwrap_or_else(|error| panic!("exec: {}", chain(&error)))
     }
 }
 
-pub fn text(path: &Path) -> String {
+pub(crate) fn text(path: &Path) -> String {
     let mut text = String::new();
     File::open(path).expect("open output").read_to_string(&mut text).expect("read output");
     text
 }
 
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -241,9 +245,21 @@ fn merge(into: &mut Value, change: Value) {
     }
 }
 
-pub const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
-    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+pub(crate) const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 ];
 
 fn default_spec(arguments: &[&str]) -> Value {
@@ -279,12 +295,17 @@ fn default_spec(arguments: &[&str]) -> Value {
 }
 
 /// Hierarchy of a controller, for reading its files from the host.
-pub fn controller_file(world: &World, controller: &str, v1: &str, v2: &str) -> String {
+pub(crate) fn controller_file(world: &World, controller: &str, v1: &str, v2: &str) -> String {
     let v1_machine = cgroup::version().expect("version") == cgroup::Version::V1;
     let directories = world.cgroup.directories();
     let directory = directories
         .iter()
-        .find(|directory| !v1_machine || directory.components().any(|part| part.as_os_str().to_string_lossy().split(',').any(|name| name == controller)))
+        .find(|directory| {
+            !v1_machine
+                || directory
+                    .components()
+                    .any(|part| part.as_os_str().to_string_lossy().split(',').any(|name| name == controller))
+        })
         .expect("controller");
     std::fs::read_to_string(directory.join(if v1_machine { v1 } else { v2 })).expect("cgroup file").trim().to_owned()
 }

@@ -13,7 +13,7 @@ fn run(program: &[Instruction], architecture: u32, call: u32, arguments: [u64; 6
         _ => {
             let value = arguments[((offset - 16) / 8) as usize];
             let (low, high) = halves(value);
-            if (offset - 16) % 8 == 0 { low } else { high }
+            if (offset - 16).is_multiple_of(8) { low } else { high }
         }
     };
     let (mut accumulator, mut at) = (0_u32, 0_usize);
@@ -47,7 +47,8 @@ fn call(program: &[Instruction], name: &str, arguments: [u64; 6]) -> u32 {
 fn each_operator_compares_all_sixty_four_bits() {
     let big = 0x1_0000_0005_u64;
     let samples = [0, 4, 5, 6, big - 1, big, big + 1, 0x2_0000_0000, u64::MAX];
-    let operators: [(&str, fn(u64, u64) -> bool); 6] = [
+    type Comparison = fn(u64, u64) -> bool;
+    let operators: [(&str, Comparison); 6] = [
         ("SCMP_CMP_NE", |a, b| a != b),
         ("SCMP_CMP_LT", |a, b| a < b),
         ("SCMP_CMP_LE", |a, b| a <= b),
@@ -95,7 +96,9 @@ fn two_conditions_on_one_argument_are_alternatives() {
 
 #[test]
 fn calls_beyond_the_profile_do_not_exist_and_another_architecture_is_killed() {
-    let program = compiled(r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}]}"#);
+    let program = compiled(
+        r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read", "openat2"], "action": "SCMP_ACT_ALLOW"}]}"#,
+    );
     assert_eq!(call(&program, "read", [0; 6]), ALLOW);
     assert_eq!(call(&program, "write", [0; 6]), ERRNO | 1, "known and not allowed");
     assert_eq!(run(&program, X86_64, 450, [0; 6]), ERRNO | ENOSYS, "newer than the profile");
@@ -105,8 +108,10 @@ fn calls_beyond_the_profile_do_not_exist_and_another_architecture_is_killed() {
 
 #[test]
 fn a_profile_that_allows_by_default_denies_what_it_names() {
-    let program = compiled(r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
-        "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_KILL_PROCESS"}]}"#);
+    let program = compiled(
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_KILL_PROCESS"}]}"#,
+    );
     assert_eq!(call(&program, "chmod", [0; 6]), KILL_PROCESS);
     assert_eq!(call(&program, "read", [0; 6]), ALLOW);
     assert_eq!(run(&program, X86_64, 9999, [0; 6]), ALLOW);
@@ -116,7 +121,18 @@ fn a_profile_that_allows_by_default_denies_what_it_names() {
 #[test]
 fn the_default_profile_refuses_what_leads_out_of_a_container() {
     let program = compile(&default_profile(Arch::ScmpArchX86_64, &["CAP_CHOWN"])).expect("compile").program;
-    let refused = ["mount", "unshare", "setns", "bpf", "keyctl", "kexec_load", "io_uring_setup", "userfaultfd", "reboot", "chroot"];
+    let refused = [
+        "mount",
+        "unshare",
+        "setns",
+        "bpf",
+        "keyctl",
+        "kexec_load",
+        "io_uring_setup",
+        "userfaultfd",
+        "reboot",
+        "chroot",
+    ];
     for name in refused {
         assert_eq!(call(&program, name, [0; 6]), ERRNO | 1, "{name}");
     }
@@ -136,7 +152,8 @@ fn the_default_profile_refuses_what_leads_out_of_a_container() {
 
 #[test]
 fn a_capability_opens_its_calls() {
-    let program = compile(&default_profile(Arch::ScmpArchX86_64, &["CAP_SYS_ADMIN", "CAP_SYS_CHROOT"])).expect("compile").program;
+    let program =
+        compile(&default_profile(Arch::ScmpArchX86_64, &["CAP_SYS_ADMIN", "CAP_SYS_CHROOT"])).expect("compile").program;
     for name in ["mount", "unshare", "setns", "bpf", "chroot", "clone3"] {
         assert_eq!(call(&program, name, [0; 6]), ALLOW, "{name}");
     }
@@ -159,8 +176,10 @@ fn every_call_of_the_table_is_found_by_the_search() {
 
 #[test]
 fn notify_is_refused_with_a_word() {
-    let profile: LinuxSeccomp =
-        serde_json::from_str(r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_NOTIFY"}]}"#).expect("profile");
+    let profile: LinuxSeccomp = serde_json::from_str(
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_NOTIFY"}]}"#,
+    )
+    .expect("profile");
     let error = compile(&profile).expect_err("refused");
     assert_eq!(error.to_string(), "linux.seccomp.syscalls[0]: SCMP_ACT_NOTIFY is not supported by this version");
 }
