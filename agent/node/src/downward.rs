@@ -10,7 +10,7 @@ use crate::volumes::Facts;
 
 /// Why a field has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DownwardError {
+pub(crate) enum DownwardError {
     /// There is no such field.
     #[error("field {0:?} is not known")]
     Field(String),

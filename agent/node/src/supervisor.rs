@@ -253,9 +253,8 @@ impl Supervisor {
         self.tell_problems(&merged.reports);
         self.shared.metrics.sources(&merged.reports);
         self.reports.send_replace(Arc::new(merged.reports));
-        if complete && !self.merged_once {
-            self.merged_once = true;
-        }
+        let first = complete && !self.merged_once;
+        self.merged_once |= complete;
         for news in &merged.news {
             match news {
                 News::Admitted(key) => info!(object = %key, "object admitted"),
@@ -271,6 +270,37 @@ impl Supervisor {
             self.show_configs();
         }
         self.dispatch();
+        if first {
+            self.clean_directories();
+        }
+    }
+
+    /// Removes what is left on disk of pods that nobody knows any more.
+    fn clean_directories(&mut self) {
+        let known = |uid: &str| {
+            self.workers.contains_key(&PodUid(uid.to_owned()))
+                || self.ledger.removals.contains_key(&PodUid(uid.to_owned()))
+                || self.ledger.objects.values().any(|record| record.uid == uid)
+        };
+        let volumes = self.shared.volumes.clone();
+        let unknown: Vec<String> = volumes.uids().into_iter().filter(|uid| !known(uid)).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        self.tasks.spawn(async move {
+            let cleaned = tokio::task::spawn_blocking(move || {
+                for uid in unknown {
+                    match volumes.remove_pod_blocking(&uid) {
+                        Ok(()) => info!(pod_uid = %uid, "directories of an unknown pod removed"),
+                        Err(error) => {
+                            warn!(pod_uid = %uid, error = %chain(&error), "directories of an unknown pod were not removed");
+                        }
+                    }
+                }
+            });
+            // A panic there was logged; nothing depends on it.
+            let _ = cleaned.await;
+        });
     }
 
     /// Hands the ledger to the writer; the number says which write it is.
@@ -721,7 +751,7 @@ pub(crate) fn elsewhere(pod: &Pod, node: &str, labels: &BTreeMap<String, String>
 pub(crate) fn unobserved(shared: &Shared, pod: &Pod) -> ObservedPod {
     use portreeve_plan::{ImageName, ImageView};
     let mut observed = ObservedPod { host_ips: shared.node.host_ips.clone(), ..ObservedPod::default() };
-    for spec in &pod.spec {
+    if let Some(spec) = &pod.spec {
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             let image = container.image.clone().unwrap_or_default();
             let view = match shared.runtime.lookup_image(&image) {

@@ -28,8 +28,6 @@ use portreeve_plan::Configs;
 
 use crate::disk;
 
-pub(crate) use content::ContentError;
-
 /// Why a volume cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
@@ -46,7 +44,7 @@ pub enum VolumeError {
         name: String,
         /// What is missing.
         #[source]
-        source: ContentError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The host's path is not what the volume says.
     #[error("volume {name:?}: hostPath {path}: {message}")]
@@ -179,7 +177,7 @@ impl Volumes {
             return Ok(());
         }
         let files = content::files(facts, volume)
-            .map_err(|source| VolumeError::Content { name: name.to_owned(), source })?
+            .map_err(|source| VolumeError::Content { name: name.to_owned(), source: Box::new(source) })?
             .ok_or_else(|| VolumeError::Unsupported { name: name.to_owned() })?;
         payload::write(&place, &files, fs_group).map_err(VolumeError::io("writing", &place))
     }

@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use super::{Files, ownership, remove};
 use crate::disk;
@@ -157,17 +157,14 @@ fn fresh_name() -> String {
     format!("..{}.{unique}", now.strftime("%Y_%m_%d_%H_%M_%S"))
 }
 
-/// A relative path inside a volume, for tests and keys.
-pub(super) fn relative(path: &str) -> PathBuf {
-    PathBuf::from(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn files(list: &[(&str, &str, u32)]) -> Files {
-        list.iter().map(|(path, text, mode)| (relative(path), (text.as_bytes().to_vec(), *mode))).collect()
+        list.iter().map(|(path, text, mode)| (PathBuf::from(path), (text.as_bytes().to_vec(), *mode))).collect()
     }
 
     fn text(place: &Path, name: &str) -> String {

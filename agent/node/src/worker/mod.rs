@@ -318,7 +318,7 @@ impl Worker {
             .any(|condition| condition.type_ == "Ready" && condition.status == "True");
         if ready && self.was_ready_at.is_none() {
             self.was_ready_at = Some(now);
-            if desired.generation == 1 && observed.history.previous.is_some() {
+            if desired.generation == 1 && desired.admitted_at >= self.shared.started_at {
                 let took = Duration::try_from(now.duration_since(desired.admitted_at)).unwrap_or_default();
                 self.shared.metrics.starts.observe(took.as_secs_f64());
             }
