@@ -379,6 +379,14 @@ fn an_overlay_of_the_layers_shows_what_the_image_means() {
 }
 
 #[test]
+fn directories_behind_a_link_may_be_replaced_by_a_later_entry() {
+    let ground = Ground::new();
+    let tar = Tar::new().dir("d", 0o755).symlink("l", "d").dir("l/sub", 0o755).dir("l", 0o755).file("d", b"file");
+    ground.apply(&tar.bytes()).unwrap();
+    assert_eq!(tree(&ground.root()), ["d = file", "l/"]);
+}
+
+#[test]
 fn a_layer_that_an_image_has_twice_can_be_mounted() {
     in_mount_namespace(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

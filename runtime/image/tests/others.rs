@@ -88,8 +88,8 @@ fn rich_layers() -> Vec<Vec<u8>> {
         .file("etc/removed", b"x")
         .dir(&long, 0o711)
         .file(&format!("{long}file"), b"deep");
-    for i in 0..300 {
-        base = base.file(&format!("home/file-{i}"), &vec![i as u8; i * 13]);
+    for i in 0..250_u8 {
+        base = base.file(&format!("home/file-{i}"), &vec![i; usize::from(i) * 13]);
     }
     let mut device = Tar::header(EntryType::Char, 0o666, 0);
     device.set_device_major(1).unwrap();

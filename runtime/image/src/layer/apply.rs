@@ -292,18 +292,25 @@ impl Layer<'_> {
     fn finish(self, entries: u64) -> Result<Applied, LayerError> {
         // Deepest first does not matter: setting a directory's times does not touch its parent's.
         for (path, mtime) in &self.times {
+            let failed =
+                |operation, source| LayerError::Write { path: shown(path), operation, source: Arc::new(source) };
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+            let fd = match open_in_root(self.root.fd(), path, flags) {
+                Ok(fd) => fd,
+                // A later entry has replaced it, or the link that led to it.
+                Err(e) if is_gone(&e) => continue,
+                Err(e) => return Err(failed("opening the directory", e)),
+            };
             let time = time_spec(*mtime);
-            let done = open_in_root(self.root.fd(), path, flags).map_err(|e| ("opening the directory", e));
-            let done = done.and_then(|fd| at("setting its time", futimens(&fd, &time, &time)));
-            done.map_err(|(operation, source)| LayerError::Write {
-                path: shown(path),
-                operation,
-                source: Arc::new(source),
-            })?;
+            futimens(&fd, &time, &time).map_err(|e| failed("setting its time", e.into()))?;
         }
         Ok(Applied { entries, bytes: self.bytes, implied: self.root.into_implied() })
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP];
+    gone.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 fn write_plain<R: BufRead>(archive: &mut Archive<R>, mut file: &File, member: &Member) -> Result<(), LayerError> {

@@ -281,6 +281,10 @@ impl PullError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
+            // An answer that breaks the protocol or its bounds does so the next time, too.
+            Self::Registry { source: RegistryError::TooLong { .. } | RegistryError::Protocol { .. }, .. } => {
+                Retry::AfterChange
+            }
             Self::CannotConnect { .. }
             | Self::Registry { .. }
             | Self::DiskFull { .. }

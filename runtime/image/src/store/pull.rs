@@ -30,8 +30,8 @@ use crate::{
 const MAX_INDEXES: usize = 3;
 /// How often a cut transfer is taken up again where it broke off, without a byte in between.
 const MAX_RESUMPTIONS: u32 = 4;
-/// Chunks that wait between network and disk, per layer; each has at most some 100 KiB.
-const CHUNKS_IN_FLIGHT: usize = 32;
+/// Chunks that wait between network and disk, per layer; each may have some 100 KiB.
+const CHUNKS_IN_FLIGHT: usize = 8;
 
 /// One pull at work.
 pub(crate) struct Pull {
