@@ -200,13 +200,10 @@ impl Core {
         if was_ready {
             record::write(&sandbox.directory.join("sandbox.json"), &record)?;
         }
-        let mut errors = Vec::new();
-        if let Err(error) = self.end_shim(sandbox, client, child).await {
-            errors.push(error);
-        }
-        if let Err(error) = self.release(&sandbox.id, &sandbox.directory).await {
-            errors.push(error);
-        }
+        // The network takes its time to go, and needs nobody inside.
+        let (ended, released) =
+            tokio::join!(self.end_shim(sandbox, client, child), self.release(&sandbox.id, &sandbox.directory));
+        let errors: Vec<EngineError> = [ended, released].into_iter().filter_map(Result::err).collect();
         if errors.is_empty() {
             sandbox.facts().record.ips.clear();
         }

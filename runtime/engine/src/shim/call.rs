@@ -43,6 +43,7 @@ impl Shim {
         self.say(connection, &Message::Reply { id, answer }, fds);
         if big {
             portreeve_sys::memory::release_free();
+            portreeve_sys::memory::release_stack();
         }
     }
 

@@ -17,7 +17,7 @@ use crate::protocol::LogCall;
 /// A longer line is written in parts.
 pub(super) const LINE: usize = 16 << 10;
 /// So much is formatted before it is written.
-const BATCH: usize = 32 << 10;
+const BATCH: usize = 8 << 10;
 
 /// Which of a container's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
