@@ -13,7 +13,7 @@ use crate::link::{self, NewPair, Which};
 use crate::names::{host_link, is_sandbox_id, link_alias, mac_of, sandbox_of_alias};
 use crate::netlink::Batch;
 use crate::network::{Held, Phase, elements_of, route_error};
-use crate::nft;
+use crate::nft::{self, Extent};
 use crate::pod;
 use crate::{Attachment, Network, NetworkError, PortMapping};
 
@@ -37,6 +37,9 @@ impl Network {
         let ports = checked_ports(ports)?;
         self.refuse_own_netns(sandbox_id, netns)?;
         self.make_ready()?;
+        if let Some(port) = ports.first() {
+            self.refuse_unpublishable(port)?;
+        }
         let (attachment, earlier) = self.reserve(sandbox_id, ports)?;
         let connected = self
             .records
@@ -114,6 +117,16 @@ impl Network {
             return Err(refuse(std::io::Error::other(why)));
         }
         Ok(())
+    }
+
+    /// A pod whose ports would not answer must not look as if they did.
+    fn refuse_unpublishable(&self, port: &PortMapping) -> Result<(), NetworkError> {
+        let state = self.state();
+        if state.extent == Extent::Full {
+            return Ok(());
+        }
+        let missing: Vec<&str> = state.lacks.iter().map(|lack| lack.facility).collect();
+        Err(NetworkError::KernelLacks { port: port.to_string(), missing: missing.join(", ") })
     }
 
     /// Gives the sandbox an address and its ports, in memory; also what it had before.
@@ -313,7 +326,7 @@ impl Network {
         }
         let answer = nft::delete_elements(&mut self.netfilter(), &self.config.nft_table, &elements);
         match answer {
-            Err(refusal) if !refusal.is(libc::ENOENT) => Err(self.nftables_error("withdrawing host ports", refusal)),
+            Err(refusal) if !nft::is_of_lack(&refusal) => Err(self.nftables_error("withdrawing host ports", refusal)),
             _ => {
                 attachments.iter().for_each(|at| self.forget_flows(at));
                 Ok(())

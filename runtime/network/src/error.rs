@@ -67,6 +67,14 @@ pub enum NetworkError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// This kernel cannot lead a port of the host to a pod.
+    #[error("publishing host port {port}: this kernel lacks {missing}; load or build it, then restart the agent")]
+    KernelLacks {
+        /// The port that was asked for.
+        port: String,
+        /// What the kernel would need, by its builders' names.
+        missing: String,
+    },
     /// A name is taken by a link that is not ours.
     #[error("using link {name}: {why}")]
     ForeignLink {
@@ -170,6 +178,7 @@ impl NetworkError {
             Self::Config { .. }
             | Self::SandboxId { .. }
             | Self::PortInvalid { .. }
+            | Self::KernelLacks { .. }
             | Self::NewerRecord { .. }
             | Self::AddressOutside { .. } => Retry::Never,
             Self::NoFreeAddress { .. } | Self::PortTaken { .. } => Retry::AfterRelease,

@@ -63,7 +63,7 @@ pub use config::{Config, DEFAULT_POOL, DEFAULT_SUBNET_LOCK, PortMapping, Protoco
 pub use drift::{Drift, Reconciled};
 pub use error::{NetworkError, Retry};
 pub use network::{Attachment, Network};
-pub use survey::{ForeignDrop, Survey, survey};
+pub use survey::{ForeignDrop, Lack, Survey, survey};
 pub use watch::Watch;
 
 #[cfg(test)]

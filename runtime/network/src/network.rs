@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::addresses::Addresses;
 use crate::names::link_name_fault;
 use crate::netlink::{Refusal, Socket};
-use crate::nft::{Element, Ruleset};
+use crate::nft::{Element, Extent, Ruleset};
 use crate::reap::Reaper;
 use crate::record::{NetworkRecord, Records};
-use crate::{Config, NetworkError, PortMapping};
+use crate::{Config, Lack, NetworkError, PortMapping};
 
 pub(crate) const NETLINK_ROUTE: isize = 0;
 pub(crate) const NETLINK_NETFILTER: isize = 12;
@@ -69,6 +69,10 @@ pub(crate) struct State {
     pub(crate) ready: bool,
     pub(crate) bridge_index: u32,
     pub(crate) mtu: u32,
+    /// How much of the ruleset this kernel can hold, all of it until it refused.
+    pub(crate) extent: Extent,
+    /// What it lacks for the rest.
+    pub(crate) lacks: Vec<Lack>,
 }
 
 /// An attachment and what is being done with it.
@@ -92,6 +96,9 @@ pub(crate) enum Phase {
 impl State {
     /// The elements that the maps of the ruleset have to hold.
     pub(crate) fn elements(&self) -> Vec<Element> {
+        if self.extent < Extent::Full {
+            return Vec::new();
+        }
         self.attachments
             .values()
             .filter(|held| held.phase != Phase::Releasing)
@@ -175,7 +182,7 @@ impl Network {
     }
 
     pub(crate) fn ruleset(&self, subnet: Ipv4Net) -> Ruleset {
-        Ruleset::new(&self.config.nft_table, &self.config.bridge, subnet)
+        Ruleset::new(&self.config.nft_table, &self.config.bridge, subnet, self.state().extent)
     }
 
     /// Takes the lock that all agents of this machine share; it ends with the file.

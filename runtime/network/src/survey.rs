@@ -14,6 +14,8 @@ pub struct Survey {
     pub netlink_fault: Option<String>,
     /// Why nftables cannot be used, if so.
     pub nftables_fault: Option<String>,
+    /// Parts of nftables that this kernel does not have, and what does not work without them.
+    pub lacks: Vec<Lack>,
     /// Whether this machine forwards IPv4 packets now.
     pub ip_forward: bool,
     /// Whether this agent turned that on (known to an open [`Network`] alone).
@@ -26,6 +28,21 @@ pub struct Survey {
     pub subnet_overlap: Option<String>,
     /// Tables of the older iptables in use, whose rules cannot be seen from here.
     pub legacy_iptables: Vec<String>,
+}
+
+/// A part of the kernel that is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// Its name, with the option that builds it.
+    pub facility: &'static str,
+    /// What does not work without it.
+    pub consequence: &'static str,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "this kernel lacks {}: {}", self.facility, self.consequence)
+    }
 }
 
 /// A chain of somebody else that can drop forwarded packets.
@@ -83,11 +100,14 @@ pub fn survey(config: &Config) -> Survey {
         .map_err(|error| error.to_string())
         .and_then(|mut socket| link::links(&mut socket).map_err(words))
         .err();
-    let chains = Socket::open(NETLINK_NETFILTER)
-        .map_err(|error| error.to_string())
-        .and_then(|mut socket| nft::forward_chains(&mut socket, &config.nft_table, &config.bridge).map_err(words));
-    match chains {
-        Ok(chains) => {
+    let found = Socket::open(NETLINK_NETFILTER).map_err(|error| error.to_string()).and_then(|mut socket| {
+        let (_, lacks) = nft::probe(&mut socket).map_err(words)?;
+        let chains = nft::forward_chains(&mut socket, &config.nft_table, &config.bridge).map_err(words)?;
+        Ok((lacks, chains))
+    });
+    match found {
+        Ok((lacks, chains)) => {
+            survey.lacks = lacks;
             survey.foreign_drops = chains
                 .into_iter()
                 .map(|found| ForeignDrop {

@@ -9,7 +9,7 @@ use crate::drift::{Drift, Reconciled};
 use crate::link::{self, Link};
 use crate::names::sandbox_of_alias;
 use crate::network::{Phase, route_error};
-use crate::nft;
+use crate::nft::{self, Extent};
 use crate::setting;
 use crate::{Network, NetworkError};
 
@@ -143,6 +143,8 @@ impl Network {
     fn ensure_locked(&self) -> Result<Vec<Drift>, NetworkError> {
         let (subnet, drift) = self.ensure_bridge()?;
         let mut repaired: Vec<Drift> = drift.into_iter().collect();
+        // The guard stands before `route_localnet` is turned on, which it is there for.
+        repaired.extend(self.ensure_ruleset(subnet)?);
         let first = !self.state().ready;
         for (name, value) in self.settings() {
             match setting::read(&name)? {
@@ -158,7 +160,6 @@ impl Network {
                 repaired.push(Drift::Setting { path });
             }
         }
-        repaired.extend(self.ensure_ruleset(subnet)?);
         let links = link::links(&mut self.route()).map_err(route_error)?;
         let bridge = links.iter().find(|link| link.name == self.config.bridge);
         for drift in self.link_drifts(&links, bridge) {
@@ -173,16 +174,32 @@ impl Network {
 
     fn ensure_ruleset(&self, subnet: Ipv4Net) -> Result<Option<Drift>, NetworkError> {
         let mut socket = self.netfilter();
-        let ruleset = self.ruleset(subnet);
-        let (elements, first) = {
+        let (mut elements, first) = {
             let state = self.state();
             (state.elements(), !state.ready)
         };
-        let what = nft::difference(&mut socket, &ruleset, &elements)
-            .map_err(|refusal| self.nftables_error("reading the ruleset", refusal))?;
-        let Some(what) = what else { return Ok(None) };
-        nft::rebuild(&mut socket, &ruleset, &elements)
-            .map_err(|refusal| self.nftables_error("writing the ruleset", refusal))?;
+        let what = loop {
+            let ruleset = self.ruleset(subnet);
+            let what = nft::difference(&mut socket, &ruleset, &elements)
+                .map_err(|refusal| self.nftables_error("reading the ruleset", refusal))?;
+            let Some(what) = what else { return Ok(None) };
+            let refuse = |refusal| self.nftables_error("writing the ruleset", refusal);
+            match nft::rebuild(&mut socket, &ruleset, &elements) {
+                Ok(()) => break what,
+                Err(refusal) if nft::is_of_lack(&refusal) => {
+                    let (extent, lacks) = nft::probe(&mut socket).map_err(refuse)?;
+                    let mut state = self.state();
+                    if extent >= state.extent {
+                        return Err(refuse(refusal));
+                    }
+                    tracing::debug!(?extent, ?lacks, "the kernel cannot hold the whole ruleset");
+                    state.extent = extent;
+                    state.lacks = lacks;
+                    elements = state.elements();
+                }
+                Err(refusal) => return Err(refuse(refusal)),
+            }
+        };
         let had_pods = !self.state().attachments.is_empty();
         Ok((!first || had_pods).then_some(Drift::Ruleset { what }))
     }
@@ -198,10 +215,12 @@ impl Network {
     /// The settings that pods need, and their values.
     fn settings(&self) -> [(String, String); 3] {
         let bridge = &self.config.bridge;
+        // Connections from 127.0.0.1 to published ports leave through the bridge. Where none can
+        // be published, nor a guard be set up, it stays closed.
+        let route_localnet = if self.state().extent == Extent::Full { "1" } else { "0" };
         [
             (setting::IP_FORWARD.to_owned(), "1".to_owned()),
-            // Connections from 127.0.0.1 to published ports leave through the bridge.
-            (format!("ipv4/conf/{bridge}/route_localnet"), "1".to_owned()),
+            (format!("ipv4/conf/{bridge}/route_localnet"), route_localnet.to_owned()),
             // Pods have IPv4 alone: none of them is to be heard as an IPv6 router by the host.
             (format!("ipv6/conf/{bridge}/disable_ipv6"), "1".to_owned()),
         ]

@@ -177,6 +177,20 @@ impl Expressions {
         })
     }
 
+    /// `dnat ip to ADDRESS`
+    pub(super) fn redirect_to(self, address: Ipv4Addr) -> Self {
+        self.expression("immediate", |w| {
+            w.be32(1, REG_1);
+            w.nest(2, |w| {
+                w.bytes(NFTA_DATA_VALUE, &address.octets());
+            });
+        })
+        .expression("nat", |w| {
+            w.be32(1, NAT_DNAT).be32(2, u32::from(NFPROTO_IPV4));
+            w.be32(3, REG_1);
+        })
+    }
+
     fn verdict(self, code: u32) -> Self {
         self.expression("immediate", |w| {
             w.be32(1, REG_VERDICT);

@@ -75,19 +75,20 @@ pub(super) fn header(writer: &mut Writer, family: u8) {
 
 /// Puts what `content` pushes between the marks of one transaction.
 pub(super) fn transaction(content: impl FnOnce(&mut Batch)) -> Batch {
-    let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
-    let mut batch = Batch::new();
-    batch.push_unanswered(NFNL_MSG_BATCH_BEGIN, 0, "opening a transaction", |w| {
-        mark(w, subsystem);
-    });
-    content(&mut batch);
-    batch.push_unanswered(NFNL_MSG_BATCH_END, 0, "committing", |w| {
-        mark(w, subsystem);
-    });
+    let mut batch = unfinished(content);
+    batch.push_unanswered(NFNL_MSG_BATCH_END, 0, "committing", mark);
     batch
 }
 
-fn mark(writer: &mut Writer, subsystem: [u8; 2]) {
-    let [high, low] = subsystem;
+/// The same without the closing mark: the kernel checks all of it, answers, and undoes it.
+pub(super) fn unfinished(content: impl FnOnce(&mut Batch)) -> Batch {
+    let mut batch = Batch::new();
+    batch.push_unanswered(NFNL_MSG_BATCH_BEGIN, 0, "opening a transaction", mark);
+    content(&mut batch);
+    batch
+}
+
+fn mark(writer: &mut Writer) {
+    let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     writer.raw(&[0, 0, high, low]);
 }

@@ -27,14 +27,46 @@ pub(super) const PORTS_OF_ADDRESS: &str = "host_ip_ports";
 
 const LOOPBACK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
 
-/// Base chains: name, type, hook (`NF_INET_*`), priority.
-pub(super) const CHAINS: [(&str, &str, u32, i32); 5] = [
-    ("guard", "filter", 0, -300),
-    ("prerouting", "nat", 0, -100),
-    ("output", "nat", 3, -100),
-    ("forward", "filter", 2, 0),
-    ("postrouting", "nat", 4, 100),
+/// A base chain: name, type, hook (`NF_INET_*`), priority.
+pub(super) type Chain = (&'static str, &'static str, u32, i32);
+
+/// The base chains, and the least extent that has each.
+const CHAINS: [(Chain, Extent); 5] = [
+    (("guard", "filter", 0, -300), Extent::Forwarding),
+    (("prerouting", "nat", 0, -100), Extent::Full),
+    (("output", "nat", 3, -100), Extent::Full),
+    (("forward", "filter", 2, 0), Extent::Forwarding),
+    (("postrouting", "nat", 4, 100), Extent::WayOut),
 ];
+
+/// How much of the ruleset the kernel can hold; each has what the ones before it have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Extent {
+    /// No table: nothing but bridge and links.
+    Nothing,
+    /// Rules that accept and drop: pods reach what routes back to them.
+    Forwarding,
+    /// Pods leave with the host's address.
+    WayOut,
+    /// Ports of the host can be published.
+    #[default]
+    Full,
+}
+
+impl Extent {
+    /// What does not work with this extent.
+    pub(crate) fn consequence(self) -> &'static str {
+        match self {
+            Self::Nothing => {
+                "host ports cannot be published, pods cannot leave with the host's address, \
+                 and their packets are not told from others"
+            }
+            Self::Forwarding => "host ports cannot be published, and pods cannot leave with the host's address",
+            Self::WayOut => "host ports cannot be published",
+            Self::Full => "nothing is lost",
+        }
+    }
+}
 
 /// A rule with the comment by which it is recognised.
 #[derive(Debug)]
@@ -48,12 +80,13 @@ pub(super) struct Rule {
 #[derive(Debug)]
 pub(crate) struct Ruleset {
     pub(super) table: String,
+    pub(super) extent: Extent,
     pub(super) rules: Vec<Rule>,
 }
 
 impl Ruleset {
-    /// The rules for pods of `subnet` behind `bridge`.
-    pub(crate) fn new(table: &str, bridge: &str, subnet: Ipv4Net) -> Self {
+    /// The rules for pods of `subnet` behind `bridge`, as far as the kernel has what they need.
+    pub(crate) fn new(table: &str, bridge: &str, subnet: Ipv4Net, extent: Extent) -> Self {
         let rule = |chain, comment: &str, expressions: Expressions| Rule {
             chain,
             // The number changes with the rule: a listing tells an older rule from this one.
@@ -84,17 +117,28 @@ impl Ruleset {
             "pods leave with the host's address",
             new().sent_by(subnet).leaves_not_on(bridge).masquerade(),
         ));
-        rules.push(rule(
-            "postrouting",
-            "the host's loopback reaches published ports",
-            new().sent_by(LOOPBACK).leaves_on(bridge).masquerade(),
-        ));
-        rules.push(rule(
-            "postrouting",
-            "pods reach published ports of this host",
-            new().sent_by(subnet).leaves_on(bridge).was_redirected().masquerade(),
-        ));
-        Self { table: table.to_owned(), rules }
+        if extent == Extent::Full {
+            rules.push(rule(
+                "postrouting",
+                "the host's loopback reaches published ports",
+                new().sent_by(LOOPBACK).leaves_on(bridge).masquerade(),
+            ));
+            rules.push(rule(
+                "postrouting",
+                "pods reach published ports of this host",
+                new().sent_by(subnet).leaves_on(bridge).was_redirected().masquerade(),
+            ));
+        }
+        let mut ruleset = Self { table: table.to_owned(), extent, rules: Vec::new() };
+        rules.retain(|rule| ruleset.chains().any(|(name, ..)| name == rule.chain));
+        ruleset.rules = rules;
+        ruleset
+    }
+
+    /// The base chains that the kernel can hold.
+    pub(super) fn chains(&self) -> impl Iterator<Item = Chain> + use<> {
+        let extent = self.extent;
+        CHAINS.into_iter().filter(move |(_, least)| *least <= extent).map(|(chain, _)| chain)
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use nix::libc;
 
+use super::probe::is_of_lack;
 use super::protocol::*;
-use super::ruleset::{CHAINS, Element, PORTS, PORTS_OF_ADDRESS, Ruleset};
+use super::ruleset::{Chain, Element, Extent, PORTS, PORTS_OF_ADDRESS, Ruleset};
 use crate::netlink::{Attribute, Batch, Message, Refusal, Socket, find};
 
 /// Data types of nft, six bits each in a concatenation.
@@ -24,6 +25,9 @@ const ELEMENTS_PER_MESSAGE: usize = 400;
 
 /// Replaces the whole table in one transaction; nothing is ever missing in between.
 pub(crate) fn rebuild(socket: &mut Socket, ruleset: &Ruleset, elements: &[Element]) -> Result<(), Refusal> {
+    if ruleset.extent == Extent::Nothing {
+        return Ok(());
+    }
     let table = ruleset.table.as_str();
     let batch = transaction(|batch| {
         push_table(batch, NEWTABLE, NLM_F_CREATE, "making the table", table);
@@ -41,19 +45,8 @@ pub(crate) fn rebuild(socket: &mut Socket, ruleset: &Ruleset, elements: &[Elemen
             });
         }
         push_elements(batch, NEWSETELEM, table, elements);
-        for (name, chain_type, hook, priority) in CHAINS {
-            let action = format!("making chain {name}");
-            batch.push(kind(NEWCHAIN), NLM_F_CREATE, action, |w| {
-                header(w, NFPROTO_IPV4);
-                w.string(NFTA_CHAIN_TABLE, table);
-                w.string(NFTA_CHAIN_NAME, name);
-                w.nest(NFTA_CHAIN_HOOK, |w| {
-                    w.be32(NFTA_HOOK_HOOKNUM, hook);
-                    w.be32_signed(NFTA_HOOK_PRIORITY, priority);
-                });
-                w.be32(NFTA_CHAIN_POLICY, NF_ACCEPT);
-                w.string(NFTA_CHAIN_TYPE, chain_type);
-            });
+        for chain in ruleset.chains() {
+            push_chain(batch, table, chain);
         }
         for rule in &ruleset.rules {
             let action = format!("making rule {:?} of chain {}", rule.comment, rule.chain);
@@ -102,10 +95,15 @@ pub(crate) fn delete_elements(socket: &mut Socket, table: &str, elements: &[Elem
 
 /// Removes the table with all that is in it; absent is success.
 pub(crate) fn delete_table(socket: &mut Socket, table: &str) -> Result<(), Refusal> {
-    socket.run(&transaction(|batch| {
+    let removed = socket.run(&transaction(|batch| {
         push_table(batch, NEWTABLE, NLM_F_CREATE, "finding the table", table);
         push_table(batch, DELTABLE, 0, "removing the table", table);
-    }))
+    }));
+    match removed {
+        // A kernel that cannot hold a table has none.
+        Err(refusal) if is_of_lack(&refusal) => Ok(()),
+        answer => answer,
+    }
 }
 
 /// The first difference between the kernel's table and the desired one.
@@ -115,11 +113,12 @@ pub(crate) fn difference(
     elements: &[Element],
 ) -> Result<Option<String>, Refusal> {
     let table = ruleset.table.as_str();
-    let desired: BTreeSet<_> = CHAINS
-        .iter()
-        .map(|(name, chain_type, hook, priority)| {
-            ((*name).to_owned(), Some(((*chain_type).to_owned(), *hook, *priority)))
-        })
+    if ruleset.extent == Extent::Nothing {
+        return Ok(None);
+    }
+    let desired: BTreeSet<_> = ruleset
+        .chains()
+        .map(|(name, chain_type, hook, priority)| (name.to_owned(), Some((chain_type.to_owned(), hook, priority))))
         .collect();
     let observed: BTreeSet<_> = read_chains(socket, table)?.into_iter().collect();
     if let Some((name, _)) = desired.difference(&observed).next() {
@@ -129,7 +128,7 @@ pub(crate) fn difference(
         return Ok(Some(format!("chain {name} is not ours")));
     }
     let rules = read_rules(socket, table)?;
-    for (chain, ..) in CHAINS {
+    for (chain, ..) in ruleset.chains() {
         let of_chain = |(of, comment): &(String, String)| (of == chain).then(|| comment.clone());
         let observed: Vec<String> = rules.iter().filter_map(of_chain).collect();
         let desired: Vec<&str> =
@@ -167,6 +166,21 @@ fn push_table(batch: &mut Batch, message: u16, flags: u16, action: &str, table: 
     batch.push(kind(message), flags, action, |w| {
         header(w, NFPROTO_IPV4);
         w.string(NFTA_TABLE_NAME, table);
+    });
+}
+
+/// Makes a base chain that accepts what its rules do not drop.
+pub(super) fn push_chain(batch: &mut Batch, table: &str, (name, chain_type, hook, priority): Chain) {
+    batch.push(kind(NEWCHAIN), NLM_F_CREATE, format!("making chain {name}"), |w| {
+        header(w, NFPROTO_IPV4);
+        w.string(NFTA_CHAIN_TABLE, table);
+        w.string(NFTA_CHAIN_NAME, name);
+        w.nest(NFTA_CHAIN_HOOK, |w| {
+            w.be32(NFTA_HOOK_HOOKNUM, hook);
+            w.be32_signed(NFTA_HOOK_PRIORITY, priority);
+        });
+        w.be32(NFTA_CHAIN_POLICY, NF_ACCEPT);
+        w.string(NFTA_CHAIN_TYPE, chain_type);
     });
 }
 

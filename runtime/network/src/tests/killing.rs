@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::world::{Netns, id, tcp, udp, world};
+use super::world::{Netns, id, tcp, udp, where_possible, world};
 use crate::{Config, Network};
 
 const STATE: &str = "PORTREEVE_TEST_CHURN_STATE";
@@ -19,8 +19,9 @@ fn churn_until_killed() {
     };
     let network = Network::open(config(&state)).unwrap();
     let pod = Netns::new();
+    let ports = where_possible(&[tcp(8080, 80), udp(8080, 80)]);
     loop {
-        network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80), udp(8080, 80)]).unwrap();
+        network.attach(&id('a'), pod.as_fd(), &ports).unwrap();
         network.detach(&id('a')).unwrap();
     }
 }
@@ -58,7 +59,7 @@ fn a_kill_at_any_moment_leaks_nothing() {
             let network = Network::open(config(state)).unwrap();
             at_work += network.attachments().len();
             network.reconcile(&BTreeSet::from([id('s')])).unwrap();
-            network.attach(&id('s'), stays.as_fd(), &[tcp(9000, 80)]).unwrap();
+            network.attach(&id('s'), stays.as_fd(), &where_possible(&[tcp(9000, 80)])).unwrap();
             // What the kernel tears down with the killed process's namespace may still be there.
             assert_eq!(network.observe().unwrap(), [], "round {round}");
             assert_eq!(world.links().len(), 2, "round {round}");

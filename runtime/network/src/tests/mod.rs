@@ -2,6 +2,7 @@
 
 mod attaching;
 mod killing;
+mod lacking;
 mod lifecycle;
 mod ruleset;
 mod traffic;

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::link::{self, NewPair, Which};
 use crate::netlink::{Batch, Socket};
+use crate::nft::{self, Extent};
 use crate::{Config, Network, PortMapping, Protocol};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -76,6 +77,27 @@ impl Netns {
         });
     }
 
+    /// A server that is there during `work` only.
+    pub(super) fn serve_until_dropped<T>(&self, name: &'static str, port: u16, work: impl FnOnce() -> T) -> T {
+        let listener = self.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+        let address = self.run(|| listener.local_addr()).unwrap();
+        std::thread::scope(|scope| {
+            let server = scope.spawn(move || {
+                loop {
+                    let (mut stream, peer) = listener.accept().unwrap();
+                    if peer.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+                        return;
+                    }
+                    let _ = write!(stream, "{name} sees {}", peer.ip());
+                }
+            });
+            let result = work();
+            self.run(|| drop(TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap()));
+            server.join().unwrap();
+            result
+        })
+    }
+
     /// The same over UDP.
     pub(super) fn serve_udp(&self, name: &'static str, port: u16) {
         let socket = self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
@@ -123,6 +145,16 @@ impl Netns {
         self.run(|| crate::setting::write(name, value).unwrap());
     }
 
+    /// Whether a program in here succeeds; `None` when it is not installed, which is said.
+    pub(super) fn succeeds(&self, name: &str, arguments: &[&str]) -> Option<bool> {
+        let output = self.run(|| std::process::Command::new(name).args(arguments).output());
+        let Ok(output) = output else {
+            eprintln!("SKIPPED IN PART: {name} is not installed");
+            return None;
+        };
+        Some(output.status.success())
+    }
+
     /// Runs a program in here; `None` when it is not installed, which is said.
     pub(super) fn program(&self, name: &str, arguments: &[&str]) -> Option<String> {
         let output = self.run(|| std::process::Command::new(name).args(arguments).output());
@@ -160,12 +192,52 @@ pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// Runs a test on a thread that is in the host's namespace; without root it says that it did not.
 pub(super) fn world(test: impl FnOnce(&World) + Send) {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: network namespaces need root");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: network namespaces need root");
         return;
     }
     let world = World { host: Netns::new(), outside: Netns::new(), directory: tempfile::tempdir().unwrap() };
     world.wire_outside();
     world.host.run(|| test(&world));
+}
+
+/// How much of a ruleset the kernel below can hold, by asking it.
+pub(super) fn extent() -> Extent {
+    let netns = Netns::new();
+    nft::probe(&mut netns.run(|| Socket::open(12).unwrap())).unwrap().0
+}
+
+/// Whether the kernel can publish ports; when not, it is said that the test did not run.
+pub(super) fn can_publish() -> bool {
+    can_hold(Extent::Full, "publish host ports")
+}
+
+/// Whether the kernel lets pods leave with the host's address; when not, it is said.
+pub(super) fn can_masquerade() -> bool {
+    can_hold(Extent::WayOut, "masquerade")
+}
+
+/// Whether the kernel has nftables for IPv4; when not, it is said.
+pub(super) fn can_filter() -> bool {
+    can_hold(Extent::Forwarding, "filter IPv4")
+}
+
+fn can_hold(needed: Extent, what: &str) -> bool {
+    // Without root nothing runs at all, which `world` says.
+    if !nix::unistd::geteuid().is_root() || extent() >= needed {
+        return true;
+    }
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    // Past the capture of passing tests: who reads the run has to see it.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: the nftables of this kernel cannot {what}");
+    false
+}
+
+/// These ports where the kernel can publish any, for tests that are about something else.
+pub(super) fn where_possible(ports: &[PortMapping]) -> Vec<PortMapping> {
+    match extent() {
+        Extent::Full => ports.to_vec(),
+        _ => Vec::new(),
+    }
 }
 
 impl World {
