@@ -108,6 +108,14 @@ fn network_facts(survey: &network::Survey) -> Vec<Fact> {
             advice: None,
         },
     ];
+    for lack in &survey.lacks {
+        facts.push(Fact {
+            name: "nftables",
+            verdict: Verdict::Limited,
+            found: lack.to_string(),
+            advice: Some("load the module or use a kernel built with the option, then restart the agent".to_owned()),
+        });
+    }
     for chain in survey.foreign_drops.iter().filter(|chain| !chain.accepts_our_bridge) {
         facts.push(Fact {
             name: "firewall",
