@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 
 use serde::de::DeserializeOwned;
 
-use crate::findings::Finding;
+use crate::findings::{Finding, push};
 use crate::path::Path;
 use crate::problem::{Reason, Severity};
 use crate::yaml::{Entry, Node, Value};
@@ -30,14 +30,17 @@ struct Shared {
 
 impl Shared {
     fn fault(&self, node: &Node, path: &Path<'_>, reason: Reason, message: String) {
-        self.faults.borrow_mut().push(Finding {
-            severity: Severity::Error,
-            position: node.position,
-            field: path.to_string(),
-            reason,
-            message,
-            fix: None,
-        });
+        push(
+            &mut self.faults.borrow_mut(),
+            Finding {
+                severity: Severity::Error,
+                position: node.position,
+                field: path.to_string(),
+                reason,
+                message,
+                fix: None,
+            },
+        );
     }
 
     fn fix(&self, fix: String) {
@@ -80,14 +83,17 @@ impl Shared {
 
     fn unknown_field(&self, entry: &Entry, owner: &str, fields: &[&'static str], path: &Path<'_>) {
         let field = path.field(&entry.key).to_string();
-        self.faults.borrow_mut().push(Finding {
-            severity: Severity::Error,
-            position: entry.key_position,
-            field,
-            reason: Reason::StrictUnknownField,
-            message: format!("unknown field `{}`", entry.key),
-            fix: None,
-        });
+        push(
+            &mut self.faults.borrow_mut(),
+            Finding {
+                severity: Severity::Error,
+                position: entry.key_position,
+                field,
+                reason: Reason::StrictUnknownField,
+                message: format!("unknown field `{}`", entry.key),
+                fix: None,
+            },
+        );
         if let Some(hint) = misplaced(owner, &entry.key) {
             self.fix(hint.to_owned());
         } else if let Some(near) = crate::near::nearest(&entry.key, fields.iter().copied()) {
@@ -103,12 +109,11 @@ fn misplaced(owner: &str, key: &str) -> Option<&'static str> {
         ("Container", "healthcheck" | "healthCheck") => "use `livenessProbe` or `readinessProbe`",
         ("Container", "environment") => "use `env`, a list of `name` and `value`",
         ("Container", "volumes") => "a container has `volumeMounts`; `volumes` belong to the pod's `spec`",
-        ("ResourceRequirements", "cpu" | "memory" | "limit" | "request") => {
-            "it belongs below `limits` or `requests`"
-        }
-        ("PodSecurityContext", "privileged" | "capabilities" | "readOnlyRootFilesystem" | "allowPrivilegeEscalation") => {
-            "it belongs to a container's `securityContext`"
-        }
+        ("ResourceRequirements", "cpu" | "memory" | "limit" | "request") => "it belongs below `limits` or `requests`",
+        (
+            "PodSecurityContext",
+            "privileged" | "capabilities" | "readOnlyRootFilesystem" | "allowPrivilegeEscalation",
+        ) => "it belongs to a container's `securityContext`",
         ("SecurityContext", "fsGroup" | "sysctls" | "supplementalGroups") => {
             "it belongs to the pod's `spec.securityContext`"
         }
@@ -130,20 +135,13 @@ pub(crate) fn decode<T: DeserializeOwned + Default>(root: &Node) -> (T, Vec<Find
     if !full.saw_zero.get() || !full.faults.borrow().is_empty() {
         return (object, full.faults.into_inner());
     }
-    let lean = Shared {
-        lean: true,
-        ..Shared::default()
-    };
+    let lean = Shared { lean: true, ..Shared::default() };
     let object = decode_once(root, &lean);
     (object, lean.faults.into_inner())
 }
 
 fn decode_once<T: DeserializeOwned + Default>(root: &Node, shared: &Shared) -> T {
-    let reader = read::Reader {
-        node: root,
-        path: &Path::ROOT,
-        shared,
-    };
+    let reader = read::Reader { node: root, path: &Path::ROOT, shared };
     T::deserialize(reader).unwrap_or_else(|error| {
         // The reader itself never fails; a visitor of the types might.
         shared.fault(root, &Path::ROOT, Reason::JSONDecode, error.to_string());

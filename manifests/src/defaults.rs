@@ -11,7 +11,6 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-
 pub(crate) use gates::drop_gated;
 pub(crate) use pod::pod;
 pub(crate) use resources::container_requests;

@@ -56,22 +56,16 @@ pub struct ParsedFile {
 impl ParsedFile {
     /// The good objects, in order.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.documents
-            .iter()
-            .filter_map(|document| match &document.verdict {
-                Verdict::Accepted(object) => Some(object),
-                _ => None,
-            })
+        self.documents.iter().filter_map(|document| match &document.verdict {
+            Verdict::Accepted(object) => Some(object),
+            _ => None,
+        })
     }
 
     /// Whether nothing is wrong but warnings.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        !self.unreadable
-            && self
-                .problems
-                .iter()
-                .all(|problem| problem.severity == Severity::Warning)
+        !self.unreadable && self.problems.iter().all(|problem| problem.severity == Severity::Warning)
     }
 }
 
@@ -81,27 +75,16 @@ impl ParsedFile {
 /// error refuses the file. The problems come in order of position.
 #[must_use]
 pub fn parse_file(file: &Path, bytes: &[u8]) -> ParsedFile {
-    let mut reading = Reading {
-        file: file.to_owned(),
-        parsed: ParsedFile::default(),
-        seen: BTreeMap::new(),
-    };
+    let mut reading = Reading { file: file.to_owned(), parsed: ParsedFile::default(), seen: BTreeMap::new() };
     if bytes.len() > MAX_FILE {
-        let message = format!(
-            "the file has {} bytes; at most {MAX_FILE} are read",
-            bytes.len()
-        );
+        let message = format!("the file has {} bytes; at most {MAX_FILE} are read", bytes.len());
         reading.unreadable(Position::default(), Reason::LimitExceeded, message);
         return reading.parsed;
     }
     let documents = match yaml::read(bytes, false) {
         Ok(documents) => documents,
         Err(broken) => {
-            let reason = if broken.over_limit {
-                Reason::LimitExceeded
-            } else {
-                Reason::YAMLSyntax
-            };
+            let reason = if broken.over_limit { Reason::LimitExceeded } else { Reason::YAMLSyntax };
             reading.unreadable(broken.position, reason, broken.message);
             return reading.parsed;
         }
@@ -128,10 +111,7 @@ pub fn parse_file(file: &Path, bytes: &[u8]) -> ParsedFile {
             },
         );
     }
-    reading
-        .parsed
-        .problems
-        .sort_by_key(|problem| problem.position);
+    reading.parsed.problems.sort_by_key(|problem| problem.position);
     reading.parsed
 }
 
@@ -147,21 +127,12 @@ impl Reading {
     fn unreadable(&mut self, position: Position, reason: Reason, message: String) {
         self.parsed.documents.clear();
         self.parsed.unreadable = true;
-        let finding = Finding {
-            severity: Severity::Error,
-            position,
-            field: String::new(),
-            reason,
-            message,
-            fix: None,
-        };
+        let finding = Finding { severity: Severity::Error, position, field: String::new(), reason, message, fix: None };
         self.problem(0, None, finding);
     }
 
     fn problem(&mut self, document: usize, object: Option<ObjectKey>, finding: Finding) {
-        self.parsed
-            .problems
-            .push(to_problem(&self.file, document, object, finding));
+        self.parsed.problems.push(to_problem(&self.file, document, object, finding));
     }
 
     fn refuse(&mut self, index: usize, position: Position, finding: Finding) {
@@ -170,11 +141,7 @@ impl Reading {
     }
 
     fn add(&mut self, index: usize, position: Position, verdict: Verdict) {
-        self.parsed.documents.push(Document {
-            index,
-            position,
-            verdict,
-        });
+        self.parsed.documents.push(Document { index, position, verdict });
     }
 
     fn document(&mut self, index: usize, document: &yaml::Document) {
@@ -203,12 +170,7 @@ impl Reading {
             for entry in entries {
                 if !matches!(&*entry.key, "apiVersion" | "kind" | "metadata" | "items") {
                     let message = format!("unknown field `{}`", entry.key);
-                    let finding = document::error(
-                        entry.key_position,
-                        &entry.key,
-                        Reason::StrictUnknownField,
-                        message,
-                    );
+                    let finding = document::error(entry.key_position, &entry.key, Reason::StrictUnknownField, message);
                     self.refuse(index, root.position, finding);
                 }
             }
@@ -235,14 +197,7 @@ impl Reading {
     }
 
     /// One object; `kind` is what a typed list says about its items.
-    fn one(
-        &mut self,
-        index: usize,
-        root: &Node,
-        faults: &[yaml::Fault],
-        kind: Option<Kind>,
-        prefix: &str,
-    ) {
+    fn one(&mut self, index: usize, root: &Node, faults: &[yaml::Fault], kind: Option<Kind>, prefix: &str) {
         let known = match kinds::identify(root, kind) {
             Ok(known) => known,
             Err(mut finding) => {
@@ -270,11 +225,7 @@ impl Reading {
     }
 
     fn answer(&mut self, index: usize, root: &Node, answer: document::Answer, prefix: &str) {
-        let document::Answer {
-            key,
-            mut object,
-            findings,
-        } = answer;
+        let document::Answer { key, mut object, findings } = answer;
         for mut finding in findings {
             finding.field = document::prefixed(prefix, &finding.field);
             self.problem(index, key.clone(), finding);
@@ -300,12 +251,7 @@ impl Reading {
     }
 }
 
-fn to_problem(
-    file: &Path,
-    document: usize,
-    object: Option<ObjectKey>,
-    finding: Finding,
-) -> Problem {
+fn to_problem(file: &Path, document: usize, object: Option<ObjectKey>, finding: Finding) -> Problem {
     Problem {
         severity: finding.severity,
         file: file.to_owned(),
@@ -340,22 +286,11 @@ pub fn parse_document_as(kind: Kind, namespace: &str, file: &Path, bytes: &[u8])
         Err(broken) => document::Answer {
             key: None,
             object: None,
-            findings: vec![document::error(
-                broken.position,
-                "",
-                Reason::YAMLSyntax,
-                broken.message,
-            )],
+            findings: vec![document::error(broken.position, "", Reason::YAMLSyntax, broken.message)],
         },
     };
-    let mut problems: Vec<Problem> = answer
-        .findings
-        .into_iter()
-        .map(|finding| to_problem(file, 0, answer.key.clone(), finding))
-        .collect();
+    let mut problems: Vec<Problem> =
+        answer.findings.into_iter().map(|finding| to_problem(file, 0, answer.key.clone(), finding)).collect();
     problems.sort_by_key(|problem| problem.position);
-    ApiAnswer {
-        object: answer.object,
-        problems,
-    }
+    ApiAnswer { object: answer.object, problems }
 }

@@ -15,6 +15,20 @@ pub(crate) struct Finding {
     pub(crate) fix: Option<String>,
 }
 
+/// No document gets more findings than this: who has so many mistakes made one, many times.
+pub(crate) const MOST: usize = 1000;
+
+/// Adds a finding, unless there are too many; errors push out no errors, warnings nothing.
+pub(crate) fn push(list: &mut Vec<Finding>, finding: Finding) {
+    let room = match finding.severity {
+        Severity::Warning => MOST,
+        Severity::Error => MOST * 2,
+    };
+    if list.len() < room {
+        list.push(finding);
+    }
+}
+
 /// The problems of a document, with the tree that says where each field stands.
 #[derive(Debug)]
 pub(crate) struct Findings<'n> {
@@ -24,10 +38,7 @@ pub(crate) struct Findings<'n> {
 
 impl<'n> Findings<'n> {
     pub(crate) fn new(root: &'n Node) -> Self {
-        Self {
-            root,
-            list: Vec::new(),
-        }
+        Self { root, list: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -40,25 +51,15 @@ impl<'n> Findings<'n> {
     }
 
     /// Adds an error that the API server reports under another path than the field's own.
-    pub(crate) fn add_as(
-        &mut self,
-        field: String,
-        path: &Path<'_>,
-        reason: Reason,
-        message: impl Into<String>,
-    ) {
+    pub(crate) fn add_as(&mut self, field: String, path: &Path<'_>, reason: Reason, message: impl Into<String>) {
         let position = match reason {
             Reason::FieldValueRequired | Reason::FieldValueForbidden => path.position(self.root),
             _ => path.value_position(self.root),
         };
-        self.list.push(Finding {
-            severity: Severity::Error,
-            position,
-            field,
-            reason,
-            message: message.into(),
-            fix: None,
-        });
+        push(
+            &mut self.list,
+            Finding { severity: Severity::Error, position, field, reason, message: message.into(), fix: None },
+        );
     }
 
     /// Adds a finding of portreeve's own rules.
@@ -70,14 +71,17 @@ impl<'n> Findings<'n> {
         message: impl Into<String>,
         fix: Option<String>,
     ) {
-        self.list.push(Finding {
-            severity,
-            position: path.position(self.root),
-            field: path.to_string(),
-            reason,
-            message: message.into(),
-            fix,
-        });
+        push(
+            &mut self.list,
+            Finding {
+                severity,
+                position: path.position(self.root),
+                field: path.to_string(),
+                reason,
+                message: message.into(),
+                fix,
+            },
+        );
     }
 
     /// Says how to fix the last finding.
@@ -89,20 +93,11 @@ impl<'n> Findings<'n> {
 
     /// `must be given`, with what the API server adds, when it adds something.
     pub(crate) fn required(&mut self, path: &Path<'_>, detail: &str) {
-        let message = if detail.is_empty() {
-            "a value is required"
-        } else {
-            detail
-        };
+        let message = if detail.is_empty() { "a value is required" } else { detail };
         self.add(path, Reason::FieldValueRequired, message);
     }
 
-    pub(crate) fn invalid(
-        &mut self,
-        path: &Path<'_>,
-        value: &dyn std::fmt::Debug,
-        detail: impl AsRef<str>,
-    ) {
+    pub(crate) fn invalid(&mut self, path: &Path<'_>, value: &dyn std::fmt::Debug, detail: impl AsRef<str>) {
         let message = format!("{value:?} {}", detail.as_ref());
         self.add(path, Reason::FieldValueInvalid, message);
     }
@@ -117,11 +112,7 @@ impl<'n> Findings<'n> {
     }
 
     pub(crate) fn not_found(&mut self, path: &Path<'_>, value: &dyn std::fmt::Debug, what: &str) {
-        self.add(
-            path,
-            Reason::FieldValueNotFound,
-            format!("{value:?} {what}"),
-        );
+        self.add(path, Reason::FieldValueNotFound, format!("{value:?} {what}"));
     }
 
     pub(crate) fn not_supported(&mut self, path: &Path<'_>, value: &str, allowed: &[&str]) {
@@ -133,10 +124,6 @@ impl<'n> Findings<'n> {
     }
 
     pub(crate) fn too_long(&mut self, path: &Path<'_>, limit: usize) {
-        self.add(
-            path,
-            Reason::FieldValueTooLong,
-            format!("may not be longer than {limit} bytes"),
-        );
+        self.add(path, Reason::FieldValueTooLong, format!("may not be longer than {limit} bytes"));
     }
 }

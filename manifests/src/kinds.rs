@@ -103,21 +103,13 @@ fn is_kubernetes_group(api_version: &str) -> bool {
     match api_version.split_once('/') {
         None => true,
         Some((group, _)) => {
-            matches!(group, "apps" | "batch" | "autoscaling" | "policy" | "extensions")
-                || group.ends_with(".k8s.io")
+            matches!(group, "apps" | "batch" | "autoscaling" | "policy" | "extensions") || group.ends_with(".k8s.io")
         }
     }
 }
 
 fn finding(position: Position, field: &str, reason: Reason, message: String) -> Finding {
-    Finding {
-        severity: Severity::Error,
-        position,
-        field: field.to_owned(),
-        reason,
-        message,
-        fix: None,
-    }
+    Finding { severity: Severity::Error, position, field: field.to_owned(), reason, message, fix: None }
 }
 
 /// A text field at the top, missing or empty texts as `None`.
@@ -147,17 +139,10 @@ pub(crate) fn identify(root: &Node, listed: Option<Kind>) -> Result<Known, Findi
     }
     let api_version = top(root, "apiVersion")?;
     let kind = top(root, "kind")?;
-    let (Some(kind), Some(api_version)) = (
-        kind.or(listed.map(Kind::as_str)),
-        api_version.or(listed.map(|_| "v1")),
-    ) else {
+    let (Some(kind), Some(api_version)) = (kind.or(listed.map(Kind::as_str)), api_version.or(listed.map(|_| "v1")))
+    else {
         let field = if kind.is_none() { "kind" } else { "apiVersion" };
-        let mut missing = finding(
-            root.position,
-            field,
-            Reason::KindMismatch,
-            format!("a manifest needs `{field}`"),
-        );
+        let mut missing = finding(root.position, field, Reason::KindMismatch, format!("a manifest needs `{field}`"));
         missing.fix = Some("for a pod: `apiVersion: v1` and `kind: Pod`".to_owned());
         return Err(missing);
     };
@@ -227,10 +212,7 @@ pub(crate) fn not_yet(root: &Node, kind: &str) -> Finding {
     let position = value_position(root, "kind");
     let message = format!("{kind} is not supported by this version");
     let mut refused = finding(position, "kind", Reason::UnsupportedHere, message);
-    refused.fix = NOT_YET
-        .iter()
-        .find(|(name, _)| *name == kind)
-        .map(|(_, instead)| (*instead).to_owned());
+    refused.fix = NOT_YET.iter().find(|(name, _)| *name == kind).map(|(_, instead)| (*instead).to_owned());
     refused
 }
 

@@ -50,10 +50,7 @@ impl FromStr for Kind {
     type Err = UnknownKind;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| UnknownKind(text.to_owned()))
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| UnknownKind(text.to_owned()))
     }
 }
 
@@ -112,10 +109,7 @@ impl Object {
         let metadata = self.metadata();
         ObjectKey {
             kind: self.kind(),
-            namespace: metadata
-                .namespace
-                .clone()
-                .unwrap_or_else(|| "default".to_owned()),
+            namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
             name: metadata.name.clone().unwrap_or_default(),
         }
     }
@@ -131,6 +125,13 @@ impl Object {
         let mut value = value.unwrap_or(Value::Null);
         drop_empty_names(&mut value);
         value
+    }
+
+    /// The object as YAML, as a manifest file may hold it.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        // A JSON value has only text keys and finite numbers: it can always be written.
+        serde_yaml::to_string(&self.to_json()).unwrap_or_default()
     }
 
     /// A hash of the object's meaning, as 64 hex digits: two texts that declare the same object

@@ -22,19 +22,13 @@ pub(crate) struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    pub(crate) const ROOT: Path<'static> = Path {
-        parent: None,
-        step: Step::Root,
-    };
+    pub(crate) const ROOT: Path<'static> = Path { parent: None, step: Step::Root };
 
     fn then<'b>(&'b self, step: Step<'b>) -> Path<'b>
     where
         'a: 'b,
     {
-        Path {
-            parent: Some(self),
-            step,
-        }
+        Path { parent: Some(self), step }
     }
 
     /// `path.name`

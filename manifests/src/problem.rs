@@ -107,10 +107,7 @@ impl Reason {
     /// Whether the problem is one of portreeve's own rules, which the API server does not have.
     #[must_use]
     pub fn is_own_rule(self) -> bool {
-        matches!(
-            self,
-            Self::LimitExceeded | Self::UnsupportedHere | Self::ClusterOnly | Self::Empty
-        )
+        matches!(self, Self::LimitExceeded | Self::UnsupportedHere | Self::ClusterOnly | Self::Empty)
     }
 }
 
@@ -146,13 +143,7 @@ pub struct Problem {
 impl fmt::Display for Problem {
     /// `file:line:column: error: field: message (fix)`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}: {}: ",
-            self.file.display(),
-            self.position,
-            self.severity
-        )?;
+        write!(f, "{}:{}: {}: ", self.file.display(), self.position, self.severity)?;
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }

@@ -54,10 +54,7 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
         let named = add(&mut limits, resources.limits.as_ref());
         guaranteed &= named == COMPUTE.len();
     } else {
-        let containers = spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten());
+        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
         for container in containers {
             let Some(resources) = &container.resources else {
                 guaranteed = false;
@@ -78,10 +75,7 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
 }
 
 /// Adds the positive cpu and memory quantities; says how many of the two were there.
-fn add(
-    sums: &mut BTreeMap<&'static str, i128>,
-    list: Option<&BTreeMap<String, Quantity>>,
-) -> usize {
+fn add(sums: &mut BTreeMap<&'static str, i128>, list: Option<&BTreeMap<String, Quantity>>) -> usize {
     let mut named = 0;
     for name in COMPUTE {
         let amount = list

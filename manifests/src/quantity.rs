@@ -67,11 +67,7 @@ fn non_negative(quantity: &Quantity, scale: i32) -> Result<u64, QuantityError> {
 
 impl Amount {
     /// Nothing at all.
-    pub const ZERO: Self = Self {
-        mantissa: 0,
-        exponent: 0,
-        form: Form::Decimal,
-    };
+    pub const ZERO: Self = Self { mantissa: 0, exponent: 0, form: Form::Decimal };
 
     /// Reads a quantity; spaces around it are allowed, as in JSON and YAML manifests.
     ///
@@ -123,11 +119,7 @@ impl Amount {
         if mantissa == 0 {
             return Ok(Self { form, ..Self::ZERO });
         }
-        let mut amount = Self {
-            mantissa,
-            exponent,
-            form,
-        };
+        let mut amount = Self { mantissa, exponent, form };
         if amount.exponent < NANO {
             amount = amount.rounded_up(NANO);
         }
@@ -154,22 +146,18 @@ impl Amount {
         if self.mantissa == 0 {
             0
         } else if shift >= 0 {
-            let factor = u32::try_from(shift)
-                .ok()
-                .and_then(|shift| 10_i128.checked_pow(shift));
-            factor
-                .and_then(|factor| self.mantissa.checked_mul(factor))
-                .unwrap_or(if self.mantissa < 0 { i128::MIN } else { i128::MAX })
+            let factor = u32::try_from(shift).ok().and_then(|shift| 10_i128.checked_pow(shift));
+            factor.and_then(|factor| self.mantissa.checked_mul(factor)).unwrap_or(if self.mantissa < 0 {
+                i128::MIN
+            } else {
+                i128::MAX
+            })
         } else {
             let divisor = 10_i128.checked_pow(shift.unsigned_abs());
             match divisor {
                 Some(divisor) => {
                     let whole = self.mantissa / divisor;
-                    if self.mantissa % divisor == 0 {
-                        whole
-                    } else {
-                        whole + self.mantissa.signum()
-                    }
+                    if self.mantissa % divisor == 0 { whole } else { whole + self.mantissa.signum() }
                 }
                 None => self.mantissa.signum(),
             }
@@ -185,11 +173,7 @@ impl Amount {
     /// Whether the value is a multiple of `10^scale`.
     #[must_use]
     pub fn is_whole(self, scale: i32) -> bool {
-        let whole = Self {
-            mantissa: self.scaled(scale),
-            exponent: scale,
-            form: self.form,
-        };
+        let whole = Self { mantissa: self.scaled(scale), exponent: scale, form: self.form };
         self == whole
     }
 
@@ -214,11 +198,7 @@ impl Amount {
         if self.exponent >= scale {
             return self;
         }
-        Self {
-            mantissa: self.scaled(scale),
-            exponent: scale,
-            form: self.form,
-        }
+        Self { mantissa: self.scaled(scale), exponent: scale, form: self.form }
     }
 
     /// Whether the value is below zero.
@@ -240,22 +220,12 @@ impl Amount {
             return other;
         }
         let scale = self.exponent.min(other.exponent);
-        Self {
-            mantissa: self.scaled(scale).saturating_add(other.scaled(scale)),
-            exponent: scale,
-            form: self.form,
-        }
+        Self { mantissa: self.scaled(scale).saturating_add(other.scaled(scale)), exponent: scale, form: self.form }
     }
 
     fn compare_magnitude(self, other: i128) -> Ordering {
-        let magnitude = Self {
-            mantissa: self.mantissa.saturating_abs(),
-            ..self
-        };
-        magnitude.cmp(&Self {
-            mantissa: other,
-            ..Self::ZERO
-        })
+        let magnitude = Self { mantissa: self.mantissa.saturating_abs(), ..self };
+        magnitude.cmp(&Self { mantissa: other, ..Self::ZERO })
     }
 
     /// `mantissa * 10^exponent` with an exponent that is a multiple of 3 and as large as possible.
@@ -308,10 +278,7 @@ impl fmt::Display for Amount {
         if self.mantissa == 0 {
             return f.write_str("0");
         }
-        if self.form == Form::Binary
-            && self.compare_magnitude(1024) != Ordering::Less
-            && self.is_whole(0)
-        {
+        if self.form == Form::Binary && self.compare_magnitude(1024) != Ordering::Less && self.is_whole(0) {
             let mut value = self.scaled(0);
             let mut suffix = 0;
             while value % 1024 == 0 && suffix < BINARY.len() {
@@ -332,18 +299,8 @@ impl fmt::Display for Amount {
 }
 
 const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-const DECIMAL: [(&str, i32); 10] = [
-    ("n", -9),
-    ("u", -6),
-    ("m", -3),
-    ("", 0),
-    ("k", 3),
-    ("M", 6),
-    ("G", 9),
-    ("T", 12),
-    ("P", 15),
-    ("E", 18),
-];
+const DECIMAL: [(&str, i32); 10] =
+    [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
 
 enum Suffix {
     Decimal(i32),
@@ -372,16 +329,12 @@ impl Suffix {
 }
 
 fn split_digits(text: &str) -> (&str, &str) {
-    let end = text
-        .bytes()
-        .position(|byte| !byte.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     text.split_at(end)
 }
 
 fn digits(text: &str, is_fraction: bool) -> impl Iterator<Item = (i128, bool)> + '_ {
-    text.bytes()
-        .map(move |byte| (i128::from(byte.saturating_sub(b'0')), is_fraction))
+    text.bytes().map(move |byte| (i128::from(byte.saturating_sub(b'0')), is_fraction))
 }
 
 #[cfg(test)]

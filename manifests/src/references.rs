@@ -17,11 +17,7 @@ pub fn references(pod: &Pod) -> BTreeSet<(Kind, String, bool)> {
     for secret in spec.image_pull_secrets.iter().flatten() {
         found.insert((Kind::Secret, secret.name.clone(), true));
     }
-    let containers = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .chain(&spec.containers);
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     for container in containers {
         in_container(container, &mut found);
     }

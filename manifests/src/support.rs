@@ -45,31 +45,20 @@ pub struct SupportRow {
 /// What a manifest can say here, in order, from the code that enforces it.
 #[must_use]
 pub fn support_table() -> Vec<SupportRow> {
-    let kind = |subject: &str, support, note: &str| SupportRow {
-        subject: subject.to_owned(),
-        support,
-        note: note.to_owned(),
-    };
+    let kind =
+        |subject: &str, support, note: &str| SupportRow { subject: subject.to_owned(), support, note: note.to_owned() };
     let mut rows = Vec::new();
     for ours in Kind::ALL {
         rows.push(kind(ours.as_str(), Support::Supported, ""));
     }
-    rows.push(kind(
-        "List",
-        Support::Supported,
-        "also PodList, ConfigMapList, SecretList",
-    ));
+    rows.push(kind("List", Support::Supported, "also PodList, ConfigMapList, SecretList"));
     for (name, instead) in kinds::NOT_YET {
         rows.push(kind(name, Support::Error, &format!("not supported by this version; {instead}")));
     }
     for name in kinds::CLUSTER_ONLY {
         rows.push(kind(name, Support::Warning, "only a cluster knows it"));
     }
-    rows.extend(ROWS.iter().map(|row| SupportRow {
-        subject: row.subject(),
-        support: row.support,
-        note: row.note(),
-    }));
+    rows.extend(ROWS.iter().map(|row| SupportRow { subject: row.subject(), support: row.support, note: row.note() }));
     rows
 }
 
@@ -88,16 +77,12 @@ pub(crate) fn check(kind: Kind, root: &Node, found: &mut Findings<'_>) {
 
 fn report(row: &Row, path: &crate::path::Path<'_>, found: &mut Findings<'_>) {
     let (severity, reason, message) = match row.support {
-        Support::Error => (
-            Severity::Error,
-            Reason::UnsupportedHere,
-            format!("{} is not supported by this version", row.what(path)),
-        ),
-        Support::Warning | Support::Supported => (
-            Severity::Warning,
-            Reason::ClusterOnly,
-            format!("{} has no effect here", row.what(path)),
-        ),
+        Support::Error => {
+            (Severity::Error, Reason::UnsupportedHere, format!("{} is not supported by this version", row.what(path)))
+        }
+        Support::Warning | Support::Supported => {
+            (Severity::Warning, Reason::ClusterOnly, format!("{} has no effect here", row.what(path)))
+        }
     };
     let fix = (!row.hint.is_empty()).then(|| row.hint.to_owned());
     found.own(path, severity, reason, message, fix);
@@ -105,9 +90,7 @@ fn report(row: &Row, path: &crate::path::Path<'_>, found: &mut Findings<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{
-        Container, PodSecurityContext, PodSpec, SecurityContext, Volume,
-    };
+    use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, SecurityContext, Volume};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use serde::Deserialize;
     use serde::de::Visitor;
@@ -117,10 +100,7 @@ mod tests {
     #[test]
     fn the_printed_table_names_every_row_once() {
         let table = support_table();
-        let mut subjects: Vec<_> = table
-            .iter()
-            .map(|row| (row.subject.clone(), row.note.clone()))
-            .collect();
+        let mut subjects: Vec<_> = table.iter().map(|row| (row.subject.clone(), row.note.clone())).collect();
         subjects.sort();
         let all = subjects.len();
         subjects.dedup();
@@ -178,8 +158,7 @@ mod tests {
             for field in fields.into_iter().filter(|field| !newer.contains(field)) {
                 let subject = format!("{prefix}.{field}");
                 let known = decided.iter().any(|row| {
-                    row.strip_prefix(&subject)
-                        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+                    row.strip_prefix(&subject).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
                 });
                 assert!(known, "{subject} is in no row of the support table");
             }

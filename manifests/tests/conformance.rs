@@ -5,7 +5,7 @@
 //! they are not there. Every case of our kinds must be answered as the server answered it; what
 //! we answer otherwise on purpose stands, with its reason, in `conformance_deviations.txt`.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,30 +16,19 @@ use portreeve_manifests::{ApiAnswer, Kind, Reason, parse_document_as};
 use serde_json::Value;
 
 fn directory() -> PathBuf {
-    std::env::var_os("PORTREEVE_CONFORMANCE").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/conformance"),
-        PathBuf::from,
-    )
+    std::env::var_os("PORTREEVE_CONFORMANCE")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/conformance"), PathBuf::from)
 }
 
 fn cases() -> Option<Vec<Value>> {
     let file = directory().join("validation.jsonl.gz");
     let Ok(packed) = std::fs::read(&file) else {
-        eprintln!(
-            "SKIPPED: no conformance cases at {}; set PORTREEVE_CONFORMANCE to their directory",
-            file.display()
-        );
+        eprintln!("SKIPPED: no conformance cases at {}; set PORTREEVE_CONFORMANCE to their directory", file.display());
         return None;
     };
     let mut text = String::new();
-    flate2::read::GzDecoder::new(packed.as_slice())
-        .read_to_string(&mut text)
-        .unwrap();
-    Some(
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect(),
-    )
+    flate2::read::GzDecoder::new(packed.as_slice()).read_to_string(&mut text).unwrap();
+    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
 /// `spec.containers[0].env` as the server writes it where it decodes: `spec.containers.env`.
@@ -77,11 +66,8 @@ fn difference(case: &Value, ours: &ApiAnswer) -> String {
             (text("reason"), text("field"))
         })
         .collect();
-    let found: BTreeSet<(String, String)> = ours
-        .problems
-        .iter()
-        .map(|problem| (problem.reason.to_string(), problem.field.clone()))
-        .collect();
+    let found: BTreeSet<(String, String)> =
+        ours.problems.iter().map(|problem| (problem.reason.to_string(), problem.field.clone())).collect();
     if case["http"] == 400 {
         // The server stops at the first of these; we may name more.
         for (reason, field) in &theirs {
@@ -116,9 +102,7 @@ fn compare(path: &str, theirs: &Value, ours: &Value, out: &mut String) {
         (Value::Object(a), Value::Object(b)) => {
             let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             for key in keys {
-                let get = |map: &serde_json::Map<String, Value>| {
-                    map.get(key).cloned().unwrap_or(Value::Null)
-                };
+                let get = |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or(Value::Null);
                 let path = format!("{path}.{key}");
                 // Both are moments of the server's clock.
                 if !matches!(key.as_str(), "lastTransitionTime" | "lastProbeTime") {
@@ -177,13 +161,7 @@ fn every_case_is_answered_as_the_api_server_answers_it() {
     for (id, reason) in &known {
         println!("deviation {id}: {reason}");
     }
-    assert!(
-        unexplained.is_empty(),
-        "cases that differ without a recorded reason:\n{unexplained}"
-    );
+    assert!(unexplained.is_empty(), "cases that differ without a recorded reason:\n{unexplained}");
     let healed: Vec<_> = known.keys().filter(|id| !deviating.contains(*id)).collect();
-    assert!(
-        healed.is_empty(),
-        "recorded deviations that agree by now: {healed:?}"
-    );
+    assert!(healed.is_empty(), "recorded deviations that agree by now: {healed:?}");
 }

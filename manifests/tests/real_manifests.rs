@@ -5,7 +5,7 @@
 //! `real_manifests.txt`, which someone has read and agreed with; `UPDATE_EXPECT=1` writes it
 //! anew.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,20 +14,15 @@ use expect_test::expect_file;
 use portreeve_manifests::{Verdict, parse_file};
 
 fn directory() -> PathBuf {
-    std::env::var_os("PORTREEVE_REAL_MANIFESTS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/manifests"),
-        PathBuf::from,
-    )
+    std::env::var_os("PORTREEVE_REAL_MANIFESTS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/manifests"), PathBuf::from)
 }
 
 #[test]
 fn real_manifests_get_the_verdicts_that_were_agreed_on() {
     let directory = directory();
     let Ok(entries) = std::fs::read_dir(&directory) else {
-        eprintln!(
-            "SKIPPED: no manifests in {}; set PORTREEVE_REAL_MANIFESTS to their directory",
-            directory.display()
-        );
+        eprintln!("SKIPPED: no manifests in {}; set PORTREEVE_REAL_MANIFESTS to their directory", directory.display());
         return;
     };
     let mut names: Vec<String> = entries

@@ -4,9 +4,7 @@ use std::fmt::Display;
 use std::slice::Iter;
 
 use serde::de::value::{Error, StrDeserializer};
-use serde::de::{
-    DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::{Shared, zero};
@@ -80,8 +78,7 @@ impl Reader<'_> {
             Ok(amount) => amount.to_string(),
             Err(error) => {
                 self.fault(Reason::QuantityParse, error.to_string());
-                self.shared
-                    .fix("for example 500m, 2, 128Mi or 1.5Gi".to_owned());
+                self.shared.fix("for example 500m, 2, 128Mi or 1.5Gi".to_owned());
                 "0".to_owned()
             }
         }
@@ -96,8 +93,7 @@ impl Reader<'_> {
                 _ => {
                     let message = format!("{text:?} is no time");
                     self.fault(Reason::TimeParse, message);
-                    self.shared
-                        .fix("for example 2026-01-31T12:00:00Z".to_owned());
+                    self.shared.fix("for example 2026-01-31T12:00:00Z".to_owned());
                     EPOCH.to_owned()
                 }
             },
@@ -120,8 +116,7 @@ impl Reader<'_> {
             Ok(_) => Some(compact),
             Err(error) => {
                 self.fault(Reason::Base64, format!("not base64: {error}"));
-                self.shared
-                    .fix("encode it (`base64 -w0`), or use `stringData` for plain text".to_owned());
+                self.shared.fix("encode it (`base64 -w0`), or use `stringData` for plain text".to_owned());
                 None
             }
         }
@@ -139,11 +134,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         if expectation(&visitor) == "IntOrString" {
             return match &self.node.value {
                 Value::Text(text) => visitor.visit_str(text),
-                _ => visitor.visit_i64(self.integer(
-                    i32::MIN.into(),
-                    i32::MAX.into(),
-                    "an integer or a string",
-                )),
+                _ => visitor.visit_i64(self.integer(i32::MIN.into(), i32::MAX.into(), "an integer or a string")),
             };
         }
         match &self.node.value {
@@ -197,9 +188,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         if self.node.value == Value::Null {
             return visitor.visit_none();
         }
-        if self.path.is_key()
-            && expectation(&visitor) == "a base64-encoded string"
-        {
+        if self.path.is_key() && expectation(&visitor) == "a base64-encoded string" {
             return match self.base64() {
                 Some(text) => visitor.visit_some(text_reader(&text)),
                 None => visitor.visit_none(),
@@ -208,11 +197,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Error> {
         match name {
             "Quantity" => visitor.visit_newtype_struct(text_reader(&self.quantity())),
             "Time" | "MicroTime" => visitor.visit_newtype_struct(text_reader(&self.time())),
@@ -256,13 +241,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                 &[]
             }
         };
-        visitor.visit_map(Fields {
-            reader: self,
-            name,
-            fields,
-            entries: entries.iter(),
-            pending: None,
-        })
+        visitor.visit_map(Fields { reader: self, name, fields, entries: entries.iter(), pending: None })
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -284,31 +263,20 @@ struct Items<'a> {
 
 impl<'a> Items<'a> {
     fn new(reader: Reader<'a>, items: &'a [Node]) -> Self {
-        Self {
-            reader,
-            items: items.iter(),
-            index: 0,
-        }
+        Self { reader, items: items.iter(), index: 0 }
     }
 }
 
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Error;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, Error> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let Some(node) = self.items.next() else {
             return Ok(None);
         };
         let path = self.reader.path.index(self.index);
         self.index += 1;
-        let reader = Reader {
-            node,
-            path: &path,
-            shared: self.reader.shared,
-        };
+        let reader = Reader { node, path: &path, shared: self.reader.shared };
         seed.deserialize(reader).map(Some)
     }
 
@@ -326,21 +294,14 @@ struct Pairs<'a> {
 
 impl<'a> Pairs<'a> {
     fn new(reader: Reader<'a>, entries: &'a [Entry]) -> Self {
-        Self {
-            reader,
-            entries: entries.iter(),
-            pending: None,
-        }
+        Self { reader, entries: entries.iter(), pending: None }
     }
 }
 
 impl<'de> MapAccess<'de> for Pairs<'_> {
     type Error = Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
         self.pending = self.entries.next();
         match self.pending {
             Some(entry) => seed.deserialize(text_reader(&entry.key)).map(Some),
@@ -353,11 +314,7 @@ impl<'de> MapAccess<'de> for Pairs<'_> {
             return seed.deserialize(().into_deserializer());
         };
         let path = self.reader.path.key(&entry.key);
-        seed.deserialize(Reader {
-            node: &entry.node,
-            path: &path,
-            shared: self.reader.shared,
-        })
+        seed.deserialize(Reader { node: &entry.node, path: &path, shared: self.reader.shared })
     }
 }
 
@@ -387,10 +344,7 @@ fn is_newer(name: &str, key: &str) -> bool {
                 "user"
             )
             | (
-                "ConfigMapVolumeSource"
-                    | "SecretVolumeSource"
-                    | "ProjectedVolumeSource"
-                    | "DownwardAPIVolumeSource",
+                "ConfigMapVolumeSource" | "SecretVolumeSource" | "ProjectedVolumeSource" | "DownwardAPIVolumeSource",
                 "defaultUser"
             )
             | ("PodStatus", "volumeHealth")
@@ -405,10 +359,7 @@ fn is_identity(name: &str, key: &str) -> bool {
 impl<'de> MapAccess<'de> for Fields<'_> {
     type Error = Error;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, Error> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
         let shared = self.reader.shared;
         for entry in self.entries.by_ref() {
             if !self.fields.contains(&&*entry.key) || is_newer(self.name, &entry.key) {
@@ -435,10 +386,6 @@ impl<'de> MapAccess<'de> for Fields<'_> {
             return seed.deserialize(().into_deserializer());
         };
         let path = self.reader.path.field(&entry.key);
-        seed.deserialize(Reader {
-            node: &entry.node,
-            path: &path,
-            shared: self.reader.shared,
-        })
+        seed.deserialize(Reader { node: &entry.node, path: &path, shared: self.reader.shared })
     }
 }

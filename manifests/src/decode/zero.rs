@@ -11,10 +11,7 @@ const POINTER_TEXTS: &[(&str, &[&str])] = &[
     ("Container", &["restartPolicy"]),
     ("PodSpec", &["hostnameOverride", "runtimeClassName", "preemptionPolicy"]),
     ("SecurityContext", &["procMount"]),
-    (
-        "PodSecurityContext",
-        &["fsGroupChangePolicy", "supplementalGroupsPolicy", "seLinuxChangePolicy"],
-    ),
+    ("PodSecurityContext", &["fsGroupChangePolicy", "supplementalGroupsPolicy", "seLinuxChangePolicy"]),
     ("SeccompProfile", &["localhostProfile"]),
     ("AppArmorProfile", &["localhostProfile"]),
     ("VolumeMount", &["mountPropagation", "recursiveReadOnly"]),
@@ -22,10 +19,7 @@ const POINTER_TEXTS: &[(&str, &[&str])] = &[
     ("ISCSIVolumeSource", &["initiatorName"]),
     ("AzureDiskVolumeSource", &["cachingMode", "fsType", "kind"]),
     ("CSIVolumeSource", &["fsType"]),
-    (
-        "PersistentVolumeClaimSpec",
-        &["storageClassName", "volumeMode", "volumeAttributesClassName"],
-    ),
+    ("PersistentVolumeClaimSpec", &["storageClassName", "volumeMode", "volumeAttributesClassName"]),
     ("TypedLocalObjectReference", &["apiGroup"]),
     ("TypedObjectReference", &["apiGroup", "namespace"]),
     ("PodDNSConfigOption", &["value"]),
@@ -35,25 +29,13 @@ const POINTER_TEXTS: &[(&str, &[&str])] = &[
     ("Lifecycle", &["stopSignal"]),
     ("TopologySpreadConstraint", &["nodeAffinityPolicy", "nodeTaintsPolicy"]),
     ("PodSchedulingGroup", &["podGroupName"]),
-    (
-        "WindowsSecurityContextOptions",
-        &["gmsaCredentialSpecName", "gmsaCredentialSpec", "runAsUserName"],
-    ),
+    ("WindowsSecurityContextOptions", &["gmsaCredentialSpecName", "gmsaCredentialSpec", "runAsUserName"]),
 ];
 
 /// Integers that are no pointers: a zero in them is no value.
 const PLAIN_NUMBERS: &[(&str, &[&str])] = &[
     ("ContainerPort", &["hostPort"]),
-    (
-        "Probe",
-        &[
-            "initialDelaySeconds",
-            "timeoutSeconds",
-            "periodSeconds",
-            "successThreshold",
-            "failureThreshold",
-        ],
-    ),
+    ("Probe", &["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]),
     ("AWSElasticBlockStoreVolumeSource", &["partition"]),
     ("GCEPersistentDiskVolumeSource", &["partition"]),
     ("ObjectMeta", &["generation"]),
@@ -102,9 +84,7 @@ const MAPS: &[&str] = &[
 ];
 
 fn has(table: &[(&str, &[&str])], owner: &str, field: &str) -> bool {
-    table
-        .iter()
-        .any(|(name, fields)| *name == owner && fields.contains(&field))
+    table.iter().any(|(name, fields)| *name == owner && fields.contains(&field))
 }
 
 /// Whether the value of a field says no more than its absence.

@@ -6,18 +6,11 @@ use k8s_openapi::api::core::v1::{Container, Lifecycle, Pod};
 pub(crate) fn drop_gated(pod: &mut Pod) {
     let Some(spec) = &mut pod.spec else { return };
     spec.scheduling_group = None;
-    let containers = spec
-        .containers
-        .iter_mut()
-        .chain(spec.init_containers.iter_mut().flatten());
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
     for container in containers {
         stop_signal(container);
     }
-    let projected = spec
-        .volumes
-        .iter_mut()
-        .flatten()
-        .filter_map(|volume| volume.projected.as_mut());
+    let projected = spec.volumes.iter_mut().flatten().filter_map(|volume| volume.projected.as_mut());
     for source in projected.flat_map(|it| it.sources.iter_mut().flatten()) {
         source.cluster_trust_bundle = None;
         source.pod_certificate = None;

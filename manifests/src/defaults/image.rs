@@ -21,9 +21,7 @@ fn parse(image: &str) -> Option<&str> {
         return None;
     }
     let (domain, remainder) = match named.split_once('/') {
-        Some((first, rest))
-            if first.contains(['.', ':']) || first == "localhost" || has_upper(first) =>
-        {
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" || has_upper(first) => {
             (Some(first), rest)
         }
         _ => (None, named),
@@ -56,9 +54,7 @@ fn is_tag(tag: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     tag.len() <= 128
         && tag.bytes().next().is_some_and(word)
-        && tag
-            .bytes()
-            .all(|byte| word(byte) || byte == b'.' || byte == b'-')
+        && tag.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 fn is_digest(digest: &str) -> bool {
@@ -84,8 +80,8 @@ fn is_component(component: &str) -> bool {
     }
     for c in component.chars() {
         if c.is_ascii_lowercase() || c.is_ascii_digit() {
-            let joined = matches!(separator.as_str(), "" | "." | "_" | "__")
-                || separator.bytes().all(|byte| byte == b'-');
+            let joined =
+                matches!(separator.as_str(), "" | "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-');
             if !joined {
                 return false;
             }
@@ -108,17 +104,13 @@ fn is_domain(domain: &str) -> bool {
         return false;
     }
     if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        return address
-            .bytes()
-            .all(|byte| byte.is_ascii_hexdigit() || byte == b':');
+        return address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
     }
     host.split('.').all(|label| {
         let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
         edge(label.bytes().next())
             && edge(label.bytes().last())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     })
 }
 

@@ -1,8 +1,7 @@
 //! Defaults of a pod.
 
 use k8s_openapi::api::core::v1::{
-    AppArmorProfile, Container, HTTPGetAction, LifecycleHandler, Pod, PodAffinityTerm, PodSpec,
-    Probe, Volume,
+    AppArmorProfile, Container, HTTPGetAction, LifecycleHandler, Pod, PodAffinityTerm, PodSpec, Probe, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use std::collections::BTreeMap;
@@ -11,11 +10,8 @@ use super::{image, resources};
 
 type Labels = BTreeMap<String, String>;
 
-fn or<T: ?Sized>(slot: &mut Option<String>, value: &T)
-where
-    T: AsRef<str>,
-{
-    slot.get_or_insert_with(|| value.as_ref().to_owned());
+fn or(slot: &mut Option<String>, value: &str) {
+    slot.get_or_insert_with(|| value.to_owned());
 }
 
 /// Fills in a pod.
@@ -38,10 +34,7 @@ pub(crate) fn pod(pod: &mut Pod) {
         fill_volume(volume);
     }
     let host_network = spec.host_network == Some(true);
-    let containers = spec
-        .containers
-        .iter_mut()
-        .chain(spec.init_containers.iter_mut().flatten());
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
     for container in containers {
         fill_container(container, host_network);
     }
@@ -53,10 +46,7 @@ pub(crate) fn pod(pod: &mut Pod) {
 
 /// `serviceAccount` is the old name of `serviceAccountName`; both are shown.
 fn service_account(spec: &mut PodSpec) {
-    let name = spec
-        .service_account_name
-        .clone()
-        .or_else(|| spec.service_account.clone());
+    let name = spec.service_account_name.clone().or_else(|| spec.service_account.clone());
     spec.service_account_name.clone_from(&name);
     spec.service_account = name;
 }
@@ -89,19 +79,12 @@ fn fill_container(container: &mut Container, host_network: bool) {
         }
     }
     resources::container(container.resources.get_or_insert_default());
-    let probes = [
-        &mut container.liveness_probe,
-        &mut container.readiness_probe,
-        &mut container.startup_probe,
-    ];
+    let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
     for probe in probes.into_iter().flatten() {
         fill_probe(probe);
     }
     if let Some(lifecycle) = &mut container.lifecycle {
-        for handler in [&mut lifecycle.post_start, &mut lifecycle.pre_stop]
-            .into_iter()
-            .flatten()
-        {
+        for handler in [&mut lifecycle.post_start, &mut lifecycle.pre_stop].into_iter().flatten() {
             fill_handler(handler);
         }
     }
@@ -112,11 +95,7 @@ fn zero() -> k8s_openapi::apimachinery::pkg::api::resource::Quantity {
 }
 
 fn pull_policy(image: &str) -> String {
-    let policy = if image::is_latest(image) {
-        "Always"
-    } else {
-        "IfNotPresent"
-    };
+    let policy = if image::is_latest(image) { "Always" } else { "IfNotPresent" };
     policy.to_owned()
 }
 
@@ -147,10 +126,7 @@ fn fill_http(http: &mut HTTPGetAction) {
 /// A volume without a source is an emptyDir; modes are 0644.
 fn fill_volume(volume: &mut Volume) {
     const MODE: i32 = 0o644;
-    let bare = Volume {
-        name: volume.name.clone(),
-        ..Volume::default()
-    };
+    let bare = Volume { name: volume.name.clone(), ..Volume::default() };
     if *volume == bare {
         volume.empty_dir = Some(k8s_openapi::api::core::v1::EmptyDirVolumeSource::default());
     }
@@ -218,11 +194,7 @@ fn fill_network_volume(volume: &mut Volume) {
         or(&mut scale.storage_mode, "ThinProvisioned");
         or(&mut scale.fs_type, "xfs");
     }
-    if let Some(template) = volume
-        .ephemeral
-        .as_mut()
-        .and_then(|it| it.volume_claim_template.as_mut())
-    {
+    if let Some(template) = volume.ephemeral.as_mut().and_then(|it| it.volume_claim_template.as_mut()) {
         template.metadata.get_or_insert_default();
         or(&mut template.spec.volume_mode, "Filesystem");
         if let Some(needs) = &mut template.spec.resources {
@@ -246,24 +218,14 @@ const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 /// The old AppArmor annotations fill in the fields, where these are not given.
 fn apparmor(spec: &mut PodSpec, annotations: &Labels) {
-    let pod_profile = spec
-        .security_context
-        .as_ref()
-        .and_then(|context| context.app_armor_profile.clone());
-    let containers = spec
-        .init_containers
-        .iter_mut()
-        .flatten()
-        .chain(spec.containers.iter_mut());
+    let pod_profile = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.clone());
+    let containers = spec.init_containers.iter_mut().flatten().chain(spec.containers.iter_mut());
     for container in containers {
         let key = format!("{APPARMOR}{}", container.name);
         let Some(profile) = annotations.get(&key).and_then(|text| from_annotation(text)) else {
             continue;
         };
-        let own = container
-            .security_context
-            .as_ref()
-            .and_then(|context| context.app_armor_profile.as_ref());
+        let own = container.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
         if own.is_none() && pod_profile.as_ref() != Some(&profile) {
             let context = container.security_context.get_or_insert_default();
             context.app_armor_profile = Some(profile);
@@ -280,18 +242,13 @@ fn from_annotation(text: &str) -> Option<AppArmorProfile> {
             ("Localhost", Some(name.to_owned()))
         }
     };
-    Some(AppArmorProfile {
-        localhost_profile,
-        type_: type_.to_owned(),
-    })
+    Some(AppArmorProfile { localhost_profile, type_: type_.to_owned() })
 }
 
 /// `matchLabelKeys` and `mismatchLabelKeys` become expressions over the pod's own labels.
 fn label_keys(spec: &mut PodSpec, labels: &Labels) {
     for constraint in spec.topology_spread_constraints.iter_mut().flatten() {
-        if let (Some(selector), Some(keys)) =
-            (&mut constraint.label_selector, &constraint.match_label_keys)
-        {
+        if let (Some(selector), Some(keys)) = (&mut constraint.label_selector, &constraint.match_label_keys) {
             select(selector, keys, "In", labels);
         }
     }
@@ -299,34 +256,18 @@ fn label_keys(spec: &mut PodSpec, labels: &Labels) {
         return;
     };
     if let Some(pods) = &mut affinity.pod_affinity {
-        for term in pods
-            .required_during_scheduling_ignored_during_execution
-            .iter_mut()
-            .flatten()
-        {
+        for term in pods.required_during_scheduling_ignored_during_execution.iter_mut().flatten() {
             fill_term(term, labels);
         }
-        for term in pods
-            .preferred_during_scheduling_ignored_during_execution
-            .iter_mut()
-            .flatten()
-        {
+        for term in pods.preferred_during_scheduling_ignored_during_execution.iter_mut().flatten() {
             fill_term(&mut term.pod_affinity_term, labels);
         }
     }
     if let Some(pods) = &mut affinity.pod_anti_affinity {
-        for term in pods
-            .required_during_scheduling_ignored_during_execution
-            .iter_mut()
-            .flatten()
-        {
+        for term in pods.required_during_scheduling_ignored_during_execution.iter_mut().flatten() {
             fill_term(term, labels);
         }
-        for term in pods
-            .preferred_during_scheduling_ignored_during_execution
-            .iter_mut()
-            .flatten()
-        {
+        for term in pods.preferred_during_scheduling_ignored_during_execution.iter_mut().flatten() {
             fill_term(&mut term.pod_affinity_term, labels);
         }
     }
@@ -352,10 +293,7 @@ fn select(selector: &mut LabelSelector, keys: &[String], operator: &str, labels:
                 operator: operator.to_owned(),
                 values: Some(vec![value.clone()]),
             };
-            selector
-                .match_expressions
-                .get_or_insert_default()
-                .push(requirement);
+            selector.match_expressions.get_or_insert_default().push(requirement);
         }
     }
 }

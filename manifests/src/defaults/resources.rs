@@ -27,9 +27,7 @@ pub(super) fn container(resources: &mut ResourceRequirements) {
     if let Some(limits) = &resources.limits {
         let requests = resources.requests.get_or_insert_default();
         for (name, quantity) in limits {
-            requests
-                .entry(name.clone())
-                .or_insert_with(|| quantity.clone());
+            requests.entry(name.clone()).or_insert_with(|| quantity.clone());
         }
     }
 }
@@ -48,16 +46,12 @@ pub(super) fn pod(spec: &mut PodSpec) {
     let requests = resources.requests.get_or_insert_default();
     for (name, amount) in sums {
         if matches!(name.as_str(), "cpu" | "memory") {
-            requests
-                .entry(name)
-                .or_insert_with(|| Quantity(amount.to_string()));
+            requests.entry(name).or_insert_with(|| Quantity(amount.to_string()));
         }
     }
     for (name, quantity) in limits {
         if matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-") {
-            requests
-                .entry(name.clone())
-                .or_insert_with(|| quantity.clone());
+            requests.entry(name.clone()).or_insert_with(|| quantity.clone());
         }
     }
     if requests.is_empty() {
@@ -94,10 +88,7 @@ pub(crate) fn container_requests(spec: &PodSpec) -> BTreeMap<String, Amount> {
 }
 
 fn requests(container: &Container) -> BTreeMap<String, Amount> {
-    let list = container
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.requests.as_ref());
+    let list = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
     list.into_iter()
         .flatten()
         .filter_map(|(name, quantity)| Some((name.clone(), Amount::parse(&quantity.0).ok()?)))

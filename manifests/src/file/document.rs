@@ -21,14 +21,7 @@ pub(super) struct Answer {
 }
 
 pub(super) fn error(position: Position, field: &str, reason: Reason, message: String) -> Finding {
-    Finding {
-        severity: Severity::Error,
-        position,
-        field: field.to_owned(),
-        reason,
-        message,
-        fix: None,
-    }
+    Finding { severity: Severity::Error, position, field: field.to_owned(), reason, message, fix: None }
 }
 
 pub(super) fn fault(fault: &Fault) -> Finding {
@@ -55,18 +48,12 @@ pub(super) fn name_position(root: &Node) -> Position {
 
 /// Whether a finding ends the reading before validation: what was decoded is not what was said.
 fn ends_reading(finding: &Finding) -> bool {
-    !matches!(
-        finding.reason,
-        Reason::StrictUnknownField | Reason::StrictDuplicateKeyYAML
-    )
+    !matches!(finding.reason, Reason::StrictUnknownField | Reason::StrictDuplicateKeyYAML)
 }
 
 /// An object as decoded, with access to its metadata.
 fn decode_kind(kind: Kind, root: &Node) -> (Object, Vec<Finding>) {
-    fn boxed<T: DeserializeOwned + Default>(
-        root: &Node,
-        wrap: fn(Box<T>) -> Object,
-    ) -> (Object, Vec<Finding>) {
+    fn boxed<T: DeserializeOwned + Default>(root: &Node, wrap: fn(Box<T>) -> Object) -> (Object, Vec<Finding>) {
         let (object, findings) = decode::decode::<T>(root);
         (wrap(Box::new(object)), findings)
     }
@@ -119,11 +106,7 @@ pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault]) -> Answer {
     }
     let key = key_of(&object);
     if findings.iter().any(ends_reading) {
-        return Answer {
-            key,
-            object: None,
-            findings,
-        };
+        return Answer { key, object: None, findings };
     }
     fill(&mut object);
     let mut found = Findings::new(root);
@@ -133,21 +116,14 @@ pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault]) -> Answer {
     let fresh = found.list.into_iter().filter(|finding| {
         let hidden = finding.reason == Reason::FieldValueRequired
             && findings.iter().any(|known| {
-                known.reason == Reason::StrictUnknownField
-                    && parent(&known.field) == parent(&finding.field)
+                known.reason == Reason::StrictUnknownField && parent(&known.field) == parent(&finding.field)
             });
         !hidden
     });
     let fresh: Vec<Finding> = fresh.collect();
     findings.extend(fresh);
-    let good = findings
-        .iter()
-        .all(|finding| finding.severity == Severity::Warning);
-    Answer {
-        key,
-        object: good.then_some(object),
-        findings,
-    }
+    let good = findings.iter().all(|finding| finding.severity == Severity::Warning);
+    Answer { key, object: good.then_some(object), findings }
 }
 
 fn parent(field: &str) -> &str {
@@ -155,24 +131,13 @@ fn parent(field: &str) -> &str {
 }
 
 /// Reads the body of a request.
-pub(super) fn as_request(
-    kind: Kind,
-    namespace: &str,
-    document: Option<yaml::Document>,
-) -> Answer {
+pub(super) fn as_request(kind: Kind, namespace: &str, document: Option<yaml::Document>) -> Answer {
     let document = document.unwrap_or(yaml::Document {
-        root: Node {
-            position: Position::default(),
-            value: Value::Null,
-        },
+        root: Node { position: Position::default(), value: Value::Null },
         faults: Vec::new(),
     });
     let root = &document.root;
-    let refused = |findings: Vec<Finding>| Answer {
-        key: None,
-        object: None,
-        findings,
-    };
+    let refused = |findings: Vec<Finding>| Answer { key: None, object: None, findings };
     let faults: Vec<Finding> = document.faults.iter().map(fault).collect();
     if faults.iter().any(ends_reading) {
         return refused(faults.into_iter().filter(ends_reading).collect());
@@ -215,11 +180,7 @@ pub(super) fn as_request(
     let key = key_of(&object);
     let good = found.list.is_empty();
     server_side(&mut object, unnamed);
-    Answer {
-        key,
-        object: good.then_some(object),
-        findings: found.list,
-    }
+    Answer { key, object: good.then_some(object), findings: found.list }
 }
 
 /// What the server alone decides: a generated name, and the status of a new pod.

@@ -38,9 +38,7 @@ impl When {
         match self {
             Self::Given => says_something(node),
             Self::True => node.value == Value::Bool(true),
-            Self::Not(allowed) => node
-                .text()
-                .is_some_and(|text| !text.is_empty() && !allowed.contains(&text)),
+            Self::Not(allowed) => node.text().is_some_and(|text| !text.is_empty() && !allowed.contains(&text)),
             Self::Key(test) => match &node.value {
                 Value::Map(entries) => entries.iter().any(|entry| test(&entry.key)),
                 _ => false,
@@ -55,12 +53,9 @@ fn says_something(node: &Node) -> bool {
         Value::Null => false,
         Value::Text(text) => !text.is_empty(),
         Value::List(items) => !items.is_empty(),
-        Value::Bool(_)
-        | Value::Integer(_)
-        | Value::Unsigned(_)
-        | Value::Huge(_)
-        | Value::Float(_)
-        | Value::Map(_) => true,
+        Value::Bool(_) | Value::Integer(_) | Value::Unsigned(_) | Value::Huge(_) | Value::Float(_) | Value::Map(_) => {
+            true
+        }
     }
 }
 
@@ -87,7 +82,12 @@ impl Row {
     /// What a message is about: the field's name, with the condition when there is one.
     pub(super) fn what(&self, path: &Path<'_>) -> String {
         let full = path.to_string();
-        let name = full.rsplit('.').next().unwrap_or_default();
+        let mut name = full.rsplit('.').next().unwrap_or_default();
+        if name == "type" {
+            // A type of what?
+            let start = full.rsplit('.').nth(1).map_or(0, |owner| full.len() - owner.len() - ".type".len());
+            name = full.get(start..).unwrap_or(name);
+        }
         match self.condition {
             "" => format!("`{name}`"),
             condition => format!("`{name}` ({condition})"),
@@ -96,14 +96,7 @@ impl Row {
 }
 
 const fn pod(path: &'static str, when: When, support: Support) -> Row {
-    Row {
-        kind: Some(Kind::Pod),
-        path,
-        when,
-        support,
-        condition: "",
-        hint: "",
-    }
+    Row { kind: Some(Kind::Pod), path, when, support, condition: "", hint: "" }
 }
 
 const fn yes(path: &'static str) -> Row {
@@ -111,34 +104,20 @@ const fn yes(path: &'static str) -> Row {
 }
 
 const fn no(path: &'static str, hint: &'static str) -> Row {
-    Row {
-        hint,
-        ..pod(path, When::Given, Error)
-    }
+    Row { hint, ..pod(path, When::Given, Error) }
 }
 
 const fn idle(path: &'static str, hint: &'static str) -> Row {
-    Row {
-        hint,
-        ..pod(path, When::Given, Warning)
-    }
+    Row { hint, ..pod(path, When::Given, Warning) }
 }
 
 const fn meta(path: &'static str, support: Support, hint: &'static str) -> Row {
-    Row {
-        kind: None,
-        hint,
-        ..pod(path, When::Given, support)
-    }
+    Row { kind: None, hint, ..pod(path, When::Given, support) }
 }
 
 impl Row {
     const fn when(self, when: When, condition: &'static str) -> Self {
-        Self {
-            when,
-            condition,
-            ..self
-        }
+        Self { when, condition, ..self }
     }
 
     const fn noted(self, condition: &'static str) -> Self {
@@ -146,18 +125,15 @@ impl Row {
     }
 
     const fn of(self, kind: Kind) -> Self {
-        Self {
-            kind: Some(kind),
-            ..self
-        }
+        Self { kind: Some(kind), ..self }
     }
 }
 
 const SERVER: &str = "an API server writes this; remove it";
 const VOLUME: &str = "mount it on the host and use a hostPath volume";
-const CONFINED: &str = "remove it; only Unconfined is done here, seccomp and capabilities confine";
+const CONFINED: &str = "use Unconfined, or remove it: seccomp and capabilities confine here";
 
-fn is_uuid(node: &Node) -> bool {
+fn is_no_uuid(node: &Node) -> bool {
     let Some(text) = node.text() else { return false };
     let bytes = text.as_bytes();
     let good = bytes.len() == 36
@@ -168,16 +144,9 @@ fn is_uuid(node: &Node) -> bool {
     !text.is_empty() && !good
 }
 
-fn generates_the_name(node: &Node) -> bool {
-    node.get("generateName").is_some_and(says_something)
-        && !node.get("name").is_some_and(says_something)
-}
-
 fn is_sctp_on_the_host(node: &Node) -> bool {
     let sctp = node.get("protocol").and_then(Node::text) == Some("SCTP");
-    let on_host = node.get("hostPort").is_some_and(|port| {
-        says_something(port) && port.value != Value::Integer(0)
-    });
+    let on_host = node.get("hostPort").is_some_and(|port| says_something(port) && port.value != Value::Integer(0));
     sctp && on_host
 }
 
@@ -192,9 +161,9 @@ fn is_bounded_disk(node: &Node) -> bool {
 
 fn is_unknown_signal(node: &Node) -> bool {
     const NAMES: [&str; 31] = [
-        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT",
-        "KILL", "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM",
-        "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM",
+        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
+        "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
+        "USR2", "VTALRM",
     ];
     const MORE: [&str; 4] = ["WINCH", "XCPU", "XFSZ", "RTMAX"];
     let Some(text) = node.text() else { return false };
@@ -216,7 +185,7 @@ fn is_unknown_signal(node: &Node) -> bool {
 }
 
 fn is_extended(name: &str) -> bool {
-    name.contains('/')
+    name.contains('/') && name != "portreeve.dev/pids"
 }
 
 fn is_huge_pages(name: &str) -> bool {
@@ -229,8 +198,7 @@ fn asks_for_apparmor(node: &Node) -> bool {
         return false;
     };
     entries.iter().any(|entry| {
-        entry.key.starts_with(PREFIX)
-            && entry.node.text().is_some_and(|text| !matches!(text, "" | "unconfined"))
+        entry.key.starts_with(PREFIX) && entry.node.text().is_some_and(|text| !matches!(text, "" | "unconfined"))
     })
 }
 
@@ -239,7 +207,7 @@ fn has_old_seccomp(name: &str) -> bool {
         || name.starts_with("container.seccomp.security.alpha.kubernetes.io/")
 }
 
-fn is_sleepless(node: &Node) -> bool {
+fn has_tcp_socket(node: &Node) -> bool {
     node.get("tcpSocket").is_some_and(says_something)
 }
 
@@ -247,8 +215,6 @@ fn is_sleepless(node: &Node) -> bool {
 #[rustfmt::skip]
 pub(super) static ROWS: &[Row] = &[
     // Metadata, of every kind.
-    meta("metadata", Error, "a file's object needs a name of its own: set `name`")
-        .when(When::Node(generates_the_name), "generateName without name"),
     meta("metadata.name", Supported, ""),
     meta("metadata.namespace", Supported, "`default` when it is missing"),
     meta("metadata.labels", Supported, ""),
@@ -259,7 +225,7 @@ pub(super) static ROWS: &[Row] = &[
         .when(When::Key(has_old_seccomp), "seccomp profiles; Kubernetes ignores them since 1.27").of(Kind::Pod),
     meta("metadata.uid", Supported, ""),
     meta("metadata.uid", Error, "remove it, and the object gets one")
-        .when(When::Node(is_uuid), "a uid that is no UUID"),
+        .when(When::Node(is_no_uuid), "other than a UUID"),
     meta("metadata.generateName", Warning, "the name is taken as it is"),
     meta("metadata.finalizers", Warning, "removing the file removes the object"),
     meta("metadata.ownerReferences", Warning, "removing the file removes the object"),
@@ -288,7 +254,7 @@ pub(super) static ROWS: &[Row] = &[
     yes("spec.volumes"),
     yes("spec.restartPolicy"),
     yes("spec.terminationGracePeriodSeconds"),
-    no("spec.activeDeadlineSeconds", "let the program end itself, for example by `timeout`"),
+    yes("spec.activeDeadlineSeconds"),
     yes("spec.dnsPolicy").noted("ClusterFirst is the host's resolvers: there is no cluster DNS"),
     yes("spec.dnsConfig"),
     yes("spec.hostAliases"),
@@ -359,7 +325,7 @@ pub(super) static ROWS: &[Row] = &[
     no("spec.containers[].ports[]", "publish TCP or UDP, or use hostNetwork")
         .when(When::Node(is_sctp_on_the_host), "SCTP on a hostPort"),
     no("spec.containers[].ports[].hostIP", "use an IPv4 address").when(When::Node(is_ipv6), "IPv6"),
-    yes("spec.containers[].resources").noted("cpu and memory"),
+    yes("spec.containers[].resources").noted("cpu, memory, and portreeve.dev/pids"),
     no("spec.containers[].resources.limits", "remove it; disk use is not limited here")
         .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),
     idle("spec.containers[].resources.requests", "disk space is not set aside")
@@ -371,8 +337,10 @@ pub(super) static ROWS: &[Row] = &[
     no("spec.containers[].resources.claims", "devices are not claimed here"),
     no("spec.containers[].resizePolicy[].restartPolicy", "cpu and memory change without a restart")
         .when(When::Not(&["NotRequired"]), "RestartContainer"),
-    no("spec.containers[].restartPolicy", "use the pod's restartPolicy, and make a sidecar one of the `containers`")
-        .noted("of one container; sidecars"),
+    no("spec.containers[].restartPolicy", "use the pod's restartPolicy").noted("of one container"),
+    yes("spec.initContainers[].restartPolicy").noted("Always: a sidecar"),
+    no("spec.initContainers[].restartPolicy", "use Always for a sidecar, or remove it")
+        .when(When::Not(&["Always"]), "other than Always"),
     no("spec.containers[].restartPolicyRules", "use the pod's restartPolicy"),
     yes("spec.containers[].volumeMounts").noted("with subPath, subPathExpr, mountPropagation, recursiveReadOnly"),
     no("spec.containers[].volumeDevices", "mount a hostPath volume of type BlockDevice"),
@@ -386,13 +354,13 @@ pub(super) static ROWS: &[Row] = &[
     no("spec.containers[].lifecycle.stopSignal", "a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3")
         .when(When::Node(is_unknown_signal), "an unknown signal"),
     idle("spec.containers[].lifecycle.postStart", "use exec or httpGet")
-        .when(When::Node(is_sleepless), "tcpSocket; Kubernetes does nothing with it either"),
+        .when(When::Node(has_tcp_socket), "tcpSocket; Kubernetes does nothing with it either"),
     idle("spec.containers[].lifecycle.preStop", "use exec or httpGet")
-        .when(When::Node(is_sleepless), "tcpSocket; Kubernetes does nothing with it either"),
-    idle("spec.containers[].terminationMessagePath", "the message is not read; the log is kept")
-        .when(When::Not(&["/dev/termination-log"]), ""),
-    idle("spec.containers[].terminationMessagePolicy", "the message is not read; the log is kept")
-        .when(When::Not(&["File"]), ""),
+        .when(When::Node(has_tcp_socket), "tcpSocket; Kubernetes does nothing with it either"),
+    yes("spec.containers[].terminationMessagePath"),
+    yes("spec.containers[].terminationMessagePolicy").noted("File"),
+    idle("spec.containers[].terminationMessagePolicy", "the message is what the file says")
+        .when(When::Not(&["File"]), "FallbackToLogsOnError"),
     yes("spec.containers[].stdin"),
     yes("spec.containers[].stdinOnce"),
     yes("spec.containers[].tty"),

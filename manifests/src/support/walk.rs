@@ -9,7 +9,8 @@ use crate::yaml::{Node, Value};
 /// the init containers too.
 pub(super) fn each(root: &Node, pattern: &str, visit: &mut dyn FnMut(&Node, &Path<'_>)) {
     step(root, pattern, &Path::ROOT, visit);
-    if let Some(rest) = pattern.strip_prefix("spec.containers[]")
+    // An init container's restart policy is something else: it makes a sidecar.
+    if let Some(rest) = pattern.strip_prefix("spec.containers[]").filter(|rest| *rest != ".restartPolicy")
         && let Some(spec) = root.get("spec")
         && let Some(list) = spec.get("initContainers")
         && let Value::List(items) = &list.value
@@ -39,12 +40,7 @@ fn step(node: &Node, pattern: &str, path: &Path<'_>, visit: &mut dyn FnMut(&Node
     if let Some(rest) = pattern.strip_prefix("{}") {
         if let Value::Map(entries) = &node.value {
             for entry in entries {
-                step(
-                    &entry.node,
-                    rest.trim_start_matches('.'),
-                    &path.key(&entry.key),
-                    visit,
-                );
+                step(&entry.node, rest.trim_start_matches('.'), &path.key(&entry.key), visit);
             }
         }
         return;

@@ -22,12 +22,7 @@ pub(super) struct Scope<'a> {
     pub(super) host_users: bool,
 }
 
-pub(super) fn containers(
-    containers: &[Container],
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn containers(containers: &[Container], scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     if containers.is_empty() {
         found.required(path, "a pod needs at least one container");
         return;
@@ -46,17 +41,8 @@ pub(super) fn containers(
     ports::host_port_conflicts(containers, path, found);
 }
 
-pub(super) fn init_containers(
-    spec: &PodSpec,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
-    let mut names: BTreeSet<&str> = spec
-        .containers
-        .iter()
-        .map(|container| container.name.as_str())
-        .collect();
+pub(super) fn init_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+    let mut names: BTreeSet<&str> = spec.containers.iter().map(|container| container.name.as_str()).collect();
     for (index, container) in spec.init_containers.iter().flatten().enumerate() {
         let own = path.index(index);
         common(container, scope, &own, found);
@@ -86,12 +72,7 @@ pub(super) fn init_containers(
     }
 }
 
-fn common(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn common(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     if container.name.is_empty() {
         found.required(&path.field("name"), "a container needs a name");
     } else {
@@ -122,12 +103,7 @@ fn common(
     security::container(container, scope, &path.field("securityContext"), found);
 }
 
-fn resize_policy(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn resize_policy(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let mut seen = BTreeSet::new();
     for (index, policy) in container.resize_policy.iter().flatten().enumerate() {
         if !seen.insert(policy.resource_name.as_str()) {
@@ -142,11 +118,7 @@ fn resize_policy(
             name => choice(Some(name), &["NotRequired", "RestartContainer"], path, found),
         }
         if scope.restart_policy == "Never" && policy.restart_policy != "NotRequired" {
-            found.invalid(
-                path,
-                &policy.restart_policy,
-                "must be NotRequired when the pod's restartPolicy is Never",
-            );
+            found.invalid(path, &policy.restart_policy, "must be NotRequired when the pod's restartPolicy is Never");
         }
     }
 }
@@ -165,11 +137,7 @@ fn restart_policy(container: &Container, path: &Path<'_>, found: &mut Findings<'
     }
     let path = path.field("restartPolicyRules");
     if rules.len() > RULES {
-        found.add(
-            &path,
-            Reason::FieldValueTooMany,
-            format!("there may be at most {RULES} rules"),
-        );
+        found.add(&path, Reason::FieldValueTooMany, format!("there may be at most {RULES} rules"));
     }
     for (index, rule) in rules.iter().enumerate() {
         restart_rule(rule, &path.index(index), found);
@@ -178,23 +146,13 @@ fn restart_policy(container: &Container, path: &Path<'_>, found: &mut Findings<'
 
 fn restart_rule(rule: &ContainerRestartRule, path: &Path<'_>, found: &mut Findings<'_>) {
     const VALUES: usize = 255;
-    choice(
-        Some(&rule.action),
-        &["Restart", "RestartAllContainers"],
-        &path.field("action"),
-        found,
-    );
+    choice(Some(&rule.action), &["Restart", "RestartAllContainers"], &path.field("action"), found);
     let path = path.field("exitCodes");
     let Some(codes) = &rule.exit_codes else {
         found.required(&path, "must be specified");
         return;
     };
-    choice(
-        Some(&codes.operator),
-        &["In", "NotIn"],
-        &path.field("operator"),
-        found,
-    );
+    choice(Some(&codes.operator), &["In", "NotIn"], &path.field("operator"), found);
     let values = codes.values.as_deref().unwrap_or_default();
     if values.len() > VALUES {
         found.add(

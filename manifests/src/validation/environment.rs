@@ -1,8 +1,6 @@
 //! Environment variables and where their values come from.
 
-use k8s_openapi::api::core::v1::{
-    Container, EnvVar, FileKeySelector, ObjectFieldSelector, ResourceFieldSelector,
-};
+use k8s_openapi::api::core::v1::{Container, EnvVar, FileKeySelector, ObjectFieldSelector, ResourceFieldSelector};
 
 use super::container::Scope;
 use super::metadata::{check, label};
@@ -12,12 +10,7 @@ use crate::path::Path;
 use crate::problem::Reason;
 use crate::quantity::Amount;
 
-pub(super) fn env(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn env(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     for (index, variable) in container.env.iter().flatten().enumerate() {
         let path = path.index(index);
         if variable.name.is_empty() {
@@ -72,17 +65,9 @@ fn source(variable: &EnvVar, scope: &Scope<'_>, path: &Path<'_>, found: &mut Fin
             "must have one of fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef",
         );
     } else if given(variable.value.as_ref()).is_some() {
-        found.add(
-            path,
-            Reason::FieldValueInvalid,
-            "a variable has either `value` or `valueFrom`",
-        );
+        found.add(path, Reason::FieldValueInvalid, "a variable has either `value` or `valueFrom`");
     } else if sources > 1 {
-        found.add(
-            path,
-            Reason::FieldValueInvalid,
-            "may not have more than one source",
-        );
+        found.add(path, Reason::FieldValueInvalid, "may not have more than one source");
     }
 }
 
@@ -95,12 +80,7 @@ fn key_of(name: &str, key: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     }
 }
 
-fn file_key(
-    file: &FileKeySelector,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn file_key(file: &FileKeySelector, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     if file.key.is_empty() {
         found.required(&path.field("key"), "a key is required");
     } else {
@@ -111,10 +91,8 @@ fn file_key(
         found.required(&volume, "a volume is required");
     } else {
         label(&file.volume_name, &volume, found);
-        let is_empty_dir = scope
-            .volumes
-            .get(file.volume_name.as_str())
-            .is_some_and(|volume| volume.empty_dir.is_some());
+        let is_empty_dir =
+            scope.volumes.get(file.volume_name.as_str()).is_some_and(|volume| volume.empty_dir.is_some());
         if names::label(&file.volume_name).is_ok() && !is_empty_dir {
             found.invalid(&volume, &file.volume_name, "is no emptyDir volume of this pod");
         }
@@ -159,12 +137,7 @@ pub(super) fn env_from(container: &Container, path: &Path<'_>, found: &mut Findi
 }
 
 /// A field of the pod, for a variable or a file.
-pub(super) fn object_field(
-    field: &ObjectFieldSelector,
-    allowed: &[&str],
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn object_field(field: &ObjectFieldSelector, allowed: &[&str], path: &Path<'_>, found: &mut Findings<'_>) {
     const KNOWN: [&str; 12] = [
         "metadata.name",
         "metadata.namespace",
@@ -247,31 +220,19 @@ pub(super) fn resource_field(
     divisor(field, pages, &path.field("divisor"), found);
 }
 
-fn divisor(
-    field: &ResourceFieldSelector,
-    pages: bool,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
-    const BYTES: [&str; 13] = [
-        "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
-    ];
+fn divisor(field: &ResourceFieldSelector, pages: bool, path: &Path<'_>, found: &mut Findings<'_>) {
+    const BYTES: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
     let text = field.divisor.as_ref().map_or("0", |divisor| divisor.0.as_str());
     if Amount::parse(text).is_ok_and(Amount::is_zero) {
         return;
     }
     let allowed: &[&str] = match field.resource.as_str() {
         "limits.cpu" | "requests.cpu" => &["1m", "1"],
-        "limits.memory" | "requests.memory" | "limits.ephemeral-storage"
-        | "requests.ephemeral-storage" => &BYTES,
+        "limits.memory" | "requests.memory" | "limits.ephemeral-storage" | "requests.ephemeral-storage" => &BYTES,
         _ if pages => &BYTES,
         _ => return,
     };
     if !allowed.contains(&text) {
-        found.invalid(
-            path,
-            &text,
-            format!("must be one of {}", allowed.join(", ")),
-        );
+        found.invalid(path, &text, format!("must be one of {}", allowed.join(", ")));
     }
 }

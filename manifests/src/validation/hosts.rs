@@ -12,19 +12,14 @@ pub(super) fn dns(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     const SEARCHES: usize = 32;
     const SEARCH_LENGTH: usize = 2048;
     let config = spec.dns_config.as_ref();
-    let nameservers = config
-        .and_then(|config| config.nameservers.as_deref())
-        .unwrap_or_default();
+    let nameservers = config.and_then(|config| config.nameservers.as_deref()).unwrap_or_default();
     if spec.dns_policy.as_deref() == Some("None") {
         if config.is_none() {
             found.required(path, "must be given when `dnsPolicy` is None");
             return;
         }
         if nameservers.is_empty() {
-            found.required(
-                &path.field("nameservers"),
-                "needs a nameserver when `dnsPolicy` is None",
-            );
+            found.required(&path.field("nameservers"), "needs a nameserver when `dnsPolicy` is None");
             return;
         }
     }
@@ -42,11 +37,7 @@ pub(super) fn dns(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let searches = config.searches.as_deref().unwrap_or_default();
     let own = path.field("searches");
     if searches.len() > SEARCHES {
-        found.invalid(
-            &own,
-            &searches.len(),
-            format!("search domains are too many; at most {SEARCHES}"),
-        );
+        found.invalid(&own, &searches.len(), format!("search domains are too many; at most {SEARCHES}"));
     }
     if searches.join(" ").len() > SEARCH_LENGTH {
         found.invalid(
@@ -73,12 +64,7 @@ pub(super) fn aliases(aliases: &[HostAlias], path: &Path<'_>, found: &mut Findin
         let path = path.index(index);
         check(&alias.ip, names::ip, &path.field("ip"), found);
         for (at, name) in alias.hostnames.iter().flatten().enumerate() {
-            check(
-                name,
-                names::subdomain,
-                &path.field("hostnames").index(at),
-                found,
-            );
+            check(name, names::subdomain, &path.field("hostnames").index(at), found);
         }
     }
 }

@@ -11,11 +11,7 @@ pub(super) fn padded(containers: &[Container], path: &Path<'_>, found: &mut Find
         if let Some(image) = &container.image
             && image.trim() != image
         {
-            found.invalid(
-                &path.index(index).field("image"),
-                image,
-                "may not have spaces around it",
-            );
+            found.invalid(&path.index(index).field("image"), image, "may not have spaces around it");
         }
     }
 }

@@ -3,7 +3,8 @@
 /// What is wrong with a text, if something is.
 pub(super) type Check = Result<(), &'static str>;
 
-const LABEL: &str = "must be lower-case letters, digits and `-`, beginning and ending with a letter or digit, at most 63";
+const LABEL: &str =
+    "must be lower-case letters, digits and `-`, beginning and ending with a letter or digit, at most 63";
 const SUBDOMAIN: &str =
     "must be lower-case letters, digits, `-` and `.`, each part beginning and ending with a letter or digit";
 
@@ -20,16 +21,7 @@ fn is_label_form(text: &str) -> bool {
 
 /// RFC 1123 label.
 pub(super) fn label(text: &str) -> Check {
-    if text.len() <= 63 && is_label_form(text) {
-        Ok(())
-    } else {
-        Err(LABEL)
-    }
-}
-
-/// How many separate complaints the API server would have about an RFC 1123 label.
-pub(super) fn label_complaints(text: &str) -> usize {
-    usize::from(text.len() > 63) + usize::from(!is_label_form(text))
+    if text.len() <= 63 && is_label_form(text) { Ok(()) } else { Err(LABEL) }
 }
 
 /// RFC 1123 subdomain.
@@ -45,24 +37,26 @@ pub(super) fn subdomain(text: &str) -> Check {
 
 /// RFC 1123 subdomain in which underscores are allowed.
 pub(super) fn subdomain_with_underscore(text: &str) -> Check {
-    let inner = |byte: u8| lower_or_digit(byte) || byte == b'_' ;
+    let inner = |byte: u8| lower_or_digit(byte) || byte == b'_';
     let part = |part: &str| {
         let edge = |byte: Option<u8>| byte.is_some_and(inner);
         edge(part.bytes().next())
             && part.bytes().last().is_some_and(lower_or_digit)
             && part.bytes().all(|byte| inner(byte) || byte == b'-')
     };
-    if text.len() <= 253 && text.split('.').all(part) {
-        Ok(())
-    } else {
-        Err(SUBDOMAIN)
-    }
+    if text.len() <= 253 && text.split('.').all(part) { Ok(()) } else { Err(SUBDOMAIN) }
 }
 
-/// A prefix of a generated name may end in `-`.
+/// A prefix of a generated name may end in `-`: more will follow.
 pub(super) fn prefix_of(text: &str, check: fn(&str) -> Check) -> Check {
     match text.strip_suffix('-') {
-        Some(rest) if !rest.is_empty() => check(&format!("{}a", rest.trim_end_matches('-'))),
+        // The server puts a letter in the place of the last two characters.
+        Some(rest) if !rest.is_empty() => {
+            let mut masked = rest.to_owned();
+            masked.pop();
+            masked.push('a');
+            check(&masked)
+        }
         _ => check(text),
     }
 }
@@ -83,20 +77,14 @@ pub(super) fn qualified(text: &str) -> Check {
     if name.is_empty() {
         return Err("the name part may not be empty");
     }
-    if name.len() <= 63 && is_label_text(name) {
-        Ok(())
-    } else {
-        Err(NAME)
-    }
+    if name.len() <= 63 && is_label_text(name) { Ok(()) } else { Err(NAME) }
 }
 
 fn is_label_text(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric();
     text.bytes().next().is_some_and(word)
         && text.bytes().last().is_some_and(word)
-        && text
-            .bytes()
-            .all(|byte| word(byte) || matches!(byte, b'-' | b'_' | b'.'))
+        && text.bytes().all(|byte| word(byte) || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// A label's value: empty, or like the name of a qualified name.
@@ -148,42 +136,20 @@ pub(super) fn port_name(text: &str) -> Check {
     }
 }
 
-/// How many separate complaints the API server would have about a named port.
-pub(super) fn port_name_complaints(text: &str) -> usize {
-    let allowed = |byte: u8| lower_or_digit(byte) || byte == b'-';
-    usize::from(text.len() > 15)
-        + usize::from(text.is_empty() || !text.bytes().all(allowed))
-        + usize::from(!text.bytes().any(|byte| byte.is_ascii_lowercase()))
-        + usize::from(text.contains("--"))
-        + usize::from(text.starts_with('-') || text.ends_with('-'))
-}
-
 /// A port's number.
 pub(super) fn port_number(number: i64) -> Check {
-    if (1..=65_535).contains(&number) {
-        Ok(())
-    } else {
-        Err("must be between 1 and 65535")
-    }
+    if (1..=65_535).contains(&number) { Ok(()) } else { Err("must be between 1 and 65535") }
 }
 
 /// A user's or group's number.
 pub(super) fn id(number: i64) -> Check {
-    if (0..=2_147_483_647).contains(&number) {
-        Ok(())
-    } else {
-        Err("must be between 0 and 2147483647")
-    }
+    if (0..=2_147_483_647).contains(&number) { Ok(()) } else { Err("must be between 0 and 2147483647") }
 }
 
 /// A header's name in HTTP.
 pub(super) fn header(text: &str) -> Check {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if !text.is_empty() && text.bytes().all(allowed) {
-        Ok(())
-    } else {
-        Err("a header name is letters, digits and `-`")
-    }
+    if !text.is_empty() && text.bytes().all(allowed) { Ok(()) } else { Err("a header name is letters, digits and `-`") }
 }
 
 /// An IP address; leading zeros and IPv4-mapped IPv6 addresses are refused.

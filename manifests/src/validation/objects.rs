@@ -19,11 +19,7 @@ pub(crate) fn config_map(map: &ConfigMap, found: &mut Findings<'_>) {
         let path = root.field("data");
         let path = path.key(key);
         metadata::check(key, names::config_key, &path, found);
-        if map
-            .binary_data
-            .as_ref()
-            .is_some_and(|data| data.contains_key(key))
-        {
+        if map.binary_data.as_ref().is_some_and(|data| data.contains_key(key)) {
             found.invalid(&path, key, "is a key of `binaryData` too");
         }
         size += value.len();
@@ -62,40 +58,29 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
     let need = |key: &str, found: &mut Findings<'_>| {
         if !data.contains_key(key) {
             let type_ = secret.type_.as_deref().unwrap_or_default();
-            found.required(
-                &path.key(key),
-                &format!("a secret of type {type_} needs the key `{key}`"),
-            );
+            found.required(&path.key(key), &format!("a secret of type {type_} needs the key `{key}`"));
         }
     };
     match secret.type_.as_deref().unwrap_or_default() {
         "kubernetes.io/service-account-token" => {
             const KEY: &str = "kubernetes.io/service-account.name";
             let annotations = secret.metadata.annotations.as_ref();
-            if annotations
-                .and_then(|annotations| annotations.get(KEY))
-                .is_none_or(String::is_empty)
-            {
+            if annotations.and_then(|annotations| annotations.get(KEY)).is_none_or(String::is_empty) {
                 let path = meta_path.field("annotations");
                 found.required(&path.key(KEY), "a service account token needs this annotation");
             }
         }
         "kubernetes.io/dockercfg" => json(secret, ".dockercfg", &path, found),
         "kubernetes.io/dockerconfigjson" => json(secret, ".dockerconfigjson", &path, found),
-        "kubernetes.io/basic-auth" => {
-            if !data.contains_key("username") && !data.contains_key("password") {
-                need("username", found);
-                need("password", found);
-            }
+        // One of the two may be missing, and either may be empty.
+        "kubernetes.io/basic-auth" if !["username", "password"].iter().any(|key| data.contains_key(*key)) => {
+            need("username", found);
+            need("password", found);
         }
-        "kubernetes.io/ssh-auth" => {
-            if data.get("ssh-privatekey").is_none_or(|key| key.0.is_empty()) {
-                found.required(
-                    &path.key("ssh-privatekey"),
-                    "a secret of type kubernetes.io/ssh-auth needs the key `ssh-privatekey`",
-                );
-            }
-        }
+        "kubernetes.io/ssh-auth" if data.get("ssh-privatekey").is_none_or(|key| key.0.is_empty()) => found.required(
+            &path.key("ssh-privatekey"),
+            "a secret of type kubernetes.io/ssh-auth needs the key `ssh-privatekey`",
+        ),
         "kubernetes.io/tls" => {
             need("tls.crt", found);
             need("tls.key", found);
@@ -108,15 +93,11 @@ fn json(secret: &Secret, key: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     match secret.data.as_ref().and_then(|data| data.get(key)) {
         None => {
             let type_ = secret.type_.as_deref().unwrap_or_default();
-            found.required(
-                &path.key(key),
-                &format!("a secret of type {type_} needs the key `{key}`"),
-            );
+            found.required(&path.key(key), &format!("a secret of type {type_} needs the key `{key}`"));
         }
         Some(value) => {
             // The content is secret: the message says only where it breaks off.
-            let parsed =
-                serde_json::from_slice::<Option<serde_json::Map<String, serde_json::Value>>>(&value.0);
+            let parsed = serde_json::from_slice::<Option<serde_json::Map<String, serde_json::Value>>>(&value.0);
             if let Err(error) = parsed {
                 let (line, column) = (error.line(), error.column());
                 found.add(

@@ -23,17 +23,9 @@ pub(crate) fn pod(pod: &Pod, found: &mut Findings<'_>) {
 }
 
 fn spec(spec: &PodSpec, pod_name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
-    let listed = volumes::volumes(
-        spec.volumes.as_deref().unwrap_or_default(),
-        pod_name,
-        &path.field("volumes"),
-        found,
-    );
-    let claims = resources::claims(
-        spec.resource_claims.as_deref().unwrap_or_default(),
-        &path.field("resourceClaims"),
-        found,
-    );
+    let listed = volumes::volumes(spec.volumes.as_deref().unwrap_or_default(), pod_name, &path.field("volumes"), found);
+    let claims =
+        resources::claims(spec.resource_claims.as_deref().unwrap_or_default(), &path.field("resourceClaims"), found);
     let scope = Scope {
         volumes: &listed,
         claims: &claims,
@@ -70,22 +62,10 @@ fn spec(spec: &PodSpec, pod_name: &str, path: &Path<'_>, found: &mut Findings<'_
     if let Some(seconds) = spec.active_deadline_seconds
         && !(1..=i64::from(i32::MAX)).contains(&seconds)
     {
-        found.invalid(
-            &path.field("activeDeadlineSeconds"),
-            &seconds,
-            "must be between 1 and 2147483647",
-        );
+        found.invalid(&path.field("activeDeadlineSeconds"), &seconds, "must be between 1 and 2147483647");
     }
-    scheduling::tolerations(
-        spec.tolerations.as_deref().unwrap_or_default(),
-        &path.field("tolerations"),
-        found,
-    );
-    hosts::aliases(
-        spec.host_aliases.as_deref().unwrap_or_default(),
-        &path.field("hostAliases"),
-        found,
-    );
+    scheduling::tolerations(spec.tolerations.as_deref().unwrap_or_default(), &path.field("tolerations"), found);
+    hosts::aliases(spec.host_aliases.as_deref().unwrap_or_default(), &path.field("hostAliases"), found);
     resources::overhead(spec.overhead.as_ref(), &path.field("overhead"), found);
     windows::os(spec, path, found);
 }
@@ -114,18 +94,8 @@ fn simple_names(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
 fn policies(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     const DNS: [&str; 4] = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     const RESTART: [&str; 3] = ["Always", "OnFailure", "Never"];
-    choice(
-        spec.restart_policy.as_deref(),
-        &RESTART,
-        &path.field("restartPolicy"),
-        found,
-    );
-    choice(
-        spec.dns_policy.as_deref(),
-        &DNS,
-        &path.field("dnsPolicy"),
-        found,
-    );
+    choice(spec.restart_policy.as_deref(), &RESTART, &path.field("restartPolicy"), found);
+    choice(spec.dns_policy.as_deref(), &DNS, &path.field("dnsPolicy"), found);
     if let Some(policy) = &spec.preemption_policy {
         let path = path.field("preemptionPolicy");
         if policy.is_empty() {
@@ -137,12 +107,7 @@ fn policies(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
 }
 
 /// A value that must be one of a few.
-pub(super) fn choice(
-    value: Option<&str>,
-    allowed: &[&str],
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn choice(value: Option<&str>, allowed: &[&str], path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(value) = value
         && !allowed.contains(&value)
     {
@@ -176,23 +141,13 @@ fn only_for_pods(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
         volumes::tokens_need_an_account(spec, path, found);
     }
     images::padded(&spec.containers, &path.field("containers"), found);
-    images::padded(
-        spec.init_containers.as_deref().unwrap_or_default(),
-        &path.field("initContainers"),
-        found,
-    );
+    images::padded(spec.init_containers.as_deref().unwrap_or_default(), &path.field("initContainers"), found);
     let ephemeral = spec.ephemeral_containers.as_deref().unwrap_or_default();
     if !ephemeral.is_empty() {
-        found.forbidden(
-            &path.field("ephemeralContainers"),
-            "a manifest cannot have ephemeral containers",
-        );
+        found.forbidden(&path.field("ephemeralContainers"), "a manifest cannot have ephemeral containers");
     }
     let gates = spec.scheduling_gates.as_deref().unwrap_or_default();
     if given(spec.node_name.as_ref()).is_some() && !gates.is_empty() {
-        found.forbidden(
-            &path.field("nodeName"),
-            "may not be set while there are schedulingGates",
-        );
+        found.forbidden(&path.field("nodeName"), "may not be set while there are schedulingGates");
     }
 }

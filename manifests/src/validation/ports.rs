@@ -28,12 +28,7 @@ pub(super) fn ports(container: &Container, path: &Path<'_>, found: &mut Findings
         if let Some(host) = port.host_port.filter(|port| *port != 0) {
             number(host, &path.field("hostPort"), found);
         }
-        pod::choice(
-            port.protocol.as_deref(),
-            &["TCP", "UDP", "SCTP"],
-            &path.field("protocol"),
-            found,
-        );
+        pod::choice(port.protocol.as_deref(), &["TCP", "UDP", "SCTP"], &path.field("protocol"), found);
     }
 }
 
@@ -44,13 +39,7 @@ fn number(port: i32, path: &Path<'_>, found: &mut Findings<'_>) {
 }
 
 fn port_name(name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
-    for _ in 0..names::port_name_complaints(name).max(1) {
-        found.invalid(
-            path,
-            &name,
-            names::port_name(name).err().unwrap_or_default(),
-        );
-    }
+    found.invalid(path, &name, names::port_name(name).err().unwrap_or_default());
 }
 
 /// A port as a probe or a hook names it.
@@ -69,11 +58,7 @@ pub(super) fn number_or_name(port: &IntOrString, path: &Path<'_>, found: &mut Fi
 }
 
 /// The same port of the host cannot be published twice.
-pub(super) fn host_port_conflicts(
-    containers: &[Container],
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn host_port_conflicts(containers: &[Container], path: &Path<'_>, found: &mut Findings<'_>) {
     let mut seen = BTreeSet::new();
     for (index, container) in containers.iter().enumerate() {
         for (at, port) in container.ports.iter().flatten().enumerate() {

@@ -1,8 +1,7 @@
 //! Probes and lifecycle hooks.
 
 use k8s_openapi::api::core::v1::{
-    Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Probe, SleepAction,
-    TCPSocketAction,
+    Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Probe, SleepAction, TCPSocketAction,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -46,22 +45,13 @@ impl<'a> From<&'a LifecycleHandler> for Action<'a> {
     }
 }
 
-pub(super) fn probes(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn probes(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     const ONE: &str = "must be 1";
     if let Some(liveness) = &container.liveness_probe {
         let path = path.field("livenessProbe");
         probe(liveness, scope, &path, found);
         if liveness.success_threshold != Some(1) {
-            found.invalid(
-                &path.field("successThreshold"),
-                &liveness.success_threshold.unwrap_or(0),
-                ONE,
-            );
+            found.invalid(&path.field("successThreshold"), &liveness.success_threshold.unwrap_or(0), ONE);
         }
     }
     if let Some(readiness) = &container.readiness_probe {
@@ -79,11 +69,7 @@ pub(super) fn probes(
         let path = path.field("startupProbe");
         probe(startup, scope, &path, found);
         if startup.success_threshold != Some(1) {
-            found.invalid(
-                &path.field("successThreshold"),
-                &startup.success_threshold.unwrap_or(0),
-                ONE,
-            );
+            found.invalid(&path.field("successThreshold"), &startup.success_threshold.unwrap_or(0), ONE);
         }
     }
 }
@@ -102,20 +88,11 @@ fn probe(probe: &Probe, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings
         }
     }
     if let Some(seconds) = probe.termination_grace_period_seconds.filter(|it| *it <= 0) {
-        found.invalid(
-            &path.field("terminationGracePeriodSeconds"),
-            &seconds,
-            "must be above zero",
-        );
+        found.invalid(&path.field("terminationGracePeriodSeconds"), &seconds, "must be above zero");
     }
 }
 
-pub(super) fn lifecycle(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn lifecycle(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(lifecycle) = &container.lifecycle else {
         return;
     };
@@ -176,10 +153,7 @@ fn action(action: &Action<'_>, scope: &Scope<'_>, path: &Path<'_>, found: &mut F
                 found.invalid(
                     &path.field("sleep"),
                     &sleep.seconds,
-                    format!(
-                        "must be at least 0 and at most terminationGracePeriodSeconds ({})",
-                        scope.grace
-                    ),
+                    format!("must be at least 0 and at most terminationGracePeriodSeconds ({})", scope.grace),
                 );
             }
         }
@@ -188,12 +162,7 @@ fn action(action: &Action<'_>, scope: &Scope<'_>, path: &Path<'_>, found: &mut F
 
 fn http_get(http: &HTTPGetAction, path: &Path<'_>, found: &mut Findings<'_>) {
     ports::number_or_name(&http.port, &path.field("port"), found);
-    choice(
-        http.scheme.as_deref(),
-        &["HTTP", "HTTPS"],
-        &path.field("scheme"),
-        found,
-    );
+    choice(http.scheme.as_deref(), &["HTTP", "HTTPS"], &path.field("scheme"), found);
     for (index, header) in http.http_headers.iter().flatten().enumerate() {
         if let Err(message) = names::header(&header.name) {
             let path = path.field("httpHeaders");

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{
-    Container, PodResourceClaim, PodSpec, ResourceClaim, ResourceRequirements,
-};
+use k8s_openapi::api::core::v1::{Container, PodResourceClaim, PodSpec, ResourceClaim, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::container::Scope;
@@ -25,29 +23,16 @@ enum Place {
     Pod,
 }
 
-pub(super) fn of_container(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn of_container(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(resources) = &container.resources {
         requirements(resources, Place::Container, path, found);
-        claim_names(
-            resources.claims.as_deref().unwrap_or_default(),
-            scope.claims,
-            &path.field("claims"),
-            found,
-        );
+        claim_names(resources.claims.as_deref().unwrap_or_default(), scope.claims, &path.field("claims"), found);
     }
 }
 
 pub(super) fn overhead(overhead: Option<&List>, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(overhead) = overhead {
-        let limits = ResourceRequirements {
-            limits: Some(overhead.clone()),
-            ..ResourceRequirements::default()
-        };
+        let limits = ResourceRequirements { limits: Some(overhead.clone()), ..ResourceRequirements::default() };
         // Reported below `overhead.limits`, although they stand directly below `overhead`.
         requirements(&limits, Place::Container, path, found);
     }
@@ -96,23 +81,25 @@ fn is_quota(name: &str) -> bool {
 
 /// Resources that come in whole pieces only.
 fn is_integer(name: &str) -> bool {
-    matches!(name, "pods" | "services" | "replicationcontrollers" | "resourcequotas" | "secrets"
-        | "configmaps" | "persistentvolumeclaims" | "services.nodeports" | "services.loadbalancers")
-        || is_extended(name)
+    matches!(
+        name,
+        "pods"
+            | "services"
+            | "replicationcontrollers"
+            | "resourcequotas"
+            | "secrets"
+            | "configmaps"
+            | "persistentvolumeclaims"
+            | "services.nodeports"
+            | "services.loadbalancers"
+    ) || is_extended(name)
 }
 
 fn is_extended(name: &str) -> bool {
-    !is_native(name)
-        && !name.starts_with("requests.")
-        && names::qualified(&format!("requests.{name}")).is_ok()
+    !is_native(name) && !name.starts_with("requests.") && names::qualified(&format!("requests.{name}")).is_ok()
 }
 
-fn requirements(
-    resources: &ResourceRequirements,
-    place: Place,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn requirements(resources: &ResourceRequirements, place: Place, path: &Path<'_>, found: &mut Findings<'_>) {
     let empty = List::new();
     let limits = resources.limits.as_ref().unwrap_or(&empty);
     let requests = resources.requests.as_ref().unwrap_or(&empty);
@@ -141,9 +128,7 @@ fn requirements(
         }
     }
     let all = || limits.keys().chain(requests.keys());
-    if all().any(|name| is_huge_page(name))
-        && !all().any(|name| matches!(name.as_str(), "cpu" | "memory"))
-    {
+    if all().any(|name| is_huge_page(name)) && !all().any(|name| matches!(name.as_str(), "cpu" | "memory")) {
         found.forbidden(path, "huge pages need a cpu or memory request or limit beside them");
     }
 }
@@ -200,12 +185,7 @@ fn name_of(name: &str, place: Place, path: &Path<'_>, found: &mut Findings<'_>) 
 }
 
 /// Resources of the pod as a whole.
-pub(super) fn of_pod(
-    spec: &PodSpec,
-    claims: &BTreeSet<&str>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn of_pod(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(resources) = &spec.resources else {
         return;
     };
@@ -213,12 +193,7 @@ pub(super) fn of_pod(
         found.forbidden(&path.field("claims"), "claims belong to containers");
     }
     requirements(resources, Place::Pod, path, found);
-    claim_names(
-        resources.claims.as_deref().unwrap_or_default(),
-        claims,
-        &path.field("claims"),
-        found,
-    );
+    claim_names(resources.claims.as_deref().unwrap_or_default(), claims, &path.field("claims"), found);
     let empty = List::new();
     let requests = resources.requests.as_ref().unwrap_or(&empty);
     let limits = resources.limits.as_ref().unwrap_or(&empty);
@@ -302,12 +277,7 @@ pub(super) fn claims<'a>(
     seen
 }
 
-fn claim_names(
-    claims: &[ResourceClaim],
-    known: &BTreeSet<&str>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn claim_names(claims: &[ResourceClaim], known: &BTreeSet<&str>, path: &Path<'_>, found: &mut Findings<'_>) {
     let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
     for (index, claim) in claims.iter().enumerate() {
         let own = path.index(index);
@@ -323,8 +293,8 @@ fn claim_names(
             if !request.is_empty() {
                 label(request, &own.field("request"), found);
             }
-            let overlaps = seen.contains(&(name, request))
-                || (request.is_empty() && seen.iter().any(|(seen, _)| *seen == name));
+            let overlaps =
+                seen.contains(&(name, request)) || (request.is_empty() && seen.iter().any(|(seen, _)| *seen == name));
             if overlaps {
                 found.duplicate(&own, &name);
             }

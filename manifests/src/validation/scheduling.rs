@@ -1,6 +1,6 @@
 //! What only steers a cluster's scheduler: affinity, tolerations, spread, gates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodSpec, Toleration,
@@ -45,9 +45,7 @@ pub(super) fn affinity(affinity: Option<&Affinity>, path: &Path<'_>, found: &mut
             }
         }
         let path = path.field(PREFERRED);
-        let preferred = nodes
-            .preferred_during_scheduling_ignored_during_execution
-            .iter();
+        let preferred = nodes.preferred_during_scheduling_ignored_during_execution.iter();
         for (index, term) in preferred.flatten().enumerate() {
             let path = path.index(index);
             weight(term.weight, &path, found);
@@ -104,12 +102,7 @@ fn node_term(term: &NodeSelectorTerm, strict: bool, path: &Path<'_>, found: &mut
     }
 }
 
-fn node_rule(
-    rule: &NodeSelectorRequirement,
-    strict: bool,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn node_rule(rule: &NodeSelectorRequirement, strict: bool, path: &Path<'_>, found: &mut Findings<'_>) {
     let values = rule.values.as_deref().unwrap_or_default();
     let own = path.field("values");
     match rule.operator.as_str() {
@@ -117,10 +110,7 @@ fn node_rule(
             found.required(&own, "must be given when `operator` is In or NotIn");
         }
         "Exists" | "DoesNotExist" if !values.is_empty() => {
-            found.forbidden(
-                &own,
-                "may not be given when `operator` is Exists or DoesNotExist",
-            );
+            found.forbidden(&own, "may not be given when `operator` is Exists or DoesNotExist");
         }
         "Gt" | "Lt" if values.len() != 1 => {
             found.required(&own, "must have exactly one value when `operator` is Gt or Lt");
@@ -155,16 +145,8 @@ fn pod_terms(
 }
 
 fn pod_term(term: &PodAffinityTerm, path: &Path<'_>, found: &mut Findings<'_>) {
-    selector(
-        term.label_selector.as_ref(),
-        &path.field("labelSelector"),
-        found,
-    );
-    selector(
-        term.namespace_selector.as_ref(),
-        &path.field("namespaceSelector"),
-        found,
-    );
+    selector(term.label_selector.as_ref(), &path.field("labelSelector"), found);
+    selector(term.namespace_selector.as_ref(), &path.field("namespaceSelector"), found);
     for (index, name) in term.namespaces.iter().flatten().enumerate() {
         if let Err(message) = names::label(name) {
             // The API server calls this field `namespace`.
@@ -182,22 +164,14 @@ fn pod_term(term: &PodAffinityTerm, path: &Path<'_>, found: &mut Findings<'_>) {
     label_keys(matches, chosen, &path.field("matchLabelKeys"), found);
     label_keys(mismatches, chosen, &path.field("mismatchLabelKeys"), found);
     if let Some(chosen) = chosen {
-        let mut keys: BTreeSet<&str> = chosen
-            .match_labels
-            .iter()
-            .flat_map(|labels| labels.keys())
-            .map(String::as_str)
-            .collect();
+        let mut keys: BTreeSet<&str> =
+            chosen.match_labels.iter().flat_map(|labels| labels.keys()).map(String::as_str).collect();
         for rule in chosen.match_expressions.iter().flatten() {
             let at = matches.iter().rposition(|key| *key == rule.key);
             if let Some(at) = at
                 && keys.contains(rule.key.as_str())
             {
-                found.invalid(
-                    &path.index(at),
-                    &rule.key,
-                    "is in both matchLabelKeys and labelSelector",
-                );
+                found.invalid(&path.index(at), &rule.key, "is in both matchLabelKeys and labelSelector");
             }
             keys.insert(&rule.key);
         }
@@ -218,12 +192,7 @@ fn pod_term(term: &PodAffinityTerm, path: &Path<'_>, found: &mut Findings<'_>) {
     check(&term.topology_key, names::qualified, &own, found);
 }
 
-fn label_keys(
-    keys: &[String],
-    selector: Option<&LabelSelector>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn label_keys(keys: &[String], selector: Option<&LabelSelector>, path: &Path<'_>, found: &mut Findings<'_>) {
     if keys.is_empty() {
         return;
     }
@@ -236,11 +205,7 @@ fn label_keys(
     }
 }
 
-pub(super) fn tolerations(
-    tolerations: &[Toleration],
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn tolerations(tolerations: &[Toleration], path: &Path<'_>, found: &mut Findings<'_>) {
     for (index, toleration) in tolerations.iter().enumerate() {
         let path = path.index(index);
         let operator = toleration.operator.as_deref().unwrap_or_default();
@@ -255,11 +220,7 @@ pub(super) fn tolerations(
             None => {}
         }
         if toleration.toleration_seconds.is_some() && effect != "NoExecute" {
-            found.invalid(
-                &path.field("effect"),
-                &effect,
-                "must be NoExecute when `tolerationSeconds` is set",
-            );
+            found.invalid(&path.field("effect"), &effect, "must be NoExecute when `tolerationSeconds` is set");
         }
         match operator {
             "" | "Equal" => {
@@ -275,21 +236,17 @@ pub(super) fn tolerations(
             other => found.not_supported(&own, other, &["Equal", "Exists"]),
         }
         if !effect.is_empty() {
-            choice(
-                Some(effect),
-                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
-                &path.field("effect"),
-                found,
-            );
+            choice(Some(effect), &["NoSchedule", "PreferNoSchedule", "NoExecute"], &path.field("effect"), found);
         }
     }
 }
 
-pub(super) fn spread(
-    constraints: &[TopologySpreadConstraint],
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn spread(constraints: &[TopologySpreadConstraint], path: &Path<'_>, found: &mut Findings<'_>) {
+    fn pair(constraint: &TopologySpreadConstraint) -> (&str, &str) {
+        (&constraint.topology_key, &constraint.when_unsatisfiable)
+    }
+    // Of constraints over the same pair all but the last are reported.
+    let last: BTreeMap<_, usize> = constraints.iter().map(pair).zip(0..).collect();
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
         if constraint.max_skew <= 0 {
@@ -299,16 +256,8 @@ pub(super) fn spread(
             found.required(&path.field("topologyKey"), "a topologyKey is required");
         }
         let action = constraint.when_unsatisfiable.as_str();
-        choice(
-            Some(action),
-            &["DoNotSchedule", "ScheduleAnyway"],
-            &path.field("whenUnsatisfiable"),
-            found,
-        );
-        let rest = constraints.get(index + 1..).unwrap_or_default();
-        if rest.iter().any(|other| {
-            other.topology_key == constraint.topology_key && other.when_unsatisfiable == action
-        }) {
+        choice(Some(action), &["DoNotSchedule", "ScheduleAnyway"], &path.field("whenUnsatisfiable"), found);
+        if last.get(&pair(constraint)) != Some(&index) {
             found.duplicate(
                 &path.field("{topologyKey, whenUnsatisfiable}"),
                 &format!("{{{}, {action}}}", constraint.topology_key),
@@ -330,19 +279,11 @@ pub(super) fn spread(
             choice(policy.as_deref(), &["Honor", "Ignore"], &path.field(field), found);
         }
         spread_keys(constraint, &path.field("matchLabelKeys"), found);
-        selector(
-            constraint.label_selector.as_ref(),
-            &path.field("labelSelector"),
-            found,
-        );
+        selector(constraint.label_selector.as_ref(), &path.field("labelSelector"), found);
     }
 }
 
-fn spread_keys(
-    constraint: &TopologySpreadConstraint,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn spread_keys(constraint: &TopologySpreadConstraint, path: &Path<'_>, found: &mut Findings<'_>) {
     let keys = constraint.match_label_keys.as_deref().unwrap_or_default();
     if keys.is_empty() {
         return;
@@ -356,22 +297,10 @@ fn spread_keys(
     for (index, key) in keys.iter().enumerate() {
         check(key, names::qualified, &path.index(index), found);
         let Some(chosen) = chosen else { continue };
-        let labelled = chosen
-            .match_labels
-            .as_ref()
-            .is_some_and(|labels| labels.contains_key(key));
-        let expressed = chosen
-            .match_expressions
-            .iter()
-            .flatten()
-            .filter(|rule| rule.key == *key)
-            .count();
+        let labelled = chosen.match_labels.as_ref().is_some_and(|labels| labels.contains_key(key));
+        let expressed = chosen.match_expressions.iter().flatten().filter(|rule| rule.key == *key).count();
         if labelled || expressed > made(key) {
-            found.invalid(
-                &path.index(index),
-                key,
-                "is in both matchLabelKeys and labelSelector",
-            );
+            found.invalid(&path.index(index), key, "is in both matchLabelKeys and labelSelector");
         }
     }
 }

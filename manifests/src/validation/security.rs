@@ -36,11 +36,7 @@ pub(super) fn pod(spec: &PodSpec, spec_path: &Path<'_>, found: &mut Findings<'_>
     id(context.run_as_user, &path.field("runAsUser"), found);
     id(context.run_as_group, &path.field("runAsGroup"), found);
     for (index, group) in context.supplemental_groups.iter().flatten().enumerate() {
-        id(
-            Some(*group),
-            &path.field("supplementalGroups").index(index),
-            found,
-        );
+        id(Some(*group), &path.field("supplementalGroups").index(index), found);
     }
     if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
         // The API server reports this below the security context.
@@ -58,21 +54,9 @@ pub(super) fn pod(spec: &PodSpec, spec_path: &Path<'_>, found: &mut Findings<'_>
         &path.field("fsGroupChangePolicy"),
         found,
     );
-    seccomp(
-        context.seccomp_profile.as_ref(),
-        &path.field("seccompProfile"),
-        found,
-    );
-    windows::options(
-        context.windows_options.as_ref(),
-        &path.field("windowsOptions"),
-        found,
-    );
-    apparmor(
-        context.app_armor_profile.as_ref(),
-        &path.field("appArmorProfile"),
-        found,
-    );
+    seccomp(context.seccomp_profile.as_ref(), &path.field("seccompProfile"), found);
+    windows::options(context.windows_options.as_ref(), &path.field("windowsOptions"), found);
+    apparmor(context.app_armor_profile.as_ref(), &path.field("appArmorProfile"), found);
     choice(
         context.supplemental_groups_policy.as_deref(),
         &["Merge", "Strict"],
@@ -92,19 +76,12 @@ fn is_sysctl(name: &str) -> bool {
     let segment = |segment: &str| {
         segment.bytes().next().is_some_and(inner)
             && segment.bytes().last().is_some_and(inner)
-            && segment
-                .bytes()
-                .all(|byte| inner(byte) || byte == b'-' || byte == b'_')
+            && segment.bytes().all(|byte| inner(byte) || byte == b'-' || byte == b'_')
     };
     name.len() <= 253 && name.split(['.', '/']).all(segment)
 }
 
-fn sysctls(
-    context: &PodSecurityContext,
-    spec: &PodSpec,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn sysctls(context: &PodSecurityContext, spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let mut seen = std::collections::BTreeSet::new();
     for (index, sysctl) in context.sysctls.iter().flatten().enumerate() {
         let path = path.index(index);
@@ -188,12 +165,7 @@ fn apparmor(profile: Option<&AppArmorProfile>, path: &Path<'_>, found: &mut Find
 }
 
 /// A container's context.
-pub(super) fn container(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn container(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(context) = &container.security_context else {
         return;
     };
@@ -206,22 +178,10 @@ pub(super) fn container(
             found.invalid(&own, &mount, "needs `hostUsers: false` in the pod");
         }
     }
-    seccomp(
-        context.seccomp_profile.as_ref(),
-        &path.field("seccompProfile"),
-        found,
-    );
+    seccomp(context.seccomp_profile.as_ref(), &path.field("seccompProfile"), found);
     escalation(context, path, found);
-    windows::options(
-        context.windows_options.as_ref(),
-        &path.field("windowsOptions"),
-        found,
-    );
-    apparmor(
-        context.app_armor_profile.as_ref(),
-        &path.field("appArmorProfile"),
-        found,
-    );
+    windows::options(context.windows_options.as_ref(), &path.field("windowsOptions"), found);
+    apparmor(context.app_armor_profile.as_ref(), &path.field("appArmorProfile"), found);
 }
 
 fn escalation(context: &SecurityContext, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -235,11 +195,7 @@ fn escalation(context: &SecurityContext, path: &Path<'_>, found: &mut Findings<'
             "`allowPrivilegeEscalation: false` and `privileged: true` exclude each other",
         );
     }
-    let added = context
-        .capabilities
-        .as_ref()
-        .and_then(|it| it.add.as_deref())
-        .unwrap_or_default();
+    let added = context.capabilities.as_ref().and_then(|it| it.add.as_deref()).unwrap_or_default();
     if added.iter().any(|name| name == "CAP_SYS_ADMIN") {
         found.add(
             path,
@@ -270,10 +226,7 @@ pub(super) fn host_users(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'
     }
     for (list, containers) in [
         ("containers", spec.containers.as_slice()),
-        (
-            "initContainers",
-            spec.init_containers.as_deref().unwrap_or_default(),
-        ),
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
     ] {
         for (index, container) in containers.iter().enumerate() {
             if container.volume_devices.as_ref().is_some_and(|it| !it.is_empty()) {
@@ -287,30 +240,16 @@ pub(super) fn host_users(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'
 }
 
 /// Annotations that have a meaning of their own.
-pub(super) fn annotations(
-    pod: &Pod,
-    spec: &PodSpec,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn annotations(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(annotations) = &pod.metadata.annotations else {
         return;
     };
-    let names = || {
-        spec.init_containers
-            .iter()
-            .flatten()
-            .chain(&spec.containers)
-            .map(|container| container.name.as_str())
-    };
+    let names =
+        || spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| container.name.as_str());
     if let Some(mirror) = annotations.get("kubernetes.io/config.mirror")
         && spec.node_name.as_deref().unwrap_or_default().is_empty()
     {
-        found.invalid(
-            &path.key("kubernetes.io/config.mirror"),
-            mirror,
-            "needs spec.nodeName",
-        );
+        found.invalid(&path.key("kubernetes.io/config.mirror"), mirror, "needs spec.nodeName");
     }
     const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
     if let Some(cost) = annotations.get(COST) {
@@ -321,10 +260,7 @@ pub(super) fn annotations(
     }
     for (key, value) in annotations {
         if key == SECCOMP_POD || key.starts_with(SECCOMP_CONTAINER) {
-            let known = matches!(
-                value.as_str(),
-                "runtime/default" | "docker/default" | "unconfined"
-            );
+            let known = matches!(value.as_str(), "runtime/default" | "docker/default" | "unconfined");
             let own = path.field(key);
             match value.strip_prefix("localhost/") {
                 Some(file) => volumes::descending_path(file, &own, found),
@@ -351,20 +287,14 @@ pub(super) fn annotations(
 }
 
 /// Where both an old annotation and its field are given, they must agree.
-pub(super) fn annotations_match(
-    pod: &Pod,
-    spec: &PodSpec,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn annotations_match(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(annotations) = &pod.metadata.annotations else {
         return;
     };
     let context = spec.security_context.as_ref();
-    if let (Some(profile), Some(text)) = (
-        context.and_then(|it| it.seccomp_profile.as_ref()),
-        annotations.get(SECCOMP_POD),
-    ) {
+    if let (Some(profile), Some(text)) =
+        (context.and_then(|it| it.seccomp_profile.as_ref()), annotations.get(SECCOMP_POD))
+    {
         let path = path.field("securityContext");
         profile_matches(
             &profile.type_,
@@ -376,10 +306,7 @@ pub(super) fn annotations_match(
     }
     let on_windows = spec.os.as_ref().is_some_and(|os| os.name == "windows");
     for (list, containers) in [
-        (
-            "initContainers",
-            spec.init_containers.as_deref().unwrap_or_default(),
-        ),
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
         ("containers", spec.containers.as_slice()),
     ] {
         for (index, container) in containers.iter().enumerate() {
@@ -388,9 +315,7 @@ pub(super) fn annotations_match(
             let path = path.field("securityContext");
             let own = container.security_context.as_ref();
             let text = annotations.get(&format!("{SECCOMP_CONTAINER}{}", container.name));
-            if let (Some(profile), Some(text)) =
-                (own.and_then(|it| it.seccomp_profile.as_ref()), text)
-            {
+            if let (Some(profile), Some(text)) = (own.and_then(|it| it.seccomp_profile.as_ref()), text) {
                 profile_matches(
                     &profile.type_,
                     profile.localhost_profile.as_deref(),
@@ -416,13 +341,7 @@ pub(super) fn annotations_match(
     }
 }
 
-fn profile_matches(
-    type_: &str,
-    name: Option<&str>,
-    annotation: &str,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn profile_matches(type_: &str, name: Option<&str>, annotation: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     let file = annotation.strip_prefix("localhost/");
     let agrees = match type_ {
         "Unconfined" => annotation == "unconfined",
@@ -433,9 +352,6 @@ fn profile_matches(
     if !agrees {
         found.forbidden(&path.field("type"), "the annotation says something else");
     } else if type_ == "Localhost" && file != name {
-        found.forbidden(
-            &path.field("localhostProfile"),
-            "the annotation says something else",
-        );
+        found.forbidden(&path.field("localhostProfile"), "the annotation says something else");
     }
 }

@@ -11,12 +11,7 @@ use crate::findings::Findings;
 use crate::path::Path;
 use crate::problem::Reason;
 
-pub(super) fn mounts(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn mounts(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let devices: BTreeMap<&str, &str> = container
         .volume_devices
         .iter()
@@ -64,37 +59,17 @@ pub(super) fn mounts(
 /// The API server reports these without the mount's index.
 fn sub_paths(mount: &VolumeMount, list: &Path<'_>, own: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(path) = given(mount.sub_path.as_ref()) {
-        volumes::descending_path_as(
-            path,
-            &list.field("subPath").to_string(),
-            &own.field("subPath"),
-            found,
-        );
+        volumes::descending_path_as(path, &list.field("subPath").to_string(), &own.field("subPath"), found);
     }
     if let Some(path) = given(mount.sub_path_expr.as_ref()) {
         if given(mount.sub_path.as_ref()).is_some() {
-            found.invalid(
-                &own.field("subPathExpr"),
-                &path,
-                "subPathExpr and subPath exclude each other",
-            );
+            found.invalid(&own.field("subPathExpr"), &path, "subPathExpr and subPath exclude each other");
         }
-        volumes::descending_path_as(
-            path,
-            &list.field("subPathExpr").to_string(),
-            &own.field("subPathExpr"),
-            found,
-        );
+        volumes::descending_path_as(path, &list.field("subPathExpr").to_string(), &own.field("subPathExpr"), found);
     }
 }
 
-fn propagation(
-    mount: &VolumeMount,
-    container: &Container,
-    list: &Path<'_>,
-    own: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn propagation(mount: &VolumeMount, container: &Container, list: &Path<'_>, own: &Path<'_>, found: &mut Findings<'_>) {
     const MODES: [&str; 3] = ["Bidirectional", "HostToContainer", "None"];
     let Some(mode) = mount.mount_propagation.as_deref() else {
         return;
@@ -102,22 +77,14 @@ fn propagation(
     let before = found.len();
     let real = own.field("mountPropagation");
     choice(Some(mode), &MODES, &real, found);
-    let privileged = container
-        .security_context
-        .as_ref()
-        .is_some_and(|context| context.privileged == Some(true));
+    let privileged = container.security_context.as_ref().is_some_and(|context| context.privileged == Some(true));
     if mode == "Bidirectional" && !privileged {
         found.forbidden(&real, "only a privileged container may mount Bidirectional");
     }
     report_without_index(found, before, &list.field("mountPropagation"));
 }
 
-fn recursive_read_only(
-    mount: &VolumeMount,
-    list: &Path<'_>,
-    own: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn recursive_read_only(mount: &VolumeMount, list: &Path<'_>, own: &Path<'_>, found: &mut Findings<'_>) {
     let Some(mode) = mount.recursive_read_only.as_deref() else {
         return;
     };
@@ -129,11 +96,7 @@ fn recursive_read_only(
             if mount.read_only != Some(true) {
                 found.forbidden(&real, "needs `readOnly: true`");
             }
-            if mount
-                .mount_propagation
-                .as_deref()
-                .is_some_and(|mode| mode != "None")
-            {
+            if mount.mount_propagation.as_deref().is_some_and(|mode| mode != "None") {
                 found.forbidden(&real, "needs mountPropagation None, or none at all");
             }
         }
@@ -149,12 +112,7 @@ fn report_without_index(found: &mut Findings<'_>, from: usize, path: &Path<'_>) 
     }
 }
 
-pub(super) fn devices(
-    container: &Container,
-    scope: &Scope<'_>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn devices(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let mounts: BTreeMap<&str, &str> = container
         .volume_mounts
         .iter()
@@ -176,11 +134,7 @@ pub(super) fn devices(
             None => found.not_found(&own.field("name"), &name, "is no volume of this pod"),
             Some(volume) => {
                 if volume.persistent_volume_claim.is_none() && volume.ephemeral.is_none() {
-                    found.invalid(
-                        &own.field("name"),
-                        &name,
-                        "is no persistentVolumeClaim or ephemeral volume",
-                    );
+                    found.invalid(&own.field("name"), &name, "is no persistentVolumeClaim or ephemeral volume");
                 }
             }
         }
@@ -191,11 +145,7 @@ pub(super) fn devices(
             found.invalid(&own.field("devicePath"), &place, "must be unique");
         }
         if place.split('/').any(|part| part == "..") {
-            found.add(
-                &own.field("devicePath"),
-                Reason::FieldValueInvalid,
-                format!("{place:?} may not contain `..`"),
-            );
+            found.add(&own.field("devicePath"), Reason::FieldValueInvalid, format!("{place:?} may not contain `..`"));
         } else {
             places.insert(place);
         }
@@ -203,11 +153,7 @@ pub(super) fn devices(
             found.invalid(&own.field("name"), &name, "is one of the volumeMounts already");
         }
         if mounts.values().any(|mount| *mount == place) {
-            found.invalid(
-                &own.field("devicePath"),
-                &place,
-                "is the path of one of the volumeMounts already",
-            );
+            found.invalid(&own.field("devicePath"), &place, "is the path of one of the volumeMounts already");
         }
         if !name.is_empty() {
             names.insert(name);

@@ -23,12 +23,7 @@ pub(super) use files::{descending_path, descending_path_as, local_path};
 pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Volume>;
 
 /// Validates volumes; returns those that mounts may name.
-pub(super) fn volumes<'a>(
-    volumes: &'a [Volume],
-    pod: &str,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) -> Volumes<'a> {
+pub(super) fn volumes<'a>(volumes: &'a [Volume], pod: &str, path: &Path<'_>, found: &mut Findings<'_>) -> Volumes<'a> {
     let made: BTreeSet<String> = volumes
         .iter()
         .filter(|volume| volume.ephemeral.is_some() && !pod.is_empty())
@@ -72,26 +67,14 @@ fn kinds(volume: &Volume) -> [(&'static str, bool, Checker); 31] {
         ("emptyDir", volume.empty_dir.is_some(), empty_dir),
         ("hostPath", volume.host_path.is_some(), host_path),
         ("gitRepo", volume.git_repo.is_some(), files::git_repo),
-        (
-            "gcePersistentDisk",
-            volume.gce_persistent_disk.is_some(),
-            attached::gce_disk,
-        ),
-        (
-            "awsElasticBlockStore",
-            volume.aws_elastic_block_store.is_some(),
-            attached::aws_disk,
-        ),
+        ("gcePersistentDisk", volume.gce_persistent_disk.is_some(), attached::gce_disk),
+        ("awsElasticBlockStore", volume.aws_elastic_block_store.is_some(), attached::aws_disk),
         ("secret", volume.secret.is_some(), files::secret),
         ("nfs", volume.nfs.is_some(), attached::nfs),
         ("iscsi", volume.iscsi.is_some(), attached::iscsi),
         ("glusterfs", volume.glusterfs.is_some(), attached::glusterfs),
         ("flocker", volume.flocker.is_some(), attached::flocker),
-        (
-            "persistentVolumeClaim",
-            volume.persistent_volume_claim.is_some(),
-            claim::reference,
-        ),
+        ("persistentVolumeClaim", volume.persistent_volume_claim.is_some(), claim::reference),
         ("rbd", volume.rbd.is_some(), attached::rbd),
         ("cinder", volume.cinder.is_some(), attached::cinder),
         ("cephFS", volume.cephfs.is_some(), attached::cephfs),
@@ -102,11 +85,7 @@ fn kinds(volume: &Volume) -> [(&'static str, bool, Checker); 31] {
         ("configMap", volume.config_map.is_some(), files::config_map),
         ("azureFile", volume.azure_file.is_some(), attached::azure_file),
         ("vsphereVolume", volume.vsphere_volume.is_some(), attached::vsphere),
-        (
-            "photonPersistentDisk",
-            volume.photon_persistent_disk.is_some(),
-            attached::photon,
-        ),
+        ("photonPersistentDisk", volume.photon_persistent_disk.is_some(), attached::photon),
         ("portworxVolume", volume.portworx_volume.is_some(), attached::portworx),
         ("azureDisk", volume.azure_disk.is_some(), attached::azure_disk),
         ("storageos", volume.storageos.is_some(), attached::storageos),
@@ -151,29 +130,15 @@ fn source(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<'_>)
 }
 
 fn empty_dir(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
-    let limit = volume
-        .empty_dir
-        .as_ref()
-        .and_then(|it| it.size_limit.as_ref());
+    let limit = volume.empty_dir.as_ref().and_then(|it| it.size_limit.as_ref());
     if limit.is_some_and(|it| Amount::parse(&it.0).is_ok_and(Amount::is_negative)) {
-        found.forbidden(
-            &path.field("emptyDir").field("sizeLimit"),
-            "may not be below zero",
-        );
+        found.forbidden(&path.field("emptyDir").field("sizeLimit"), "may not be below zero");
     }
 }
 
 fn host_path(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
-    const TYPES: [&str; 8] = [
-        "",
-        "DirectoryOrCreate",
-        "Directory",
-        "FileOrCreate",
-        "File",
-        "Socket",
-        "CharDevice",
-        "BlockDevice",
-    ];
+    const TYPES: [&str; 8] =
+        ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
     let Some(source) = &volume.host_path else {
         return;
     };
@@ -192,20 +157,11 @@ fn image(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if source.reference.as_deref().unwrap_or_default().is_empty() {
         found.required(&path.field("reference"), "a reference is required");
     }
-    choice(
-        source.pull_policy.as_deref(),
-        &["Always", "IfNotPresent", "Never"],
-        &path.field("pullPolicy"),
-        found,
-    );
+    choice(source.pull_policy.as_deref(), &["Always", "IfNotPresent", "Never"], &path.field("pullPolicy"), found);
 }
 
 /// A token of a service account needs the account's name.
-pub(super) fn tokens_need_an_account(
-    spec: &PodSpec,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn tokens_need_an_account(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
         let sources = volume.projected.as_ref().and_then(|it| it.sources.as_ref());
         for (at, source) in sources.into_iter().flatten().enumerate() {

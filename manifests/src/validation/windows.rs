@@ -13,10 +13,7 @@ const NOT_ON_LINUX: &str = "may not be set for a linux pod";
 /// Calls `visit` for every container, with its path.
 fn each(spec: &PodSpec, path: &Path<'_>, mut visit: impl FnMut(&Container, &Path<'_>)) {
     for (list, containers) in [
-        (
-            "initContainers",
-            spec.init_containers.as_deref().unwrap_or_default(),
-        ),
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
         ("containers", spec.containers.as_slice()),
     ] {
         for (index, container) in containers.iter().enumerate() {
@@ -40,18 +37,12 @@ pub(super) fn os(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
 fn linux(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let context = spec.security_context.as_ref();
     if context.is_some_and(|it| it.windows_options.is_some()) {
-        found.forbidden(
-            &path.field("securityContext").field("windowsOptions"),
-            NOT_ON_LINUX,
-        );
+        found.forbidden(&path.field("securityContext").field("windowsOptions"), NOT_ON_LINUX);
     }
     each(spec, path, |container, path| {
         let context = container.security_context.as_ref();
         if context.is_some_and(|it| it.windows_options.is_some()) {
-            found.forbidden(
-                &path.field("securityContext").field("windowsOptions"),
-                NOT_ON_LINUX,
-            );
+            found.forbidden(&path.field("securityContext").field("windowsOptions"), NOT_ON_LINUX);
         }
     });
 }
@@ -61,10 +52,7 @@ fn windows(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
         ("hostUsers", spec.host_users.is_some()),
         ("hostPID", spec.host_pid == Some(true)),
         ("hostIPC", spec.host_ipc == Some(true)),
-        (
-            "shareProcessNamespace",
-            spec.share_process_namespace.is_some(),
-        ),
+        ("shareProcessNamespace", spec.share_process_namespace.is_some()),
     ] {
         if given {
             found.forbidden(&path.field(field), NOT_ON_WINDOWS);
@@ -78,21 +66,12 @@ fn windows(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
             ("seccompProfile", context.seccomp_profile.is_some()),
             ("fsGroup", context.fs_group.is_some()),
             ("fsGroupChangePolicy", context.fs_group_change_policy.is_some()),
-            (
-                "sysctls",
-                context.sysctls.as_ref().is_some_and(|it| !it.is_empty()),
-            ),
+            ("sysctls", context.sysctls.as_ref().is_some_and(|it| !it.is_empty())),
             ("runAsUser", context.run_as_user.is_some()),
             ("runAsGroup", context.run_as_group.is_some()),
             ("supplementalGroups", context.supplemental_groups.is_some()),
-            (
-                "supplementalGroupsPolicy",
-                context.supplemental_groups_policy.is_some(),
-            ),
-            (
-                "seLinuxChangePolicy",
-                context.se_linux_change_policy.is_some(),
-            ),
+            ("supplementalGroupsPolicy", context.supplemental_groups_policy.is_some()),
+            ("seLinuxChangePolicy", context.se_linux_change_policy.is_some()),
         ] {
             if given {
                 found.forbidden(&path.field(field), NOT_ON_WINDOWS);
@@ -109,15 +88,9 @@ fn windows(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
             ("seLinuxOptions", context.se_linux_options.is_some()),
             ("seccompProfile", context.seccomp_profile.is_some()),
             ("capabilities", context.capabilities.is_some()),
-            (
-                "readOnlyRootFilesystem",
-                context.read_only_root_filesystem.is_some(),
-            ),
+            ("readOnlyRootFilesystem", context.read_only_root_filesystem.is_some()),
             ("privileged", context.privileged.is_some()),
-            (
-                "allowPrivilegeEscalation",
-                context.allow_privilege_escalation.is_some(),
-            ),
+            ("allowPrivilegeEscalation", context.allow_privilege_escalation.is_some()),
             ("procMount", context.proc_mount.is_some()),
             ("runAsUser", context.run_as_user.is_some()),
             ("runAsGroup", context.run_as_group.is_some()),
@@ -131,11 +104,8 @@ fn windows(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
 
 /// Containers that run on the Windows host itself: all of a pod or none.
 pub(super) fn host_process(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
-    let of_pod = spec
-        .security_context
-        .as_ref()
-        .and_then(|it| it.windows_options.as_ref())
-        .and_then(|it| it.host_process);
+    let of_pod =
+        spec.security_context.as_ref().and_then(|it| it.windows_options.as_ref()).and_then(|it| it.host_process);
     let (mut all, mut on_host) = (0, 0);
     each(spec, path, |container, path| {
         all += 1;
@@ -157,26 +127,14 @@ pub(super) fn host_process(spec: &PodSpec, path: &Path<'_>, found: &mut Findings
         return;
     }
     if on_host != all {
-        found.add(
-            path,
-            Reason::FieldValueInvalid,
-            "either all containers are hostProcess containers or none is",
-        );
+        found.add(path, Reason::FieldValueInvalid, "either all containers are hostProcess containers or none is");
     }
     if spec.host_network != Some(true) {
-        found.invalid(
-            &path.field("hostNetwork"),
-            &false,
-            "must be true for hostProcess containers",
-        );
+        found.invalid(&path.field("hostNetwork"), &false, "must be true for hostProcess containers");
     }
 }
 
-pub(super) fn options(
-    options: Option<&WindowsSecurityContextOptions>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn options(options: Option<&WindowsSecurityContextOptions>, path: &Path<'_>, found: &mut Findings<'_>) {
     const LONGEST_SPEC: usize = 64 << 10;
     let Some(options) = options else { return };
     if let Some(name) = &options.gmsa_credential_spec_name
@@ -241,8 +199,7 @@ fn user_name(name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     if user.chars().all(|c| c == '.' || c == ' ') && !user.is_empty() {
         found.invalid(path, &name, "has a user of only dots and spaces");
     }
-    if user.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']'])
-    {
+    if user.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
         found.invalid(path, &name, "has characters that a user may not have");
     }
 }

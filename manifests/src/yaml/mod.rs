@@ -31,10 +31,7 @@ struct Mark {
 impl From<Mark> for Position {
     fn from(mark: Mark) -> Self {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).saturating_add(1);
-        Self {
-            line: number(mark.line),
-            column: number(mark.column),
-        }
+        Self { line: number(mark.line), column: number(mark.column) }
     }
 }
 
@@ -129,11 +126,7 @@ pub(crate) struct Broken {
 
 impl From<SyntaxError> for Broken {
     fn from(error: SyntaxError) -> Self {
-        Self {
-            position: error.mark.into(),
-            message: error.message,
-            over_limit: false,
-        }
+        Self { position: error.mark.into(), message: error.message, over_limit: false }
     }
 }
 

@@ -38,11 +38,7 @@ pub(super) struct Arena {
 /// Checks the encoding; a byte order mark at the beginning is dropped.
 pub(super) fn decode_text(bytes: &[u8]) -> Result<String, Broken> {
     let broken = |line: usize, column: usize, message: &str| Broken {
-        position: Position::from(Mark {
-            index: 0,
-            line,
-            column,
-        }),
+        position: Position::from(Mark { index: 0, line, column }),
         message: message.to_owned(),
         over_limit: false,
     };
@@ -81,9 +77,7 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Option<String> {
     if !rest.is_empty() {
         return None;
     }
-    char::decode_utf16(pairs.iter().map(|pair| unit(*pair)))
-        .collect::<Result<_, _>>()
-        .ok()
+    char::decode_utf16(pairs.iter().map(|pair| unit(*pair))).collect::<Result<_, _>>().ok()
 }
 
 /// Reads one document after the other.
@@ -142,10 +136,7 @@ impl Parser {
             self.directives()?;
             let token = self.scanner.next()?;
             if token.kind != Kind::DocumentStart {
-                return Err(error(
-                    token.start,
-                    "expected the end of the document (`---` begins another one)",
-                ));
+                return Err(error(token.start, "expected the end of the document (`---` begins another one)"));
             }
         }
         let token = self.scanner.peek()?;
@@ -158,11 +149,7 @@ impl Parser {
                 | Kind::StreamEnd
         );
         let mark = token.start;
-        self.arena.root = if empty && (explicit || !implicit) {
-            self.empty(mark)
-        } else {
-            self.node(true, false)?
-        };
+        self.arena.root = if empty && (explicit || !implicit) { self.empty(mark) } else { self.node(true, false)? };
         if self.scanner.peek()?.kind == Kind::DocumentEnd {
             self.scanner.next()?;
         }
@@ -179,10 +166,7 @@ impl Parser {
                         return Err(error(token.start, "a second %YAML directive"));
                     }
                     if (major, minor) != (1, 1) {
-                        return Err(error(
-                            token.start,
-                            "manifests are read as YAML 1.1; remove the %YAML line",
-                        ));
+                        return Err(error(token.start, "manifests are read as YAML 1.1; remove the %YAML line"));
                     }
                     version = true;
                 }
@@ -216,14 +200,7 @@ impl Parser {
     }
 
     fn empty(&mut self, mark: Mark) -> Id {
-        self.add(
-            mark,
-            Content::Scalar {
-                text: String::new(),
-                plain: true,
-                tag: None,
-            },
-        )
+        self.add(mark, Content::Scalar { text: String::new(), plain: true, tag: None })
     }
 
     fn resolve_tag(&self, handle: &str, suffix: String, mark: Mark) -> Result<String, SyntaxError> {
@@ -347,10 +324,7 @@ impl Parser {
         while self.scanner.peek()?.kind == Kind::BlockEntry {
             let token = self.scanner.next()?;
             let next = self.scanner.peek()?;
-            let item = if matches!(
-                next.kind,
-                Kind::BlockEntry | Kind::Key | Kind::Value | Kind::BlockEnd
-            ) {
+            let item = if matches!(next.kind, Kind::BlockEntry | Kind::Key | Kind::Value | Kind::BlockEnd) {
                 self.empty(token.end)
             } else {
                 self.node(true, false)?
@@ -390,13 +364,13 @@ impl Parser {
     }
 
     fn flow_list(&mut self) -> Result<Content, SyntaxError> {
-        self.scanner.next()?;
+        let open = self.scanner.next()?.start;
         let mut items = Vec::new();
         loop {
             if !items.is_empty() && self.scanner.peek()?.kind != Kind::FlowSequenceEnd {
                 let token = self.scanner.next()?;
                 if token.kind != Kind::FlowEntry {
-                    return Err(error(token.start, "expected `,` or `]`"));
+                    return Err(unclosed(token.start, "`,` or `]`", open));
                 }
             }
             let token = self.scanner.peek()?;
@@ -419,13 +393,13 @@ impl Parser {
     }
 
     fn flow_map(&mut self) -> Result<Content, SyntaxError> {
-        self.scanner.next()?;
+        let open = self.scanner.next()?.start;
         let mut entries = Vec::new();
         loop {
             if !entries.is_empty() && self.scanner.peek()?.kind != Kind::FlowMappingEnd {
                 let token = self.scanner.next()?;
                 if token.kind != Kind::FlowEntry {
-                    return Err(error(token.start, "expected `,` or `}`"));
+                    return Err(unclosed(token.start, "`,` or `}`", open));
                 }
             }
             let token = self.scanner.peek()?;
@@ -471,6 +445,11 @@ impl Parser {
     }
 }
 
+fn unclosed(mark: Mark, expected: &str, open: Mark) -> SyntaxError {
+    let opened = Position::from(open);
+    error(mark, &format!("expected {expected} for what was opened at {opened}"))
+}
+
 fn unexpected(kind: &Kind) -> &'static str {
     match kind {
         Kind::StreamEnd => "the text ends where a value was expected",
@@ -478,9 +457,7 @@ fn unexpected(kind: &Kind) -> &'static str {
         Kind::FlowEntry => "`,` cannot stand here",
         Kind::FlowSequenceEnd => "`]` closes nothing",
         Kind::FlowMappingEnd => "`}` closes nothing",
-        Kind::DocumentEnd | Kind::DocumentStart => {
-            "the document ends where a value was expected"
-        }
+        Kind::DocumentEnd | Kind::DocumentStart => "the document ends where a value was expected",
         _ => "expected a value",
     }
 }

@@ -45,36 +45,25 @@ struct Resolver<'a> {
 }
 
 pub(super) fn resolve(arena: &Arena) -> Result<Document, Broken> {
-    let mut resolver = Resolver {
-        arena,
-        faults: Vec::new(),
-        open: Vec::new(),
-        nodes: 0,
-        text: 0,
-        alias_depth: 0,
-        alias_nodes: 0,
-    };
+    let mut resolver =
+        Resolver { arena, faults: Vec::new(), open: Vec::new(), nodes: 0, text: 0, alias_depth: 0, alias_nodes: 0 };
     let root = resolver.node(arena.root, &Path::ROOT)?;
-    Ok(Document {
-        root,
-        faults: resolver.faults,
-    })
+    Ok(Document { root, faults: resolver.faults })
 }
 
 fn broken(mark: Mark, message: &str) -> Broken {
-    Broken {
-        position: mark.into(),
-        message: message.to_owned(),
-        over_limit: false,
-    }
+    Broken { position: mark.into(), message: message.to_owned(), over_limit: false }
 }
 
 impl<'a> Resolver<'a> {
+    fn fault(&mut self, fault: Fault) {
+        if self.faults.len() < crate::findings::MOST {
+            self.faults.push(fault);
+        }
+    }
+
     fn raw(&self, id: Id, mark: Mark) -> Result<&'a Raw, Broken> {
-        self.arena
-            .nodes
-            .get(id)
-            .ok_or_else(|| broken(mark, "expected a value"))
+        self.arena.nodes.get(id).ok_or_else(|| broken(mark, "expected a value"))
     }
 
     fn node(&mut self, id: Id, path: &Path<'_>) -> Result<Node, Broken> {
@@ -91,9 +80,7 @@ impl<'a> Resolver<'a> {
         }
         let position = raw.mark.into();
         let value = match &raw.content {
-            Content::Scalar { text, plain, tag } => {
-                self.scalar(text, *plain, tag.as_deref(), raw.mark, path)?
-            }
+            Content::Scalar { text, plain, tag } => self.scalar(text, *plain, tag.as_deref(), raw.mark, path)?,
             Content::List(items) => {
                 self.open.push(id);
                 let mut nodes = Vec::with_capacity(items.len());
@@ -126,10 +113,7 @@ impl<'a> Resolver<'a> {
             return Err(broken(mark, "excessive use of aliases"));
         }
         if self.nodes > MAX_NODES || self.text > MAX_TEXT {
-            return Err(Broken {
-                over_limit: true,
-                ..broken(mark, "the aliases make this document too large")
-            });
+            return Err(Broken { over_limit: true, ..broken(mark, "the aliases make this document too large") });
         }
         Ok(())
     }
@@ -147,7 +131,7 @@ impl<'a> Resolver<'a> {
         if let Value::Float(number) = value
             && !number.is_finite()
         {
-            self.faults.push(Fault {
+            self.fault(Fault {
                 kind: FaultKind::NotANumber,
                 position: mark.into(),
                 field: path.to_string(),
@@ -159,12 +143,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// Takes the entries of a mapping, merge keys included, into `map`.
-    fn fill(
-        &mut self,
-        entries: &[(Id, Id)],
-        map: &mut Mapping,
-        path: &Path<'_>,
-    ) -> Result<(), Broken> {
+    fn fill(&mut self, entries: &[(Id, Id)], map: &mut Mapping, path: &Path<'_>) -> Result<(), Broken> {
         for (key, value) in entries {
             let raw = self.raw(*key, Mark::default())?;
             if let Content::Scalar { text, plain, tag } = &raw.content
@@ -181,7 +160,7 @@ impl<'a> Resolver<'a> {
             let node = self.node(*value, &path.field(&name))?;
             match map.add(&name, raw.mark.into(), node) {
                 None => {}
-                Some(first) => self.faults.push(Fault {
+                Some(first) => self.fault(Fault {
                     kind: FaultKind::DuplicateKey,
                     position: raw.mark.into(),
                     field: path.field(&name).to_string(),
@@ -203,10 +182,7 @@ impl<'a> Resolver<'a> {
             return Err(broken(raw.mark, "the anchor's value contains itself"));
         }
         let Content::Map(entries) = &self.raw(target, raw.mark)?.content else {
-            return Err(broken(
-                raw.mark,
-                "`<<` takes one mapping (a list of mappings is not supported)",
-            ));
+            return Err(broken(raw.mark, "`<<` takes one mapping (a list of mappings is not supported)"));
         };
         self.count(raw.mark)?;
         self.open.push(target);
@@ -227,13 +203,12 @@ impl<'a> Resolver<'a> {
             Value::List(_) | Value::Map(_) => {
                 return Err(Broken {
                     position: key.position,
-                    message: "a key must be text; put a value that begins with `{` or `[` in quotes"
-                        .to_owned(),
+                    message: "a key must be text; put a value that begins with `{` or `[` in quotes".to_owned(),
                     over_limit: false,
                 });
             }
             Value::Null | Value::Unsigned(_) | Value::Huge(_) => {
-                self.faults.push(Fault {
+                self.fault(Fault {
                     kind: FaultKind::BadKey,
                     position: key.position,
                     field: path.to_string(),
@@ -248,7 +223,8 @@ impl<'a> Resolver<'a> {
 #[derive(Default)]
 struct Mapping {
     entries: Vec<Entry>,
-    seen: HashMap<Rc<str>, Position>,
+    /// Where in `entries` each key is.
+    seen: HashMap<Rc<str>, usize>,
 }
 
 impl Mapping {
@@ -257,19 +233,12 @@ impl Mapping {
     /// `1` and `"1"` are the same key here: both become the same text, and Go then keeps one
     /// of the two by chance.
     fn add(&mut self, key: &Rc<str>, key_position: Position, node: Node) -> Option<Position> {
-        if let Some(first) = self.seen.get(key) {
-            let known = self.entries.iter_mut().find(|entry| entry.key == *key);
-            if let Some(known) = known {
-                known.node = node;
-            }
-            return Some(*first);
+        if let Some(known) = self.seen.get(key).and_then(|at| self.entries.get_mut(*at)) {
+            known.node = node;
+            return Some(known.key_position);
         }
-        self.seen.insert(Rc::clone(key), key_position);
-        self.entries.push(Entry {
-            key: Rc::clone(key),
-            key_position,
-            node,
-        });
+        self.seen.insert(Rc::clone(key), self.entries.len());
+        self.entries.push(Entry { key: Rc::clone(key), key_position, node });
         None
     }
 }

@@ -20,8 +20,8 @@ pub(super) fn value(text: &str, plain: bool, tag: Option<&str>) -> Result<Value,
         Some("binary") => {
             let compact: String = text.split_whitespace().collect();
             let engine = base64::engine::general_purpose::STANDARD;
-            let bytes = base64::Engine::decode(&engine, compact)
-                .map_err(|_| "a `!!binary` value must be base64".to_owned())?;
+            let bytes =
+                base64::Engine::decode(&engine, compact).map_err(|_| "a `!!binary` value must be base64".to_owned())?;
             Ok(Value::Text(Rc::from(String::from_utf8_lossy(&bytes))))
         }
         Some(name @ ("bool" | "int" | "float" | "null")) => {
@@ -36,20 +36,13 @@ pub(super) fn value(text: &str, plain: bool, tag: Option<&str>) -> Result<Value,
                 }
                 _ => false,
             };
-            if agrees {
-                Ok(value)
-            } else {
-                Err(format!("`{text}` is no !!{name}"))
-            }
+            if agrees { Ok(value) } else { Err(format!("`{text}` is no !!{name}")) }
         }
         Some(_) => Ok(word()),
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "that is what the tag !!float asks for"
-)]
+#[expect(clippy::cast_precision_loss, reason = "that is what the tag !!float asks for")]
 fn float_of(number: i64) -> f64 {
     number as f64
 }
@@ -108,9 +101,7 @@ fn integer(negative: bool, digits: &str) -> Option<Value> {
             Value::Huge(Rc::from(format!("{sign}{body}")))
         });
     };
-    let signed = i128::try_from(magnitude)
-        .ok()
-        .map(|value| if negative { -value } else { value });
+    let signed = i128::try_from(magnitude).ok().map(|value| if negative { -value } else { value });
     if let Some(small) = signed.and_then(|value| i64::try_from(value).ok()) {
         return Some(Value::Integer(small));
     }
@@ -150,10 +141,7 @@ fn float(text: &str) -> Option<Value> {
         return None;
     }
     // A number beyond what a float holds stays text, as in Go.
-    text.parse::<f64>()
-        .ok()
-        .filter(|value| value.is_finite())
-        .map(Value::Float)
+    text.parse::<f64>().ok().filter(|value| value.is_finite()).map(Value::Float)
 }
 
 /// Dates and times of the forms that Go's YAML knows; they stay text.

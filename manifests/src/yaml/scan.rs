@@ -122,20 +122,14 @@ impl Scanner {
     /// The next token, not taken.
     pub(super) fn peek(&mut self) -> Result<&Token, SyntaxError> {
         self.fill()?;
-        self.tokens.front().ok_or(SyntaxError {
-            mark: self.mark,
-            message: "the text ends too early".to_owned(),
-        })
+        self.tokens.front().ok_or(SyntaxError { mark: self.mark, message: "the text ends too early".to_owned() })
     }
 
     /// Takes the next token.
     pub(super) fn next(&mut self) -> Result<Token, SyntaxError> {
         self.fill()?;
         self.taken += 1;
-        self.tokens.pop_front().ok_or(SyntaxError {
-            mark: self.mark,
-            message: "the text ends too early".to_owned(),
-        })
+        self.tokens.pop_front().ok_or(SyntaxError { mark: self.mark, message: "the text ends too early".to_owned() })
     }
 
     /// Makes tokens until the first in the queue can no longer turn out to be a key.
@@ -143,10 +137,7 @@ impl Scanner {
         loop {
             if !self.tokens.is_empty() {
                 let head = self.taken;
-                let candidate = self
-                    .simple_keys
-                    .iter()
-                    .position(|key| key.is_some_and(|key| key.token == head));
+                let candidate = self.simple_keys.iter().position(|key| key.is_some_and(|key| key.token == head));
                 match candidate {
                     Some(level) if self.still_possible(level)? => {}
                     _ => return Ok(()),
@@ -177,10 +168,7 @@ impl Scanner {
     }
 
     fn at(&self, ahead: usize) -> char {
-        self.chars
-            .get(self.mark.index + ahead)
-            .copied()
-            .unwrap_or(END)
+        self.chars.get(self.mark.index + ahead).copied().unwrap_or(END)
     }
 
     fn here(&self) -> char {
@@ -241,11 +229,7 @@ impl Scanner {
 
     /// `---` or `...` at the first column, followed by a blank.
     fn at_document_indicator(&self, c: char) -> bool {
-        self.mark.column == 0
-            && self.here() == c
-            && self.at(1) == c
-            && self.at(2) == c
-            && is_blank_or_end(self.at(3))
+        self.mark.column == 0 && self.here() == c && self.at(1) == c && self.at(2) == c && is_blank_or_end(self.at(3))
     }
 
     fn fetch(&mut self) -> Result<(), SyntaxError> {
@@ -349,9 +333,7 @@ impl Scanner {
     /// Skips spaces, comments and line breaks; tabs only where no key could begin.
     fn skip_to_token(&mut self) {
         loop {
-            while self.here() == ' '
-                || ((self.in_flow() || !self.simple_key_allowed) && self.here() == '\t')
-            {
+            while self.here() == ' ' || ((self.in_flow() || !self.simple_key_allowed) && self.here() == '\t') {
                 self.skip();
             }
             if self.here() == '#' {
@@ -374,11 +356,7 @@ impl Scanner {
         let required = !self.in_flow() && self.indent == self.column();
         if self.simple_key_allowed {
             self.drop_key()?;
-            let key = SimpleKey {
-                token: self.taken + self.tokens.len(),
-                required,
-                mark: self.mark,
-            };
+            let key = SimpleKey { token: self.taken + self.tokens.len(), required, mark: self.mark };
             if let Some(slot) = self.simple_keys.last_mut() {
                 *slot = Some(key);
             }
@@ -400,13 +378,7 @@ impl Scanner {
     }
 
     /// Opens a block when the column is deeper than the current one.
-    fn roll(
-        &mut self,
-        column: i64,
-        place: Option<usize>,
-        kind: Kind,
-        mark: Mark,
-    ) -> Result<(), SyntaxError> {
+    fn roll(&mut self, column: i64, place: Option<usize>, kind: Kind, mark: Mark) -> Result<(), SyntaxError> {
         if self.in_flow() || self.indent >= column {
             return Ok(());
         }
@@ -415,11 +387,7 @@ impl Scanner {
         }
         self.indents.push(self.indent);
         self.indent = column;
-        let token = Token {
-            kind,
-            start: mark,
-            end: mark,
-        };
+        let token = Token { kind, start: mark, end: mark };
         match place.and_then(|number| number.checked_sub(self.taken)) {
             Some(at) if at <= self.tokens.len() => self.tokens.insert(at, token),
             _ => self.tokens.push_back(token),
@@ -520,11 +488,7 @@ impl Scanner {
         if let Some(key) = candidate
             && self.still_possible(level)?
         {
-            let token = Token {
-                kind: Kind::Key,
-                start: key.mark,
-                end: key.mark,
-            };
+            let token = Token { kind: Kind::Key, start: key.mark, end: key.mark };
             let at = key.token.saturating_sub(self.taken).min(self.tokens.len());
             self.tokens.insert(at, token);
             let column = i64::try_from(key.mark.column).unwrap_or(i64::MAX);
@@ -569,203 +533,11 @@ impl Scanner {
         self.skip_line();
         Ok(())
     }
-
-    fn scan_directive(&mut self) -> Result<(), SyntaxError> {
-        let start = self.mark;
-        self.skip();
-        let mut name = String::new();
-        while is_name(self.here()) {
-            self.read(&mut name);
-        }
-        if !is_blank_or_end(self.here()) {
-            return Err(error(start, "unknown directive"));
-        }
-        let kind = match name.as_str() {
-            "YAML" => {
-                self.skip_blanks();
-                let major = self.scan_version_number(start)?;
-                if self.here() != '.' {
-                    return Err(error(start, "expected `%YAML 1.1`"));
-                }
-                self.skip();
-                let minor = self.scan_version_number(start)?;
-                Kind::VersionDirective { major, minor }
-            }
-            "TAG" => {
-                self.skip_blanks();
-                let handle = self.scan_tag_handle(true, start)?;
-                if !is_blank(self.here()) {
-                    return Err(error(start, "expected a blank after the tag handle"));
-                }
-                self.skip_blanks();
-                let prefix = self.scan_tag_uri(true, None, start)?;
-                if !is_blank_or_end(self.here()) {
-                    return Err(error(start, "expected a blank after the tag prefix"));
-                }
-                Kind::TagDirective { handle, prefix }
-            }
-            _ => return Err(error(start, "unknown directive")),
-        };
-        self.push(kind, start);
-        self.finish_line("expected the end of the line after a directive")
-    }
-
-    fn scan_version_number(&mut self, start: Mark) -> Result<u32, SyntaxError> {
-        let mut value: u32 = 0;
-        let mut length = 0;
-        while let Some(digit) = self.here().to_digit(10) {
-            length += 1;
-            if length > 9 {
-                return Err(error(start, "the version number is too long"));
-            }
-            value = value * 10 + digit;
-            self.skip();
-        }
-        if length == 0 {
-            return Err(error(start, "expected a version number"));
-        }
-        Ok(value)
-    }
-
-    fn scan_anchor(&mut self) -> Result<(), SyntaxError> {
-        let start = self.mark;
-        let is_alias = self.here() == '*';
-        self.skip();
-        let mut name = String::new();
-        while is_name(self.here()) {
-            self.read(&mut name);
-        }
-        let ends = is_blank_or_end(self.here())
-            || matches!(
-                self.here(),
-                '?' | ':' | ',' | ']' | '}' | '%' | '@' | '`'
-            );
-        if name.is_empty() || !ends {
-            return Err(error(
-                start,
-                if is_alias {
-                    "an alias is `*` and a name of letters and digits; a value that begins with `*` needs quotes"
-                } else {
-                    "an anchor is `&` and a name of letters and digits; a value that begins with `&` needs quotes"
-                },
-            ));
-        }
-        self.push(
-            if is_alias {
-                Kind::Alias(name)
-            } else {
-                Kind::Anchor(name)
-            },
-            start,
-        );
-        Ok(())
-    }
-
-    fn scan_tag(&mut self) -> Result<(), SyntaxError> {
-        let start = self.mark;
-        let (handle, suffix) = if self.at(1) == '<' {
-            self.skip_many(2);
-            let suffix = self.scan_tag_uri(false, None, start)?;
-            if self.here() != '>' {
-                return Err(error(start, "expected `>` at the end of the tag"));
-            }
-            self.skip();
-            (String::new(), suffix)
-        } else {
-            let handle = self.scan_tag_handle(false, start)?;
-            if handle.len() >= 2 && handle.starts_with('!') && handle.ends_with('!') {
-                let suffix = self.scan_tag_uri(false, None, start)?;
-                (handle, suffix)
-            } else {
-                let suffix = self.scan_tag_uri(false, Some(&handle), start)?;
-                if suffix.is_empty() {
-                    (String::new(), "!".to_owned())
-                } else {
-                    ("!".to_owned(), suffix)
-                }
-            }
-        };
-        if !is_blank_or_end(self.here()) {
-            return Err(error(start, "expected a blank after the tag"));
-        }
-        self.push(Kind::Tag { handle, suffix }, start);
-        Ok(())
-    }
-
-    fn scan_tag_handle(&mut self, directive: bool, start: Mark) -> Result<String, SyntaxError> {
-        if self.here() != '!' {
-            return Err(error(start, "expected `!`"));
-        }
-        let mut handle = String::new();
-        self.read(&mut handle);
-        while is_name(self.here()) {
-            self.read(&mut handle);
-        }
-        if self.here() == '!' {
-            self.read(&mut handle);
-        } else if directive && handle != "!" {
-            return Err(error(start, "expected `!` at the end of the tag handle"));
-        }
-        Ok(handle)
-    }
-
-    fn scan_tag_uri(
-        &mut self,
-        directive: bool,
-        head: Option<&str>,
-        start: Mark,
-    ) -> Result<String, SyntaxError> {
-        let mut uri = String::new();
-        let mut has_tag = false;
-        if let Some(head) = head
-            && head.len() > 1
-        {
-            uri.push_str(head.get(1..).unwrap_or_default());
-        }
-        while is_name(self.here())
-            || matches!(
-                self.here(),
-                ';' | '/' | '?' | ':' | '@' | '&' | '=' | '+' | '$' | '.' | '!' | '~' | '*'
-                    | '\'' | '(' | ')' | '%' | ','
-                    | '[' | ']'
-            )
-        {
-            if self.here() == '%' {
-                self.scan_uri_escape(&mut uri, start)?;
-            } else {
-                self.read(&mut uri);
-            }
-            has_tag = true;
-        }
-        if !has_tag && uri.is_empty() && (directive || head.is_none()) {
-            return Err(error(start, "expected a tag"));
-        }
-        Ok(uri)
-    }
-
-    fn scan_uri_escape(&mut self, uri: &mut String, start: Mark) -> Result<(), SyntaxError> {
-        let mut bytes = Vec::new();
-        while self.here() == '%' {
-            let high = self.at(1).to_digit(16);
-            let low = self.at(2).to_digit(16);
-            let (Some(high), Some(low)) = (high, low) else {
-                return Err(error(start, "`%` in a tag needs two hexadecimal digits"));
-            };
-            bytes.push(u8::try_from(high * 16 + low).unwrap_or(u8::MAX));
-            self.skip_many(3);
-        }
-        let text =
-            String::from_utf8(bytes).map_err(|_| error(start, "the tag's escapes are no UTF-8"))?;
-        uri.push_str(&text);
-        Ok(())
-    }
 }
 
 pub(super) fn error(mark: Mark, message: &str) -> SyntaxError {
-    SyntaxError {
-        mark,
-        message: message.to_owned(),
-    }
+    SyntaxError { mark, message: message.to_owned() }
 }
 
+mod property;
 mod scalar;

@@ -77,25 +77,19 @@ pub(super) fn iscsi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) 
 
 /// `iqn.2001-04.com.example:storage`, `eui.` and 16, or `naa.` and 32 letters or digits.
 fn is_initiator(name: &str) -> bool {
-    let words = |text: &str, count: usize| {
-        text.len() == count && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
-    };
+    let words = |text: &str, count: usize| text.len() == count && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if let Some(at) = name.find("iqn.")
         && name.starts_with("iqn")
     {
         let rest = name.get(at + 4..).unwrap_or_default();
         let (date, rest) = rest.split_once('.').unwrap_or_default();
         let dated = date.len() == 7
-            && date.bytes().enumerate().all(|(at, byte)| {
-                if at == 4 { byte == b'-' } else { byte.is_ascii_digit() }
-            });
+            && date.bytes().enumerate().all(|(at, byte)| if at == 4 { byte == b'-' } else { byte.is_ascii_digit() });
         let (authority, target) = rest.split_once(':').unwrap_or_default();
         let banned = |c: char| matches!(c, ',' | '^' | ';' | '*' | '&' | '$' | '|') || c.is_whitespace();
         return dated
             && !authority.is_empty()
-            && authority
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
+            && authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
             && !target.is_empty()
             && !target.contains(banned);
     }
@@ -110,11 +104,7 @@ fn is_initiator(name: &str) -> bool {
 
 pub(super) fn glusterfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.glusterfs {
-        need(
-            &[("endpoints", &source.endpoints), ("path", &source.path)],
-            &path.field("glusterfs"),
-            found,
-        );
+        need(&[("endpoints", &source.endpoints), ("path", &source.path)], &path.field("glusterfs"), found);
     }
 }
 
@@ -127,11 +117,7 @@ pub(super) fn flocker(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>
             found.required(&path, "needs datasetName or datasetUUID");
         }
         if !name.is_empty() && !uuid.is_empty() {
-            found.add(
-                &path,
-                Reason::FieldValueInvalid,
-                "has either datasetName or datasetUUID",
-            );
+            found.add(&path, Reason::FieldValueInvalid, "has either datasetName or datasetUUID");
         }
         if name.contains('/') {
             found.invalid(&path.field("datasetName"), &name, "may not contain `/`");
@@ -161,10 +147,7 @@ pub(super) fn cinder(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>)
 
 pub(super) fn cephfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if volume.cephfs.as_ref().is_some_and(|it| it.monitors.is_empty()) {
-        found.required(
-            &path.field("cephfs").field("monitors"),
-            "a monitor is required",
-        );
+        found.required(&path.field("cephfs").field("monitors"), "a monitor is required");
     }
 }
 
@@ -179,9 +162,9 @@ pub(super) fn quobyte(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>
         found.required(&path.field("tenant"), "must be a UUID of at most 64 characters");
     } else {
         for pair in source.registry.split(',') {
-            let host_port = pair.rsplit_once(':').is_some_and(|(host, _)| {
-                !host.contains(':') || (host.starts_with('[') && host.ends_with(']'))
-            });
+            let host_port = pair
+                .rsplit_once(':')
+                .is_some_and(|(host, _)| !host.contains(':') || (host.starts_with('[') && host.ends_with(']')));
             if !host_port {
                 found.invalid(
                     &path.field("registry"),
@@ -224,11 +207,7 @@ pub(super) fn flex(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
         let namespace = key.split_once('/').map_or(key.as_str(), |(space, _)| space);
         let dotted = format!(".{}", namespace.to_lowercase());
         if dotted.ends_with(".kubernetes.io") || dotted.ends_with(".k8s.io") {
-            found.invalid(
-                &path.field("options").key(key),
-                key,
-                "kubernetes.io and k8s.io are reserved",
-            );
+            found.invalid(&path.field("options").key(key), key, "kubernetes.io and k8s.io are reserved");
         }
     }
 }
@@ -236,10 +215,7 @@ pub(super) fn flex(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
 pub(super) fn azure_file(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.azure_file {
         need(
-            &[
-                ("secretName", &source.secret_name),
-                ("shareName", &source.share_name),
-            ],
+            &[("secretName", &source.secret_name), ("shareName", &source.share_name)],
             &path.field("azureFile"),
             found,
         );
@@ -248,31 +224,19 @@ pub(super) fn azure_file(volume: &Volume, path: &Path<'_>, found: &mut Findings<
 
 pub(super) fn vsphere(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.vsphere_volume {
-        need(
-            &[("volumePath", &source.volume_path)],
-            &path.field("vsphereVolume"),
-            found,
-        );
+        need(&[("volumePath", &source.volume_path)], &path.field("vsphereVolume"), found);
     }
 }
 
 pub(super) fn photon(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.photon_persistent_disk {
-        need(
-            &[("pdID", &source.pd_id)],
-            &path.field("photonPersistentDisk"),
-            found,
-        );
+        need(&[("pdID", &source.pd_id)], &path.field("photonPersistentDisk"), found);
     }
 }
 
 pub(super) fn portworx(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.portworx_volume {
-        need(
-            &[("volumeID", &source.volume_id)],
-            &path.field("portworxVolume"),
-            found,
-        );
+        need(&[("volumeID", &source.volume_id)], &path.field("portworxVolume"), found);
     }
 }
 
@@ -281,29 +245,11 @@ pub(super) fn azure_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<
         return;
     };
     let path = path.field("azureDisk");
-    need(
-        &[("diskName", &source.disk_name), ("diskURI", &source.disk_uri)],
-        &path,
-        found,
-    );
-    choice(
-        source.caching_mode.as_deref(),
-        &["None", "ReadOnly", "ReadWrite"],
-        &path.field("cachingMode"),
-        found,
-    );
-    choice(
-        source.kind.as_deref(),
-        &["Dedicated", "Managed", "Shared"],
-        &path.field("kind"),
-        found,
-    );
+    need(&[("diskName", &source.disk_name), ("diskURI", &source.disk_uri)], &path, found);
+    choice(source.caching_mode.as_deref(), &["None", "ReadOnly", "ReadWrite"], &path.field("cachingMode"), found);
+    choice(source.kind.as_deref(), &["Dedicated", "Managed", "Shared"], &path.field("kind"), found);
     if let Some(kind) = source.kind.as_deref() {
-        let form = if kind == "Managed" {
-            "/subscriptions/"
-        } else {
-            "https://"
-        };
+        let form = if kind == "Managed" { "/subscriptions/" } else { "https://" };
         if !source.disk_uri.starts_with(form) {
             found.add(
                 &path.field("diskURI"),
@@ -359,10 +305,7 @@ pub(super) fn csi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     check(&source.driver.to_lowercase(), names::subdomain, &own, found);
     if let Some(secret) = &source.node_publish_secret_ref {
         if secret.name.is_empty() {
-            found.required(
-                &path.field("nodePublishSecretRef").field("name"),
-                "a name is required",
-            );
+            found.required(&path.field("nodePublishSecretRef").field("name"), "a name is required");
         } else {
             // The API server leaves `nodePublishSecretRef` out of this path.
             check(&secret.name, names::subdomain, &path.field("name"), found);

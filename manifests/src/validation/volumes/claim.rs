@@ -14,10 +14,7 @@ use crate::validation::pod::choice;
 pub(super) fn reference(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let source = volume.persistent_volume_claim.as_ref();
     if source.is_some_and(|claim| claim.claim_name.is_empty()) {
-        found.required(
-            &path.field("persistentVolumeClaim").field("claimName"),
-            "a claimName is required",
-        );
+        found.required(&path.field("persistentVolumeClaim").field("claimName"), "a claimName is required");
     }
 }
 
@@ -33,11 +30,7 @@ pub(super) fn ephemeral(volume: &Volume, path: &Path<'_>, found: &mut Findings<'
     }
 }
 
-fn claim_template(
-    template: &PersistentVolumeClaimTemplate,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn claim_template(template: &PersistentVolumeClaimTemplate, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(meta) = &template.metadata {
         let path = path.field("metadata");
         annotations(meta.annotations.as_ref(), &path.field("annotations"), found);
@@ -62,24 +55,13 @@ fn other_metadata(meta: &ObjectMeta) -> [(&'static str, bool); 10] {
         ("selfLink", text(&meta.self_link)),
         ("generation", meta.generation.is_some_and(|it| it != 0)),
         ("creationTimestamp", meta.creation_timestamp.is_some()),
-        (
-            "ownerReferences",
-            meta.owner_references.as_ref().is_some_and(|it| !it.is_empty()),
-        ),
-        (
-            "finalizers",
-            meta.finalizers.as_ref().is_some_and(|it| !it.is_empty()),
-        ),
+        ("ownerReferences", meta.owner_references.as_ref().is_some_and(|it| !it.is_empty())),
+        ("finalizers", meta.finalizers.as_ref().is_some_and(|it| !it.is_empty())),
     ]
 }
 
 fn spec(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findings<'_>) {
-    const MODES: [&str; 4] = [
-        "ReadOnlyMany",
-        "ReadWriteMany",
-        "ReadWriteOnce",
-        "ReadWriteOncePod",
-    ];
+    const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     let own = path.field("accessModes");
     let modes = spec.access_modes.as_deref().unwrap_or_default();
     if modes.is_empty() {
@@ -98,74 +80,35 @@ fn spec(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findings<
     if let Some(class) = spec.storage_class_name.as_deref().filter(|it| !it.is_empty()) {
         check(class, names::subdomain, &path.field("storageClassName"), found);
     }
-    choice(
-        spec.volume_mode.as_deref(),
-        &["Block", "Filesystem"],
-        &path.field("volumeMode"),
-        found,
-    );
+    choice(spec.volume_mode.as_deref(), &["Block", "Filesystem"], &path.field("volumeMode"), found);
     sources(spec, path, found);
-    if let Some(class) = spec
-        .volume_attributes_class_name
-        .as_deref()
-        .filter(|it| !it.is_empty())
-    {
-        check(
-            class,
-            names::subdomain,
-            &path.field("volumeAttributesClassName"),
-            found,
-        );
+    if let Some(class) = spec.volume_attributes_class_name.as_deref().filter(|it| !it.is_empty()) {
+        check(class, names::subdomain, &path.field("volumeAttributesClassName"), found);
     }
 }
 
 fn storage(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findings<'_>) {
-    let wanted = spec
-        .resources
-        .as_ref()
-        .and_then(|it| it.requests.as_ref())
-        .and_then(|it| it.get("storage"));
+    let wanted = spec.resources.as_ref().and_then(|it| it.requests.as_ref()).and_then(|it| it.get("storage"));
     // The API server leaves `requests` out of this path.
     let reported = path.key("storage").to_string();
     let real = path.field("requests");
     let real = real.key("storage");
     match wanted {
-        None => found.add_as(
-            reported,
-            path,
-            Reason::FieldValueRequired,
-            "a request for storage is required",
-        ),
+        None => found.add_as(reported, path, Reason::FieldValueRequired, "a request for storage is required"),
         Some(size) => {
             let amount = Amount::parse(&size.0).unwrap_or(Amount::ZERO);
             if amount.is_zero() || amount.is_negative() {
-                found.add_as(
-                    reported,
-                    &real,
-                    Reason::FieldValueInvalid,
-                    format!("{} must be above zero", size.0),
-                );
+                found.add_as(reported, &real, Reason::FieldValueInvalid, format!("{} must be above zero", size.0));
             } else if !amount.is_whole(0) {
-                found.add_as(
-                    reported,
-                    &real,
-                    Reason::FieldValueInvalid,
-                    format!("{} must be a whole number", size.0),
-                );
+                found.add_as(reported, &real, Reason::FieldValueInvalid, format!("{} must be a whole number", size.0));
             }
         }
     }
 }
 
 fn sources(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findings<'_>) {
-    let old = spec
-        .data_source
-        .as_ref()
-        .map(|it| ("dataSource", it.api_group.as_deref(), &it.kind, &it.name));
-    let new = spec
-        .data_source_ref
-        .as_ref()
-        .map(|it| ("dataSourceRef", it.api_group.as_deref(), &it.kind, &it.name));
+    let old = spec.data_source.as_ref().map(|it| ("dataSource", it.api_group.as_deref(), &it.kind, &it.name));
+    let new = spec.data_source_ref.as_ref().map(|it| ("dataSourceRef", it.api_group.as_deref(), &it.kind, &it.name));
     for (field, group, kind, name) in [old, new].into_iter().flatten() {
         let path = path.field(field);
         if name.is_empty() {
@@ -183,31 +126,15 @@ fn sources(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findin
             check(group, names::subdomain, &path.field("apiGroup"), found);
         }
     }
-    let namespace = spec
-        .data_source_ref
-        .as_ref()
-        .and_then(|it| it.namespace.as_deref())
-        .filter(|it| !it.is_empty());
+    let namespace = spec.data_source_ref.as_ref().and_then(|it| it.namespace.as_deref()).filter(|it| !it.is_empty());
     if let Some(namespace) = namespace {
-        label(
-            namespace,
-            &path.field("dataSourceRef").field("namespace"),
-            found,
-        );
+        label(namespace, &path.field("dataSourceRef").field("namespace"), found);
         if spec.data_source.is_some() {
-            found.add(
-                path,
-                Reason::FieldValueInvalid,
-                "dataSource may not be given beside dataSourceRef.namespace",
-            );
+            found.add(path, Reason::FieldValueInvalid, "dataSource may not be given beside dataSourceRef.namespace");
         }
     } else if let (Some(old), Some(new)) = (&spec.data_source, &spec.data_source_ref)
         && (old.api_group != new.api_group || old.kind != new.kind || old.name != new.name)
     {
-        found.add(
-            path,
-            Reason::FieldValueInvalid,
-            "dataSource must be the same as dataSourceRef",
-        );
+        found.add(path, Reason::FieldValueInvalid, "dataSource must be the same as dataSourceRef");
     }
 }

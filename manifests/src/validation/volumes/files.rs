@@ -15,28 +15,14 @@ pub(super) fn no_steps_back(text: &str, path: &Path<'_>, found: &mut Findings<'_
 }
 
 /// A relative path without `..`.
-pub(in crate::validation) fn descending_path(
-    text: &str,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(in crate::validation) fn descending_path(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     descending_path_as(text, &path.to_string(), path, found);
 }
 
 /// As [`descending_path`], reported under another path.
-pub(in crate::validation) fn descending_path_as(
-    text: &str,
-    reported: &str,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(in crate::validation) fn descending_path_as(text: &str, reported: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     let mut add = |message: &str| {
-        found.add_as(
-            reported.to_owned(),
-            path,
-            Reason::FieldValueInvalid,
-            format!("{text:?} {message}"),
-        );
+        found.add_as(reported.to_owned(), path, Reason::FieldValueInvalid, format!("{text:?} {message}"));
     };
     if text.starts_with('/') {
         add("must be a relative path");
@@ -109,11 +95,7 @@ pub(super) fn downward_api(volume: &Volume, path: &Path<'_>, found: &mut Finding
 }
 
 /// The API server reports these without `items[n]`.
-pub(super) fn downward_items(
-    items: Option<&[DownwardAPIVolumeFile]>,
-    path: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+pub(super) fn downward_items(items: Option<&[DownwardAPIVolumeFile]>, path: &Path<'_>, found: &mut Findings<'_>) {
     for (index, item) in items.unwrap_or_default().iter().enumerate() {
         let before = found.len();
         let own = path.field("items");
@@ -129,13 +111,8 @@ pub(super) fn downward_items(
 }
 
 fn downward_item(item: &DownwardAPIVolumeFile, path: &Path<'_>, found: &mut Findings<'_>) {
-    const FIELDS: [&str; 5] = [
-        "metadata.name",
-        "metadata.namespace",
-        "metadata.labels",
-        "metadata.annotations",
-        "metadata.uid",
-    ];
+    const FIELDS: [&str; 5] =
+        ["metadata.name", "metadata.namespace", "metadata.labels", "metadata.annotations", "metadata.uid"];
     if item.path.is_empty() {
         found.required(&path.field("path"), "a path is required");
     }
@@ -144,11 +121,7 @@ fn downward_item(item: &DownwardAPIVolumeFile, path: &Path<'_>, found: &mut Find
         (Some(field), other) => {
             object_field(field, &FIELDS, &path.field("fieldRef"), found);
             if other.is_some() {
-                found.add(
-                    path,
-                    Reason::FieldValueInvalid,
-                    "has either fieldRef or resourceFieldRef",
-                );
+                found.add(path, Reason::FieldValueInvalid, "has either fieldRef or resourceFieldRef");
             }
         }
         (None, Some(field)) => {
@@ -167,9 +140,5 @@ pub(super) fn git_repo(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_
     if source.repository.is_empty() {
         found.required(&path.field("repository"), "a repository is required");
     }
-    descending_path(
-        source.directory.as_deref().unwrap_or_default(),
-        &path.field("directory"),
-        found,
-    );
+    descending_path(source.directory.as_deref().unwrap_or_default(), &path.field("directory"), found);
 }

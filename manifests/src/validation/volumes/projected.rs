@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{
-    KeyToPath, ServiceAccountTokenProjection, Volume, VolumeProjection,
-};
+use k8s_openapi::api::core::v1::{KeyToPath, ServiceAccountTokenProjection, Volume, VolumeProjection};
 
 use super::files::{downward_items, items, local_path, mode};
 use crate::findings::Findings;
@@ -24,20 +22,9 @@ pub(super) fn projected(volume: &Volume, path: &Path<'_>, found: &mut Findings<'
 }
 
 /// Two sources may not write the same file; reported for the whole volume.
-fn take<'a>(
-    file: &'a str,
-    paths: &mut BTreeSet<&'a str>,
-    whole: &Path<'_>,
-    own: &Path<'_>,
-    found: &mut Findings<'_>,
-) {
+fn take<'a>(file: &'a str, paths: &mut BTreeSet<&'a str>, whole: &Path<'_>, own: &Path<'_>, found: &mut Findings<'_>) {
     if !paths.insert(file) {
-        found.add_as(
-            whole.to_string(),
-            own,
-            Reason::FieldValueInvalid,
-            format!("the path {file:?} is there twice"),
-        );
+        found.add_as(whole.to_string(), own, Reason::FieldValueInvalid, format!("the path {file:?} is there twice"));
     }
 }
 

@@ -1,8 +1,7 @@
 //! Scanning scalars: blocks, quotes and plain text.
 
 use super::{
-    END, Kind, Mark, Scanner, Style, SyntaxError, error, is_blank, is_blank_or_end, is_break,
-    is_break_or_end,
+    END, Kind, Mark, Scanner, Style, SyntaxError, error, is_blank, is_blank_or_end, is_break, is_break_or_end,
 };
 
 /// What to do with the line breaks at the end of a block scalar.
@@ -25,11 +24,7 @@ impl Scanner {
         for _ in 0..2 {
             match self.here() {
                 '+' | '-' if !seen_chomp => {
-                    chomp = if self.here() == '+' {
-                        Chomp::Keep
-                    } else {
-                        Chomp::Strip
-                    };
+                    chomp = if self.here() == '+' { Chomp::Keep } else { Chomp::Strip };
                     seen_chomp = true;
                     self.skip();
                 }
@@ -45,11 +40,7 @@ impl Scanner {
         }
         self.finish_line("expected the end of the line after `|` or `>`")?;
 
-        let mut indent = if increment > 0 {
-            self.indent.max(0) + increment
-        } else {
-            0
-        };
+        let mut indent = if increment > 0 { self.indent.max(0) + increment } else { 0 };
         let mut text = String::new();
         let mut breaks = String::new();
         let mut end = self.mark;
@@ -130,10 +121,7 @@ impl Scanner {
         let mut text = String::new();
         loop {
             if self.at_document_indicator('-') || self.at_document_indicator('.') {
-                return Err(error(
-                    start,
-                    "the quoted text is not closed before the document ends",
-                ));
+                return Err(error(start, "the quoted text is not closed before the document ends"));
             }
             if self.here() == END {
                 return Err(error(start, "the quoted text is not closed"));
@@ -230,14 +218,11 @@ impl Scanner {
         }
         let mut value: u32 = 0;
         for place in 0..hex {
-            let digit = self
-                .at(place)
-                .to_digit(16)
-                .ok_or_else(|| error(start, "the escape needs more hexadecimal digits"))?;
+            let digit =
+                self.at(place).to_digit(16).ok_or_else(|| error(start, "the escape needs more hexadecimal digits"))?;
             value = (value << 4) | digit;
         }
-        let c = char::from_u32(value)
-            .ok_or_else(|| error(start, "the escape names no Unicode character"))?;
+        let c = char::from_u32(value).ok_or_else(|| error(start, "the escape names no Unicode character"))?;
         text.push(c);
         self.skip_many(hex);
         Ok(())
@@ -254,10 +239,7 @@ impl Scanner {
         let mut trailing_breaks = String::new();
         let mut leading_blanks = false;
         loop {
-            if self.at_document_indicator('-')
-                || self.at_document_indicator('.')
-                || self.here() == '#'
-            {
+            if self.at_document_indicator('-') || self.at_document_indicator('.') || self.here() == '#' {
                 break;
             }
             while !is_blank_or_end(self.here()) {
@@ -305,14 +287,7 @@ impl Scanner {
                 break;
             }
         }
-        let token = super::Token {
-            kind: Kind::Scalar {
-                text,
-                style: Style::Plain,
-            },
-            start,
-            end,
-        };
+        let token = super::Token { kind: Kind::Scalar { text, style: Style::Plain }, start, end };
         self.tokens.push_back(token);
         if leading_blanks {
             self.simple_key_allowed = true;

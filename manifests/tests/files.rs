@@ -1,0 +1,441 @@
+//! The rules for files: what is refused, how far, and in which words.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::path::Path;
+
+use expect_test::{Expect, expect};
+use portreeve_manifests::{Object, ParsedFile, QosClass, Reason, Severity, Verdict, parse_file, qos_class, references};
+
+fn read(text: &str) -> ParsedFile {
+    parse_file(Path::new("pods/web.yaml"), text.as_bytes())
+}
+
+fn check(text: &str, expected: &Expect) {
+    let parsed = read(text);
+    let mut out = String::new();
+    for problem in &parsed.problems {
+        out.push_str(&format!("{problem}\n"));
+    }
+    for document in &parsed.documents {
+        let verdict = match &document.verdict {
+            Verdict::Accepted(object) => format!("accepted {}", object.key()),
+            Verdict::Refused { key } => {
+                format!("refused {}", key.as_ref().map(ToString::to_string).unwrap_or_default())
+            }
+            Verdict::Ignored => "ignored".to_owned(),
+        };
+        out.push_str(&format!("{}: {verdict}\n", document.index));
+    }
+    if parsed.unreadable {
+        out.push_str("unreadable\n");
+    }
+    expected.assert_eq(&out);
+}
+
+/// A pod with more lines below `spec` and below its container.
+fn pod(spec: &str, container: &str) -> String {
+    let mut text = String::from("apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n");
+    for line in spec.lines() {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text.push_str("  containers:\n  - name: c\n    image: busybox:1\n");
+    for line in container.lines() {
+        text.push_str(&format!("    {line}\n"));
+    }
+    text
+}
+
+const GOOD: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: good}\ndata: {a: b}\n";
+
+#[test]
+fn a_syntax_error_holds_back_the_whole_file() {
+    check(
+        &format!("{GOOD}---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: [web\n"),
+        &expect![[r#"
+            pods/web.yaml:10:1: error: expected `,` or `]` for what was opened at 9:9
+            unreadable
+        "#]],
+    );
+}
+
+#[test]
+fn an_invalid_document_is_refused_alone() {
+    check(
+        &format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: Web}}\nspec: {{}}\n---\n{GOOD}"),
+        &expect![[r#"
+        pods/web.yaml:3:18: error: metadata.name: "Web" must be lower-case letters, digits, `-` and `.`, each part beginning and ending with a letter or digit
+        pods/web.yaml:4:1: error: spec.containers: a pod needs at least one container
+        0: refused Pod default/Web
+        1: accepted ConfigMap default/good
+    "#]],
+    );
+}
+
+#[test]
+fn empty_documents_are_nothing() {
+    check(
+        &format!("# nothing\n---\n---\n{GOOD}---\n"),
+        &expect![[r#"
+        1: accepted ConfigMap default/good
+    "#]],
+    );
+    check(
+        "# nothing\n",
+        &expect![[r#"
+        pods/web.yaml:1:1: warning: the file declares no object
+    "#]],
+    );
+}
+
+#[test]
+fn a_misspelt_field_is_named_with_its_place_and_what_was_meant() {
+    check(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - name: c\n    imge: busybox\n    limits: {cpu: 1}\n",
+        &expect![[r#"
+            pods/web.yaml:7:5: error: spec.containers[0].imge: unknown field `imge` (did you mean `image`?)
+            pods/web.yaml:8:5: error: spec.containers[0].limits: unknown field `limits` (it belongs below `resources`)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn every_fault_of_a_document_is_reported_at_once() {
+    check(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: 80}\nspec:\n  hostNetwork: \"yes\"\n  containers:\n  - name: c\n    name: d\n    image: i\n    env:\n    - {name: A, value: yes}\n    - {name: B, value: 1}\n    resources: {limits: {cpu: 1 core, memory: 1gb}}\n    ports:\n    - containerPort: 99999999999\n",
+        &expect![[r#"
+            pods/web.yaml:3:18: error: metadata.name: expected a string, found a number (80) (put it in quotes)
+            pods/web.yaml:5:16: error: spec.hostNetwork: expected a boolean, found a string ("yes")
+            pods/web.yaml:8:5: error: spec.containers[0].name: the key `name` is already there, at 7:5
+            pods/web.yaml:11:24: error: spec.containers[0].env[0].value: expected a string, found a boolean (true) (put it in quotes; y, yes, on, n, no, off are booleans too)
+            pods/web.yaml:12:24: error: spec.containers[0].env[1].value: expected a string, found a number (1) (put it in quotes)
+            pods/web.yaml:13:31: error: spec.containers[0].resources.limits[cpu]: "1 core" is no quantity: a number with an optional suffix (m, k, M, G, Ki, Mi, Gi, ...) (for example 500m, 2, 128Mi or 1.5Gi)
+            pods/web.yaml:13:47: error: spec.containers[0].resources.limits[memory]: "1gb" is no quantity: a number with an optional suffix (m, k, M, G, Ki, Mi, Gi, ...) (for example 500m, 2, 128Mi or 1.5Gi)
+            pods/web.yaml:15:22: error: spec.containers[0].ports[0].containerPort: expected a 32-bit integer, found a number (99999999999)
+            0: refused 
+        "#]],
+    );
+}
+
+#[test]
+fn lists_hold_objects_of_any_kind() {
+    check(
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n- {apiVersion: v1, kind: Service, metadata: {name: s}}\n- {apiVersion: v1, kind: Secret, metadata: {name: a}, data: {x: '!'}}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: b}, data: {x: 1, x: 2}}\n",
+        &expect![[r#"
+            pods/web.yaml:5:26: warning: items[1].kind: Service has no effect here: only a cluster knows it
+            pods/web.yaml:6:65: error: items[2].data[x]: not base64: Invalid symbol 33, offset 0. (encode it (`base64 -w0`), or use `stringData` for plain text)
+            pods/web.yaml:7:71: error: items[3].data.x: the key `x` is already there, at 7:65
+            pods/web.yaml:7:74: error: items[3].data[x]: expected a string, found a number (2) (put it in quotes)
+            0: accepted ConfigMap default/a
+            0: ignored
+            0: refused Secret default/a
+            0: refused ConfigMap default/b
+        "#]],
+    );
+    check(
+        "apiVersion: v1\nkind: ConfigMapList\nmetadata: {resourceVersion: '1'}\nitems:\n- metadata: {name: a}\n- {kind: Secret, apiVersion: v1, metadata: {name: a}}\nextra: 1\n",
+        &expect![[r#"
+            pods/web.yaml:6:10: error: items[1].kind: expected ConfigMap, as the list says, found Secret
+            pods/web.yaml:7:1: error: extra: unknown field `extra`
+            0: refused 
+            0: accepted ConfigMap default/a
+            0: refused 
+        "#]],
+    );
+}
+
+#[test]
+fn kinds_are_run_refused_or_ignored_by_the_rule() {
+    for (kind, version) in [
+        ("Deployment", "apps/v1"),
+        ("DaemonSet", "apps/v1"),
+        ("StatefulSet", "apps/v1"),
+        ("ReplicaSet", "apps/v1"),
+        ("Job", "batch/v1"),
+        ("CronJob", "batch/v1"),
+        ("PersistentVolumeClaim", "v1"),
+    ] {
+        let parsed = read(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n"));
+        let problem = &parsed.problems[0];
+        assert_eq!((problem.severity, problem.reason), (Severity::Error, Reason::UnsupportedHere));
+        assert!(problem.message.contains("not supported by this version"), "{problem}");
+    }
+    for (kind, version) in [
+        ("Service", "v1"),
+        ("Ingress", "networking.k8s.io/v1"),
+        ("ClusterRole", "rbac.authorization.k8s.io/v1"),
+        ("Namespace", "v1"),
+    ] {
+        let parsed =
+            read(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{any: thing}}\n"));
+        assert_eq!(parsed.problems.len(), 1);
+        assert_eq!(parsed.problems[0].severity, Severity::Warning);
+        assert_eq!(parsed.documents[0].verdict, Verdict::Ignored);
+    }
+    check(
+        "apiVersion: v1\nkind: Pood\nmetadata: {name: x}\n",
+        &expect![[r#"
+        pods/web.yaml:2:7: error: kind: unknown kind Pood in apiVersion v1 (did you mean `Pod`?)
+        0: refused 
+    "#]],
+    );
+    check(
+        "apiVersion: example.com/v1\nkind: Service\n",
+        &expect![[r#"
+        pods/web.yaml:2:7: error: kind: unknown kind Service in apiVersion example.com/v1 (remove the document, or keep it where a cluster reads it)
+        0: refused 
+    "#]],
+    );
+    check(
+        "metadata: {name: x}\n",
+        &expect![[r#"
+        pods/web.yaml:1:1: error: kind: a manifest needs `kind` (for a pod: `apiVersion: v1` and `kind: Pod`)
+        0: refused 
+    "#]],
+    );
+    check(
+        "- a\n",
+        &expect![[r#"
+        pods/web.yaml:1:1: error: expected an object, found a list
+        0: refused 
+    "#]],
+    );
+}
+
+#[test]
+fn the_same_object_twice_in_a_file_is_an_error() {
+    check(
+        &format!("{GOOD}---\n{GOOD}"),
+        &expect![[r#"
+        pods/web.yaml:8:12: error: metadata.name: ConfigMap default/good is declared already, at 1:1
+        0: accepted ConfigMap default/good
+        1: refused ConfigMap default/good
+    "#]],
+    );
+}
+
+#[test]
+fn a_uid_must_be_a_uuid() {
+    check(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, uid: abc}\n",
+        &expect![[r#"
+            pods/web.yaml:3:21: error: metadata.uid: `uid` (other than a UUID) is not supported by this version (remove it, and the object gets one)
+            0: refused ConfigMap default/a
+        "#]],
+    );
+    let good =
+        read("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, uid: 123e4567-e89b-42d3-a456-426614174000}\n");
+    assert!(good.problems.is_empty());
+}
+
+#[test]
+fn a_name_that_is_generated_is_no_identity() {
+    check(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: a-}\n",
+        &expect![[r#"
+            pods/web.yaml:3:1: error: metadata.name: a name is required (set `metadata.name`; `generateName` would make another object at each reading)
+            pods/web.yaml:3:12: warning: metadata.generateName: `generateName` has no effect here (the name is taken as it is)
+            0: refused 
+        "#]],
+    );
+}
+
+#[test]
+fn what_only_steers_a_cluster_is_a_warning() {
+    check(
+        &pod(
+            "nodeSelector: {disk: ssd}\ntolerations: [{operator: Exists}]\nserviceAccountName: robot\npriorityClassName: high\nschedulerName: mine\nsubdomain: s",
+            "",
+        ),
+        &expect![[r#"
+            pods/web.yaml:5:3: warning: spec.nodeSelector: `nodeSelector` has no effect here (every pod of the directory runs here)
+            pods/web.yaml:6:3: warning: spec.tolerations: `tolerations` has no effect here (there are no taints)
+            pods/web.yaml:7:3: warning: spec.serviceAccountName: `serviceAccountName` has no effect here (no token is mounted: there is no API server to use it with)
+            pods/web.yaml:8:3: warning: spec.priorityClassName: `priorityClassName` has no effect here (no pod is evicted for another)
+            pods/web.yaml:9:3: warning: spec.schedulerName: `schedulerName` has no effect here (there is no scheduler)
+            pods/web.yaml:10:3: warning: spec.subdomain: `subdomain` has no effect here (there is no cluster DNS)
+            0: accepted Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn what_changes_a_container_is_an_error_until_it_is_supported() {
+    check(
+        &pod(
+            "runtimeClassName: kata\nhostnameOverride: h\nsecurityContext: {seLinuxOptions: {level: s0}, appArmorProfile: {type: RuntimeDefault}}\nresources: {limits: {cpu: 1}}\nvolumes:\n- {name: a, persistentVolumeClaim: {claimName: c}}\n- {name: b, emptyDir: {sizeLimit: 1Gi}}\n- {name: t, projected: {sources: [{serviceAccountToken: {path: t}}]}}\nserviceAccountName: default",
+            "livenessProbe: {grpc: {port: 1}}\nresources: {limits: {nvidia.com/gpu: 1, portreeve.dev/pids: 10}}\nports: [{containerPort: 1, hostPort: 1, protocol: SCTP}]\nlifecycle: {stopSignal: TERM}",
+        ),
+        &expect![[r#"
+            pods/web.yaml:5:3: error: spec.runtimeClassName: `runtimeClassName` is not supported by this version (there is one runtime; remove it)
+            pods/web.yaml:6:3: error: spec.hostnameOverride: `hostnameOverride` is not supported by this version (use `hostname`)
+            pods/web.yaml:7:21: error: spec.securityContext.seLinuxOptions: `seLinuxOptions` is not supported by this version (remove it; seccomp and capabilities confine)
+            pods/web.yaml:7:68: error: spec.securityContext.appArmorProfile.type: `appArmorProfile.type` (other than Unconfined) is not supported by this version (use Unconfined, or remove it: seccomp and capabilities confine here)
+            pods/web.yaml:8:3: error: spec.resources: `resources` (of the whole pod) is not supported by this version (set the resources of the containers)
+            pods/web.yaml:10:15: error: spec.volumes[0].persistentVolumeClaim: `persistentVolumeClaim` is not supported by this version (use a hostPath volume)
+            pods/web.yaml:11:15: error: spec.volumes[1].emptyDir: `emptyDir` (sizeLimit on disk) is not supported by this version (use `medium: Memory`, or remove the sizeLimit)
+            pods/web.yaml:12:38: error: spec.volumes[2].projected.sources[0].serviceAccountToken: `serviceAccountToken` is not supported by this version (there is no API server to use it with; use a Secret)
+            pods/web.yaml:17:21: error: spec.containers[0].livenessProbe.grpc: `grpc` is not supported by this version (use tcpSocket, or exec with a gRPC client)
+            pods/web.yaml:18:17: error: spec.containers[0].resources.limits: `limits` (extended resources) is not supported by this version (devices are not handed out here)
+            pods/web.yaml:19:13: error: spec.containers[0].ports[0]: `ports[0]` (SCTP on a hostPort) is not supported by this version (publish TCP or UDP, or use hostNetwork)
+            pods/web.yaml:20:17: error: spec.containers[0].lifecycle.stopSignal: `stopSignal` (an unknown signal) is not supported by this version (a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn init_containers_follow_the_same_rows() {
+    check(
+        &pod(
+            "initContainers:\n- {name: i, image: i, restartPolicy: Always, startupProbe: {grpc: {port: 1}}}\n- {name: j, image: i, restartPolicy: Never}",
+            "restartPolicy: Always",
+        ),
+        &expect![[r#"
+            pods/web.yaml:6:63: error: spec.initContainers[0].startupProbe.grpc: `grpc` is not supported by this version (use tcpSocket, or exec with a gRPC client)
+            pods/web.yaml:7:25: error: spec.initContainers[1].restartPolicy: `restartPolicy` (other than Always) is not supported by this version (use Always for a sidecar, or remove it)
+            pods/web.yaml:11:5: error: spec.containers[0].restartPolicy: `restartPolicy` (of one container) is not supported by this version (use the pod's restartPolicy)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn confinement_that_is_not_done_is_refused_and_none_is_not() {
+    let unconfined = read(&pod("securityContext: {appArmorProfile: {type: Unconfined}}", ""));
+    assert!(unconfined.is_good() && unconfined.problems.is_empty());
+    let old = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  annotations: {container.apparmor.security.beta.kubernetes.io/c: localhost/x}\nspec: {containers: [{name: c, image: i}]}\n";
+    check(
+        old,
+        &expect![[r#"
+            pods/web.yaml:5:3: error: metadata.annotations: `annotations` (AppArmor profiles) is not supported by this version (use Unconfined, or remove it: seccomp and capabilities confine here)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn json_is_read_by_the_same_rules() {
+    let text = "{\"apiVersion\": \"v1\",\n\t\"kind\": \"Pod\", \"metadata\": {\"name\": \"web\"},\n\t\"spec\": {\"containers\": [{\"name\": \"c\", \"image\": \"i\", \"tty\": \"true\"}]}}";
+    check(
+        text,
+        &expect![[r#"
+        pods/web.yaml:3:61: error: spec.containers[0].tty: expected a boolean, found a string ("true") (remove the quotes)
+        0: refused Pod default/web
+    "#]],
+    );
+}
+
+#[test]
+fn a_mount_names_a_volume() {
+    check(
+        &pod(
+            "volumes: [{name: data, emptyDir: {}}]",
+            "volumeMounts: [{name: dta, mountPath: /d}, {name: data, mountPath: /e, subPath: ../x}]",
+        ),
+        &expect![[r#"
+            pods/web.yaml:9:27: error: spec.containers[0].volumeMounts[0].name: "dta" is no volume of this pod (did you mean `data`?)
+            pods/web.yaml:9:85: error: spec.containers[0].volumeMounts.subPath: "../x" may not contain `..`
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn a_file_beyond_the_limit_is_refused_unread() {
+    let mut text = GOOD.to_owned();
+    text.push_str(&"#".repeat(5 << 20));
+    let parsed = read(&text);
+    assert!(parsed.unreadable && parsed.documents.is_empty());
+    assert_eq!(parsed.problems[0].reason, Reason::LimitExceeded);
+}
+
+#[test]
+fn objects_are_filled_in_with_defaults() {
+    let parsed = read(&pod(
+        "",
+        "ports: [{containerPort: 80}]\nlivenessProbe: {httpGet: {port: 80}}\nresources: {limits: {cpu: 0.5}}",
+    ));
+    let Some(Object::Pod(pod)) = parsed.objects().next() else { panic!("{:?}", parsed.problems) };
+    assert_eq!(pod.metadata.namespace.as_deref(), Some("default"));
+    assert!(pod.status.is_none());
+    let spec = pod.spec.as_ref().unwrap();
+    assert_eq!(spec.termination_grace_period_seconds, Some(30));
+    let container = &spec.containers[0];
+    assert_eq!(container.image_pull_policy.as_deref(), Some("IfNotPresent"));
+    assert_eq!(container.ports.as_ref().unwrap()[0].protocol.as_deref(), Some("TCP"));
+    let requests = container.resources.as_ref().unwrap().requests.as_ref().unwrap();
+    assert_eq!(requests["cpu"].0, "500m");
+}
+
+#[test]
+fn a_secrets_texts_become_its_data() {
+    let parsed =
+        read("apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: b2xk, b: eA==}\nstringData: {a: new}\n");
+    let Some(Object::Secret(secret)) = parsed.objects().next() else { panic!("{:?}", parsed.problems) };
+    let data = secret.data.as_ref().unwrap();
+    assert_eq!(data["a"].0, b"new");
+    assert_eq!(data["b"].0, b"x");
+    assert!(secret.string_data.is_none());
+    assert_eq!(secret.type_.as_deref(), Some("Opaque"));
+}
+
+fn hash(text: &str) -> String {
+    let parsed = read(text);
+    let object = parsed.objects().next().unwrap_or_else(|| panic!("{:?}", parsed.problems));
+    object.content_hash()
+}
+
+#[test]
+fn the_hash_is_of_the_meaning_not_of_the_text() {
+    let one = hash(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i, resources: {limits: {cpu: 0.5, memory: 1024Ki}}}]}\n",
+    );
+    let other = hash(
+        "# the same\nkind: Pod\nspec:\n  restartPolicy: Always\n  containers:\n  - image: i\n    name: c\n    resources: {limits: {memory: 1Mi, cpu: 500m}}\nmetadata:\n  namespace: default\n  name: a\napiVersion: v1\n",
+    );
+    assert_eq!(one, other);
+    let different = hash("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: j}]}\n");
+    assert_ne!(one, different);
+    assert_eq!(one.len(), 64);
+    // Written down: a ledger compares hashes of different versions of this program.
+    assert_eq!(
+        hash("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {b: c}\n"),
+        "608e802c34cd42cdad30b0b68926c29e09a676c982749a9e42fb0ec0c5383cbd"
+    );
+}
+
+#[test]
+fn a_pods_references_are_found_wherever_they_are() {
+    let parsed = read(&pod(
+        "imagePullSecrets: [{name: pull}]\nvolumes:\n- {name: a, configMap: {name: cm-volume}}\n- {name: b, secret: {secretName: secret-volume, optional: true}}\n- {name: d, projected: {sources: [{configMap: {name: cm-projected}}, {secret: {name: secret-projected}}]}}",
+        "envFrom: [{configMapRef: {name: cm-from}}]\nenv:\n- {name: A, valueFrom: {secretKeyRef: {name: secret-key, key: k, optional: true}}}",
+    ));
+    let Some(Object::Pod(pod)) = parsed.objects().next() else { panic!("{:?}", parsed.problems) };
+    let found: Vec<String> =
+        references(pod).into_iter().map(|(kind, name, optional)| format!("{kind} {name} {optional}")).collect();
+    expect![[r#"
+        ConfigMap cm-from false
+        ConfigMap cm-projected false
+        ConfigMap cm-volume false
+        Secret pull true
+        Secret secret-key true
+        Secret secret-projected false
+        Secret secret-volume true"#]]
+    .assert_eq(&found.join("\n"));
+}
+
+#[test]
+fn the_quality_of_service_follows_cpu_and_memory() {
+    let class = |resources: &str| {
+        let parsed = read(&pod("", &format!("resources: {resources}")));
+        let Some(Object::Pod(pod)) = parsed.objects().next() else { panic!("{:?}", parsed.problems) };
+        qos_class(pod.spec.as_ref().unwrap())
+    };
+    assert_eq!(class("{}"), QosClass::BestEffort);
+    assert_eq!(class("{limits: {cpu: 1, memory: 1Gi}}"), QosClass::Guaranteed);
+    assert_eq!(class("{limits: {cpu: 1, memory: 1Gi}, requests: {cpu: 500m}}"), QosClass::Burstable);
+    assert_eq!(class("{limits: {cpu: 1}}"), QosClass::Burstable);
+    assert_eq!(class("{requests: {cpu: 0}}"), QosClass::BestEffort);
+}

@@ -1,0 +1,178 @@
+//! Whatever the bytes are: no panic, an end in time, and an answer that makes sense.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use portreeve_manifests::{ParsedFile, Severity, Verdict, parse_file};
+use proptest::prelude::*;
+
+const EXAMPLES: &[&str] = &[
+    include_str!("../examples/web.yaml"),
+    include_str!("../examples/config.yaml"),
+    include_str!("../examples/init.yaml"),
+    include_str!("../examples/volumes.yaml"),
+    include_str!("../examples/confined.yaml"),
+];
+
+/// Texts that mean something to YAML or to Kubernetes, to put in odd places.
+const PIECES: &[&str] = &[
+    "&a ",
+    "*a",
+    "<<: *a\n",
+    "? ",
+    ": ",
+    "- ",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    "|\n",
+    ">-\n",
+    "'",
+    "\"",
+    "\\",
+    "#",
+    "\t",
+    "\n---\n",
+    "\n...\n",
+    "%YAML 1.1\n",
+    "!!int ",
+    "!x ",
+    "null",
+    "~",
+    "yes",
+    "0644",
+    "1e400",
+    "-1",
+    "99999999999999999999",
+    ".nan",
+    "\u{feff}",
+    "\u{0}",
+    "\r\n",
+    "\u{85}",
+    "  ",
+    "a:\n  b:\n",
+    "metadata:",
+    "spec:",
+    "containers:",
+    "@",
+    "`",
+];
+
+fn read(bytes: &[u8]) -> ParsedFile {
+    parse_file(Path::new("x.yaml"), bytes)
+}
+
+/// What must hold for any answer.
+fn sound(parsed: &ParsedFile) {
+    if parsed.unreadable {
+        assert!(parsed.documents.is_empty());
+        assert!(parsed.problems.iter().any(|problem| problem.severity == Severity::Error));
+    }
+    for document in &parsed.documents {
+        match &document.verdict {
+            Verdict::Accepted(object) => {
+                assert!(!object.key().name.is_empty() && !object.key().namespace.is_empty());
+            }
+            Verdict::Refused { .. } => {
+                let said = |problem: &&portreeve_manifests::Problem| problem.severity == Severity::Error;
+                assert!(parsed.problems.iter().filter(said).any(|problem| problem.document == document.index));
+            }
+            Verdict::Ignored => {}
+        }
+    }
+    let positions: Vec<_> = parsed.problems.iter().map(|problem| problem.position).collect();
+    assert!(positions.is_sorted());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        sound(&read(&bytes));
+    }
+
+    #[test]
+    fn any_text_of_yaml_pieces_gets_an_answer(
+        pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..40)
+    ) {
+        sound(&read(pieces.concat().as_bytes()));
+    }
+
+    #[test]
+    fn a_manifest_that_was_changed_anywhere_gets_an_answer(
+        example in proptest::sample::select(EXAMPLES),
+        edits in proptest::collection::vec(
+            (any::<prop::sample::Index>(), 0_usize..12, proptest::sample::select(PIECES)), 1..6
+        ),
+    ) {
+        let mut chars: Vec<char> = example.chars().collect();
+        for (at, removed, piece) in edits {
+            let at = at.index(chars.len());
+            let end = (at + removed).min(chars.len());
+            chars.splice(at..end, piece.chars());
+        }
+        sound(&read(chars.into_iter().collect::<String>().as_bytes()));
+    }
+
+    #[test]
+    fn a_manifest_that_was_cut_gets_an_answer(
+        example in proptest::sample::select(EXAMPLES), at in any::<prop::sample::Index>()
+    ) {
+        sound(&read(&example.as_bytes()[..at.index(example.len())]));
+    }
+}
+
+#[test]
+fn what_is_printed_is_read_back_as_the_same_object() {
+    for example in EXAMPLES {
+        for object in read(example.as_bytes()).objects() {
+            let again = read(object.to_yaml().as_bytes());
+            assert_eq!(again.objects().next(), Some(object), "{}\n{:?}", object.to_yaml(), again.problems);
+            let json = object.to_json().to_string();
+            assert_eq!(read(json.as_bytes()).objects().next(), Some(object), "{json}");
+        }
+    }
+}
+
+/// Far more than it takes, and far less than an attack would.
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn bombs_end_in_time() {
+    let aliases: String = (1..10).fold("a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, level| {
+        let below = level - 1;
+        text + &format!("a{level}: &a{level} [*a{below},*a{below},*a{below},*a{below},*a{below},*a{below}]\n")
+    });
+    let merges: String = (1..30).fold("a0: &a0 {k: v}\n".to_owned(), |text, level| {
+        let below = level - 1;
+        text + &format!("a{level}: &a{level} {{l: *a{below}, r: *a{below}}}\n")
+    });
+    let long = format!("a: &a \"{}\"\nb: [{}]\n", "x".repeat(1 << 20), "*a,".repeat(2000));
+    let bombs = [
+        aliases,
+        merges,
+        long,
+        "[".repeat(1 << 20),
+        "{a: ".repeat(1 << 18),
+        "- ".repeat(1 << 20),
+        "? ".repeat(1 << 20),
+        "a:\n".repeat(1 << 19),
+        format!("k: {}", "!".repeat(1 << 20)),
+        format!("k: \"{}", "\\x41".repeat(1 << 19)),
+        "&a ".repeat(1 << 19),
+        "a: &a\n  <<: *a\n".to_owned(),
+        "---\n".repeat(1 << 19),
+        (0..200_000).map(|number| format!("k{number}: v\n")).collect(),
+    ];
+    for bomb in bombs {
+        let begin = Instant::now();
+        sound(&read(bomb.as_bytes()));
+        let head: String = bomb.chars().take(30).collect();
+        assert!(begin.elapsed() < SOON, "{head:?} took {:?}", begin.elapsed());
+    }
+}
