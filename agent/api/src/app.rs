@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,13 +26,28 @@ pub(crate) struct App {
     pub(crate) stop: CancellationToken,
     /// Owns what outlives its request: upgraded connections.
     pub(crate) sessions: TaskTracker,
+    /// How many of those there may be.
+    pub(crate) session_places: Arc<Semaphore>,
     /// The use of every container when it was last asked for.
     pub(crate) last_usage: Arc<Mutex<Option<Sample>>>,
 }
 
 impl App {
-    pub(crate) fn new(backend: Arc<dyn Backend>, stop: CancellationToken, sessions: TaskTracker) -> Self {
-        App { backend, stop, sessions, last_usage: Arc::default() }
+    pub(crate) fn new(
+        backend: Arc<dyn Backend>,
+        stop: CancellationToken,
+        sessions: TaskTracker,
+        max_sessions: usize,
+    ) -> Self {
+        let session_places = Arc::new(Semaphore::new(max_sessions));
+        App { backend, stop, sessions, session_places, last_usage: Arc::default() }
+    }
+
+    /// A place for one session, given back when it is dropped.
+    pub(crate) fn session_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.session_places)
+            .try_acquire_owned()
+            .map_err(|_| Failure::too_many("too many exec, attach and port-forward sessions are open: end some"))
     }
 
     /// The unix socket's paths.

@@ -196,7 +196,7 @@ async fn pull(State(app): State<App>, params: Params) -> Result<Response, Failur
     // The pull belongs to this request: a client that leaves takes its interest with it.
     let pull = async move {
         match backend.pull(&reference, sink).await {
-            Ok(image) => PullProgress::Done { image },
+            Ok(image) => PullProgress::Done { image: Box::new(image) },
             Err(error) => PullProgress::Failed { message: error.to_string() },
         }
     };

@@ -41,12 +41,14 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Connections to each listener at a time; further ones wait.
     pub max_connections: usize,
+    /// Exec, attach and port-forward sessions at a time; further ones are refused.
+    pub max_sessions: usize,
 }
 
 impl Config {
     /// The doors at `socket` for root alone, no TCP.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Config { socket: socket.into(), group: None, listen: None, max_connections: 512 }
+        Config { socket: socket.into(), group: None, listen: None, max_connections: 512, max_sessions: 512 }
     }
 }
 
@@ -81,6 +83,7 @@ pub struct Doors {
     tcp: Option<TcpListener>,
     peers: Peers,
     max_connections: usize,
+    max_sessions: usize,
 }
 
 /// Who may talk to the unix socket.
@@ -121,6 +124,7 @@ impl Doors {
             tcp,
             peers: Peers { own_uid, any_the_file_admits: config.group.is_some() },
             max_connections: config.max_connections,
+            max_sessions: config.max_sessions,
         })
     }
 
@@ -133,7 +137,7 @@ impl Doors {
     /// the socket's name away.
     pub async fn serve(self, backend: Arc<dyn Backend>, stop: CancellationToken) {
         let sessions = TaskTracker::new();
-        let app = App::new(backend, stop.clone(), sessions.clone());
+        let app = App::new(backend, stop.clone(), sessions.clone(), self.max_sessions);
         let connections = TaskTracker::new();
         let unix = accept_unix(&self.socket, self.peers, app.router(), &connections, self.max_connections, &stop);
         let tcp = async {
@@ -289,5 +293,17 @@ where
     };
     if let Err(error) = ended {
         debug!(%error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_and_the_agents_own_user_come_in_and_others_only_where_a_group_may() {
+        let closed = Peers { own_uid: 500, any_the_file_admits: false };
+        assert!(closed.admits(0) && closed.admits(500) && !closed.admits(1000));
+        assert!(Peers { any_the_file_admits: true, ..closed }.admits(1000));
     }
 }

@@ -37,9 +37,12 @@ pub(crate) async fn exec(
     let pod = NamespacedName::new(namespace, name);
     let container = app.backend.container(&pod, params.text("container"), false)?;
     // From here on a failure travels on the error channel, where clients look for it.
-    let (response, socket) = socket::Upgrade::of(request)?.accept();
+    let upgrade = socket::Upgrade::of(request)?;
+    let place = app.session_place()?;
+    let (response, socket) = upgrade.accept();
     let (backend, stop) = (app.backend.clone(), app.stop.clone());
     app.sessions.spawn(async move {
+        let _place = place;
         let Some((socket, protocol)) = socket.await else { return };
         match backend.exec(&container, spec).await {
             Ok(session) => session::run(socket, protocol, session, stop).await,
@@ -60,9 +63,12 @@ pub(crate) async fn attach(
     let pod = NamespacedName::new(namespace, name);
     let container = app.backend.container(&pod, params.text("container"), false)?;
     // From here on a failure travels on the error channel, where clients look for it.
-    let (response, socket) = socket::Upgrade::of(request)?.accept();
+    let upgrade = socket::Upgrade::of(request)?;
+    let place = app.session_place()?;
+    let (response, socket) = upgrade.accept();
     let (backend, stop) = (app.backend.clone(), app.stop.clone());
     app.sessions.spawn(async move {
+        let _place = place;
         let Some((socket, protocol)) = socket.await else { return };
         match backend.attach(&container, spec).await {
             Ok(session) => session::run(socket, protocol, session, stop).await,
@@ -113,9 +119,12 @@ pub(crate) async fn forward(
     if !known {
         return Err(Failure::not_found("pods", &pod.name));
     }
-    let (response, socket) = socket::Upgrade::of(request)?.accept();
+    let upgrade = socket::Upgrade::of(request)?;
+    let place = app.session_place()?;
+    let (response, socket) = upgrade.accept();
     let (backend, stop) = (app.backend.clone(), app.stop.clone());
     app.sessions.spawn(async move {
+        let _place = place;
         if let Some((socket, protocol)) = socket.await {
             ports::run(socket, protocol, backend.as_ref(), &pod, &ports, stop).await;
         }

@@ -143,7 +143,7 @@ pub enum PullProgress {
     /// It is in the store.
     Done {
         /// What was pulled.
-        image: Image,
+        image: Box<Image>,
     },
     /// It failed, and this is why.
     Failed {

@@ -41,13 +41,18 @@ pub(crate) async fn in_time<T>(what: impl Future<Output = T>) -> T {
 
 impl House {
     pub(crate) async fn open() -> House {
-        House::with_ring(1000).await
+        House::with(1000, 512).await
     }
 
     pub(crate) async fn with_ring(ring: usize) -> House {
+        House::with(ring, 512).await
+    }
+
+    pub(crate) async fn with(ring: usize, max_sessions: usize) -> House {
         let directory = tempfile::tempdir().unwrap();
         let fake = Fake::new(directory.path().to_owned(), ring);
         let mut config = Config::new(directory.path().join("portreeve.sock"));
+        config.max_sessions = max_sessions;
         config.listen = Some("127.0.0.1:0".parse().unwrap());
         let doors = Doors::bind(&config).await.unwrap();
         let address = doors.listen_address().unwrap();

@@ -28,7 +28,6 @@ pub(crate) struct Fake {
     pub(crate) events: Arc<History<Event>>,
     pub(crate) config_maps: Arc<History<ConfigMap>>,
     pub(crate) logs: PathBuf,
-    pub(crate) tty: std::sync::Mutex<Vec<(u16, u16)>>,
 }
 
 impl Fake {
@@ -45,7 +44,6 @@ impl Fake {
                 map.metadata.resource_version = Some(version.to_string());
             })),
             logs,
-            tty: std::sync::Mutex::default(),
         })
     }
 

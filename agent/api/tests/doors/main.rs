@@ -1,5 +1,7 @@
 //! The doors over a socket, as a client sees them, with a scripted house behind them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
 mod client;
 mod fake;
 mod kubectl;

@@ -154,3 +154,22 @@ async fn the_agents_stop_ends_a_session_and_says_so() {
     let all = channels.rest().await;
     assert!(String::from_utf8_lossy(&all[&ERROR]).contains("the agent is stopping"));
 }
+
+#[tokio::test]
+async fn sessions_beyond_the_bound_are_refused_until_one_ends() {
+    let house = House::with(100, 1).await;
+    house.fake.put("default", "web", &[], true);
+    let path = format!("{POD}/exec?command=cat&stdin=1&stdout=1");
+    let mut first = house.open_socket(&path, V5).await.unwrap();
+    let Err((status, body)) = house.open_socket(&path, V5).await else { panic!("a second session was opened") };
+    assert_eq!((status.as_u16(), &body["reason"]), (429, &json!("TooManyRequests")));
+    first.end(STDIN).await;
+    first.rest().await;
+    drop(first);
+    in_time(async {
+        while house.open_socket(&path, V5).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
