@@ -61,9 +61,15 @@ fn facts(root: &Path) -> BTreeMap<Vec<u8>, String> {
 /// Layers with everything that images have, and that layers do to each other.
 fn rich_layers() -> Vec<Vec<u8>> {
     let mut base = Tar::new().dir("./", 0o755);
-    for (name, mode) in
-        [("bin/", 0o755), ("etc/", 0o755), ("tmp/", 0o1777), ("var/", 0o2775), ("home/", 0o700), ("dev/", 0o755)]
-    {
+    for (name, mode) in [
+        ("bin/", 0o755),
+        ("etc/", 0o755),
+        ("tmp/", 0o1777),
+        ("var/", 0o755),
+        ("home/", 0o700),
+        ("srv/", 0o2775),
+        ("dev/", 0o755),
+    ] {
         base = base.dir(name, mode);
     }
     let mut owned = Tar::header(EntryType::Regular, 0o4755, 3);
