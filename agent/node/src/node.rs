@@ -4,7 +4,7 @@
 //! (files stay the truth), and nothing here decides what a pod needs: that is the planner's.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -222,7 +222,13 @@ impl Node {
             let _ = task.await;
         }
         let source = self.inner.source.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let _ = tokio::task::spawn_blocking(move || drop(source)).await;
+        let volumes = self.inner.shared.volumes.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            drop(source);
+            volumes.close_blocking();
+        });
+        // A panic there was logged; there is nothing left to do.
+        let _ = closed.await;
     }
 
     /// Ends everything at once, as a killed agent would: for simulations.
@@ -676,7 +682,6 @@ fn prepare(config: &NodeConfig) -> Result<(), StartError> {
     }
     let logs = config.root.join("logs");
     disk::ensure_directory(&logs, 0o700).map_err(|source| StartError::Directory { path: logs, source })?;
-    let _: &Path = &config.manifests_dir;
     Ok(())
 }
 

@@ -45,7 +45,7 @@ fn wish(dice: &mut Dice) -> Wish {
         with_probe: dice.chance(20),
         with_init: dice.chance(20),
         with_pre_stop: dice.chance(20),
-        grace: dice.below(40),
+        grace: 2 + dice.below(40),
     }
 }
 
@@ -107,6 +107,8 @@ struct World {
     sets: watch::Sender<SourceSet>,
     node: Node,
     killed: u32,
+    /// Pods that lost a sandbox: one that must not restart has failed then.
+    lost: BTreeSet<String>,
 }
 
 impl World {
@@ -160,7 +162,8 @@ impl World {
             let status = pod.status.as_ref().unwrap();
             let phase = status.phase.as_deref().unwrap_or_default();
             if wish.restart == "Never" {
-                if phase != "Succeeded" {
+                let failed = phase == "Failed" && self.lost.contains(name);
+                if phase != "Succeeded" && !failed {
                     missing.push(format!("{name} is {phase}, not Succeeded"));
                 }
                 continue;
@@ -227,7 +230,7 @@ async fn simulate(seed: u64) -> Result<(), String> {
         let runtime: Arc<dyn Runtime> = runtime.clone();
         Node::start_with(config.clone(), runtime, receiver, clock.clone()).map_err(|error| error.to_string())?
     };
-    let mut world = World { runtime, clock, config, sets, node, killed: 0 };
+    let mut world = World { runtime, clock, config, sets, node, killed: 0, lost: BTreeSet::new() };
 
     for round in 0..2 + dice.below(5) {
         for name in ["p0", "p1", "p2"] {
@@ -244,6 +247,7 @@ async fn simulate(seed: u64) -> Result<(), String> {
         if dice.chance(25) {
             let ids: Vec<_> = world.runtime.sandboxes();
             if let Some(sandbox) = ids.get(dice.below(ids.len() as u64) as usize) {
+                world.lost.insert(sandbox.metadata.name.clone());
                 world.runtime.lose_sandbox(&sandbox.id);
             }
         }

@@ -214,6 +214,14 @@ impl Volumes {
         remove::tree(&self.disk, uid)
     }
 
+    /// Gives the memory back that [`Volumes::open`] mounted, if nothing is in it any more.
+    pub(crate) fn close_blocking(&self) {
+        if names_in(&self.memory).is_empty() {
+            // What is still mounted is found and used by the next agent.
+            let _ = remove::unmount(&self.memory);
+        }
+    }
+
     /// The uids of which something is left.
     pub(crate) fn uids(&self) -> std::collections::BTreeSet<String> {
         names_in(&self.disk).into_iter().chain(names_in(&self.memory)).collect()

@@ -1,0 +1,245 @@
+//! The directory source on real files: what counts, and from when.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use portreeve_node::source::{DirectorySource, FileContent, Hints, Scanner, SourceSet};
+
+const LATER: Duration = Duration::from_millis(250);
+
+fn rescan() -> Hints {
+    Hints { rescan: true, ..Hints::default() }
+}
+
+fn closed(path: &Path) -> Hints {
+    Hints { closed: [path.to_owned()].into(), ..Hints::default() }
+}
+
+fn touched(path: &Path) -> Hints {
+    Hints { touched: [path.to_owned()].into(), ..Hints::default() }
+}
+
+/// Names of the files of a set that are not vanishing.
+fn names(set: &SourceSet) -> Vec<String> {
+    let files = set.files.iter().filter(|(_, file)| !file.vanishing);
+    files.map(|(path, _)| path.strip_prefix(&set.path).unwrap().display().to_string()).collect()
+}
+
+fn objects(set: &SourceSet, name: &str) -> usize {
+    match &set.files[&set.path.join(name)].content {
+        FileContent::Parsed(parsed) => parsed.documents.len(),
+        FileContent::Unreadable(message) => panic!("{message}"),
+    }
+}
+
+fn map(name: &str) -> String {
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n")
+}
+
+#[test]
+fn a_file_counts_when_it_was_closed_or_has_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.yaml");
+    let mut scanner = Scanner::new(dir.path(), None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    fs::write(&path, map("a")).unwrap();
+    scanner.scan(&touched(&path), start);
+    assert!(names(&scanner.set()).is_empty(), "half written, for all we know");
+    assert!(scanner.deadline().unwrap() > start);
+    scanner.scan(&Hints::default(), start + LATER);
+    assert_eq!(names(&scanner.set()), ["a.yaml"]);
+
+    fs::write(&path, map("a") + "---\n" + &map("b")).unwrap();
+    scanner.scan(&touched(&path), start + LATER);
+    assert_eq!(objects(&scanner.set(), "a.yaml"), 1, "the former content until it is closed");
+    scanner.scan(&closed(&path), start + LATER);
+    assert_eq!(objects(&scanner.set(), "a.yaml"), 2);
+}
+
+#[test]
+fn each_change_of_an_open_file_makes_it_wait_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.yaml");
+    let mut scanner = Scanner::new(dir.path(), None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    let mut file = File::create(&path).unwrap();
+    for step in 0..4 {
+        file.write_all(b"# more\n").unwrap();
+        scanner.scan(&touched(&path), start + Duration::from_millis(150) * step);
+        assert!(names(&scanner.set()).is_empty());
+    }
+}
+
+#[test]
+fn a_file_that_is_removed_and_written_again_is_not_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.yaml");
+    fs::write(&path, map("a")).unwrap();
+    let mut scanner = Scanner::new(dir.path(), None);
+    let start = Instant::now();
+    scanner.scan(&Hints { rescan: true, ..closed(&path) }, start);
+    fs::remove_file(&path).unwrap();
+    scanner.scan(&touched(&path), start);
+    assert!(scanner.set().files[&path].vanishing);
+    fs::write(&path, map("a")).unwrap();
+    scanner.scan(&closed(&path), start + Duration::from_millis(20));
+    assert!(!scanner.set().files[&path].vanishing);
+    fs::remove_file(&path).unwrap();
+    scanner.scan(&touched(&path), start + Duration::from_millis(30));
+    scanner.scan(&Hints::default(), start + LATER);
+    assert!(scanner.set().files.is_empty());
+    assert!(scanner.set().unreadable.is_none(), "all removed from the same directory is a removal");
+}
+
+#[test]
+fn folders_are_read_and_what_is_hidden_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir_all(at("sub/deep")).unwrap();
+    fs::create_dir_all(at(".git")).unwrap();
+    for name in ["a.yaml", "sub/b.yml", "sub/deep/c.json", ".git/d.yaml", "e.yaml~", ".f.yaml", "g.txt"] {
+        fs::write(at(name), map("x")).unwrap();
+    }
+    symlink(dir.path(), at("sub/loop")).unwrap();
+    let mut scanner = Scanner::new(dir.path(), None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    scanner.scan(&rescan(), start + LATER);
+    assert_eq!(names(&scanner.set()), ["a.yaml", "sub/b.yml", "sub/deep/c.json"]);
+    // A report from inside a hidden folder brings nothing in.
+    scanner.scan(&closed(&at(".git/d.yaml")), start + LATER);
+    assert_eq!(names(&scanner.set()).len(), 3);
+}
+
+#[test]
+fn a_missing_or_exchanged_empty_directory_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = dir.path().join("m");
+    fs::create_dir(&manifests).unwrap();
+    fs::write(manifests.join("a.yaml"), map("a")).unwrap();
+    let mut scanner = Scanner::new(&manifests, None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    scanner.scan(&rescan(), start + LATER);
+    assert_eq!(names(&scanner.set()), ["a.yaml"]);
+    let identity = scanner.identity();
+
+    fs::rename(&manifests, dir.path().join("away")).unwrap();
+    scanner.scan(&rescan(), start + LATER);
+    assert!(scanner.set().unreadable.is_some());
+    assert_eq!(names(&scanner.set()), ["a.yaml"]);
+
+    // As after an unmount: another directory, and empty.
+    fs::create_dir(&manifests).unwrap();
+    scanner.scan(&rescan(), start + 2 * LATER);
+    assert!(scanner.set().unreadable.is_some());
+    assert_eq!(names(&scanner.set()), ["a.yaml"]);
+    // Also for an agent that only remembers the identity.
+    let mut restarted = Scanner::new(&manifests, identity);
+    restarted.scan(&rescan(), start);
+    assert!(restarted.set().unreadable.is_some() && !restarted.set().complete);
+
+    fs::write(manifests.join("b.yaml"), map("b")).unwrap();
+    for scanner in [&mut scanner, &mut restarted] {
+        scanner.scan(&rescan(), start + 3 * LATER);
+        scanner.scan(&rescan(), start + 5 * LATER);
+        assert_eq!(names(&scanner.set()), ["b.yaml"]);
+    }
+}
+
+#[test]
+fn a_list_is_complete_when_every_file_of_it_was_read() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), map("a")).unwrap();
+    let mut scanner = Scanner::new(dir.path(), None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    assert!(!scanner.set().complete, "what is just being written may own what runs");
+    scanner.scan(&Hints::default(), start + LATER);
+    assert!(scanner.set().complete);
+}
+
+fn wait_for(source: &DirectorySource, what: &str, good: impl Fn(&SourceSet) -> bool) -> Duration {
+    let began = Instant::now();
+    let sets = source.sets();
+    while !good(&sets.borrow()) {
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}: {:?}", sets.borrow());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    began.elapsed()
+}
+
+fn source(dir: &Path) -> DirectorySource {
+    let source = DirectorySource::start(dir, None, Duration::from_secs(60)).unwrap();
+    wait_for(&source, "first list", |set| set.complete);
+    source
+}
+
+#[test]
+fn closed_and_renamed_files_count_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path());
+    fs::write(dir.path().join("a.yaml"), map("a")).unwrap();
+    wait_for(&source, "closed", |set| names(set) == ["a.yaml"]);
+    fs::write(dir.path().join(".b.tmp"), map("b")).unwrap();
+    fs::rename(dir.path().join(".b.tmp"), dir.path().join("b.yaml")).unwrap();
+    wait_for(&source, "renamed", |set| names(set) == ["a.yaml", "b.yaml"]);
+    fs::rename(dir.path().join("a.yaml"), dir.path().join("c.yaml")).unwrap();
+    wait_for(&source, "moved", |set| names(set) == ["b.yaml", "c.yaml"] && set.files.len() == 2);
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    fs::write(dir.path().join("sub/d.yaml"), map("d")).unwrap();
+    wait_for(&source, "folder", |set| names(set) == ["b.yaml", "c.yaml", "sub/d.yaml"]);
+    fs::remove_dir_all(dir.path().join("sub")).unwrap();
+    wait_for(&source, "removed", |set| set.files.len() == 2);
+}
+
+#[test]
+fn an_open_file_is_not_read_while_it_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path());
+    let path = dir.path().join("a.yaml");
+    let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+    for _ in 0..6 {
+        file.write_all(b"# not yet\n").unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(source.sets().borrow().files.is_empty());
+    }
+    file.write_all(map("a").as_bytes()).unwrap();
+    drop(file);
+    wait_for(&source, "closed", |set| names(set) == ["a.yaml"] && objects(set, "a.yaml") == 1);
+}
+
+#[test]
+fn a_swapped_data_link_brings_the_new_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for (folder, text) in [("..1", map("a")), ("..2", map("a") + "---\n" + &map("b"))] {
+        fs::create_dir(at(folder)).unwrap();
+        fs::write(at(folder).join("a.yaml"), text).unwrap();
+    }
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/a.yaml", at("a.yaml")).unwrap();
+    let source = source(dir.path());
+    wait_for(&source, "before", |set| names(set) == ["a.yaml"] && objects(set, "a.yaml") == 1);
+    symlink("..2", at("..tmp")).unwrap();
+    fs::rename(at("..tmp"), at("..data")).unwrap();
+    wait_for(&source, "after", |set| names(set) == ["a.yaml"] && objects(set, "a.yaml") == 2);
+}
+
+#[test]
+fn a_directory_that_goes_and_comes_back_is_watched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests: PathBuf = dir.path().join("m");
+    let source = DirectorySource::start(&manifests, None, Duration::from_secs(60)).unwrap();
+    wait_for(&source, "missing", |set| set.unreadable.is_some());
+    fs::create_dir(&manifests).unwrap();
+    fs::write(manifests.join("a.yaml"), map("a")).unwrap();
+    wait_for(&source, "made", |set| set.unreadable.is_none() && names(set) == ["a.yaml"]);
+    fs::write(manifests.join("b.yaml"), map("b")).unwrap();
+    wait_for(&source, "watched", |set| names(set) == ["a.yaml", "b.yaml"]);
+}

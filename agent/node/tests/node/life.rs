@@ -1,0 +1,182 @@
+//! The life of pods, from the file to the process.
+
+use std::time::{Duration, Instant};
+
+use portreeve_node::{NamespacedName, PlanRequest};
+
+use crate::world::{World, pod};
+
+pub(crate) async fn a_dropped_manifest_runs_and_a_removed_one_leaves_nothing() {
+    let world = World::new().await;
+    // The first pod makes the network; the second is what a user waits for.
+    world.write("warm.yaml", &pod("warm", "exec sleep 1000", ""));
+    world.until("warm is ready", |w| w.is_ready("warm")).await;
+    let began = Instant::now();
+    world.write("web.yaml", &pod("web", "exec sleep 1000", ""));
+    let mut watch = world.node().watch_pods(None).unwrap();
+    while !world.is_ready("web") {
+        watch.next().await.unwrap().unwrap();
+    }
+    println!("  file dropped to ready: {:?}", began.elapsed());
+    let status = world.pod("web").unwrap().status.clone().unwrap();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert!(status.pod_ip.is_some(), "{status:?}");
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 0);
+    world.remove("web.yaml");
+    world.remove("warm.yaml");
+    world.until("both are gone", |w| w.node().pods().items.is_empty()).await;
+    world.until("nothing is left", |w| w.traces().is_empty()).await;
+    let events = world.node().events().items;
+    for reason in ["Created", "Started", "Killing"] {
+        assert!(events.iter().any(|event| event.reason.as_deref() == Some(reason)), "{reason}");
+    }
+}
+
+pub(crate) async fn volumes_and_environment_show_what_the_manifest_says_and_follow_edits() {
+    let world = World::new().await;
+    let config = |value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{a.conf: \"{value}\"}}\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\nstringData: {{token: hush}}\n")
+    };
+    world.write("config.yaml", &config("one"));
+    let more = r#"
+    env:
+    - {name: FROM_MAP, valueFrom: {configMapKeyRef: {name: settings, key: a.conf}}}
+    - {name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    - {name: GREETING, value: "hello $(NAME)"}
+    envFrom: [{secretRef: {name: keys}, prefix: K_}]
+    volumeMounts:
+    - {name: map, mountPath: /map}
+    - {name: keys, mountPath: /keys}
+    - {name: scratch, mountPath: /scratch}
+    - {name: memory, mountPath: /memory}
+    - {name: about, mountPath: /about}
+    - {name: scratch, mountPath: /below, subPath: some/where}
+  volumes:
+  - {name: map, configMap: {name: settings}}
+  - {name: keys, secret: {secretName: keys, defaultMode: 0400}}
+  - {name: scratch, emptyDir: {}}
+  - {name: memory, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
+  - {name: about, downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
+"#;
+    world.write("web.yaml", &pod("web", "exec sleep 1000", more));
+    world.until("web is ready", |w| w.is_ready("web")).await;
+    let seen = world
+        .sh("web", "cat /map/a.conf; echo; echo $FROM_MAP; echo $GREETING; echo $K_token; cat /keys/token; echo; cat /about/name; echo; touch /below/x; ls /scratch/some/where; grep -c ' /memory tmpfs' /proc/self/mounts; grep -c web /etc/hosts; hostname")
+        .await;
+    assert_eq!(seen.lines().collect::<Vec<_>>(), ["one", "one", "hello web", "hush", "hush", "web", "x", "1", "1", "web"], "{seen}");
+    let id = world.container_id("web");
+    world.write("config.yaml", &config("two"));
+    for _ in 0..500 {
+        if world.sh("web", "cat /map/a.conf").await == "two" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.sh("web", "cat /map/a.conf").await, "two");
+    assert_eq!(world.container_id("web"), id, "a mounted ConfigMap is live");
+    world.remove("web.yaml");
+    world.until("web is gone", |w| w.node().pods().items.is_empty() && w.traces().is_empty()).await;
+}
+
+pub(crate) async fn a_new_agent_finds_the_same_containers_and_ready_does_not_flip() {
+    let mut world = World::new().await;
+    let probe = "\n    readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1}\n";
+    world.write("web.yaml", &pod("web", "touch /tmp/ready; exec sleep 1000", probe));
+    world.until("web is ready", |w| w.is_ready("web")).await;
+    let (id, uid) = (world.container_id("web"), world.pod("web").unwrap().metadata.uid.clone());
+    world.close().await;
+    world.open().await;
+    let mut watch = world.node().watch_pods(None).unwrap();
+    if !world.is_ready("web") {
+        let first = watch.next().await.unwrap().unwrap();
+        let status = first[0].object.status.clone().unwrap();
+        let ready = status.conditions.unwrap().iter().any(|c| c.type_ == "Ready" && c.status == "True");
+        assert!(ready, "the first status of the new agent says ready");
+    }
+    assert_eq!(world.container_id("web"), id);
+    assert_eq!(world.pod("web").unwrap().metadata.uid, uid);
+    // A broken file over a running pod, also across agents.
+    world.write("web.yaml", "{{{");
+    world.until("the error is reported", |w| w.node().sources()[0].errors > 0).await;
+    world.close().await;
+    world.open().await;
+    world.until("the error is reported again", |w| w.node().sources()[0].errors > 0).await;
+    assert_eq!(world.container_id("web"), id);
+}
+
+pub(crate) async fn a_failing_liveness_probe_restarts_the_container() {
+    let world = World::new().await;
+    let probe = "\n    livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, failureThreshold: 2}\n";
+    let text = pod("web", "touch /tmp/alive; exec sleep 1000", probe);
+    world.write("web.yaml", &text.replace("restartPolicy: Always", "restartPolicy: Always\n  terminationGracePeriodSeconds: 0"));
+    world.until("web is ready", |w| w.is_ready("web")).await;
+    let id = world.container_id("web");
+    world.sh("web", "rm /tmp/alive || busybox rm /tmp/alive").await;
+    world.until("it was restarted", |w| w.is_ready("web") && w.container_id("web") != id).await;
+    let status = world.pod("web").unwrap().status.clone().unwrap();
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 1);
+    let events = world.node().events().items;
+    assert!(events.iter().any(|event| event.reason.as_deref() == Some("Unhealthy")));
+}
+
+pub(crate) async fn edits_cost_what_their_class_says() {
+    let world = World::new().await;
+    let text = pod("web", "exec sleep 1000", "");
+    world.write("web.yaml", &text);
+    world.until("web is ready", |w| w.is_ready("web")).await;
+    let (id, name) = (world.container_id("web"), NamespacedName::new("default", "web"));
+    let sandbox = world.node().sandbox(&name).unwrap();
+
+    let labelled = text.replace("metadata: {name: web}", "metadata: {name: web, labels: {a: b}}");
+    world.write("web.yaml", &labelled);
+    world.until("the label is there", |w| w.pod("web").unwrap().metadata.labels.is_some()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.container_id("web"), id, "a label is live");
+
+    let edited = labelled.replace("exec sleep 1000", "exec sleep 1001");
+    let request = PlanRequest { files: vec![world.file("web.yaml", &edited)], prune: false };
+    let plan = world.node().plan(request).await.unwrap();
+    assert!(plan.has_changes() && plan.pods[0].cost.as_deref().unwrap().starts_with("restart"), "{plan:?}");
+    assert_eq!(world.container_id("web"), id, "a plan changes nothing");
+    world.write("web.yaml", &edited);
+    world.until("it was restarted", |w| w.is_ready("web") && w.container_id("web") != id).await;
+    assert_eq!(world.node().sandbox(&name).unwrap(), sandbox, "a command restarts the container alone");
+
+    world.write("web.yaml", &edited.replace("spec:\n", "spec:\n  hostname: other\n"));
+    world.until("it was recreated", |w| w.is_ready("web") && w.node().sandbox(&name).is_ok_and(|new| new != sandbox)).await;
+    assert_eq!(world.sh("web", "hostname").await, "other");
+}
+
+pub(crate) async fn a_job_runs_once_and_its_log_stays() {
+    let mut world = World::new().await;
+    let text = pod("job", "echo done", "").replace("restartPolicy: Always", "restartPolicy: Never");
+    world.write("job.yaml", &text);
+    let phase = |w: &World| w.pod("job").and_then(|pod| pod.status.clone()?.phase).unwrap_or_default();
+    world.until("it succeeded", |w| phase(w) == "Succeeded").await;
+    let name = NamespacedName::new("default", "job");
+    let log = || std::fs::read_to_string(world.node().log_path(&name, None, false).unwrap()).unwrap();
+    assert!(log().ends_with("stdout F done\n"), "{}", log());
+    world.close().await;
+    world.open().await;
+    world.until("it is still ended", |w| phase(w) == "Succeeded").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(phase(&world), "Succeeded");
+    let log = std::fs::read_to_string(world.node().log_path(&name, None, false).unwrap()).unwrap();
+    assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+pub(crate) async fn drain_stops_everything() {
+    let mut world = World::new().await;
+    world.write("a.yaml", &pod("a", "exec sleep 1000", ""));
+    world.write("b.yaml", &pod("b", "exec sleep 1000", ""));
+    world.until("both are ready", |w| w.is_ready("a") && w.is_ready("b")).await;
+    let uid = world.pod("a").unwrap().metadata.uid.clone();
+    let stopped = world.node().drain(Some(Duration::from_secs(1))).await.unwrap();
+    assert_eq!(stopped.len(), 2);
+    assert!(world.traces().is_empty(), "{:?}", world.traces());
+    assert!(world.node().is_drained());
+    world.close().await;
+    world.open().await;
+    world.until("both are ready again", |w| w.is_ready("a") && w.is_ready("b")).await;
+    assert_eq!(world.pod("a").unwrap().metadata.uid, uid);
+}
