@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Spec};
 use portreeve_sys::clone;
 
 use super::PlanError;
@@ -84,6 +84,7 @@ pub(crate) fn plan(spec: &Spec) -> Result<Namespaces, PlanError> {
     if plan.new & clone::NEW_USER != 0 && !mapped {
         return Err(PlanError::new("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings"));
     }
+    refuse_unsupported(spec)?;
     if linux.is_some_and(|linux| linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())) {
         return Err(PlanError::new("linux.timeOffsets", "is not supported by this version"));
     }
@@ -91,6 +92,27 @@ pub(crate) fn plan(spec: &Spec) -> Result<Namespaces, PlanError> {
         return Err(PlanError::new("linux.intelRdt", "is not supported by this version"));
     }
     Ok(plan)
+}
+
+/// What is not done yet is refused, never dropped in silence.
+fn refuse_unsupported(spec: &Spec) -> Result<(), PlanError> {
+    let linux = spec.linux().as_ref();
+    let given = [
+        ("hooks", spec.hooks().as_ref().is_some_and(|hooks| *hooks != Hooks::default())),
+        (
+            "linux.netDevices",
+            linux.is_some_and(|linux| linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
+        ),
+        ("linux.memoryPolicy", linux.is_some_and(|linux| linux.memory_policy().is_some())),
+        (
+            "linux.mountLabel",
+            linux.is_some_and(|linux| linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
+        ),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((field, _)) => Err(PlanError::new(*field, "is not supported by this version")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -124,5 +146,13 @@ mod tests {
     #[test]
     fn a_container_without_a_mount_namespace_is_refused() {
         assert!(check(r#"{"ociVersion": "1.2.0", "linux": {"namespaces": [{"type": "pid"}]}}"#).is_err());
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let error = check(
+            r#"{"ociVersion": "1.2.0", "hooks": {"poststop": [{"path": "/bin/true"}]}, "linux": {"namespaces": [{"type": "mount"}]}}"#,
+        );
+        assert_eq!(error.expect_err("refused"), "hooks: is not supported by this version");
     }
 }
