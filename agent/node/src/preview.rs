@@ -5,7 +5,9 @@ use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 use portreeve_manifests::{Kind, Object, ObjectKey, references};
-use portreeve_plan::{Candidate, DesiredPod, Intent, ObservedPod, Plan, PodKey, PodUid, admit, plan};
+use portreeve_plan::{
+    Candidate, DesiredPod, Difference, Intent, ObservedPod, Plan, PodKey, PodUid, admit, differences, plan,
+};
 
 use crate::apply;
 use crate::desired::{Ledger, Record};
@@ -48,14 +50,20 @@ pub(crate) fn preview(shared: &Shared, ledger: &Ledger, views: &Views, request: 
         desired.finished = record.finished.as_ref().map(|finished| (**finished).clone());
         let names: Vec<_> = references(pod).into_iter().map(|(kind, name, _)| (kind, name, None)).collect();
         desired.configs = configs(&after, &key.namespace, &names, uses_changed.then_some(now));
-        desired.blocked = blocked
-            .get(&PodKey { namespace: key.namespace.clone(), name: key.name.clone() })
-            .cloned();
+        desired.blocked = blocked.get(&PodKey { namespace: key.namespace.clone(), name: key.name.clone() }).cloned();
         let observed = seen(shared, &desired.uid).unwrap_or_else(|| Arc::new(unobserved(shared, pod)));
         let observed = with_images(shared, &observed, pod);
         let change = if is_new { PodChange::Create } else { PodChange::Update };
         let uid = (!is_new).then(|| record.uid.clone());
-        report.pods.push(pod_plan(&desired, &plan(&desired, &observed, now), change, uid));
+        let mut made = plan(&desired, &observed, now);
+        // What is live leaves no work behind by which the planner could tell of it: the edit itself does.
+        if let Some(Object::Pod(before)) = ledger.objects.get(key).map(|record| &*record.object) {
+            let edited = differences(before, pod);
+            let untold = |one: &Difference| made.differences.iter().all(|told| told.field != one.field);
+            let live: Vec<Difference> = edited.into_iter().filter(untold).collect();
+            made.differences.extend(live);
+        }
+        report.pods.push(pod_plan(&desired, &made, change, uid));
     }
     for key in touched.iter().filter(|key| key.kind == Kind::Pod && !after.objects.contains_key(*key)) {
         let Some(record) = ledger.objects.get(key) else {
@@ -103,11 +111,7 @@ fn seen(shared: &Shared, uid: &PodUid) -> Option<Arc<ObservedPod>> {
 }
 
 /// What was observed knows only the images of the pod as it was.
-fn with_images(
-    shared: &Shared,
-    observed: &ObservedPod,
-    pod: &k8s_openapi::api::core::v1::Pod,
-) -> ObservedPod {
+fn with_images(shared: &Shared, observed: &ObservedPod, pod: &k8s_openapi::api::core::v1::Pod) -> ObservedPod {
     let mut observed = observed.clone();
     for (name, view) in unobserved(shared, pod).images {
         observed.images.entry(name).or_insert(view);
@@ -228,13 +232,8 @@ fn object_change(key: &ObjectKey, before: Option<&Record>, after: Option<&Record
 
 fn pod_plan(desired: &DesiredPod, made: &Plan, change: PodChange, uid: Option<String>) -> PodPlan {
     let key = desired.key();
-    let dearest = made
-        .differences
-        .iter()
-        .map(|difference| &difference.cost)
-        .chain(made.cost())
-        .max()
-        .map(ToString::to_string);
+    let dearest =
+        made.differences.iter().map(|difference| &difference.cost).chain(made.cost()).max().map(ToString::to_string);
     let waits: Vec<String> = made.waits.iter().map(ToString::to_string).collect();
     let blocked = desired
         .blocked
