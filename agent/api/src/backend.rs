@@ -3,6 +3,7 @@
 //! The node is the one real implementation ([`crate::NodeBackend`]); tests put a scripted one
 //! behind the same router.
 
+use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -144,6 +145,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
         container: Option<&str>,
         previous: bool,
     ) -> Result<ContainerHandle, BackendError>;
+    /// Where the log of a container is, also of one that was taken down with its pod ended.
+    ///
+    /// # Errors
+    /// [`BackendError`] when there is none, or the choice is not clear.
+    fn log_path(&self, pod: &NamespacedName, container: Option<&str>, previous: bool) -> Result<PathBuf, BackendError>;
     /// Runs a command in a container.
     fn exec<'a>(&'a self, container: &'a ContainerHandle, spec: ExecSpec) -> Answer<'a, Session>;
     /// Joins the standard streams of a container's first process.

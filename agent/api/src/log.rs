@@ -11,7 +11,7 @@ mod line;
 
 use std::convert::Infallible;
 use std::io;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -50,18 +50,22 @@ pub(crate) async fn log(
     };
     let previous = params.flag("previous")?;
     let follow = params.flag("follow")? && !previous;
-    let container = app.backend.container(&pod, params.text("container"), previous)?;
+    let name = params.text("container");
+    let (path, container) = match app.backend.container(&pod, name, previous) {
+        Ok(container) => (container.log_path.clone(), Some(container)),
+        // What ended and was taken down still has its log, until its manifest goes.
+        Err(_) => (app.backend.log_path(&pod, name, previous)?, None),
+    };
 
     // Watched before the first byte is read: what is written in between is not missed.
-    let growth = if follow {
-        Some(watch_directory(&container.log_path).map_err(|error| unreadable(&container, &error))?)
-    } else {
-        None
+    let growth = match follow {
+        true => Some(watch_directory(&path).map_err(|error| unreadable(&pod, &path, &error))?),
+        false => None,
     };
-    let path = container.log_path.clone();
-    let reader =
-        blocking(move || Reader::open(&path, style, tail)).await.map_err(|error| unreadable(&container, &error))?;
-    let follower = Follower { app, container, reader: Some(reader), growth, left: limit };
+    let opened = path.clone();
+    let reader = blocking(move || Reader::open(&opened, style, tail)).await;
+    let reader = reader.map_err(|error| unreadable(&pod, &path, &error))?;
+    let follower = Follower { app, container, path, reader: Some(reader), growth, left: limit };
     let chunks = stream::unfold(follower, |mut follower| async move {
         follower.chunk().await.map(|chunk| (Ok::<Bytes, Infallible>(chunk), follower))
     });
@@ -70,14 +74,14 @@ pub(crate) async fn log(
     Ok(response)
 }
 
-fn unreadable(container: &ContainerHandle, error: &io::Error) -> Failure {
+fn unreadable(pod: &NamespacedName, path: &FilePath, error: &io::Error) -> Failure {
     if error.kind() == io::ErrorKind::NotFound {
         return Failure::bad_request(format!(
-            "container \"{}\" in pod \"{}\" has no log: it has not started yet, or its log was removed",
-            container.container, container.pod.name
+            "the container of pod \"{}\" has no log: it has not started yet, or its log was removed",
+            pod.name
         ));
     }
-    Failure::internal(format!("reading {}: {error}", container.log_path.display()))
+    Failure::internal(format!("reading {}: {error}", path.display()))
 }
 
 fn style(params: &Params) -> Result<Style, Failure> {
@@ -121,7 +125,9 @@ fn watch_directory(log: &FilePath) -> io::Result<pipe::Receiver> {
 
 struct Follower {
     app: App,
-    container: ContainerHandle,
+    /// Absent when nothing writes any more.
+    container: Option<ContainerHandle>,
+    path: PathBuf,
     /// Absent once reading has failed or ended.
     reader: Option<Reader>,
     /// Present while following.
@@ -140,7 +146,7 @@ impl Follower {
             let (chunk, reader) = match read {
                 Ok(read) => read,
                 Err(error) => {
-                    debug!(path = %self.container.log_path.display(), %error, "log could not be read on");
+                    debug!(path = %self.path.display(), %error, "log could not be read on");
                     return None;
                 }
             };
@@ -167,8 +173,9 @@ impl Follower {
     }
 
     fn writing(&self) -> bool {
-        let now = self.app.backend.container(&self.container.pod, Some(&self.container.container), false);
-        now.is_ok_and(|now| now.running && now.id == self.container.id)
+        let Some(container) = &self.container else { return false };
+        let now = self.app.backend.container(&container.pod, Some(&container.container), false);
+        now.is_ok_and(|now| now.running && now.id == container.id)
     }
 
     /// Waits until there may be more, or the container may have ended.

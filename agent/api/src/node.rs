@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -103,6 +104,10 @@ impl Backend for NodeBackend {
         previous: bool,
     ) -> Result<ContainerHandle, BackendError> {
         Ok(self.node.container(pod, container, previous)?)
+    }
+
+    fn log_path(&self, pod: &NamespacedName, container: Option<&str>, previous: bool) -> Result<PathBuf, BackendError> {
+        Ok(self.node.log_path(pod, container, previous)?)
     }
 
     fn exec<'a>(&'a self, container: &'a ContainerHandle, spec: ExecSpec) -> Answer<'a, Session> {

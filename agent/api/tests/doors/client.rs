@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use portreeve_api::channel::{Frame, Protocol};
-use portreeve_api::{Config, Doors};
+use portreeve_api::{Backend, Config, Doors};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
@@ -51,13 +51,29 @@ impl House {
     pub(crate) async fn with(ring: usize, max_sessions: usize) -> House {
         let directory = tempfile::tempdir().unwrap();
         let fake = Fake::new(directory.path().to_owned(), ring);
+        House::serve(directory, fake.clone(), fake, max_sessions).await
+    }
+
+    /// The doors of another house; its fake stands behind nothing.
+    pub(crate) async fn of(backend: Arc<dyn Backend>) -> House {
+        let directory = tempfile::tempdir().unwrap();
+        let fake = Fake::new(directory.path().to_owned(), 1);
+        House::serve(directory, fake, backend, 512).await
+    }
+
+    async fn serve(
+        directory: tempfile::TempDir,
+        fake: Arc<Fake>,
+        backend: Arc<dyn Backend>,
+        max_sessions: usize,
+    ) -> House {
         let mut config = Config::new(directory.path().join("portreeve.sock"));
         config.max_sessions = max_sessions;
         config.listen = Some("127.0.0.1:0".parse().unwrap());
         let doors = Doors::bind(&config).await.unwrap();
         let address = doors.listen_address().unwrap();
         let stop = CancellationToken::new();
-        let served = tokio::spawn(doors.serve(fake.clone(), stop.clone()));
+        let served = tokio::spawn(doors.serve(backend, stop.clone()));
         House { fake, socket: config.socket, address, stop, served, directory }
     }
 

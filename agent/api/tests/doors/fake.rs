@@ -170,6 +170,10 @@ impl Backend for Fake {
         })
     }
 
+    fn log_path(&self, pod: &NamespacedName, container: Option<&str>, previous: bool) -> Result<PathBuf, BackendError> {
+        Ok(self.container(pod, container, previous)?.log_path)
+    }
+
     /// `cat` gives back what it gets; `fail N` says so on stderr and exits with N; `flood` writes
     /// without end; `size` waits for one size of the terminal and exits 0; others are not found.
     fn exec<'a>(&'a self, _container: &'a ContainerHandle, spec: ExecSpec) -> Answer<'a, Session> {

@@ -7,5 +7,6 @@ mod fake;
 mod kubectl;
 mod list;
 mod logs;
+mod node;
 mod own;
 mod stream;
