@@ -44,7 +44,8 @@ struct ClientKey {
 #[derive(Clone)]
 struct Clients {
     http: reqwest::Client,
-    blobs: oci_client::Client,
+    /// Absent on a system without any certificate authority, where that client cannot be made at all.
+    blobs: Option<oci_client::Client>,
 }
 
 impl std::fmt::Debug for Clients {
@@ -134,7 +135,13 @@ impl Registries {
             user_agent: USER_AGENT,
             ..ClientConfig::default()
         };
-        let blobs = oci_client::Client::try_from(config).map_err(|e| setup(Arc::new(e)))?;
+        // Whatever its configuration says, that client makes a default one first, which panics then.
+        static MAKEABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        let makeable = *MAKEABLE.get_or_init(|| reqwest::Client::builder().build().is_ok());
+        let blobs = match makeable {
+            true => Some(oci_client::Client::try_from(config).map_err(|e| setup(Arc::new(e)))?),
+            false => None,
+        };
         Ok(Clients { http, blobs })
     }
 }

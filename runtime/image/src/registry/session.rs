@@ -111,8 +111,7 @@ impl Session {
             }
         };
         // Without a stored login the blob client asks for none, which saves it a request per blob.
-        if let Some(token) = token {
-            let blobs = &self.clients.blobs;
+        if let (Some(token), Some(blobs)) = (token, &self.clients.blobs) {
             blobs.store_auth_if_needed(self.target.resolve_registry(), &auth).await;
             blobs.tokens.insert(&self.target, RegistryOperation::Pull, token).await;
         }
@@ -211,12 +210,7 @@ impl Session {
     async fn try_manifest(&self, name: &str) -> Result<Fetched, RegistryError> {
         let url = format!("{}/v2/{}/manifests/{name}", self.base, self.reference.repository());
         let mut request = self.clients.http.get(&url).header(ACCEPT, manifest::ACCEPT);
-        let access = self.access.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        request = match access {
-            Access::Open => request,
-            Access::Basic { username, password } => request.basic_auth(username, Some(password)),
-            Access::Bearer(token) => request.bearer_auth(token),
-        };
+        request = self.authorize(request);
         let answer = request.send().await.map_err(|e| RegistryError::from_request(&url, e))?;
         if answer.status() != StatusCode::OK {
             return Err(complaint(url, answer).await);
@@ -248,7 +242,7 @@ impl Session {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<(BoxStream<'static, std::io::Result<bytes::Bytes>>, bool), RegistryError> {
-        let client = &self.clients.blobs;
+        let Some(client) = &self.clients.blobs else { return self.plain_blob(blob, offset).await };
         // A range is asked for from the first byte on: such a stream is not hashed by the client,
         // and we hash every byte ourselves, also over several ranges.
         let answer = client.pull_blob_stream_partial(&self.target, Blob(&blob.digest), offset, None).await;
@@ -257,6 +251,37 @@ impl Session {
             Ok(oci_client::client::BlobResponse::Partial(stream)) => Ok((stream.stream, false)),
             Err(e) => Err(self.sort(&blob.digest, e)),
         }
+    }
+
+    fn authorize(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        let access = self.access.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        match access {
+            Access::Open => request,
+            Access::Basic { username, password } => request.basic_auth(username, Some(password)),
+            Access::Bearer(token) => request.bearer_auth(token),
+        }
+    }
+
+    /// The same as `try_blob`, on our own client.
+    async fn plain_blob(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<(BoxStream<'static, std::io::Result<bytes::Bytes>>, bool), RegistryError> {
+        let url = format!("{}/v2/{}/blobs/{}", self.base, self.reference.repository(), blob.digest);
+        let request = self.authorize(self.clients.http.get(&url));
+        let request = request.header(reqwest::header::RANGE, format!("bytes={offset}-"));
+        let answer = request.send().await.map_err(|e| RegistryError::from_request(&url, e))?;
+        let from_beginning = match answer.status() {
+            StatusCode::OK => true,
+            StatusCode::PARTIAL_CONTENT => false,
+            _ => return Err(complaint(url, answer).await),
+        };
+        let stream = futures_util::stream::unfold(answer, |mut answer| async {
+            let chunk = answer.chunk().await.map_err(std::io::Error::other).transpose()?;
+            Some((chunk, answer))
+        });
+        Ok((Box::pin(stream), from_beginning))
     }
 
     fn sort(&self, digest: &Digest, error: OciDistributionError) -> RegistryError {
