@@ -19,6 +19,8 @@ const NETFILTER_GROUPS: [u32; 1] = [7];
 pub struct Watch {
     route: Socket,
     netfilter: Socket,
+    /// The number of the socket that our own changes of rules come from.
+    ours: u32,
 }
 
 impl Watch {
@@ -40,13 +42,17 @@ impl Network {
                 source,
             })
         };
-        Ok(Watch { route: open(NETLINK_ROUTE, &ROUTE_GROUPS)?, netfilter: open(NETLINK_NETFILTER, &NETFILTER_GROUPS)? })
+        Ok(Watch {
+            route: open(NETLINK_ROUTE, &ROUTE_GROUPS)?,
+            netfilter: open(NETLINK_NETFILTER, &NETFILTER_GROUPS)?,
+            ours: self.netfilter().port(),
+        })
     }
 
     /// Reads what was told since the last call, without waiting; whether an [`Network::observe`]
     /// is worth its while. What this agent itself did does not count.
     pub fn drifted(&self, watch: &mut Watch) -> bool {
-        let ours = self.netfilter().port();
+        let ours = watch.ours;
         let table = self.config.nft_table.as_str();
         let of_rules = watch.netfilter.drain(|message| message.port != ours && nft::is_of_table(message, table));
         let of_links = watch.route.drain(|message| read_event(message).is_some_and(|event| self.concerns(&event)));

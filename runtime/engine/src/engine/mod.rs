@@ -4,6 +4,7 @@
 
 mod accounts;
 mod container;
+mod drift;
 mod erase;
 mod exec;
 mod files;
@@ -35,6 +36,7 @@ use crate::{
     SandboxStatus,
 };
 use accounts::AccountCache;
+use drift::Upkeep;
 use spawn::Executable;
 use table::{Container, Sandbox, Table};
 
@@ -46,6 +48,7 @@ const EVENTS: usize = 4096;
 #[derive(Debug)]
 pub struct Engine {
     core: Arc<Core>,
+    upkeep: Upkeep,
 }
 
 /// What the engine's tasks share.
@@ -71,7 +74,8 @@ impl Engine {
     /// Others when directories, network or images cannot be used.
     pub async fn open(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
         let core = recover::open(config).await?;
-        Ok(Arc::new(Self { core }))
+        let upkeep = Upkeep::start(&core)?;
+        Ok(Arc::new(Self { core, upkeep }))
     }
 
     /// The images.
@@ -315,6 +319,7 @@ impl Engine {
     /// # Errors
     /// What could not be removed; the rest is, and calling again goes on.
     pub async fn erase(&self) -> Result<(), EngineError> {
+        self.upkeep.end().await;
         self.finish(|core| async move { core.erase().await }).await
     }
 
