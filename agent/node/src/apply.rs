@@ -66,8 +66,7 @@ pub(crate) fn apply_blocking(
     files: &[ManifestFile],
 ) -> Result<(ApplyReport, Vec<(ObjectKey, String)>), NodeError> {
     let given = parse(files);
-    let (errors, warnings): (Vec<_>, Vec<_>) =
-        given.problems.into_iter().partition(ProblemReport::is_error);
+    let (errors, warnings): (Vec<_>, Vec<_>) = given.problems.into_iter().partition(ProblemReport::is_error);
     if !errors.is_empty() || !given.refused.is_empty() {
         return Err(NodeError::Invalid(errors));
     }
@@ -85,11 +84,7 @@ pub(crate) fn apply_blocking(
             ledger.objects.iter().find(|(other, record)| record.file == path && **other != key)
         {
             // Somebody put more into the file; it must not be lost.
-            return Err(NodeError::OwnedElsewhere {
-                object: name_of(other),
-                file: path,
-                line: record.line,
-            });
+            return Err(NodeError::OwnedElsewhere { object: name_of(other), file: path, line: record.line });
         }
     }
     let mut report = ApplyReport { applied: Vec::new(), warnings };
@@ -156,10 +151,7 @@ pub(crate) fn delete_blocking(
             None if path.exists() => {}
             None => return Err(NodeError::ObjectNotFound(object.clone())),
         }
-        let companion = ledger
-            .objects
-            .iter()
-            .find(|(other, record)| record.file == path && **other != key);
+        let companion = ledger.objects.iter().find(|(other, record)| record.file == path && **other != key);
         if let Some((_, record)) = companion {
             return Err(NodeError::OwnedElsewhere { object: object.clone(), file: path, line: record.line });
         }
@@ -195,8 +187,6 @@ pub(crate) fn name_of(key: &ObjectKey) -> ObjectName {
 }
 
 fn key_of(object: &ObjectName) -> Option<ObjectKey> {
-    let kind: Kind = Kind::ALL
-        .into_iter()
-        .find(|kind| kind.as_str().eq_ignore_ascii_case(&object.kind))?;
+    let kind: Kind = Kind::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(&object.kind))?;
     Some(ObjectKey { kind, namespace: object.namespace.clone(), name: object.name.clone() })
 }

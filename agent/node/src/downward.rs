@@ -41,9 +41,9 @@ pub(crate) fn field(facts: Facts<'_>, ips: &[String], path: &str) -> Result<Stri
         "metadata.labels" => lines(metadata.labels.as_ref()),
         "metadata.annotations" => lines(metadata.annotations.as_ref()),
         "spec.nodeName" => facts.node.name.clone(),
-        "spec.serviceAccountName" => spec
-            .and_then(|spec| spec.service_account_name.clone())
-            .unwrap_or_else(|| "default".to_owned()),
+        "spec.serviceAccountName" => {
+            spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned())
+        }
         "status.hostIP" => facts.node.host_ips.first().cloned().unwrap_or_default(),
         "status.hostIPs" => facts.node.host_ips.join(","),
         "status.podIP" => ips.first().cloned().unwrap_or_default(),
@@ -60,8 +60,7 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// A map in the kubelet's format: `key="value"` with Go's quoting, one per line.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> =
-        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value))).collect();
+    let lines: Vec<String> = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value))).collect();
     lines.join("\n")
 }
 
@@ -102,26 +101,24 @@ pub(crate) fn resource(
             .find(|container| container.name == name)
             .ok_or_else(|| DownwardError::Container(name.to_owned()))?,
     };
-    let (list, name) = selector
-        .resource
-        .split_once('.')
-        .ok_or_else(|| DownwardError::Resource(selector.resource.clone()))?;
+    let (list, name) =
+        selector.resource.split_once('.').ok_or_else(|| DownwardError::Resource(selector.resource.clone()))?;
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|r| r.limits.as_ref()).and_then(|map| map.get(name));
     let given: Option<&Quantity> = match list {
         "limits" => limits,
-        "requests" => {
-            resources.and_then(|r| r.requests.as_ref()).and_then(|map| map.get(name)).or(limits)
-        }
+        "requests" => resources.and_then(|r| r.requests.as_ref()).and_then(|map| map.get(name)).or(limits),
         _ => return Err(DownwardError::Resource(selector.resource.clone())),
     };
     let divisor = selector.divisor.as_ref().filter(|divisor| divisor.0 != "0");
     let in_units = |value: u64, unit: u64| value.div_ceil(unit.max(1)).to_string();
     match name {
         "cpu" => {
-            let millis = given
-                .and_then(|given| quantity::cpu_millis(given).ok())
-                .unwrap_or(if list == "limits" { facts.node.cpu_millis } else { 0 });
+            let millis = given.and_then(|given| quantity::cpu_millis(given).ok()).unwrap_or(if list == "limits" {
+                facts.node.cpu_millis
+            } else {
+                0
+            });
             let unit = divisor.and_then(|unit| quantity::cpu_millis(unit).ok()).unwrap_or(1000);
             Ok(in_units(millis, unit))
         }

@@ -150,12 +150,7 @@ impl Events {
     ///
     /// # Errors
     /// [`EventsError`]; a journal of a newer agent is left alone.
-    pub fn open(
-        journal: &Path,
-        capacity: usize,
-        node_name: &str,
-        versions: Versions,
-    ) -> Result<Self, EventsError> {
+    pub fn open(journal: &Path, capacity: usize, node_name: &str, versions: Versions) -> Result<Self, EventsError> {
         let list = Arc::new(History::new(versions, capacity.saturating_mul(2), stamp));
         let events = Self {
             list,
@@ -177,12 +172,7 @@ impl Events {
     /// Records that something happened now.
     pub fn record(&self, subject: &Subject, kind: EventKind, reason: &str, message: &str) {
         let now = Time(Timestamp::now());
-        let same = Same {
-            subject: subject.clone(),
-            kind,
-            reason: reason.to_owned(),
-            message: truncated(message),
-        };
+        let same = Same { subject: subject.clone(), kind, reason: reason.to_owned(), message: truncated(message) };
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(key) = ring.known.get(&same).cloned()
             && let Some(event) = self.list.get(&key)
@@ -194,8 +184,7 @@ impl Events {
             return;
         }
         ring.serial = ring.serial.wrapping_add(1);
-        let unique = u64::try_from(now.0.as_microsecond()).unwrap_or(0).wrapping_mul(16)
-            ^ (ring.serial & 0xfff);
+        let unique = u64::try_from(now.0.as_microsecond()).unwrap_or(0).wrapping_mul(16) ^ (ring.serial & 0xfff);
         let key = NamespacedName::new(&*subject.namespace, format!("{}.{unique:x}", subject.name));
         let event = Event {
             metadata: ObjectMeta {
@@ -219,10 +208,7 @@ impl Events {
             count: Some(1),
             first_timestamp: Some(now.clone()),
             last_timestamp: Some(now),
-            source: Some(EventSource {
-                component: Some("portreeve".to_owned()),
-                host: Some(self.node_name.clone()),
-            }),
+            source: Some(EventSource { component: Some("portreeve".to_owned()), host: Some(self.node_name.clone()) }),
             reporting_component: Some("portreeve".to_owned()),
             reporting_instance: Some(self.node_name.clone()),
             ..Event::default()
@@ -266,10 +252,7 @@ impl Events {
             if std::mem::take(&mut first) {
                 match serde_json::from_slice::<Header>(&line) {
                     Ok(header) if header.version > VERSION => {
-                        return Err(EventsError::Newer {
-                            path: self.journal.clone(),
-                            found: header.version,
-                        });
+                        return Err(EventsError::Newer { path: self.journal.clone(), found: header.version });
                     }
                     Ok(_) => {}
                     Err(error) => {
@@ -283,9 +266,7 @@ impl Events {
             let Ok(event) = serde_json::from_slice::<Event>(&line) else {
                 continue;
             };
-            let (Some(namespace), Some(name)) =
-                (event.metadata.namespace.clone(), event.metadata.name.clone())
-            else {
+            let (Some(namespace), Some(name)) = (event.metadata.namespace.clone(), event.metadata.name.clone()) else {
                 continue;
             };
             let key = NamespacedName { namespace, name };
@@ -319,10 +300,9 @@ impl Events {
                 () = stop.cancelled() => true,
             };
             let events = Arc::clone(&self);
-            let written = tokio::task::spawn_blocking(move || {
-                events.write_blocking(&mut journal, stopped).map(|()| journal)
-            })
-            .await;
+            let written =
+                tokio::task::spawn_blocking(move || events.write_blocking(&mut journal, stopped).map(|()| journal))
+                    .await;
             journal = match written {
                 Ok(Ok(journal)) => journal,
                 Ok(Err(error)) => {
@@ -373,8 +353,7 @@ impl Events {
             }
         }
         let temporary = self.journal.with_extension("new");
-        let mut file =
-            OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&text)?;
         file.sync_data()?;
         fs::rename(&temporary, &self.journal)?;

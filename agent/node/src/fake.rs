@@ -31,8 +31,8 @@ impl Dice {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn roll(&mut self) -> u64 {
         // xorshift64*
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -42,7 +42,7 @@ impl Dice {
 
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
+        self.roll() % bound.max(1)
     }
 
     /// True in `percent` of all cases.
@@ -376,8 +376,7 @@ impl Runtime for FakeRuntime {
         annotations: BTreeMap<String, String>,
     ) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(self.verb("annotate sandbox".to_owned(), move |world| {
-            let sandbox =
-                world.sandboxes.get_mut(id).ok_or_else(|| EngineError::UnknownSandbox(id.clone()))?;
+            let sandbox = world.sandboxes.get_mut(id).ok_or_else(|| EngineError::UnknownSandbox(id.clone()))?;
             sandbox.labels = labels;
             sandbox.annotations = annotations;
             Ok(())
@@ -399,10 +398,8 @@ impl Runtime for FakeRuntime {
             if !world.script.present.contains(&config.image) {
                 return Err(EngineError::ImageMissing { reference: config.image });
             }
-            let twin = world
-                .containers
-                .values()
-                .any(|other| other.sandbox == *sandbox && other.metadata == config.metadata);
+            let twin =
+                world.containers.values().any(|other| other.sandbox == *sandbox && other.metadata == config.metadata);
             if twin {
                 let metadata = &config.metadata;
                 world.violations.push(format!("attempt {} of {} made twice", metadata.attempt, metadata.name));
@@ -460,9 +457,7 @@ impl Runtime for FakeRuntime {
                 .containers
                 .values()
                 .filter(|other| {
-                    other.sandbox == sandbox
-                        && other.metadata.name == name
-                        && other.state == ContainerState::Running
+                    other.sandbox == sandbox && other.metadata.name == name && other.state == ContainerState::Running
                 })
                 .count();
             if running > 1 {
@@ -482,18 +477,12 @@ impl Runtime for FakeRuntime {
         }))
     }
 
-    fn stop_container<'a>(
-        &'a self,
-        id: &'a ContainerId,
-        grace: Duration,
-    ) -> BoxFuture<'a, Result<(), EngineError>> {
+    fn stop_container<'a>(&'a self, id: &'a ContainerId, grace: Duration) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(async move {
             let leaves = self
                 .verb("stop container".to_owned(), |world| {
-                    let running = world
-                        .containers
-                        .get(id)
-                        .filter(|container| container.state == ContainerState::Running);
+                    let running =
+                        world.containers.get(id).filter(|container| container.state == ContainerState::Running);
                     Ok(running.map(|container| match world.script.programs.get(&container.image) {
                         Some(Program::Serve { leaves_after }) => *leaves_after,
                         _ => Duration::ZERO,
@@ -526,8 +515,7 @@ impl Runtime for FakeRuntime {
         resources: &'a LinuxResources,
     ) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(self.verb("update resources".to_owned(), move |world| {
-            let container =
-                world.containers.get_mut(id).ok_or_else(|| EngineError::UnknownContainer(id.clone()))?;
+            let container = world.containers.get_mut(id).ok_or_else(|| EngineError::UnknownContainer(id.clone()))?;
             container.resources = resources.clone();
             Ok(())
         }))
@@ -561,21 +549,14 @@ impl Runtime for FakeRuntime {
                 return Err(EngineError::UnknownContainer(id.clone()));
             };
             if container.state != ContainerState::Running {
-                return Err(EngineError::WrongState {
-                    id: id.clone(),
-                    state: container.state,
-                    wanted: "running",
-                });
+                return Err(EngineError::WrongState { id: id.clone(), state: container.state, wanted: "running" });
             }
             let exit_code = i32::from(command.first().is_some_and(|program| program == "false"));
             Ok(ExecOutput { exit_code, ..ExecOutput::default() })
         }))
     }
 
-    fn sandbox_stats<'a>(
-        &'a self,
-        id: &'a SandboxId,
-    ) -> BoxFuture<'a, Result<SandboxStats, EngineError>> {
+    fn sandbox_stats<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<SandboxStats, EngineError>> {
         Box::pin(async move { Err(EngineError::UnknownSandbox(id.clone())) })
     }
 
@@ -617,9 +598,7 @@ impl Runtime for FakeRuntime {
                     reference: reference.to_owned(),
                     size_bytes: 1,
                 }),
-                Err(error) => {
-                    Err(PullFailure { reason: "ErrImagePull".to_owned(), message: error.to_string() })
-                }
+                Err(error) => Err(PullFailure { reason: "ErrImagePull".to_owned(), message: error.to_string() }),
             }
         })
     }

@@ -24,10 +24,7 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// The name `name` in `namespace`.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Self { namespace: namespace.into(), name: name.into() }
     }
 }
 
@@ -147,12 +144,7 @@ impl<T: Clone + PartialEq> History<T> {
     pub fn new(versions: Versions, capacity: usize, stamp: fn(&mut T, u64)) -> Self {
         let version = versions.latest();
         Self {
-            inner: Mutex::new(Inner {
-                items: BTreeMap::new(),
-                ring: VecDeque::new(),
-                forgotten: version,
-                version,
-            }),
+            inner: Mutex::new(Inner { items: BTreeMap::new(), ring: VecDeque::new(), forgotten: version, version }),
             versions,
             capacity,
             stamp,
@@ -180,11 +172,7 @@ impl<T: Clone + PartialEq> History<T> {
         (self.stamp)(&mut object, version);
         let object = Arc::new(object);
         inner.items.insert(key, Arc::clone(&object));
-        let kind = if previous.is_some() {
-            ChangeKind::Modified
-        } else {
-            ChangeKind::Added
-        };
+        let kind = if previous.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
         self.record(&mut inner, kind, version, Arc::clone(&object), previous);
         Some(object)
     }
@@ -209,12 +197,7 @@ impl<T: Clone + PartialEq> History<T> {
         object: Arc<T>,
         previous: Option<Arc<T>>,
     ) {
-        inner.ring.push_back(Change {
-            kind,
-            resource_version,
-            object,
-            previous,
-        });
+        inner.ring.push_back(Change { kind, resource_version, object, previous });
         inner.version = resource_version;
         while inner.ring.len() > self.capacity {
             if let Some(gone) = inner.ring.pop_front() {
@@ -232,10 +215,7 @@ impl<T: Clone + PartialEq> History<T> {
     /// Everything, and the version from which a watch goes on.
     pub fn list(&self) -> Listed<T> {
         let inner = self.lock();
-        Listed {
-            resource_version: inner.version,
-            items: inner.items.values().cloned().collect(),
-        }
+        Listed { resource_version: inner.version, items: inner.items.values().cloned().collect() }
     }
 
     /// Watches from after `since`; `None` means from now on.
@@ -247,17 +227,10 @@ impl<T: Clone + PartialEq> History<T> {
         let inner = self.lock();
         let seen = since.unwrap_or(inner.version);
         if seen < inner.forgotten || seen > self.versions.latest() {
-            return Err(WatchError::TooOld {
-                asked: seen,
-                oldest: inner.forgotten,
-            });
+            return Err(WatchError::TooOld { asked: seen, oldest: inner.forgotten });
         }
         drop(inner);
-        Ok(Watch {
-            history: Arc::clone(self),
-            seen,
-            changed,
-        })
+        Ok(Watch { history: Arc::clone(self), seen, changed })
     }
 }
 
@@ -297,10 +270,7 @@ impl<T: Clone + PartialEq> Watch<T> {
     fn take(&mut self) -> Result<Vec<Change<T>>, WatchError> {
         let inner = self.history.lock();
         if self.seen < inner.forgotten {
-            return Err(WatchError::TooOld {
-                asked: self.seen,
-                oldest: inner.forgotten,
-            });
+            return Err(WatchError::TooOld { asked: self.seen, oldest: inner.forgotten });
         }
         let first = inner.ring.partition_point(|change| change.resource_version <= self.seen);
         let changes: Vec<_> = inner.ring.range(first..).cloned().collect();

@@ -17,31 +17,31 @@
 //! **Invariant:** killed at any instruction, the next start finds everything again: intent in the
 //! ledger, what runs in the engine.
 
-mod node;
-mod report;
-pub mod source;
-pub mod desired;
-mod supervisor;
-mod worker;
 mod apply;
-mod preview;
-mod runtime;
-mod translate;
-mod volumes;
-mod probes;
-mod pulls;
-mod notes;
+mod clock;
+mod config;
+pub mod desired;
+mod disk;
+mod downward;
+mod error;
 pub mod events;
 pub mod fake;
 mod history;
-mod metrics;
-mod downward;
-mod machine;
-mod clock;
-mod config;
-mod disk;
-mod error;
 mod index;
+mod machine;
+mod metrics;
+mod node;
+mod notes;
+mod preview;
+mod probes;
+mod pulls;
+mod report;
+mod runtime;
+pub mod source;
+mod supervisor;
+mod translate;
+mod volumes;
+mod worker;
 mod yaml;
 
 pub use clock::Clock;
@@ -49,9 +49,9 @@ pub use config::NodeConfig;
 pub use error::{NodeError, StartError};
 pub use history::{Change, ChangeKind, History, Listed, NamespacedName, Versions, Watch, WatchError};
 pub use node::{ContainerHandle, Node};
-pub use runtime::{ImageFacts, PullFailure, Runtime};
 pub use report::{
-    Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile,
-    ObjectChange, ObjectName, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, PodUsage,
-    ProblemReport, PullReport, SourceReport, SourceState, Usage,
+    Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange, ObjectName,
+    PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, PodUsage, ProblemReport, PullReport, SourceReport,
+    SourceState, Usage,
 };
+pub use runtime::{ImageFacts, PullFailure, Runtime};

@@ -140,18 +140,12 @@ pub(crate) fn usage_text(pods: &[PodUsage]) -> String {
     for pod in pods {
         for (container, usage) in &pod.containers {
             // Names of pods and containers are DNS labels: nothing in them needs escaping.
-            let labels = format!(
-                "container=\"{container}\",namespace=\"{}\",pod=\"{}\"",
-                pod.namespace, pod.name
-            );
+            let labels = format!("container=\"{container}\",namespace=\"{}\",pod=\"{}\"", pod.namespace, pod.name);
             let seconds = std::time::Duration::from_nanos(usage.cpu_ns).as_secs_f64();
             // Writing to a string does not fail.
             let _ = writeln!(cpu, "container_cpu_usage_seconds_total{{{labels}}} {seconds}");
-            let _ = writeln!(
-                memory,
-                "container_memory_working_set_bytes{{{labels}}} {}",
-                usage.memory_working_set_bytes
-            );
+            let _ =
+                writeln!(memory, "container_memory_working_set_bytes{{{labels}}} {}", usage.memory_working_set_bytes);
         }
     }
     if cpu.is_empty() {

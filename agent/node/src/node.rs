@@ -187,10 +187,7 @@ impl Node {
             secrets: Arc::clone(&secrets),
             stop: stop.clone(),
         });
-        let tasks = vec![
-            tokio::spawn(supervisor.run()),
-            tokio::spawn(events.run(events_stop.clone())),
-        ];
+        let tasks = vec![tokio::spawn(supervisor.run()), tokio::spawn(events.run(events_stop.clone()))];
         let inner = Inner {
             config,
             engine,
@@ -363,10 +360,12 @@ impl Node {
                     type_: "Ready".to_owned(),
                     status: if ready.is_ok() { "True" } else { "False" }.to_owned(),
                     reason: Some(if ready.is_ok() { "AgentReady" } else { "AgentNotReady" }.to_owned()),
-                    message: Some(ready.err().map_or_else(
-                        || "the agent reconciles its manifests".to_owned(),
-                        |reasons| reasons.join("; "),
-                    )),
+                    message: Some(
+                        ready.err().map_or_else(
+                            || "the agent reconciles its manifests".to_owned(),
+                            |reasons| reasons.join("; "),
+                        ),
+                    ),
                     last_heartbeat_time: Some(Time(now)),
                     last_transition_time: Some(Time(self.inner.started_at)),
                 }]),
@@ -428,10 +427,8 @@ impl Node {
                 };
                 let containers = stats.containers.iter().filter_map(|stats| {
                     let name = shared.runtime.container(&stats.id)?.metadata.name;
-                    let usage = Usage {
-                        cpu_ns: stats.cpu_usage_ns,
-                        memory_working_set_bytes: stats.memory_working_set_bytes,
-                    };
+                    let usage =
+                        Usage { cpu_ns: stats.cpu_usage_ns, memory_working_set_bytes: stats.memory_working_set_bytes };
                     Some((name, usage))
                 });
                 all.push(PodUsage {
@@ -583,13 +580,10 @@ impl Node {
     /// [`NodeError::Write`] if the kernel refuses.
     pub async fn apply(&self, files: Vec<ManifestFile>) -> Result<ApplyReport, NodeError> {
         let (manifests, ledger) = (self.inner.config.manifests_dir.clone(), self.ledger());
-        let (report, expected) =
-            blocking(move || apply::apply_blocking(&manifests, &ledger, &files)).await?;
+        let (report, expected) = blocking(move || apply::apply_blocking(&manifests, &ledger, &files)).await?;
         let mut ledger = self.inner.outlook.ledger.clone();
         let seen = ledger.wait_for(|ledger| {
-            expected.iter().all(|(key, hash)| {
-                ledger.objects.get(key).is_some_and(|record| record.hash == *hash)
-            })
+            expected.iter().all(|(key, hash)| ledger.objects.get(key).is_some_and(|record| record.hash == *hash))
         });
         // A pod for another node is never seen; the files are what counts.
         let _ = tokio::time::timeout(APPLY_SEEN_WITHIN, seen).await;
@@ -605,8 +599,7 @@ impl Node {
         let deleted = blocking(move || apply::delete_blocking(&manifests, &ledger, &objects)).await?;
         let files: Vec<PathBuf> = deleted.iter().map(|deleted| deleted.file.clone()).collect();
         let mut ledger = self.inner.outlook.ledger.clone();
-        let seen = ledger
-            .wait_for(|ledger| ledger.objects.values().all(|record| !files.contains(&record.file)));
+        let seen = ledger.wait_for(|ledger| ledger.objects.values().all(|record| !files.contains(&record.file)));
         let _ = tokio::time::timeout(APPLY_SEEN_WITHIN, seen).await;
         Ok(deleted)
     }
@@ -662,9 +655,7 @@ impl Node {
         for (phase, count) in phases {
             metrics.pods.with_label_values(&[phase.as_str()]).set(count);
         }
-        let mut text = prometheus::TextEncoder::new()
-            .encode_to_string(&metrics.registry.gather())
-            .unwrap_or_default();
+        let mut text = prometheus::TextEncoder::new().encode_to_string(&metrics.registry.gather()).unwrap_or_default();
         text.push_str(&crate::metrics::usage_text(&self.usage().await));
         text
     }
@@ -677,8 +668,7 @@ impl Node {
 
 fn prepare(config: &NodeConfig) -> Result<(), StartError> {
     for path in [&config.root, &config.run] {
-        disk::ensure_directory(path, 0o700)
-            .map_err(|source| StartError::Directory { path: path.clone(), source })?;
+        disk::ensure_directory(path, 0o700).map_err(|source| StartError::Directory { path: path.clone(), source })?;
     }
     let logs = config.root.join("logs");
     disk::ensure_directory(&logs, 0o700).map_err(|source| StartError::Directory { path: logs, source })?;
@@ -705,9 +695,7 @@ fn choose(object: &Pod, pod: &NamespacedName, container: Option<&str>) -> Result
         .map(String::as_str);
     match container.filter(|name| !name.is_empty()).or(preferred) {
         Some(name) if all().any(|container| container.name == name) => Ok(name.to_owned()),
-        Some(name) => {
-            Err(NodeError::ContainerNotFound { pod: pod.name.clone(), container: name.to_owned() })
-        }
+        Some(name) => Err(NodeError::ContainerNotFound { pod: pod.name.clone(), container: name.to_owned() }),
         None => match spec.containers.as_slice() {
             [only] => Ok(only.name.clone()),
             _ => Err(NodeError::ContainerRequired {

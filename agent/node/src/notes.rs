@@ -39,16 +39,11 @@ mod shared {
     use super::{Arc, Deserialize, PodStatus, Serialize};
 
     #[allow(clippy::ref_option, reason = "the signature is serde's")]
-    pub(super) fn serialize<S: serde::Serializer>(
-        status: &Option<Arc<PodStatus>>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: serde::Serializer>(status: &Option<Arc<PodStatus>>, to: S) -> Result<S::Ok, S::Error> {
         status.as_deref().serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<Arc<PodStatus>>, D::Error> {
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Arc<PodStatus>>, D::Error> {
         Ok(Option::<PodStatus>::deserialize(from)?.map(Arc::new))
     }
 }
@@ -219,8 +214,7 @@ mod tests {
             liveness: Verdict::Unknown,
             readiness: Verdict::Failure { message: "no".into() },
         };
-        let stopping =
-            Stopping { deadline: Timestamp::UNIX_EPOCH, pre_stop_ran: true, cause: KillCause::PodRemoved };
+        let stopping = Stopping { deadline: Timestamp::UNIX_EPOCH, pre_stop_ran: true, cause: KillCause::PodRemoved };
         let notes = book.notes.of_mut(&id);
         notes.set_verdicts(&verdicts);
         notes.set_stopping(&stopping);

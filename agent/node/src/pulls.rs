@@ -129,10 +129,7 @@ impl Drop for Hide<'_> {
 }
 
 /// The logins of a pod's imagePullSecrets, and a word for each that cannot be read.
-pub(crate) fn credentials(
-    pod: &k8s_openapi::api::core::v1::Pod,
-    configs: &Configs,
-) -> (Vec<Credential>, Vec<String>) {
+pub(crate) fn credentials(pod: &k8s_openapi::api::core::v1::Pod, configs: &Configs) -> (Vec<Credential>, Vec<String>) {
     let mut found = Vec::new();
     let mut problems = Vec::new();
     let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
@@ -142,11 +139,7 @@ pub(crate) fn credentials(
             continue;
         };
         let Some(bytes) = docker_config(config) else {
-            problems.push(format!(
-                "{} {:?} has neither .dockerconfigjson nor .dockercfg",
-                Kind::Secret,
-                secret.name
-            ));
+            problems.push(format!("{} {:?} has neither .dockerconfigjson nor .dockercfg", Kind::Secret, secret.name));
             continue;
         };
         match Credential::from_docker_config(bytes) {

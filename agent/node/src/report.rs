@@ -160,7 +160,8 @@ pub struct PlanReport {
 impl PlanReport {
     /// Whether anything would be done.
     pub fn has_changes(&self) -> bool {
-        !self.objects.is_empty() || self.pods.iter().any(|pod| pod.change != PodChange::Unchanged || !pod.steps.is_empty())
+        !self.objects.is_empty()
+            || self.pods.iter().any(|pod| pod.change != PodChange::Unchanged || !pod.steps.is_empty())
     }
 
     /// Whether a given file has an error.

@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use oci_spec::runtime::LinuxResources;
 use portreeve_engine::image::{Credential, ImageRef, ProgressSink};
 use portreeve_engine::{
-    ContainerConfig, ContainerId, ContainerStatus, Engine, EngineError, EngineEvent, ExecOutput,
-    SandboxConfig, SandboxId, SandboxStats, SandboxStatus,
+    ContainerConfig, ContainerId, ContainerStatus, Engine, EngineError, EngineEvent, ExecOutput, SandboxConfig,
+    SandboxId, SandboxStats, SandboxStatus,
 };
 use tokio::sync::broadcast;
 
@@ -66,11 +66,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// See [`Engine::start_container`].
     fn start_container<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), EngineError>>;
     /// See [`Engine::stop_container`].
-    fn stop_container<'a>(
-        &'a self,
-        id: &'a ContainerId,
-        grace: Duration,
-    ) -> BoxFuture<'a, Result<(), EngineError>>;
+    fn stop_container<'a>(&'a self, id: &'a ContainerId, grace: Duration) -> BoxFuture<'a, Result<(), EngineError>>;
     /// See [`Engine::remove_container`].
     fn remove_container<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), EngineError>>;
     /// See [`Engine::update_resources`].
@@ -98,10 +94,7 @@ pub trait Runtime: Send + Sync + 'static {
         output_limit: usize,
     ) -> BoxFuture<'a, Result<ExecOutput, EngineError>>;
     /// See [`Engine::sandbox_stats`].
-    fn sandbox_stats<'a>(
-        &'a self,
-        id: &'a SandboxId,
-    ) -> BoxFuture<'a, Result<SandboxStats, EngineError>>;
+    fn sandbox_stats<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<SandboxStats, EngineError>>;
     /// Everything that happens from now on.
     fn subscribe(&self) -> broadcast::Receiver<EngineEvent>;
     /// The image, if it is here; an error if the reference does not parse.
@@ -179,11 +172,7 @@ impl Runtime for EngineRuntime {
         Box::pin(self.0.start_container(id))
     }
 
-    fn stop_container<'a>(
-        &'a self,
-        id: &'a ContainerId,
-        grace: Duration,
-    ) -> BoxFuture<'a, Result<(), EngineError>> {
+    fn stop_container<'a>(&'a self, id: &'a ContainerId, grace: Duration) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(self.0.stop_container(id, grace))
     }
 
@@ -225,10 +214,7 @@ impl Runtime for EngineRuntime {
         Box::pin(self.0.exec_sync(id, command, timeout, output_limit))
     }
 
-    fn sandbox_stats<'a>(
-        &'a self,
-        id: &'a SandboxId,
-    ) -> BoxFuture<'a, Result<SandboxStats, EngineError>> {
+    fn sandbox_stats<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<SandboxStats, EngineError>> {
         Box::pin(self.0.sandbox_stats(id))
     }
 

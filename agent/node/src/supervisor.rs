@@ -209,6 +209,10 @@ impl Supervisor {
             while self.tasks.try_join_next().is_some() {}
         }
         self.stop.cancel();
+        // Nobody is answered any more.
+        self.news.close();
+        while self.news.try_recv().is_ok() {}
+        self.waiting.clear();
         // Workers leave at once; the ledger's writer when the last state is on disk.
         while self.tasks.join_next().await.is_some() {}
     }
@@ -416,8 +420,7 @@ impl Supervisor {
 
     /// The safety net: lists the engine and wakes whoever's belongings differ.
     fn relist(&mut self) {
-        let changed =
-            self.shared.index.relist(&self.shared.runtime.sandboxes(), &self.shared.runtime.containers());
+        let changed = self.shared.index.relist(&self.shared.runtime.sandboxes(), &self.shared.runtime.containers());
         for uid in &changed {
             if let Some(running) = self.workers.get(uid) {
                 running.handle.wake.notify_one();
@@ -535,8 +538,7 @@ impl Supervisor {
             return Vec::new();
         }
         let known = |uid: &PodUid| {
-            self.ledger.removals.contains_key(uid)
-                || self.ledger.objects.values().any(|record| record.uid == uid.0)
+            self.ledger.removals.contains_key(uid) || self.ledger.objects.values().any(|record| record.uid == uid.0)
         };
         let uids = self.shared.index.uids();
         let unknown: Vec<PodUid> = uids.into_iter().filter(|uid| !known(uid)).collect();
@@ -679,11 +681,7 @@ impl Supervisor {
     }
 }
 
-fn retain<T: Clone + PartialEq>(
-    list: &History<T>,
-    keep: &BTreeSet<NamespacedName>,
-    metadata: fn(&T) -> &ObjectMeta,
-) {
+fn retain<T: Clone + PartialEq>(list: &History<T>, keep: &BTreeSet<NamespacedName>, metadata: fn(&T) -> &ObjectMeta) {
     for item in list.list().items {
         let metadata = metadata(&item);
         if let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) {
@@ -742,8 +740,7 @@ pub(crate) fn elsewhere(pod: &Pod, node: &str, labels: &BTreeMap<String, String>
     if let Some(name) = spec.node_name.as_deref().filter(|name| !name.is_empty() && *name != node) {
         return Some(format!("spec.nodeName is {name:?}, this node is {node:?}"));
     }
-    let (key, value) =
-        spec.node_selector.iter().flatten().find(|(key, value)| labels.get(*key) != Some(*value))?;
+    let (key, value) = spec.node_selector.iter().flatten().find(|(key, value)| labels.get(*key) != Some(*value))?;
     Some(format!("spec.nodeSelector asks for {key}={value}, which this node has not"))
 }
 

@@ -1,5 +1,7 @@
 //! The rules of ownership, of uids and of the last good version.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -76,7 +78,9 @@ impl World {
 }
 
 fn pod(name: &str, image: &str) -> String {
-    format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: \"{image}\"}}]}}\n")
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: \"{image}\"}}]}}\n"
+    )
 }
 
 fn own(name: &str, image: &str, uid: char, file: &str) -> (String, String, char, String) {
@@ -222,7 +226,9 @@ fn a_source_that_cannot_be_read_changes_nothing() {
 #[test]
 fn a_uid_of_the_manifest_must_be_a_uuid_and_unique() {
     let with_uid = |name: &str, uid: &str| {
-        format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: \"{uid}\"}}\nspec: {{containers: [{{name: c, image: i}}]}}\n")
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: \"{uid}\"}}\nspec: {{containers: [{{name: c, image: i}}]}}\n"
+        )
     };
     let good = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
     let mut world = World::default();

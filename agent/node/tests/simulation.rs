@@ -3,6 +3,8 @@
 //!
 //! `PORTREEVE_SIM_RUNS` sets how many seeds are run, `PORTREEVE_SIM_SEED` runs one again.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -78,10 +80,8 @@ fn manifest(name: &str, wish: &Wish) -> String {
 
 fn set(wishes: &BTreeMap<String, Wish>, config: u64) -> SourceSet {
     let root = Path::new("/manifests");
-    let mut files: BTreeMap<PathBuf, String> = wishes
-        .iter()
-        .map(|(name, wish)| (root.join(format!("{name}.yaml")), manifest(name, wish)))
-        .collect();
+    let mut files: BTreeMap<PathBuf, String> =
+        wishes.iter().map(|(name, wish)| (root.join(format!("{name}.yaml")), manifest(name, wish))).collect();
     files.insert(
         root.join("settings.yaml"),
         format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{k: \"{config}\"}}\n"),
@@ -142,13 +142,8 @@ impl World {
     /// What is not yet as it should be.
     fn unsatisfied(&self, wishes: &BTreeMap<String, Wish>) -> Vec<String> {
         let mut missing = Vec::new();
-        let pods: BTreeMap<String, _> = self
-            .node
-            .pods()
-            .items
-            .into_iter()
-            .map(|pod| (pod.metadata.name.clone().unwrap(), pod))
-            .collect();
+        let pods: BTreeMap<String, _> =
+            self.node.pods().items.into_iter().map(|pod| (pod.metadata.name.clone().unwrap(), pod)).collect();
         for name in pods.keys().filter(|name| !wishes.contains_key(*name)) {
             missing.push(format!("{name} is still listed"));
         }

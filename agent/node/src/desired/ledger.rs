@@ -181,11 +181,7 @@ impl Ledger {
 
     /// The object of this kind and name.
     pub fn object(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Record> {
-        self.objects.get(&ObjectKey {
-            kind,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })
+        self.objects.get(&ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() })
     }
 }
 

@@ -84,10 +84,7 @@ pub fn merge(
     }
 
     let mut next = Ledger {
-        identities: sets
-            .iter()
-            .filter_map(|set| Some((set.name.clone(), set.identity?)))
-            .collect(),
+        identities: sets.iter().filter_map(|set| Some((set.name.clone(), set.identity?))).collect(),
         objects: BTreeMap::new(),
         removals: before.removals.clone(),
     };
@@ -95,8 +92,7 @@ pub fn merge(
         next.identities.entry(name.clone()).or_insert(*identity);
     }
     let mut news = Vec::new();
-    let mut uids: BTreeSet<String> =
-        before.objects.values().map(|record| record.uid.clone()).collect();
+    let mut uids: BTreeSet<String> = before.objects.values().map(|record| record.uid.clone()).collect();
     uids.extend(before.removals.keys().map(|uid| uid.0.clone()));
 
     for (key, record) in &before.objects {
@@ -105,9 +101,9 @@ pub fn merge(
         let held = is_held(record, sets, &facts);
         let owner = match by_owner {
             Some(claim) if !claim.vanishing => Some(claim),
-            Some(vanishing) => Some(
-                said.iter().find(|claim| !claim.vanishing && claim.object.is_some()).unwrap_or(vanishing),
-            ),
+            Some(vanishing) => {
+                Some(said.iter().find(|claim| !claim.vanishing && claim.object.is_some()).unwrap_or(vanishing))
+            }
             None if held => None,
             None => said.iter().find(|claim| claim.object.is_some()),
         };
@@ -130,10 +126,7 @@ pub fn merge(
             None => {
                 news.push(News::Removed(key.clone()));
                 if key.kind == Kind::Pod {
-                    next.removals.insert(
-                        PodUid(record.uid.clone()),
-                        Removal { record: record.clone(), since: now },
-                    );
+                    next.removals.insert(PodUid(record.uid.clone()), Removal { record: record.clone(), since: now });
                 }
             }
         }
@@ -176,11 +169,7 @@ pub fn merge(
 
     report_conflicts(&next, &claims, &mut facts);
     report_emptied(&next, sets, &claims, &mut facts);
-    let reports = sets
-        .iter()
-        .enumerate()
-        .map(|(index, set)| report(index, set, &next, &claims, &facts))
-        .collect();
+    let reports = sets.iter().enumerate().map(|(index, set)| report(index, set, &next, &claims, &facts)).collect();
     Merged { ledger: next, reports, news }
 }
 
@@ -209,20 +198,13 @@ fn read_file<'a>(
     for document in &parsed.documents {
         let line = document.position.line;
         let mut claim = |key: ObjectKey, object| {
-            claims.entry(key).or_default().push(Claim {
-                set,
-                file: path,
-                line,
-                object,
-                vanishing: file.vanishing,
-            });
+            claims.entry(key).or_default().push(Claim { set, file: path, line, object, vanishing: file.vanishing });
         };
         match &document.verdict {
             Verdict::Accepted(object) => match placement(object) {
                 // It says of itself that it belongs elsewhere: as if it were not here.
                 Some(message) => {
-                    let mut report =
-                        problem(path, line, Some(&object.key()), "NotForThisNode", message, None);
+                    let mut report = problem(path, line, Some(&object.key()), "NotForThisNode", message, None);
                     report.severity = "warning".to_owned();
                     fact.problems.push(report);
                 }
@@ -239,10 +221,7 @@ fn read_file<'a>(
             Verdict::Ignored => {}
         }
     }
-    let says_nothing = parsed
-        .documents
-        .iter()
-        .all(|document| matches!(document.verdict, Verdict::Ignored));
+    let says_nothing = parsed.documents.iter().all(|document| matches!(document.verdict, Verdict::Ignored));
     if says_nothing && before.objects.values().any(|record| record.file == path) {
         fact.holds_unnamed = true;
     }
@@ -291,10 +270,7 @@ fn update(
             // Another uid is another pod.
             uids.insert(uid.clone());
             if key.kind == Kind::Pod {
-                removals.insert(
-                    PodUid(record.uid.clone()),
-                    Removal { record: record.clone(), since: now },
-                );
+                removals.insert(PodUid(record.uid.clone()), Removal { record: record.clone(), since: now });
             }
             next.uid = uid;
             next.admitted_at = now;
@@ -316,11 +292,7 @@ fn update(
 }
 
 /// The uid that a pod's manifest gives it.
-fn given_uid(
-    object: &Object,
-    taken: &BTreeSet<String>,
-    own: Option<&str>,
-) -> Result<Option<String>, String> {
+fn given_uid(object: &Object, taken: &BTreeSet<String>, own: Option<&str>) -> Result<Option<String>, String> {
     let Some(uid) = object.metadata().uid.as_deref().filter(|uid| !uid.is_empty()) else {
         return Ok(None);
     };
@@ -335,12 +307,7 @@ fn given_uid(
     Ok(Some(uid))
 }
 
-fn refuse_uid(
-    facts: &mut BTreeMap<&Path, FileFacts>,
-    claim: &Claim<'_>,
-    key: &ObjectKey,
-    message: String,
-) {
+fn refuse_uid(facts: &mut BTreeMap<&Path, FileFacts>, claim: &Claim<'_>, key: &ObjectKey, message: String) {
     let mut report = problem(
         claim.file,
         claim.line,
@@ -396,16 +363,12 @@ fn report_emptied(
         let FileContent::Parsed(parsed) = &file.content else {
             continue;
         };
-        let says_nothing =
-            parsed.documents.iter().all(|document| matches!(document.verdict, Verdict::Ignored));
+        let says_nothing = parsed.documents.iter().all(|document| matches!(document.verdict, Verdict::Ignored));
         if parsed.unreadable || !says_nothing {
             continue;
         }
-        let kept = next
-            .objects
-            .iter()
-            .filter(|(key, record)| record.file == *path && !claims.contains_key(key))
-            .count();
+        let kept =
+            next.objects.iter().filter(|(key, record)| record.file == *path && !claims.contains_key(key)).count();
         if kept > 0
             && let Some(fact) = facts.get_mut(path.as_path())
         {
@@ -434,9 +397,11 @@ fn report(
     for (key, record) in &next.objects {
         if record.file.starts_with(&set.path) {
             owned.entry(&record.file).or_default().push(key);
-            let in_force = claims.get(key).into_iter().flatten().any(|claim| {
-                claim.set == index && claim.file == record.file && claim.object.is_some()
-            });
+            let in_force = claims
+                .get(key)
+                .into_iter()
+                .flatten()
+                .any(|claim| claim.set == index && claim.file == record.file && claim.object.is_some());
             held_back += usize::from(!in_force);
         }
     }
@@ -476,9 +441,7 @@ fn report(
         }),
         last_read: set.read_at,
         objects: owned.values().map(Vec::len).sum(),
-        errors: errors
-            + usize::from(set.unreadable.is_some())
-            + set.unreadable_folders.len(),
+        errors: errors + usize::from(set.unreadable.is_some()) + set.unreadable_folders.len(),
         warnings: problems().count() - errors,
         held_back,
         files,

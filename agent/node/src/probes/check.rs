@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction,
-};
+use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use portreeve_engine::{ContainerId, EngineError};
 use tokio::net::TcpStream;
@@ -38,11 +36,7 @@ impl Handler {
         Self::of(hook.exec.as_ref(), hook.http_get.as_ref(), hook.tcp_socket.as_ref())
     }
 
-    fn of(
-        exec: Option<&ExecAction>,
-        http: Option<&HTTPGetAction>,
-        tcp: Option<&TCPSocketAction>,
-    ) -> Option<Self> {
+    fn of(exec: Option<&ExecAction>, http: Option<&HTTPGetAction>, tcp: Option<&TCPSocketAction>) -> Option<Self> {
         exec.map(|exec| Self::Exec(exec.command.clone().unwrap_or_default()))
             .or_else(|| http.map(|http| Self::Http(http.clone())))
             .or_else(|| tcp.map(|tcp| Self::Tcp(tcp.clone())))
@@ -97,9 +91,7 @@ async fn exec(target: &Target, command: Vec<String>, timeout: Duration) -> Resul
                 format!("command exited with code {}: {text}", output.exit_code)
             })
         }
-        Err(EngineError::ExecTimeout { timeout }) => {
-            Err(format!("command did not end within {} s", timeout.as_secs()))
-        }
+        Err(EngineError::ExecTimeout { timeout }) => Err(format!("command did not end within {} s", timeout.as_secs())),
         Err(error) => Err(crate::error::chain(&error)),
     }
 }

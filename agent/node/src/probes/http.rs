@@ -80,10 +80,9 @@ fn request(action: &HTTPGetAction, host: &str, port: u16, path: &str) -> Result<
     let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let authority = HeaderValue::try_from(authority).map_err(|error| error.to_string())?;
     headers.entry(header::HOST).or_insert(authority);
-    headers.entry(header::USER_AGENT).or_insert(HeaderValue::from_static(concat!(
-        "kube-probe/1.37 portreeve/",
-        env!("CARGO_PKG_VERSION")
-    )));
+    headers
+        .entry(header::USER_AGENT)
+        .or_insert(HeaderValue::from_static(concat!("kube-probe/1.37 portreeve/", env!("CARGO_PKG_VERSION"))));
     headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     Ok(request)
@@ -93,8 +92,7 @@ async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, St
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let status = response.status();
@@ -125,8 +123,7 @@ fn local_path(location: &str, tls: bool, host: &str, port: u16) -> Option<String
     if let Some(authority) = uri.authority() {
         let same_scheme = uri.scheme_str() == Some(if tls { "https" } else { "http" });
         let default = if tls { 443 } else { 80 };
-        let same = authority.host().trim_matches(['[', ']']) == host
-            && authority.port_u16().unwrap_or(default) == port;
+        let same = authority.host().trim_matches(['[', ']']) == host && authority.port_u16().unwrap_or(default) == port;
         if !(same && same_scheme) {
             return None;
         }
@@ -265,10 +262,8 @@ mod tests {
         let (port, server) = serve(vec![answer("200 OK", ""), answer("200 OK", "")]).await;
         get(&action("x?y=1"), "127.0.0.1", port).await.unwrap();
         let mut with = action("/");
-        with.http_headers = Some(vec![k8s_openapi::api::core::v1::HTTPHeader {
-            name: "Host".into(),
-            value: "example.test".into(),
-        }]);
+        with.http_headers =
+            Some(vec![k8s_openapi::api::core::v1::HTTPHeader { name: "Host".into(), value: "example.test".into() }]);
         get(&with, "127.0.0.1", port).await.unwrap();
         let requests = server.await.unwrap();
         assert!(requests[0].starts_with("GET /x?y=1 HTTP/1.1\r\n"), "{}", requests[0]);

@@ -205,15 +205,13 @@ impl ProbeTask {
         let (mut successes, mut failures) = (0_u32, 0_u32);
         loop {
             tokio::time::sleep_until(due).await;
-            let result = match tokio::time::timeout(
-                self.timing.timeout,
-                run(&self.handler, &self.target, self.timing.timeout),
-            )
-            .await
-            {
-                Ok(result) => result,
-                Err(_) => Err(format!("timed out after {} s", self.timing.timeout.as_secs())),
-            };
+            let result =
+                match tokio::time::timeout(self.timing.timeout, run(&self.handler, &self.target, self.timing.timeout))
+                    .await
+                {
+                    Ok(result) => result,
+                    Err(_) => Err(format!("timed out after {} s", self.timing.timeout.as_secs())),
+                };
             match result {
                 Ok(()) => {
                     failures = 0;

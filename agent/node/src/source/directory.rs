@@ -52,11 +52,7 @@ impl DirectorySource {
     ///
     /// # Errors
     /// [`SourceError::Thread`] if no thread can be had.
-    pub fn start(
-        directory: &Path,
-        identity: Option<Identity>,
-        resync: Duration,
-    ) -> Result<Self, SourceError> {
+    pub fn start(directory: &Path, identity: Option<Identity>, resync: Duration) -> Result<Self, SourceError> {
         let (stop, inbox) = mpsc::channel();
         let (sender, sets) = watch::channel(SourceSet::starting(directory));
         let mut watched = Watched {
@@ -220,9 +216,7 @@ fn note_event(event: &notify::Event, hints: &mut Hints) {
         return;
     }
     for path in &event.paths {
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                 if is_manifest_name(path) {
@@ -247,9 +241,7 @@ fn note_event(event: &notify::Event, hints: &mut Hints) {
             EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => {
                 hints.rescan = true;
             }
-            EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_)
-                if is_manifest_name(path) =>
-            {
+            EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) if is_manifest_name(path) => {
                 hints.touched.insert(path.clone());
             }
             EventKind::Modify(ModifyKind::Data(_)) => {}

@@ -137,8 +137,7 @@ impl Scanner {
             .filter(|(_, known)| known.pending.is_some() || known.absent_since.is_some())
             .map(|(path, _)| path.clone())
             .collect();
-        let paths: BTreeSet<PathBuf> =
-            hints.closed.iter().chain(&hints.touched).cloned().chain(due).collect();
+        let paths: BTreeSet<PathBuf> = hints.closed.iter().chain(&hints.touched).cloned().chain(due).collect();
         for path in paths {
             self.examine(&path, hints, now);
         }
@@ -200,9 +199,7 @@ impl Scanner {
         };
         let replaced = self.identity.is_some_and(|known| known != identity);
         if replaced && listing.files.is_empty() && listing.unreadable.is_empty() {
-            self.unreadable = Some(
-                "it is another directory than before, and empty: not mounted?".to_owned(),
-            );
+            self.unreadable = Some("it is another directory than before, and empty: not mounted?".to_owned());
             return;
         }
         self.identity = Some(identity);
@@ -240,8 +237,7 @@ impl Scanner {
             Some((seen, since)) if seen == stamp => now.duration_since(since) >= SETTLES_AFTER,
             _ => false,
         } || stamp.age().is_some_and(|age| age >= SETTLES_AFTER);
-        let swapped = hints.swapped
-            && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+        let swapped = hints.swapped && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
         if !(old_enough || swapped || hints.closed.contains(path)) {
             match known.pending {
                 Some((seen, _)) if seen == stamp => {}
@@ -328,8 +324,7 @@ impl Listing {
                 continue;
             }
             let kind = entry.file_type()?;
-            let is_folder =
-                kind.is_dir() || (kind.is_symlink() && fs::metadata(&path).is_ok_and(|m| m.is_dir()));
+            let is_folder = kind.is_dir() || (kind.is_symlink() && fs::metadata(&path).is_ok_and(|m| m.is_dir()));
             if !is_folder {
                 if is_manifest_name(&path) {
                     if self.files.len() >= MAX_FILES {
@@ -343,8 +338,7 @@ impl Listing {
                 self.unreadable.insert(path, format!("deeper than {MAX_DEPTH} folders"));
                 continue;
             }
-            let inside = fs::metadata(&path)
-                .and_then(|metadata| Ok((metadata, fs::read_dir(&path)?)));
+            let inside = fs::metadata(&path).and_then(|metadata| Ok((metadata, fs::read_dir(&path)?)));
             match inside {
                 Ok((metadata, inside)) => {
                     // A symbolic link may lead back up.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::PodSpec;
 use portreeve_engine::DnsConfig;
@@ -52,10 +52,12 @@ fn unique(list: &mut Vec<String>, most: usize) {
 pub(crate) fn read_resolv_conf(path: &Path, in_pod_network: bool) -> DnsConfig {
     let dns = parse(&fs::read_to_string(path).unwrap_or_default());
     let loopback = |server: &String| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if in_pod_network && !dns.servers.is_empty() && dns.servers.iter().all(loopback) {
-        if let Ok(text) = fs::read_to_string(PathBuf::from(UPSTREAM)) {
-            return parse(&text);
-        }
+    if in_pod_network
+        && !dns.servers.is_empty()
+        && dns.servers.iter().all(loopback)
+        && let Ok(text) = fs::read_to_string(UPSTREAM)
+    {
+        return parse(&text);
     }
     dns
 }

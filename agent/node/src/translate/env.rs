@@ -84,8 +84,7 @@ pub(crate) fn environment(
             if variable.is_empty() || variable.contains(['=', '\0']) {
                 continue;
             }
-            let text = text(value)
-                .ok_or_else(|| EnvError::Text { kind, name: name.clone(), key: key.clone() })?;
+            let text = text(value).ok_or_else(|| EnvError::Text { kind, name: name.clone(), key: key.clone() })?;
             set(&mut values, variable, text);
         }
     }
@@ -140,11 +139,7 @@ fn value_from(
         return if optional { Ok(None) } else { Err(EnvError::Missing { kind, name: name.clone() }) };
     };
     let Some(value) = config.data().get(key) else {
-        return if optional {
-            Ok(None)
-        } else {
-            Err(EnvError::Key { kind, name: name.clone(), key: key.clone() })
-        };
+        return if optional { Ok(None) } else { Err(EnvError::Key { kind, name: name.clone(), key: key.clone() }) };
     };
     text(value).map(Some).ok_or_else(|| EnvError::Text { kind, name: name.clone(), key: key.clone() })
 }

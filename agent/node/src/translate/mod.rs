@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use portreeve_engine::network::{PortMapping, Protocol};
 use portreeve_engine::{
-    ContainerConfig, ContainerMetadata, IdMapping, IpcNamespace, Mount, Namespaces, NetworkNamespace,
-    Owner, PidNamespace, SandboxConfig, SandboxMetadata, UserNamespace,
+    ContainerConfig, ContainerMetadata, IdMapping, IpcNamespace, Mount, Namespaces, NetworkNamespace, Owner,
+    PidNamespace, SandboxConfig, SandboxMetadata, UserNamespace,
 };
 use portreeve_manifests::{QosClass, qos_class};
 use portreeve_plan::{ContainerRecord, Resources, SandboxRecord};
@@ -111,10 +111,7 @@ fn labels(facts: Facts<'_>) -> BTreeMap<String, String> {
 
 fn names(facts: Facts<'_>) -> (String, String) {
     let metadata = &facts.pod.metadata;
-    (
-        metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
-        metadata.name.clone().unwrap_or_default(),
-    )
+    (metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()), metadata.name.clone().unwrap_or_default())
 }
 
 /// Describes the sandbox of a pod. `id_base` is the first host id for a pod with its own users.
@@ -226,10 +223,8 @@ pub(crate) fn container(
     parts: Parts<'_>,
 ) -> Result<ContainerConfig, TranslateError> {
     let spec = facts.pod.spec.as_ref().ok_or(TranslateError::NoSpec)?;
-    let record = serde_json::to_string(parts.record).map_err(|source| TranslateError::Record {
-        what: format!("container {}", definition.name),
-        source,
-    })?;
+    let record = serde_json::to_string(parts.record)
+        .map_err(|source| TranslateError::Record { what: format!("container {}", definition.name), source })?;
     let envs = environment(facts, parts.ips, definition)?;
     let lookup = |name: &str| envs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let expanded = |list: &Option<Vec<String>>| -> Vec<String> {

@@ -41,14 +41,9 @@ pub(crate) fn mount_plans<'a>(
 ) -> Result<Vec<MountPlan<'a>>, String> {
     let mut plans = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let volume = spec
-            .volumes
-            .iter()
-            .flatten()
-            .find(|volume| volume.name == mount.name)
-            .ok_or_else(|| mount.name.clone())?;
-        let lookup =
-            |name: &str| envs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let volume =
+            spec.volumes.iter().flatten().find(|volume| volume.name == mount.name).ok_or_else(|| mount.name.clone())?;
+        let lookup = |name: &str| envs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let sub_path = mount
             .sub_path
             .clone()

@@ -1,9 +1,7 @@
 //! Requests and limits to cgroup values, by the kubelet's formulas.
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
-use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
-};
+use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder};
 use portreeve_manifests::{QosClass, qos_class};
 use portreeve_plan::Resources;
 
@@ -30,8 +28,7 @@ pub(crate) fn enforced(resources: &Resources) -> LinuxResources {
         all = all.cpu(cpu);
     }
     if let Some(limit) = resources.memory_limit_bytes.filter(|limit| *limit > 0)
-        && let Ok(memory) =
-            LinuxMemoryBuilder::default().limit(i64::try_from(limit).unwrap_or(i64::MAX)).build()
+        && let Ok(memory) = LinuxMemoryBuilder::default().limit(i64::try_from(limit).unwrap_or(i64::MAX)).build()
     {
         all = all.memory(memory);
     }

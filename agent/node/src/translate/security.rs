@@ -13,15 +13,12 @@ pub(super) fn security(spec: &PodSpec, container: &Container) -> Result<Security
     let pod = spec.security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
     let id = |field, value: Option<i64>| {
-        value
-            .map(|value| u32::try_from(value).map_err(|_| TranslateError::Range { field, value }))
-            .transpose()
+        value.map(|value| u32::try_from(value).map_err(|_| TranslateError::Range { field, value })).transpose()
     };
     let mut groups = Vec::new();
     for group in pod.supplemental_groups.iter().flatten().copied().chain(pod.fs_group) {
         groups.push(
-            u32::try_from(group)
-                .map_err(|_| TranslateError::Range { field: "supplementalGroups", value: group })?,
+            u32::try_from(group).map_err(|_| TranslateError::Range { field: "supplementalGroups", value: group })?,
         );
     }
     let privileged = own.privileged == Some(true);

@@ -105,12 +105,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn add(
-        &self,
-        facts: Facts<'_>,
-        default_mode: Option<i32>,
-        files: &mut Files,
-    ) -> Result<(), ContentError> {
+    fn add(&self, facts: Facts<'_>, default_mode: Option<i32>, files: &mut Files) -> Result<(), ContentError> {
         let Some(config) = facts.configs.get(self.kind, self.name) else {
             if self.optional {
                 return Ok(());
@@ -127,11 +122,7 @@ impl Source<'_> {
                 if self.optional {
                     continue;
                 }
-                return Err(ContentError::Key {
-                    kind: self.kind,
-                    name: self.name.to_owned(),
-                    key: item.key.clone(),
-                });
+                return Err(ContentError::Key { kind: self.kind, name: self.name.to_owned(), key: item.key.clone() });
             };
             let mode = mode(item.mode.or(default_mode));
             files.insert(PathBuf::from(&item.path), (value.clone(), mode));

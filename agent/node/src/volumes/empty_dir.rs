@@ -23,17 +23,13 @@ pub(super) fn ensure_memory(path: &Path) -> Result<(), VolumeError> {
 }
 
 /// Makes an emptyDir; `memory` is `Some(size limit)` for a tmpfs.
-pub(super) fn ensure(
-    place: &Path,
-    memory: Option<Option<u64>>,
-    fs_group: Option<u32>,
-) -> Result<(), VolumeError> {
+pub(super) fn ensure(place: &Path, memory: Option<Option<u64>>, fs_group: Option<u32>) -> Result<(), VolumeError> {
     disk::ensure_directory(place, 0o755).map_err(VolumeError::io("making", place))?;
-    if let Some(size) = memory {
-        if !is_mount_point(place).map_err(VolumeError::io("examining", place))? {
-            let size = size.map_or_else(String::new, |bytes| format!(",size={bytes}"));
-            mount_tmpfs(place, &format!("mode=0777{size}"))?;
-        }
+    if let Some(size) = memory
+        && !is_mount_point(place).map_err(VolumeError::io("examining", place))?
+    {
+        let size = size.map_or_else(String::new, |bytes| format!(",size={bytes}"));
+        mount_tmpfs(place, &format!("mode=0777{size}"))?;
     }
     // Open to whatever user the containers run as, like the kubelet's.
     let mode = if fs_group.is_some() { 0o2777 } else { 0o777 };
@@ -42,9 +38,7 @@ pub(super) fn ensure(
         ownership::give_to_group(folder.as_fd(), group, ownership::Access::ReadWrite)
             .map_err(VolumeError::io("giving to fsGroup", place))?;
     }
-    folder
-        .set_permissions(fs::Permissions::from_mode(mode))
-        .map_err(VolumeError::io("opening up", place))
+    folder.set_permissions(fs::Permissions::from_mode(mode)).map_err(VolumeError::io("opening up", place))
 }
 
 fn mount_tmpfs(path: &Path, options: &str) -> Result<(), VolumeError> {

@@ -13,11 +13,7 @@ use crate::disk;
 /// Checks or makes the path of a hostPath volume.
 pub(super) fn ensure(name: &str, host: &HostPathVolumeSource) -> Result<(), VolumeError> {
     let path = Path::new(&host.path);
-    let refuse = |message: String| VolumeError::HostPath {
-        name: name.to_owned(),
-        path: path.to_owned(),
-        message,
-    };
+    let refuse = |message: String| VolumeError::HostPath { name: name.to_owned(), path: path.to_owned(), message };
     let found = match fs::metadata(path) {
         Ok(metadata) => Some(metadata.file_type()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -83,10 +79,7 @@ mod tests {
             ("CharDevice", "file", false),
             ("BlockDevice", "absent", false),
         ] {
-            let host = HostPathVolumeSource {
-                path: at(name).display().to_string(),
-                type_: Some(kind.to_owned()),
-            };
+            let host = HostPathVolumeSource { path: at(name).display().to_string(), type_: Some(kind.to_owned()) };
             assert_eq!(ensure("v", &host).is_ok(), good, "{kind} {name}");
         }
         let null = HostPathVolumeSource { path: "/dev/null".into(), type_: Some("CharDevice".into()) };

@@ -146,10 +146,8 @@ impl Volumes {
     }
 
     fn place(&self, uid: &str, volume: &Volume) -> PathBuf {
-        let on_disk = volume
-            .empty_dir
-            .as_ref()
-            .is_some_and(|empty| empty.medium.as_deref().unwrap_or_default().is_empty());
+        let on_disk =
+            volume.empty_dir.as_ref().is_some_and(|empty| empty.medium.as_deref().unwrap_or_default().is_empty());
         let base = if on_disk { self.disk_of(uid) } else { self.memory_of(uid) };
         base.join("volumes").join(&volume.name)
     }
@@ -164,9 +162,8 @@ impl Volumes {
             return host_path::ensure(name, host);
         }
         let place = self.place(facts.uid, volume);
-        let fs_group = spec
-            .and_then(|spec| spec.security_context.as_ref()?.fs_group)
-            .and_then(|group| u32::try_from(group).ok());
+        let fs_group =
+            spec.and_then(|spec| spec.security_context.as_ref()?.fs_group).and_then(|group| u32::try_from(group).ok());
         if let Some(parent) = place.parent() {
             disk::ensure_directory(parent, 0o700).map_err(VolumeError::io("making", parent))?;
         }

@@ -3,9 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, fchmod, fchown, fstat, openat, statat,
-};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, fchmod, fchown, fstat, openat, statat};
 
 /// What the group may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,13 +20,7 @@ pub(super) fn give_to_group(folder: BorrowedFd<'_>, group: u32, access: Access) 
     below(folder, group, access, device, 0)
 }
 
-fn below(
-    folder: BorrowedFd<'_>,
-    group: u32,
-    access: Access,
-    device: u64,
-    depth: usize,
-) -> io::Result<()> {
+fn below(folder: BorrowedFd<'_>, group: u32, access: Access, device: u64, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(io::Error::other(format!("deeper than {MAX_DEPTH} folders")));
     }

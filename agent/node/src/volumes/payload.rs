@@ -114,10 +114,8 @@ fn count(folder: &Path) -> usize {
 }
 
 fn link_names(place: &Path, files: &Files) -> io::Result<()> {
-    let wanted: BTreeSet<OsString> = files
-        .keys()
-        .filter_map(|path| Some(path.components().next()?.as_os_str().to_owned()))
-        .collect();
+    let wanted: BTreeSet<OsString> =
+        files.keys().filter_map(|path| Some(path.components().next()?.as_os_str().to_owned())).collect();
     for name in &wanted {
         let link = place.join(name);
         let target = Path::new(DATA).join(name);
@@ -182,7 +180,10 @@ mod tests {
         write(&place, &files(&[("a", "2", 0o600), ("sub/b", "2", 0o400), ("new", "2", 0o644)]), None).unwrap();
 
         assert_ne!(fs::read_link(place.join(DATA)).unwrap(), before);
-        assert_eq!((text(&place, "a"), text(&place, "sub/b"), text(&place, "new")), ("2".into(), "2".into(), "2".into()));
+        assert_eq!(
+            (text(&place, "a"), text(&place, "sub/b"), text(&place, "new")),
+            ("2".into(), "2".into(), "2".into())
+        );
         assert!(fs::symlink_metadata(place.join("gone")).is_err());
         assert_eq!(io::read_to_string(held).unwrap(), "1", "an open file is not written into");
         assert_eq!(fs::metadata(place.join("a")).unwrap().permissions().mode() & 0o777, 0o600);

@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::mount::{MntFlags, umount2};
-use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, renameat, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, renameat, statat, unlinkat};
 
 use super::VolumeError;
 use super::empty_dir::is_mount_point;

@@ -20,17 +20,9 @@ use crate::disk;
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 
 /// Binds `sub_path` of the volume at `source` onto `target`; a missing directory is made.
-pub(super) fn bind(
-    source: &Path,
-    volume: &str,
-    sub_path: &str,
-    target: &Path,
-) -> Result<PathBuf, VolumeError> {
-    let refuse = |message: String| VolumeError::SubPath {
-        name: volume.to_owned(),
-        sub_path: sub_path.to_owned(),
-        message,
-    };
+pub(super) fn bind(source: &Path, volume: &str, sub_path: &str, target: &Path) -> Result<PathBuf, VolumeError> {
+    let refuse =
+        |message: String| VolumeError::SubPath { name: volume.to_owned(), sub_path: sub_path.to_owned(), message };
     let found = resolve(source, sub_path).map_err(|error| match error {
         Errno::XDEV => refuse("leads out of the volume".to_owned()),
         error => refuse(io::Error::from(error).to_string()),

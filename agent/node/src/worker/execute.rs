@@ -69,10 +69,23 @@ impl Worker {
                     for step in batch {
                         self.succeeded(&step.action);
                     }
+                    let ended =
+                        |step: &Step| matches!(step.action, Action::KillContainer { .. } | Action::StopSandbox { .. });
+                    if batch.iter().any(ended) {
+                        // What was ready is not any more, long before its successor is.
+                        let observed = self.observe(desired);
+                        self.publish(desired, &observed, self.shared.clock.now());
+                    }
                 }
                 StepResult::Interrupted => return Outcome::Interrupted,
                 StepResult::Failed(failure) => {
-                    self.event(desired, failure.container.as_deref(), EventKind::Warning, failure.event, &failure.message);
+                    self.event(
+                        desired,
+                        failure.container.as_deref(),
+                        EventKind::Warning,
+                        failure.event,
+                        &failure.message,
+                    );
                     self.fail(desired, failure.what, failure.reason, failure.message);
                     return Outcome::Failed;
                 }
@@ -89,12 +102,8 @@ impl Worker {
                 self.failures.remove(&Attempted::Volumes)
             }
             // Only a container that was started has got over what kept it from starting.
-            Action::StartContainer { container, .. } => {
-                self.failures.remove(&Attempted::Container(container.clone()))
-            }
-            Action::UpdateResources { container, .. } => {
-                self.failures.remove(&Attempted::Resources(container.clone()))
-            }
+            Action::StartContainer { container, .. } => self.failures.remove(&Attempted::Container(container.clone())),
+            Action::UpdateResources { container, .. } => self.failures.remove(&Attempted::Resources(container.clone())),
             Action::KillContainer { .. }
             | Action::RemoveContainer { .. }
             | Action::StopSandbox { .. }
@@ -116,9 +125,7 @@ impl Worker {
             Action::CreateContainer { container, attempt, backoff } => {
                 self.create_container(desired, container, *attempt, *backoff).await
             }
-            Action::StartContainer { container, attempt } => {
-                self.start_container(desired, container, *attempt).await
-            }
+            Action::StartContainer { container, attempt } => self.start_container(desired, container, *attempt).await,
             Action::RunPostStart { container, attempt } => {
                 return self.post_start(desired, observed, container, *attempt).await;
             }
@@ -156,7 +163,13 @@ impl Worker {
         let news = WorkerNews::Finished { uid: self.uid.clone(), finished: Box::new(finished), done };
         let failed = |message: String| removal_failure("FailedRecord", message);
         self.shared.outbox.send(news).map_err(|_| failed("the node is shutting down".to_owned()))?;
-        match answer.await {
+        let answer = tokio::select! {
+            // cancel-safe: whoever stops waits for no answer.
+            answer = answer => answer,
+            // cancel-safe: a state.
+            () = self.stop.cancelled() => return Err(failed("the node is shutting down".to_owned())),
+        };
+        match answer {
             Ok(Ok(())) => Ok(()),
             Ok(Err(message)) => Err(failed(message)),
             Err(_) => Err(failed("the node is shutting down".to_owned())),
@@ -310,9 +323,8 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let record = container_record(desired, name, backoff)
             .ok_or_else(|| config_error(format!("the pod has no container {name:?}")))?;
-        let sandbox = self
-            .ready_sandbox()
-            .ok_or_else(|| failure("CreateContainerError", "the pod has no sandbox".to_owned()))?;
+        let sandbox =
+            self.ready_sandbox().ok_or_else(|| failure("CreateContainerError", "the pod has no sandbox".to_owned()))?;
         let image = record.container.image.clone().unwrap_or_default();
         let facts: ImageFacts = match shared.runtime.lookup_image(&image) {
             Ok(Some(facts)) => facts,
@@ -544,10 +556,7 @@ impl Worker {
         if let (Some(sandbox), Some(spec)) = (sandbox, &desired.pod.spec)
             && let Ok(sandbox) = sandbox.id.0.parse::<SandboxId>()
         {
-            runtime
-                .update_sandbox_resources(&sandbox, &translate::pod_resources(spec))
-                .await
-                .map_err(failure)?;
+            runtime.update_sandbox_resources(&sandbox, &translate::pod_resources(spec)).await.map_err(failure)?;
         }
         let message = format!("resources of container {name} are now {resources}");
         self.event(desired, Some(name), EventKind::Normal, "Resized", &message);
@@ -693,8 +702,7 @@ impl Worker {
                 let failure = next_failure(before.as_ref(), &desired, now, &error.reason, error.message.clone());
                 let next = pulls::next_try(&failure);
                 self.shared.pulls.failed(&self.uid.0, &image.0, &failure);
-                let message =
-                    format!("Failed to pull image {:?}: {}; next try at {next:.0}", image.0, error.message);
+                let message = format!("Failed to pull image {:?}: {}; next try at {next:.0}", image.0, error.message);
                 for user in &users {
                     self.event(&desired, Some(user), EventKind::Warning, "Failed", &message);
                 }

@@ -106,7 +106,11 @@ impl Worker {
     }
 
     /// A newer wish may leave less time; never more.
-    fn shorten(&mut self, newer: &Arc<DesiredPod>, deadlines: &[(portreeve_plan::ContainerId, watch::Sender<Timestamp>)]) {
+    fn shorten(
+        &mut self,
+        newer: &Arc<DesiredPod>,
+        deadlines: &[(portreeve_plan::ContainerId, watch::Sender<Timestamp>)],
+    ) {
         let observed = self.observe(newer);
         let now = self.shared.clock.now();
         for step in plan(newer, &observed, now).steps {

@@ -44,6 +44,8 @@ use crate::runtime::{ImageFacts, PullFailure, Runtime};
 use crate::translate::Place;
 use crate::volumes::{NodeFacts, Volumes};
 
+/// A step that has begun when the node stops has this long to end.
+const STOPS_WITHIN: Duration = Duration::from_secs(5);
 /// A plan that is made again and again without a pause is slowed down after so many rounds.
 const MAX_HASTE: u32 = 20;
 
@@ -175,7 +177,13 @@ impl Worker {
             let desired = Arc::clone(&self.mailbox.borrow_and_update());
             let key = desired.key();
             let span = info_span!("reconcile", pod = %key, pod_uid = %self.uid, trigger);
-            let (wake_at, again) = match self.reconcile(&desired).instrument(span).await {
+            let stop = self.stop.clone();
+            let reconciled = tokio::select! {
+                round = self.reconcile(&desired).instrument(span) => round,
+                // What is half done then is found by the next agent, as after a kill.
+                () = async { stop.cancelled().await; tokio::time::sleep(STOPS_WITHIN).await } => return,
+            };
+            let (wake_at, again) = match reconciled {
                 Round::Removed => return,
                 Round::Again => (None, true),
                 Round::Wait(wake_at) => (wake_at, false),

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
-use portreeve_engine::{ContainerState as EngineState, ContainerStatus, SandboxState as EngineSandboxState, SandboxStatus};
+use portreeve_engine::{
+    ContainerState as EngineState, ContainerStatus, SandboxState as EngineSandboxState, SandboxStatus,
+};
 use portreeve_plan::{
     ContainerId, ContainerRecord, ContainerState, ContainerView, DesiredPod, Exit, History, ImageName, ImageView,
     Intent, ObservedPod, ResourcesView, SandboxId, SandboxRecord, SandboxState, SandboxView, Verdict,
@@ -106,8 +108,7 @@ impl Worker {
         let id = ContainerId(status.id.as_str().to_owned());
         let record = self.records.container(&id, status);
         let own = notes.of(&status.id);
-        let resources =
-            own.resources.or_else(|| record.as_ref().map(|record| record.resources)).unwrap_or_default();
+        let resources = own.resources.or_else(|| record.as_ref().map(|record| record.resources)).unwrap_or_default();
         ContainerView {
             uid: self.uid.clone(),
             sandbox: SandboxId(status.sandbox.as_str().to_owned()),
@@ -209,12 +210,7 @@ impl Worker {
                 continue;
             };
             // Probes are live: those of the present spec count, not those the container began with.
-            let wanted = desired
-                .pod
-                .spec
-                .iter()
-                .flat_map(all_containers)
-                .find(|container| container.name == view.name);
+            let wanted = desired.pod.spec.iter().flat_map(all_containers).find(|container| container.name == view.name);
             let (Some(container), Ok(id)) = (wanted, view.id.0.parse()) else {
                 continue;
             };

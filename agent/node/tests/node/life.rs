@@ -35,7 +35,9 @@ pub(crate) async fn a_dropped_manifest_runs_and_a_removed_one_leaves_nothing() {
 pub(crate) async fn volumes_and_environment_show_what_the_manifest_says_and_follow_edits() {
     let world = World::new().await;
     let config = |value: &str| {
-        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{a.conf: \"{value}\"}}\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\nstringData: {{token: hush}}\n")
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{a.conf: \"{value}\"}}\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\nstringData: {{token: hush}}\n"
+        )
     };
     world.write("config.yaml", &config("one"));
     let more = r#"
@@ -63,7 +65,11 @@ pub(crate) async fn volumes_and_environment_show_what_the_manifest_says_and_foll
     let seen = world
         .sh("web", "cat /map/a.conf; echo; echo $FROM_MAP; echo $GREETING; echo $K_token; cat /keys/token; echo; cat /about/name; echo; touch /below/x; ls /scratch/some/where; grep -c ' /memory tmpfs' /proc/self/mounts; grep -c web /etc/hosts; hostname")
         .await;
-    assert_eq!(seen.lines().collect::<Vec<_>>(), ["one", "one", "hello web", "hush", "hush", "web", "x", "1", "1", "web"], "{seen}");
+    assert_eq!(
+        seen.lines().collect::<Vec<_>>(),
+        ["one", "one", "hello web", "hush", "hush", "web", "x", "1", "1", "web"],
+        "{seen}"
+    );
     let id = world.container_id("web");
     world.write("config.yaml", &config("two"));
     for _ in 0..500 {
@@ -108,7 +114,7 @@ pub(crate) async fn a_failing_liveness_probe_restarts_the_container() {
     let world = World::new().await;
     let probe = "\n    livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, failureThreshold: 2}\n";
     let text = pod("web", "touch /tmp/alive; exec sleep 1000", probe);
-    world.write("web.yaml", &text.replace("restartPolicy: Always", "restartPolicy: Always\n  terminationGracePeriodSeconds: 0"));
+    world.write("web.yaml", &text.replace("terminationGracePeriodSeconds: 1", "terminationGracePeriodSeconds: 0"));
     world.until("web is ready", |w| w.is_ready("web")).await;
     let id = world.container_id("web");
     world.sh("web", "rm /tmp/alive || busybox rm /tmp/alive").await;
@@ -143,7 +149,9 @@ pub(crate) async fn edits_cost_what_their_class_says() {
     assert_eq!(world.node().sandbox(&name).unwrap(), sandbox, "a command restarts the container alone");
 
     world.write("web.yaml", &edited.replace("spec:\n", "spec:\n  hostname: other\n"));
-    world.until("it was recreated", |w| w.is_ready("web") && w.node().sandbox(&name).is_ok_and(|new| new != sandbox)).await;
+    world
+        .until("it was recreated", |w| w.node().sandbox(&name).is_ok_and(|new| new != sandbox) && w.is_ready("web"))
+        .await;
     assert_eq!(world.sh("web", "hostname").await, "other");
 }
 

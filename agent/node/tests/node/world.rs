@@ -29,7 +29,6 @@ pub(crate) fn pod(name: &str, script: &str, more: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Always\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    image: {IMAGE}\n    imagePullPolicy: Never\n    command: [/bin/sh, -c, \"{script}\"]{more}\n"
     )
-    .replace("restartPolicy: Always\n  terminationGracePeriodSeconds: 0\n  terminationGracePeriodSeconds: 1", "restartPolicy: Always\n  terminationGracePeriodSeconds: 0")
 }
 
 impl World {
@@ -239,8 +238,9 @@ fn archive() -> Vec<u8> {
     add("etc/group", 0o644, b"root:x:0:\nweb:x:101:\naudio:x:29:web\n");
     add("bin/notexec", 0o644, b"nothing");
     for applet in [
-        "sh", "sleep", "cat", "echo", "id", "kill", "ls", "mount", "ps", "hostname", "head", "tail", "dd", "nc", "stty", "env",
-        "true", "false", "yes", "seq", "touch", "readlink", "test", "pwd", "wc", "tr", "grep", "unshare", "ip", "mkdir", "rm",
+        "sh", "sleep", "cat", "echo", "id", "kill", "ls", "mount", "ps", "hostname", "head", "tail", "dd", "nc",
+        "stty", "env", "true", "false", "yes", "seq", "touch", "readlink", "test", "pwd", "wc", "tr", "grep",
+        "unshare", "ip", "mkdir", "rm",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);

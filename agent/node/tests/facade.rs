@@ -1,0 +1,204 @@
+//! What the doors ask: apply, delete, plan, restart; over a directory source and a fake runtime.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use portreeve_node::fake::{FakeRuntime, Script};
+use portreeve_node::source::DirectorySource;
+use portreeve_node::{
+    Clock, ManifestFile, NamespacedName, Node, NodeConfig, NodeError, ObjectName, PlanRequest, PodChange, Runtime,
+};
+
+struct World {
+    dir: tempfile::TempDir,
+    runtime: Arc<FakeRuntime>,
+    node: Node,
+    _source: DirectorySource,
+}
+
+fn world() -> World {
+    // In memory, so that no tmpfs has to be mounted for the volumes.
+    let dir = tempfile::Builder::new().prefix("portreeve-facade-").tempdir_in("/dev/shm").unwrap();
+    let manifests = dir.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let script =
+        Script { latency: Duration::ZERO, present: ["i:1", "i:2"].map(str::to_owned).into(), ..Script::default() };
+    let runtime = FakeRuntime::new(1, script, Clock::system());
+    let source = DirectorySource::start(&manifests, None, Duration::from_secs(60)).unwrap();
+    let config = NodeConfig::new("node", manifests, dir.path().join("root"), dir.path().join("run"));
+    let shared: Arc<dyn Runtime> = runtime.clone();
+    let node = Node::start_with(config, shared, source.sets(), Clock::system()).unwrap();
+    World { dir, runtime, node, _source: source }
+}
+
+impl World {
+    fn manifest(&self, name: &str) -> PathBuf {
+        self.dir.path().join("manifests").join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.manifest(name), text).unwrap();
+    }
+
+    async fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !so(self) {
+            assert!(began.elapsed() < Duration::from_secs(10), "waited in vain until {what}: {:?}", self.runtime.log());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn phase(&self, name: &str) -> String {
+        let pod = self.node.pod(&NamespacedName::new("default", name));
+        pod.and_then(|pod| pod.status.clone()?.phase).unwrap_or_default()
+    }
+
+    fn running(&self, name: &str) -> bool {
+        self.phase(name) == "Running"
+    }
+}
+
+fn pod(name: &str, image: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  - {{name: c, image: \"{image}\", imagePullPolicy: IfNotPresent}}\n"
+    )
+}
+
+fn given(text: &str) -> Vec<ManifestFile> {
+    vec![ManifestFile { path: "-".into(), content: text.to_owned() }]
+}
+
+fn named(name: &str) -> ObjectName {
+    ObjectName { kind: "Pod".into(), namespace: "default".into(), name: name.into() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_writes_one_file_per_object_and_delete_removes_only_those() {
+    let world = world();
+    let two = pod("a", "i:1") + "---\n" + &pod("b", "i:1");
+    let report = world.node.apply(given(&two)).await.unwrap();
+    let outcomes: Vec<_> = report.applied.iter().map(|it| (it.name.as_str(), it.outcome.as_str())).collect();
+    assert_eq!(outcomes, [("a", "created"), ("b", "created")]);
+    assert!(world.manifest("applied/pod.default.a.yaml").exists());
+    world.until("both run", |w| w.running("a") && w.running("b")).await;
+
+    let report = world.node.apply(given(&(pod("a", "i:1") + "---\n" + &pod("b", "i:2")))).await.unwrap();
+    let outcomes: Vec<_> = report.applied.iter().map(|it| it.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["unchanged", "configured"]);
+    let source = &world.node.sources()[0];
+    assert_eq!((source.errors, source.objects), (0, 2), "what was written reads back without a word: {source:?}");
+
+    world.write("own.yaml", &pod("c", "i:1"));
+    world.until("c runs", |w| w.running("c")).await;
+    for error in [
+        world.node.apply(given(&pod("c", "i:2"))).await.unwrap_err(),
+        world.node.delete(vec![named("c")]).await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, NodeError::OwnedElsewhere { line: 1, .. }), "{error:?}");
+        assert!(error.to_string().contains("own.yaml:1"), "{error}");
+    }
+    assert!(matches!(world.node.delete(vec![named("x")]).await, Err(NodeError::ObjectNotFound(_))));
+    // All or nothing.
+    assert!(world.node.delete(vec![named("a"), named("c")]).await.is_err());
+    assert!(world.manifest("applied/pod.default.a.yaml").exists());
+    world.node.delete(vec![named("a")]).await.unwrap();
+    world.until("a is gone", |w| w.phase("a").is_empty()).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_invalid_is_not_written() {
+    let world = world();
+    let broken = pod("a", "i:1") + "---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\nspec: {containers: []}\n";
+    let Err(NodeError::Invalid(problems)) = world.node.apply(given(&broken)).await else {
+        panic!("accepted");
+    };
+    assert!(problems[0].line > 0, "{problems:?}");
+    assert!(!world.manifest("applied").exists());
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_says_what_would_be_done_and_does_nothing() {
+    let world = world();
+    world.write("a.yaml", &pod("a", "i:1"));
+    world.write("b.yaml", &pod("b", "i:1"));
+    world.until("both run", |w| w.running("a") && w.running("b")).await;
+    world.until("nothing is left to do", |w| w.runtime.containers().len() == 2).await;
+    let quiet = world.node.plan(PlanRequest::default()).await.unwrap();
+    assert!(!quiet.has_changes(), "{quiet:?}");
+    let verbs = world.runtime.verbs();
+
+    let same = PlanRequest { files: given(&pod("a", "i:1")), prune: false };
+    assert!(!world.node.plan(same).await.unwrap().has_changes());
+    let other = PlanRequest { files: given(&(pod("a", "i:2") + "---\n" + &pod("n", "i:1"))), prune: false };
+    let report = world.node.plan(other.clone()).await.unwrap();
+    let changes: Vec<_> = report.pods.iter().map(|pod| (pod.name.as_str(), pod.change)).collect();
+    assert_eq!(changes, [("a", PodChange::Update), ("n", PodChange::Create)]);
+    assert!(report.pods.iter().all(|pod| !pod.steps.is_empty()), "{report:?}");
+    let pruned = world.node.plan(PlanRequest { prune: true, ..other }).await.unwrap();
+    let changes: Vec<_> = pruned.pods.iter().map(|pod| (pod.name.as_str(), pod.change)).collect();
+    assert_eq!(changes, [("a", PodChange::Update), ("b", PodChange::Delete), ("n", PodChange::Create)]);
+    assert_eq!(world.runtime.verbs(), verbs);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_makes_new_containers_once() {
+    let world = world();
+    world.write("a.yaml", &pod("a", "i:1"));
+    world.until("a runs", |w| w.running("a")).await;
+    let name = NamespacedName::new("default", "a");
+    let before = world.node.container(&name, None, false).unwrap().id;
+    world.node.restart_pod(&name).await.unwrap();
+    world
+        .until("it is another", |w| {
+            w.node.container(&name, None, false).is_ok_and(|handle| handle.running && handle.id != before)
+        })
+        .await;
+    let after = world.node.container(&name, None, false).unwrap().id;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(world.node.container(&name, None, false).unwrap().id, after);
+    let missing = world.node.restart_pod(&NamespacedName::new("default", "x")).await;
+    assert!(matches!(missing, Err(NodeError::PodNotFound { .. })));
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_of_two_pods_that_want_one_host_port_is_blocked() {
+    let world = world();
+    let port = |name: &str| {
+        pod(name, "i:1").replace("imagePullPolicy", "ports: [{containerPort: 80, hostPort: 8080}], imagePullPolicy")
+    };
+    world.write("a.yaml", &port("a"));
+    world.until("a runs", |w| w.running("a")).await;
+    world.write("b.yaml", &port("b"));
+    world
+        .until("b is refused", |w| {
+            let pod = w.node.pod(&NamespacedName::new("default", "b"));
+            pod.and_then(|pod| pod.status.clone()?.reason).as_deref() == Some("HostPortConflict")
+        })
+        .await;
+    assert!(world.running("a"));
+    fs::remove_file(world.manifest("a.yaml")).unwrap();
+    world.until("b runs", |w| w.running("b")).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_name_phases_and_sources() {
+    let world = world();
+    world.write("a.yaml", &pod("a", "i:1"));
+    world.write("b.yaml", "{{{");
+    world.until("a runs", |w| w.running("a")).await;
+    world.until("the error is seen", |w| w.node.sources()[0].errors > 0).await;
+    let text = world.node.metrics_text().await;
+    assert!(text.contains("portreeve_pods{phase=\"Running\"} 1"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("portreeve_source_errors{") && line.ends_with(" 1")), "{text}");
+    assert!(world.node.ready().is_ok());
+    world.node.shutdown().await;
+}
