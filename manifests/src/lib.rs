@@ -24,6 +24,7 @@ mod kinds;
 mod near;
 mod object;
 mod path;
+mod print;
 mod problem;
 mod qos;
 pub mod quantity;
@@ -31,6 +32,15 @@ mod references;
 mod support;
 mod validation;
 mod yaml;
+
+/// A JSON value as YAML that every reader of manifests reads alike.
+///
+/// Unlike what a YAML 1.2 printer writes, texts such as `y`, `on` or `0o7` are quoted here, so
+/// that kubectl, an API server and this crate read texts again.
+#[must_use]
+pub fn to_yaml(value: &serde_json::Value) -> String {
+    print::to_yaml(value)
+}
 
 pub use file::{ApiAnswer, Document, ParsedFile, Verdict, parse_document_as, parse_file};
 pub use object::{Kind, Object, ObjectKey, UnknownKind};

@@ -130,8 +130,7 @@ impl Object {
     /// The object as YAML, as a manifest file may hold it.
     #[must_use]
     pub fn to_yaml(&self) -> String {
-        // A JSON value has only text keys and finite numbers: it can always be written.
-        serde_yaml::to_string(&self.to_json()).unwrap_or_default()
+        crate::print::to_yaml(&self.to_json())
     }
 
     /// A hash of the object's meaning, as 64 hex digits: two texts that declare the same object

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use portreeve_manifests::{ApiAnswer, Kind, Reason, parse_document_as};
+use portreeve_manifests::{ApiAnswer, Kind, Problem, Reason, Severity, parse_document_as, parse_file};
 use serde_json::Value;
 
 fn directory() -> PathBuf {
@@ -164,4 +164,56 @@ fn every_case_is_answered_as_the_api_server_answers_it() {
     assert!(unexplained.is_empty(), "cases that differ without a recorded reason:\n{unexplained}");
     let healed: Vec<_> = known.keys().filter(|id| !deviating.contains(*id)).collect();
     assert!(healed.is_empty(), "recorded deviations that agree by now: {healed:?}");
+}
+
+/// The errors that an API server would have too.
+fn shared_errors<'a>(problems: impl IntoIterator<Item = &'a Problem>) -> BTreeSet<(String, String)> {
+    problems
+        .into_iter()
+        .filter(|problem| problem.severity == Severity::Error && !problem.reason.is_own_rule())
+        .map(|problem| (problem.reason.to_string(), problem.field.clone()))
+        .collect()
+}
+
+/// Cases that a file answers otherwise than a request, by their nature.
+fn only_for_requests(case: &Value, ours: &ApiAnswer) -> bool {
+    let generated = ours.object.as_ref().is_some_and(|object| object.key().name == "<generated>");
+    let manifest = case["manifest"].as_str().unwrap();
+    // A request has one document and brings its own kind and namespace; a file has neither.
+    generated
+        || case["url_dependent"] == true
+        || case["namespace"] != "default"
+        || manifest.contains("namespace: ")
+        || manifest.contains("kind: List")
+        || matches!(case["category"].as_str().unwrap(), "yaml:multi-doc" | "yaml:empty" | "yaml:json")
+}
+
+#[test]
+fn a_file_is_judged_as_a_request_is() {
+    let Some(cases) = cases() else { return };
+    let mut unexplained = String::new();
+    for case in &cases {
+        let Ok(kind) = case["kind"].as_str().unwrap().parse::<Kind>() else {
+            continue;
+        };
+        let bytes = case["manifest"].as_str().unwrap().as_bytes();
+        let request = parse_document_as(kind, "default", Path::new("case.yaml"), bytes);
+        if only_for_requests(case, &request) {
+            continue;
+        }
+        let file = parse_file(Path::new("case.yaml"), bytes);
+        let (by_request, by_file) = (shared_errors(&request.problems), shared_errors(&file.problems));
+        // A file's reader goes on where the server stops, so it may find more.
+        let agrees = if case["http"] == 400 { by_request.is_subset(&by_file) } else { by_request == by_file };
+        if !agrees {
+            let (id, category) = (&case["id"], &case["category"]);
+            writeln!(unexplained, "{id} ({category}): request {by_request:?}, file {by_file:?}").unwrap();
+        }
+        let refused_by_own_rule =
+            || file.problems.iter().any(|it| it.reason.is_own_rule() && it.severity == Severity::Error);
+        if request.object.is_some() && file.objects().next().is_none() && !refused_by_own_rule() {
+            writeln!(unexplained, "{} is refused in a file without a reason", case["id"]).unwrap();
+        }
+    }
+    assert!(unexplained.is_empty(), "{unexplained}");
 }

@@ -5,7 +5,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use portreeve_manifests::{ParsedFile, Severity, Verdict, parse_file};
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use portreeve_manifests::{Object, ParsedFile, Severity, Verdict, parse_file};
 use proptest::prelude::*;
 
 const EXAMPLES: &[&str] = &[
@@ -88,8 +90,24 @@ fn sound(parsed: &ParsedFile) {
     assert!(positions.is_sorted());
 }
 
+/// Any text, and those that look like something else.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        "[ -~\\n\\t]{0,30}",
+        "[0-9a-fox+:._-]{0,6}",
+        proptest::sample::select(
+            &[
+                "y", "No", "on", "~", "null", "1_0", ".inf", "<<", "=", "- a", "a: b", "# a", "a #b", "\n", "a\n\n",
+                " a\nb", "a\n b\n"
+            ][..]
+        )
+        .prop_map(str::to_owned),
+    ]
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
@@ -117,6 +135,26 @@ proptest! {
             chars.splice(at..end, piece.chars());
         }
         sound(&read(chars.into_iter().collect::<String>().as_bytes()));
+    }
+
+    #[test]
+    fn any_text_survives_being_printed_and_read(
+        texts in proptest::collection::btree_map("[a-z]{1,8}|[0-9a-fox_-]{1,5}", text(), 1..6)
+    ) {
+        let map = ConfigMap {
+            metadata: ObjectMeta {
+                name: Some("a".to_owned()),
+                namespace: Some("default".to_owned()),
+                ..ObjectMeta::default()
+            },
+            data: Some(texts),
+            ..ConfigMap::default()
+        };
+        let object = Object::ConfigMap(Box::new(map));
+        let parsed = read(object.to_yaml().as_bytes());
+        prop_assert_eq!(parsed.objects().next(), Some(&object), "{}\n{:?}", object.to_yaml(), parsed.problems);
+        let other: serde_json::Value = serde_yaml::from_str(&object.to_yaml()).unwrap();
+        prop_assert_eq!(other, object.to_json(), "{}", object.to_yaml());
     }
 
     #[test]

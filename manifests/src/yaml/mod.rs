@@ -16,7 +16,7 @@ mod scan;
 use std::rc::Rc;
 
 pub(crate) use resolve::{Fault, FaultKind};
-pub(crate) use scalar::float_text;
+pub(crate) use scalar::{float_text, is_plainly_text};
 
 use crate::problem::Position;
 

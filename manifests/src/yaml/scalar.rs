@@ -47,6 +47,13 @@ fn float_of(number: i64) -> f64 {
     number as f64
 }
 
+/// Whether a text without quotes is read as that text, whatever the version of YAML.
+pub(crate) fn is_plainly_text(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    let word = matches!(lower.as_str(), "y" | "yes" | "n" | "no" | "on" | "off" | "true" | "false" | "null" | "<<");
+    !word && !text.starts_with(|c: char| c.is_ascii_digit() || c == '.') && matches!(untagged(text), Value::Text(_))
+}
+
 fn untagged(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
