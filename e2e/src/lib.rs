@@ -14,6 +14,8 @@ mod registry;
 mod wait;
 mod world;
 
+use std::io::Write;
+
 pub use agent::{Agent, Answer, BUSYBOX, condition, preload_busybox};
 pub use census::Census;
 pub use image::Image;
@@ -21,12 +23,31 @@ pub use registry::Registry;
 pub use wait::{patience, wait_until};
 pub use world::{World, binary};
 
+/// Says that a test, or what `test` names of one, did not run, past the capture of passing tests.
+pub fn skipped(test: &str, why: &str) {
+    // A closed standard error is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+}
+
 /// Why a test cannot run here, said loudly; `true` means: return from the test.
 #[must_use]
 pub fn skipped_without_root(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED {test}: it starts containers and needs root");
+        skipped(test, "it starts containers and needs root");
     }
     !root
+}
+
+/// Whether the kernel cannot publish host ports (User Mode Linux has no nftables for IPv4), said
+/// loudly: found by making such a rule in `world`.
+#[must_use]
+pub fn skipped_without_host_ports(world: &World, test: &str) -> bool {
+    let rules = "add table ip probe; add chain ip probe c { type nat hook prerouting priority -100; }; \
+                 add rule ip probe c fib daddr type local tcp dport 1 dnat to 127.0.0.1:2";
+    let can = world.command("nft").args(["--check", rules]).output().is_ok_and(|output| output.status.success());
+    if !can {
+        skipped(test, "the nftables of this kernel cannot publish host ports");
+    }
+    !can
 }

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use portreeve_e2e::{World, binary, skipped_without_root};
+use portreeve_e2e::{World, binary, skipped_without_host_ports, skipped_without_root};
 
 #[test]
 fn the_demo_shows_a_page_and_leaves_nothing() {
@@ -10,6 +10,9 @@ fn the_demo_shows_a_page_and_leaves_nothing() {
         return;
     }
     let world = World::new("demo");
+    if skipped_without_host_ports(&world, "demo") {
+        return;
+    }
     let output = world
         .command(binary())
         .args(["demo", "--once"])

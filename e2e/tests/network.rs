@@ -3,19 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, skipped_without_root, wait_until};
-
-/// Whether this kernel can rewrite destinations; the cgroup v2 guest's kernel was built without.
-fn skipped_without_nat(world: &World) -> bool {
-    let rule = "add table ip probe; add chain ip probe c { type nat hook prerouting priority -100; }; \
-                add rule ip probe c tcp dport 1 dnat to 127.0.0.1:2";
-    let can = world.command("nft").arg(rule).output().is_ok_and(|output| output.status.success());
-    let _gone = world.command("nft").args(["delete", "table", "ip", "probe"]).output();
-    if !can {
-        eprintln!("SKIPPED: this kernel has no nft `dnat`, so no host port can be published on it");
-    }
-    !can
-}
+use portreeve_e2e::{
+    Agent, BUSYBOX, Image, Registry, World, skipped, skipped_without_host_ports, skipped_without_root, wait_until,
+};
 
 #[test]
 fn nginx_from_a_registry_serves_through_its_host_port() {
@@ -23,7 +13,7 @@ fn nginx_from_a_registry_serves_through_its_host_port() {
         return;
     }
     if std::env::var_os("PORTREEVE_GUEST").is_some() {
-        eprintln!("SKIPPED: the image is made on the host; the guest has neither its tar nor the time to unpack it");
+        skipped("nginx", "its image is made by debootstrap, for which the guest is too slow");
         return;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/nginx");
@@ -57,12 +47,37 @@ spec:
 }
 
 #[test]
+fn pods_reach_each_other_and_the_host_reaches_them() {
+    if skipped_without_root("network") {
+        return;
+    }
+    let world = World::new("reach");
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest("web.yaml", &web(""));
+    agent.drop_manifest("client.yaml", &web("").replace("name: web", "name: client"));
+    let ip = agent.wait_ready("web")["status"]["podIP"].as_str().unwrap().to_owned();
+    let other = agent.wait_ready("client")["status"]["podIP"].as_str().unwrap().to_owned();
+    assert_ne!(ip, other);
+    let url = format!("http://{ip}:8080/");
+    wait_until("the server listens", 10, || world.fetch(&url));
+    for pod in ["client", "web"] {
+        assert_eq!(
+            agent.client(&["exec", pod, "--", "wget", "-qO-", "-T5", &url]).ok(),
+            "a page from busybox\n",
+            "{pod}"
+        );
+    }
+    let route = agent.client(&["exec", "client", "--", "ip", "route"]).ok();
+    assert!(route.contains("default via "), "{route}");
+}
+
+#[test]
 fn a_published_port_answers_everywhere_it_should() {
     if skipped_without_root("network") {
         return;
     }
     let world = World::new("ports");
-    if skipped_without_nat(&world) {
+    if skipped_without_host_ports(&world, "ports") {
         return;
     }
     // A second address of the host, and a machine outside that is reached through it.
@@ -122,30 +137,85 @@ fn a_published_port_answers_everywhere_it_should() {
     world.sh("ip link del uplink; ip netns del outside");
 }
 
+fn web(ports: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+         - {{name: main, image: '{BUSYBOX}', command: [httpd, -f, -p, '8080', -h, /www]{ports}}}\n"
+    )
+}
+
+const PUBLISHED: &str = ", ports: [{containerPort: 8080, hostPort: 18080}]";
+
 #[test]
-fn a_flushed_table_and_a_lost_rule_come_back() {
+fn a_deleted_table_comes_back_at_once_and_after_a_restart() {
     if skipped_without_root("network") {
         return;
     }
-    let world = World::new("drift");
-    if skipped_without_nat(&world) {
+    let world = World::new("table");
+    if skipped_without_host_ports(&world, "drift of the table") {
         return;
     }
     let mut agent = Agent::with_busybox(&world);
-    agent.drop_manifest(
-        "web.yaml",
-        &format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
-             - {{name: main, image: '{BUSYBOX}', command: [httpd, -f, -p, '8080', -h, /www], ports: [{{containerPort: 8080, hostPort: 18080}}]}}\n"
-        ),
-    );
+    agent.drop_manifest("web.yaml", &web(PUBLISHED));
     agent.wait_ready("web");
     wait_until("the port answers", 10, || world.fetch("http://127.0.0.1:18080/"));
-    for table in agent.census().tables {
-        world.sh(&format!("nft delete {table}"));
-    }
-    assert!(world.fetch("http://127.0.0.1:18080/").is_err());
+    let tables = agent.census().tables;
+    let delete = || tables.iter().for_each(|table| drop(world.sh(&format!("nft delete {table}"))));
+    delete();
+    wait_until("the running agent made the rules again", 5, || world.fetch("http://127.0.0.1:18080/"));
     agent.terminate();
+    delete();
+    assert!(world.fetch("http://127.0.0.1:18080/").is_err());
     agent.launch();
-    wait_until("the rules are there again", 30, || world.fetch("http://127.0.0.1:18080/"));
+    wait_until("the started agent made the rules again", 10, || world.fetch("http://127.0.0.1:18080/"));
+}
+
+#[test]
+fn a_deleted_link_or_bridge_comes_back_under_the_running_container() {
+    if skipped_without_root("network") {
+        return;
+    }
+    let world = World::new("links");
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest("web.yaml", &web(""));
+    let before = agent.wait_ready("web");
+    let ip = before["status"]["podIP"].as_str().unwrap().to_owned();
+    let answers = |what: &str| wait_until(what, 10, || world.fetch(&format!("http://{ip}:8080/")));
+    answers("the pod answers");
+    let links = agent.census().links;
+    assert_eq!(links.len(), 2, "a bridge and the pod's link: {links:?}");
+    for link in &links {
+        world.sh(&format!("ip link del {link}"));
+        answers(&format!("the pod answers after {link} was deleted"));
+    }
+    assert_eq!(agent.census().links, links);
+    let after = agent.pod("web").unwrap();
+    let first = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0].clone();
+    assert_eq!(first(&before)["containerID"], first(&after)["containerID"]);
+    assert_eq!(first(&after)["restartCount"], 0);
+    assert_eq!(after["status"]["podIP"], before["status"]["podIP"]);
+}
+
+#[test]
+fn a_kernel_that_cannot_publish_a_port_is_named_and_other_pods_run() {
+    if skipped_without_root("network") {
+        return;
+    }
+    let world = World::new("unpublished");
+    if std::env::var_os("PORTREEVE_GUEST").is_none() {
+        skipped("a kernel without dnat", "this is not the guest that has one");
+        return;
+    }
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest("web.yaml", &web(PUBLISHED));
+    agent.drop_manifest("plain.yaml", &web("").replace("name: web", "name: plain"));
+    agent.wait_ready("plain");
+    wait_until("an event names what the kernel lacks", 20, || {
+        let events = agent.client(&["get", "events"]).ok();
+        if events.contains("18080") && events.contains("this kernel lacks") { Ok(()) } else { Err(events) }
+    });
+    let pod = agent.pod("web").unwrap_or_default();
+    assert_eq!(pod["status"]["phase"], "Pending");
+    let doctor = agent.client(&["doctor"]);
+    assert!(doctor.stdout.contains("host ports cannot be published"), "{}{}", doctor.stdout, doctor.stderr);
 }
