@@ -11,6 +11,7 @@ use crate::world::{World, controller_file};
 
 pub(crate) const TESTS: &[Test] = &[
     ("limits_of_the_configuration_are_in_force", limits_of_the_configuration_are_in_force),
+    ("a_limit_whose_controller_is_missing_is_refused_by_name", a_limit_whose_controller_is_missing_is_refused_by_name),
     ("a_program_over_its_memory_limit_is_killed_and_counted", a_program_over_its_memory_limit_is_killed_and_counted),
     ("a_program_over_its_process_limit_cannot_fork", a_program_over_its_process_limit_cannot_fork),
     ("a_memory_limit_below_use_is_refused_with_the_numbers", a_memory_limit_below_use_is_refused_with_the_numbers),
@@ -27,12 +28,11 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn limits_of_the_configuration_are_in_force() {
     let world = World::shell("echo up; sleep 100").with(json!({"linux": {"resources": {
-        "memory": {"limit": 67_108_864}, "cpu": {"shares": 512, "quota": 20_000, "period": 100_000, "cpus": "0"}, "pids": {"limit": 33}}}}));
+        "memory": {"limit": 67_108_864}, "cpu": {"shares": 512, "quota": 20_000, "period": 100_000}, "pids": {"limit": 33}}}}));
     let live = world.start();
     live.wait_for("up");
     assert_eq!(controller_file(&world, "memory", "memory.limit_in_bytes", "memory.max"), "67108864");
     assert_eq!(controller_file(&world, "pids", "pids.max", "pids.max"), "33");
-    assert_eq!(controller_file(&world, "cpuset", "cpuset.cpus", "cpuset.cpus"), "0");
     if cgroup::version().expect("version") == Version::V1 {
         assert_eq!(controller_file(&world, "cpu", "cpu.shares", ""), "512");
         assert_eq!(controller_file(&world, "cpu", "cpu.cfs_quota_us", ""), "20000");
@@ -42,6 +42,21 @@ fn limits_of_the_configuration_are_in_force() {
     }
     let stats = world.cgroup.stats().expect("stats");
     assert_eq!((stats.memory_limit_bytes, stats.pids_limit), (Some(67_108_864), Some(33)));
+}
+
+fn a_limit_whose_controller_is_missing_is_refused_by_name() {
+    let world =
+        World::shell("echo up; sleep 100").with(json!({"linux": {"resources": {"cpu": {"cpus": "0", "mems": "0"}}}}));
+    let v1 = cgroup::version().expect("version") == Version::V1;
+    let offered = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    if v1 || offered.split_whitespace().any(|name| name == "cpuset") {
+        let live = world.start();
+        live.wait_for("up");
+        assert_eq!(controller_file(&world, "cpuset", "cpuset.cpus", "cpuset.cpus"), "0");
+        return;
+    }
+    let words = world.refusal();
+    assert!(words.contains("the cpuset controller is not available, which cpu.cpus needs"), "{words}");
 }
 
 fn a_program_over_its_memory_limit_is_killed_and_counted() {
