@@ -8,7 +8,7 @@
 //! Nothing is polled: between changes the task sleeps in its two descriptors.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use portreeve_network::{Drift, Watch};
@@ -44,7 +44,7 @@ impl Upkeep {
         let watch = core.network.watch().map_err(EngineError::NetworkOpen)?;
         let descriptors = descriptors(&watch).map_err(EngineError::file("listening to", "the network".as_ref()))?;
         let goes_on = Arc::new(Mutex::new(true));
-        let task = repair_forever(Arc::clone(core), watch, descriptors, Arc::clone(&goes_on));
+        let task = repair_forever(Arc::downgrade(core), watch, descriptors, Arc::clone(&goes_on));
         Ok(Self { _task: AbortOnDropHandle::new(tokio::spawn(task)), goes_on })
     }
 
@@ -64,7 +64,7 @@ fn descriptors(watch: &Watch) -> std::io::Result<[AsyncFd<OwnedFd>; 2]> {
 }
 
 async fn repair_forever(
-    core: Arc<Core>,
+    core: Weak<Core>,
     mut watch: Watch,
     [route, netfilter]: [AsyncFd<OwnedFd>; 2],
     goes_on: Arc<Mutex<bool>>,
@@ -84,6 +84,8 @@ async fn repair_forever(
             // cancel-safe: it begins anew, which only makes a retry later.
             () = tokio::time::sleep(retry.unwrap_or(LONGEST)), if retry.is_some() => {}
         }
+        // Held only while there is something to do: an engine that was let go of takes its stores' locks along.
+        let Some(core) = core.upgrade() else { return };
         if !core.network.drifted(&mut watch) && retry.is_none() {
             continue;
         }
@@ -100,6 +102,7 @@ async fn repair_forever(
             }
         };
         drop(open);
+        drop(core);
         tokio::time::sleep(REST).await;
     }
 }

@@ -325,6 +325,7 @@ impl Engine {
 
     /// Finishes what is under way and lets go of every shim; containers go on.
     pub async fn shutdown(&self) {
+        self.upkeep.end().await;
         self.core.tasks.close();
         self.core.tasks.wait().await;
         let sandboxes: Vec<_> = self.core.table().sandboxes.values().cloned().collect();

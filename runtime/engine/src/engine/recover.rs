@@ -160,7 +160,14 @@ impl Core {
         };
         let ready = record.phase == SandboxPhase::Ready;
         let own_network = record.config.namespaces.network == NetworkNamespace::Pod;
-        let mut facts = SandboxFacts { record, client: None, user_namespace: None, pid_namespace: None, child: None };
+        let mut facts = SandboxFacts {
+            record,
+            client: None,
+            user_namespace: None,
+            pid_namespace: None,
+            child: None,
+            released: false,
+        };
         let mut netns = None;
         let mut reports = None;
         if ready && let Some(found) = self.find_shim(&id, &directory).await {

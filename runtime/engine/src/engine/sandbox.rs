@@ -129,8 +129,14 @@ impl Core {
         }
         record.phase = SandboxPhase::Ready;
         record::write(&directory.join("sandbox.json"), &record)?;
-        let facts =
-            SandboxFacts { record, client: Some(client), user_namespace, pid_namespace, child: guard.release() };
+        let facts = SandboxFacts {
+            record,
+            client: Some(client),
+            user_namespace,
+            pid_namespace,
+            child: guard.release(),
+            released: false,
+        };
         Ok(Arc::new(Sandbox::new(directory, facts)))
     }
 
@@ -190,6 +196,9 @@ impl Core {
     async fn halt(self: &Arc<Self>, sandbox: &Sandbox, reason: &str) -> Result<(), EngineError> {
         let (client, child, was_ready, record) = {
             let mut facts = sandbox.facts();
+            if facts.released {
+                return Ok(());
+            }
             let was_ready = facts.record.phase == SandboxPhase::Ready;
             if was_ready {
                 facts.record.phase = SandboxPhase::Stopped;
@@ -205,7 +214,9 @@ impl Core {
             tokio::join!(self.end_shim(sandbox, client, child), self.release(&sandbox.id, &sandbox.directory));
         let errors: Vec<EngineError> = [ended, released].into_iter().filter_map(Result::err).collect();
         if errors.is_empty() {
-            sandbox.facts().record.ips.clear();
+            let mut facts = sandbox.facts();
+            facts.record.ips.clear();
+            facts.released = true;
         }
         if was_ready && reason == "stopped" {
             self.tell(EngineEvent::SandboxStopped(sandbox.id.clone()));

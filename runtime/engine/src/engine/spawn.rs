@@ -15,8 +15,7 @@ use crate::EngineError;
 
 /// How the shim's allocator behaves: without caches that pin pages, and giving back early. The C library of a static
 /// program reads it as well; any other ignores it.
-const ALLOCATOR: &str =
-    "glibc.malloc.tcache_count=0:glibc.malloc.trim_threshold=32768:glibc.malloc.top_pad=4096:glibc.malloc.mmap_threshold=32768";
+const ALLOCATOR: &str = "glibc.malloc.tcache_count=0:glibc.malloc.trim_threshold=32768:glibc.malloc.top_pad=4096:glibc.malloc.mmap_threshold=32768";
 
 /// The program that shims are executed from: on a read-only mount of its own, that no container can write to.
 #[derive(Debug)]

@@ -41,6 +41,8 @@ pub(super) struct SandboxFacts {
     pub(super) pid_namespace: Option<String>,
     /// The shim, when this very process has started it and so has to reap it.
     pub(super) child: Option<Child>,
+    /// It was stopped, and nothing of it is left but records.
+    pub(super) released: bool,
 }
 
 /// A container.

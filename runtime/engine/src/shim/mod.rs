@@ -82,8 +82,8 @@ fn begin(directory: &Path) -> Result<(), ShimError> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     setup("leaving the working directory", std::env::set_current_dir("/"))?;
     let signals = setup("listening for ended children", run::child_signals())?;
-    let (pod, namespaces) = pod::enter(directory)?;
-    run::run(run::Shim::new(directory.to_owned(), listener, signals, pod, namespaces));
+    let namespaces = pod::enter(directory)?;
+    run::run(run::Shim::new(directory.to_owned(), listener, signals, namespaces));
     Ok(())
 }
 

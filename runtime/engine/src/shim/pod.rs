@@ -95,7 +95,7 @@ fn step<T, E: Into<io::Error>>(action: &'static str, result: Result<T, E>) -> Re
 }
 
 /// Reads `shim.json` and moves into cgroup and namespaces.
-pub(super) fn enter(directory: &Path) -> Result<(Pod, Namespaces), PodError> {
+pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
     let path = directory.join("shim.json");
     let bytes = fs::read(&path).map_err(|source| PodError::Read { path: path.clone(), source })?;
     let pod: Pod =
@@ -134,7 +134,7 @@ pub(super) fn enter(directory: &Path) -> Result<(Pod, Namespaces), PodError> {
         let options = std::ffi::CString::new(format!("mode=1777,size={size}")).unwrap_or_default();
         step("mounting the pod's /dev/shm", rustix::mount::mount("shm", path, "tmpfs", flags, options.as_c_str()))?;
     }
-    Ok((pod, namespaces))
+    Ok(namespaces)
 }
 
 /// Clones the process that the pod's user namespace is made with, and that is the first of its pid namespace.

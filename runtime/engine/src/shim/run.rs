@@ -16,14 +16,13 @@ use super::connection::Connection;
 use super::container::Container;
 use super::exec::Running;
 use super::output::Progress;
-use super::pod::{Namespaces, Pod};
+use super::pod::Namespaces;
 use crate::protocol::{Event, Message};
 
 /// All that a shim has.
 #[derive(Debug)]
 pub(super) struct Shim {
     pub(super) directory: PathBuf,
-    pub(super) pod: Pod,
     pub(super) namespaces: Namespaces,
     /// By a number of the shim's own.
     pub(super) containers: BTreeMap<u64, Container>,
@@ -65,16 +64,9 @@ pub(super) fn run(mut shim: Shim) {
 }
 
 impl Shim {
-    pub(super) fn new(
-        directory: PathBuf,
-        listener: UnixListener,
-        signals: SignalFd,
-        pod: Pod,
-        namespaces: Namespaces,
-    ) -> Self {
+    pub(super) fn new(directory: PathBuf, listener: UnixListener, signals: SignalFd, namespaces: Namespaces) -> Self {
         Self {
             directory,
-            pod,
             namespaces,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),

@@ -22,7 +22,11 @@ pub(crate) async fn a_command_runs_beside_the_first_process() {
     let world = World::new().await;
     let pod = world.pod().await;
     let id = world.start(&pod, sh("echo $$ > /tmp/first; sleep 100")).await;
-    let output = world.engine().exec_sync(&id, shell("cat /tmp/first; echo err >&2; echo $FROM_IMAGE; exit 7"), LONG, 1000).await.unwrap();
+    let output = world
+        .engine()
+        .exec_sync(&id, shell("cat /tmp/first; echo err >&2; echo $FROM_IMAGE; exit 7"), LONG, 1000)
+        .await
+        .unwrap();
     assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"1\n1\n"[..], &b"err\n"[..]));
     assert_eq!((output.exit_code, output.truncated), (7, false));
     let output = world.engine().exec_sync(&id, shell("kill -9 $$"), LONG, 1000).await.unwrap();
@@ -35,7 +39,8 @@ pub(crate) async fn output_is_capped_and_a_timeout_kills_the_tree() {
     let world = World::new().await;
     let pod = world.pod().await;
     let id = world.start(&pod, sh("sleep 100")).await;
-    let output = world.engine().exec_sync(&id, shell("yes | head -c 3000000; echo done >&2"), LONG, 1000).await.unwrap();
+    let output =
+        world.engine().exec_sync(&id, shell("yes | head -c 3000000; echo done >&2"), LONG, 1000).await.unwrap();
     assert_eq!((output.stdout.len(), output.truncated, output.stderr.as_slice()), (1000, true, &b"done\n"[..]));
 
     let begin = Instant::now();

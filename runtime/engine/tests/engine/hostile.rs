@@ -29,7 +29,10 @@ pub(crate) async fn a_log_path_stays_below_its_directory() {
     let pod = world.pod().await;
     for path in ["../x", "/etc/x", "a/../../x"] {
         let config = ContainerConfig { log_path: Some(path.into()), ..sh("true") };
-        assert!(matches!(world.engine().create_container(&pod, config).await, Err(EngineError::Invalid { .. })), "{path}");
+        assert!(
+            matches!(world.engine().create_container(&pod, config).await, Err(EngineError::Invalid { .. })),
+            "{path}"
+        );
     }
     let directory = world.engine().sandbox(&pod).unwrap().log_directory;
     std::os::unix::fs::symlink("/etc/passwd", directory.join("link.log")).unwrap();
@@ -43,7 +46,12 @@ pub(crate) async fn nobody_else_can_look_into_the_state() {
     let pod = world.pod().await;
     let id = world.start(&pod, sh("sleep 100")).await;
     let directory = world.engine().sandbox(&pod).unwrap().directory;
-    for path in [world.path("run/sandboxes"), directory.clone(), directory.join("containers"), directory.join("containers").join(id.as_str())] {
+    for path in [
+        world.path("run/sandboxes"),
+        directory.clone(),
+        directory.join("containers"),
+        directory.join("containers").join(id.as_str()),
+    ] {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700, "{}", path.display());
     }
     assert_eq!(fs::metadata(directory.join("shim.sock")).unwrap().permissions().mode() & 0o777, 0o600);

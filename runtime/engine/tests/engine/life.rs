@@ -32,7 +32,7 @@ pub(crate) async fn a_container_runs_logs_and_ends_with_its_code() {
     assert_eq!((status.reason.as_str(), status.message.as_str()), ("Error", ""));
     assert!(status.started_at.unwrap() <= status.finished_at.unwrap());
     let log = fs::read_to_string(status.log_path.unwrap()).unwrap();
-    let shape: Vec<_> = log.lines().map(|line| line.splitn(2, ' ').nth(1).unwrap()).collect();
+    let shape: Vec<_> = log.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     let mut sorted = shape.clone();
     sorted.sort_unstable();
     assert_eq!(sorted, ["stderr F err", "stdout F no newline", "stdout F out"]);
@@ -48,7 +48,9 @@ pub(crate) async fn a_container_runs_logs_and_ends_with_its_code() {
     let created = EngineEvent::ContainerCreated { sandbox: pod.clone(), id: id.clone() };
     let position = |wanted: &EngineEvent| seen.iter().position(|event| event == wanted).expect("an event");
     assert!(position(&EngineEvent::SandboxReady(pod.clone())) < position(&created));
-    assert!(seen.iter().any(|event| matches!(event, EngineEvent::ContainerExited { id: which, exit, .. } if *which == id && exit.code == 3)));
+    assert!(seen.iter().any(
+        |event| matches!(event, EngineEvent::ContainerExited { id: which, exit, .. } if *which == id && exit.code == 3)
+    ));
 }
 
 pub(crate) async fn containers_of_a_pod_share_network_hostname_and_shm() {
@@ -57,7 +59,9 @@ pub(crate) async fn containers_of_a_pod_share_network_hostname_and_shm() {
     let config = SandboxConfig { hostname: "shared".into(), namespaces: Namespaces::default(), ..config };
     let pod = world.run(config).await;
     world.script(&pod, "echo hello > /dev/shm/note").await;
-    let (_, text) = world.script(&pod, "cat /dev/shm/note; hostname; cat /etc/hostname; readlink /proc/self/ns/net; echo $HOSTNAME").await;
+    let (_, text) = world
+        .script(&pod, "cat /dev/shm/note; hostname; cat /etc/hostname; readlink /proc/self/ns/net; echo $HOSTNAME")
+        .await;
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[..3], ["hello", "shared", "shared"]);
     assert_eq!(lines[4], "shared");
@@ -91,7 +95,12 @@ pub(crate) async fn a_program_that_is_not_there_is_a_start_error() {
 pub(crate) async fn a_container_that_ignores_its_signal_is_killed_after_its_grace() {
     let world = World::new().await;
     let pod = world.pod().await;
-    let id = world.start(&pod, ContainerConfig { stop_signal: Some("SIGTERM".into()), ..sh("trap '' TERM; while :; do sleep 1; done") }).await;
+    let id = world
+        .start(
+            &pod,
+            ContainerConfig { stop_signal: Some("SIGTERM".into()), ..sh("trap '' TERM; while :; do sleep 1; done") },
+        )
+        .await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let begin = Instant::now();
     world.engine().stop_container(&id, Duration::from_millis(300)).await.unwrap();
@@ -100,7 +109,15 @@ pub(crate) async fn a_container_that_ignores_its_signal_is_killed_after_its_grac
     let exit = world.status(&id).exit.unwrap();
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), false));
     // One that ends at once is not waited for.
-    let id = world.start(&pod, ContainerConfig { stop_signal: Some("TERM".into()), ..sh("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done") }).await;
+    let id = world
+        .start(
+            &pod,
+            ContainerConfig {
+                stop_signal: Some("TERM".into()),
+                ..sh("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done")
+            },
+        )
+        .await;
     let log = world.status(&id).log_path.unwrap();
     wait_until("it is up", || fs::read_to_string(&log).is_ok_and(|text| text.contains("up"))).await;
     let begin = Instant::now();
@@ -144,8 +161,12 @@ pub(crate) async fn stop_and_remove_of_the_absent_are_ok() {
 pub(crate) async fn too_much_memory_is_an_oom_kill() {
     let world = World::new().await;
     let pod = world.pod().await;
-    let config = ContainerConfig { resources: memory(16 << 20), ..sh("head -c 200m /dev/zero | tail -c 150m | wc -c; exit 1") };
-    let config = ContainerConfig { command: vec!["/bin/sh".into(), "-c".into(), "exec tail -c 150m /dev/zero".into()], ..config };
+    let config =
+        ContainerConfig { resources: memory(16 << 20), ..sh("head -c 200m /dev/zero | tail -c 150m | wc -c; exit 1") };
+    let config = ContainerConfig {
+        command: vec!["/bin/sh".into(), "-c".into(), "exec tail -c 150m /dev/zero".into()],
+        ..config
+    };
     let id = world.start(&pod, config).await;
     let status = world.engine().wait_container(&id).await.unwrap();
     let exit = status.exit.unwrap();
@@ -189,7 +210,8 @@ pub(crate) async fn logs_rotate_and_reopen() {
     let pod = world.pod().await;
     let (status, _) = world.script(&pod, "seq 1 20000").await;
     let log = status.log_path.unwrap();
-    let mut names: Vec<_> = fs::read_dir(log.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(log.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["0.log", "0.log.1", "0.log.2"]);
     assert!(fs::read_to_string(&log).unwrap().lines().last().unwrap().ends_with("stdout F 20000"));
@@ -201,7 +223,8 @@ pub(crate) async fn logs_rotate_and_reopen() {
     world.engine().reopen_log(&id).await.unwrap();
     let touch = vec!["touch".into(), "/tmp/go".into()];
     world.engine().exec_sync(&id, touch, Duration::from_secs(10), 1000).await.unwrap();
-    wait_until("two", || fs::read_to_string(&log).is_ok_and(|text| text.contains("two") && !text.contains("one"))).await;
+    wait_until("two", || fs::read_to_string(&log).is_ok_and(|text| text.contains("two") && !text.contains("one")))
+        .await;
 }
 
 pub(crate) async fn removal_leaves_nothing() {
@@ -229,7 +252,9 @@ pub(crate) async fn a_pod_with_a_network_has_an_address_and_ports_are_forwarded(
     let world = World::new().await;
     let mut config = world.sandbox();
     config.namespaces = Namespaces::default();
-    config.sysctls = [("net.ipv4.ip_forward".to_owned(), "0".to_owned()), ("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into();
+    config.sysctls =
+        [("net.ipv4.ip_forward".to_owned(), "0".to_owned()), ("kernel.shm_rmid_forced".to_owned(), "1".to_owned())]
+            .into();
     let pod = world.run(config).await;
     let status = world.engine().sandbox(&pod).unwrap();
     assert_eq!((status.state, status.ips.len()), (SandboxState::Ready, 1));
@@ -292,7 +317,8 @@ pub(crate) async fn a_pod_with_its_own_users_is_root_inside_only() {
             ..Namespaces::default()
         };
         let pod = world.run(config).await;
-        let (status, text) = world.script(&pod, "id -u; cat /proc/self/uid_map; touch /root/mine && ls -ln /root; hostname").await;
+        let (status, text) =
+            world.script(&pod, "id -u; cat /proc/self/uid_map; touch /root/mine && ls -ln /root; hostname").await;
         assert_eq!(status.exit.unwrap().code, 0, "{network:?} {text}");
         assert_eq!(text.lines().next(), Some("0"));
         assert!(text.contains("200000"), "{text}");
@@ -300,11 +326,8 @@ pub(crate) async fn a_pod_with_its_own_users_is_root_inside_only() {
         let pid = world.status(&id).pid.unwrap();
         let proc = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(proc.lines().any(|line| line.starts_with("Uid:") && line.contains("200000")), "{proc}");
-        let output = world
-            .engine()
-            .exec_sync(&id, vec!["id".into(), "-u".into()], Duration::from_secs(5), 1000)
-            .await
-            .unwrap();
+        let output =
+            world.engine().exec_sync(&id, vec!["id".into(), "-u".into()], Duration::from_secs(5), 1000).await.unwrap();
         assert_eq!(output.stdout, b"0\n");
         assert!(world.status(&id).cgroup.starts_with(&world.engine().sandbox(&pod).unwrap().cgroup_parent));
     }
@@ -335,12 +358,15 @@ pub(crate) async fn configuration_reaches_the_process() {
             no_new_privs: true,
             ..SecurityContext::default()
         },
-        ..sh("id -u; id -G; echo $MINE $FROM_IMAGE $HOME; cat /data/file; touch /ro/x 2>/dev/null || echo ro; touch /tmp/x 2>/dev/null || echo rootro; grep NoNewPrivs /proc/self/status; pwd; grep CapEff /proc/self/status")
+        ..sh(
+            "id -u; id -G; echo $MINE $FROM_IMAGE $HOME; cat /data/file; touch /ro/x 2>/dev/null || echo ro; touch /tmp/x 2>/dev/null || echo rootro; grep NoNewPrivs /proc/self/status; pwd; grep CapEff /proc/self/status",
+        )
     };
     let id = world.start(&pod, config).await;
     let status = world.engine().wait_container(&id).await.unwrap();
     let text = crate::world::texts(&fs::read_to_string(status.log_path.unwrap()).unwrap());
-    let expect = "100\n101 29 777\na b 1 /home/web\ncontent\nro\nrootro\nNoNewPrivs:\t1\n/home/web\nCapEff:\t0000000000000000\n";
+    let expect =
+        "100\n101 29 777\na b 1 /home/web\ncontent\nro\nrootro\nNoNewPrivs:\t1\n/home/web\nCapEff:\t0000000000000000\n";
     assert_eq!(text, expect);
     assert_eq!(status.user, (100, 101));
 }

@@ -3,6 +3,12 @@
 //! Its own `main`: the shim is this very program, and everything happens in network and mount namespaces of its own,
 //! entered before there is a second thread. Names on the command line choose tests; `--list` lists them.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test program without a harness is a test as a whole"
+)]
+
 mod exec;
 mod hostile;
 mod life;
@@ -91,6 +97,10 @@ fn main() {
     portreeve_sys::namespace::unshare(NEW_NET | NEW_MOUNT).expect("namespaces of the test's own");
     world::private_mounts();
 
+    if first.as_ref().and_then(|word| word.to_str()) == Some("bench") {
+        runtime().block_on(world::bench());
+        return;
+    }
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut failed = Vec::new();
     for (name, test) in TESTS {

@@ -70,7 +70,11 @@ pub(crate) async fn a_new_engine_finds_everything_again() {
     // And they still obey.
     world.engine().start_container(&created).await.unwrap();
     assert_eq!(world.engine().wait_container(&created).await.unwrap().exit.unwrap().code, 0);
-    let output = world.engine().exec_sync(&running, vec!["echo".into(), "hi".into()], Duration::from_secs(5), 100).await.unwrap();
+    let output = world
+        .engine()
+        .exec_sync(&running, vec!["echo".into(), "hi".into()], Duration::from_secs(5), 100)
+        .await
+        .unwrap();
     assert_eq!(output.stdout, b"hi\n");
     world.engine().stop_container(&running, Duration::from_secs(10)).await.unwrap();
     assert_eq!(world.status(&running).exit.unwrap().code, 6);
@@ -142,22 +146,30 @@ pub(crate) async fn an_agent_killed_at_any_moment_leaves_nothing_behind() {
             .spawn()
             .unwrap();
         // Moments from the very beginning to some pods later.
-        let pause = (seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round * 1_442_695_040_888_963_407) >> 33) % 250;
+        let pause =
+            (seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round * 1_442_695_040_888_963_407) >> 33) % 250;
         tokio::time::sleep(Duration::from_millis(pause)).await;
         agent.kill().unwrap();
         agent.wait().unwrap();
         world.open().await;
         let engine = world.engine();
         for sandbox in engine.sandboxes() {
-            assert_eq!(sandbox.state, SandboxState::Ready, "round {round}");
+            // Whole, or killed on the way to its removal; never lost, never half.
+            let stopped = SandboxState::NotReady { reason: "stopped".into() };
+            assert!(sandbox.state == SandboxState::Ready || sandbox.state == stopped, "round {round}: {sandbox:?}");
         }
-        let running: Vec<_> = engine.containers().into_iter().filter(|one| one.state == ContainerState::Running).collect();
+        let running: Vec<_> =
+            engine.containers().into_iter().filter(|one| one.state == ContainerState::Running).collect();
         for container in &running {
             assert!(fs::metadata(format!("/proc/{}", container.pid.unwrap())).is_ok());
         }
         let sleeping = world.processes().iter().filter(|line| line.contains("sleep 1000")).count();
         let created = engine.containers().len() - running.len();
-        assert!(sleeping <= 2 * running.len() + created, "round {round}: {sleeping} processes, {} running", running.len());
+        assert!(
+            sleeping <= 2 * running.len() + created,
+            "round {round}: {sleeping} processes, {} running",
+            running.len()
+        );
         for sandbox in engine.sandboxes() {
             engine.remove_sandbox(&sandbox.id).await.unwrap();
         }
@@ -172,7 +184,8 @@ pub(crate) async fn half_made_and_foreign_things_are_cleaned() {
     let pod = world.pod().await;
     let id = world.start(&pod, sh("sleep 100")).await;
     world.close().await;
-    let foreign = portreeve_oci::cgroup::Cgroup::open_or_create(&format!("/{}/besteffort/podgone/left", world.name)).unwrap();
+    let foreign =
+        portreeve_oci::cgroup::Cgroup::open_or_create(&format!("/{}/besteffort/podgone/left", world.name)).unwrap();
     let sandboxes = world.path("run/sandboxes");
     fs::create_dir_all(sandboxes.join("f".repeat(64)).join("containers")).unwrap();
     fs::create_dir_all(sandboxes.join("half.removing/shm")).unwrap();
@@ -243,7 +256,12 @@ pub(crate) async fn a_shim_is_small() {
         println!("{}", fs::read_to_string(format!("/proc/{shim}/smaps")).unwrap());
     }
     println!("    heap {} KiB, stack {} KiB dirty", dirty(shim, "[heap]"), dirty(shim, "[stack]"));
-    println!("    shim: Pss_Anon {} KiB, Private_Dirty {} KiB, Pss {} KiB", of("Pss_Anon:"), of("Private_Dirty:"), of("Pss:"));
+    println!(
+        "    shim: Pss_Anon {} KiB, Private_Dirty {} KiB, Pss {} KiB",
+        of("Pss_Anon:"),
+        of("Private_Dirty:"),
+        of("Pss:")
+    );
     // What is the shim's own in any build; relocations and code depend on how the program is linked.
     assert!(dirty(shim, "[heap]") <= 160 && dirty(shim, "[stack]") <= 128);
     assert!(of("Pss_Anon:") < 2048, "{text}");

@@ -77,7 +77,11 @@ impl World {
 
     async fn load_image(&self) {
         let tar = archive();
-        self.engine().images().load(std::io::Cursor::new(tar)).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        self.engine()
+            .images()
+            .load(std::io::Cursor::new(tar))
+            .await
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -286,8 +290,9 @@ fn archive() -> Vec<u8> {
     add("etc/group", 0o644, b"root:x:0:\nweb:x:101:\naudio:x:29:web\n");
     add("bin/notexec", 0o644, b"nothing");
     for applet in [
-        "sh", "sleep", "cat", "echo", "id", "kill", "ls", "mount", "ps", "hostname", "head", "tail", "dd", "nc", "stty", "env",
-        "true", "false", "yes", "seq", "touch", "readlink", "test", "pwd", "wc", "tr", "grep", "unshare", "ip", "mkdir",
+        "sh", "sleep", "cat", "echo", "id", "kill", "ls", "mount", "ps", "hostname", "head", "tail", "dd", "nc",
+        "stty", "env", "true", "false", "yes", "seq", "touch", "readlink", "test", "pwd", "wc", "tr", "grep",
+        "unshare", "ip", "mkdir",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -314,4 +319,53 @@ fn archive() -> Vec<u8> {
     let mut bytes = archive.into_inner().expect("archive");
     bytes.flush().expect("archive");
     bytes
+}
+
+/// What the parts of a pod's life take, with a network of its own: the minimum and median of some cycles.
+///
+/// Not a test: `cargo test -p portreeve-engine --test engine -- bench`. An unoptimised build is three times slower.
+pub(crate) async fn bench() {
+    const CYCLES: usize = 40;
+    let world = World::new().await;
+    let engine = world.engine();
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); 6];
+    let cpu = || {
+        let of = |who| nix::sys::resource::getrusage(who).map(|usage| (usage.user_time(), usage.system_time()));
+        let all = [nix::sys::resource::UsageWho::RUSAGE_SELF, nix::sys::resource::UsageWho::RUSAGE_CHILDREN].map(of);
+        all.into_iter()
+            .flatten()
+            .flat_map(|(user, system)| [user, system])
+            .map(|time| time.tv_sec() as f64 * 1000.0 + time.tv_usec() as f64 / 1000.0)
+            .sum::<f64>()
+    };
+    let before = cpu();
+    for _ in 0..CYCLES {
+        let mut config = world.sandbox();
+        config.namespaces = Namespaces::default();
+        let mut mark = Instant::now();
+        let mut lap = |slot: usize| {
+            times[slot].push(mark.elapsed());
+            mark = Instant::now();
+        };
+        let pod = world.run(config).await;
+        lap(0);
+        let id = world.create(&pod, sh("exec sleep 1000")).await;
+        lap(1);
+        engine.start_container(&id).await.expect("start");
+        lap(2);
+        engine.stop_container(&id, Duration::ZERO).await.expect("stop");
+        lap(3);
+        engine.stop_sandbox(&pod).await.expect("stop");
+        lap(4);
+        engine.remove_sandbox(&pod).await.expect("remove");
+        lap(5);
+    }
+    let spent = (cpu() - before) / CYCLES as f64;
+    for (name, times) in
+        ["run sandbox", "create", "start", "stop", "stop sandbox", "remove sandbox"].iter().zip(&mut times)
+    {
+        times.sort();
+        println!("{name:15} {:6.2} / {:6.2} ms", times[0].as_secs_f64() * 1e3, times[CYCLES / 2].as_secs_f64() * 1e3);
+    }
+    println!("CPU of a cycle, kernel workers not counted: {spent:.1} ms");
 }
