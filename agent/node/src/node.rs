@@ -18,11 +18,12 @@ use portreeve_plan::PodUid;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::config::{NodeConfig, architecture};
 use crate::desired::Ledger;
-use crate::error::{NodeError, StartError};
+use crate::error::{NodeError, StartError, chain};
 use crate::events::Events;
 use crate::history::{History, Listed, NamespacedName, Versions, Watch, WatchError};
 use crate::index::Index;
@@ -104,6 +105,15 @@ impl Node {
         let runtime: Arc<dyn Runtime> = Arc::new(EngineRuntime(Arc::clone(&engine)));
         prepare(&config)?;
         let ledger = Ledger::read(&config.root.join("ledger.json"))?;
+        // Before any pod asks a registry for what lies here.
+        for loaded in engine.images().preload().await {
+            match loaded.result {
+                Ok(images) => info!(file = %loaded.file.display(), images = images.len(), "images preloaded"),
+                Err(error) => {
+                    warn!(file = %loaded.file.display(), error = %chain(&error), "images were not preloaded");
+                }
+            }
+        }
         let name = SourceSet::starting(&config.manifests_dir).name;
         let identity = ledger.identities.get(&name).copied();
         let source = DirectorySource::start(&config.manifests_dir, identity, config.source_resync)?;

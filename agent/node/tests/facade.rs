@@ -135,14 +135,14 @@ async fn a_plan_says_what_would_be_done_and_does_nothing() {
 
     let same = PlanRequest { files: given(&pod("a", "i:1")), prune: false };
     assert!(!world.node.plan(same).await.unwrap().has_changes());
-    let other = PlanRequest { files: given(&(pod("a", "i:2") + "---\n" + &pod("n", "i:1"))), prune: false };
+    let other = PlanRequest { files: given(&(pod("a", "i:2") + "---\n" + &pod("new", "i:1"))), prune: false };
     let report = world.node.plan(other.clone()).await.unwrap();
     let changes: Vec<_> = report.pods.iter().map(|pod| (pod.name.as_str(), pod.change)).collect();
-    assert_eq!(changes, [("a", PodChange::Update), ("n", PodChange::Create)]);
+    assert_eq!(changes, [("a", PodChange::Update), ("new", PodChange::Create)]);
     assert!(report.pods.iter().all(|pod| !pod.steps.is_empty()), "{report:?}");
     let pruned = world.node.plan(PlanRequest { prune: true, ..other }).await.unwrap();
     let changes: Vec<_> = pruned.pods.iter().map(|pod| (pod.name.as_str(), pod.change)).collect();
-    assert_eq!(changes, [("a", PodChange::Update), ("b", PodChange::Delete), ("n", PodChange::Create)]);
+    assert_eq!(changes, [("a", PodChange::Update), ("b", PodChange::Delete), ("new", PodChange::Create)]);
     assert_eq!(world.runtime.verbs(), verbs);
     world.node.shutdown().await;
 }

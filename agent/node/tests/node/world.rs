@@ -57,7 +57,16 @@ impl World {
             log_rotation: LogRotation::default(),
             executable: None,
         };
-        let engine = Engine::open(config).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        // What the former engine still had in flight holds its store for a moment.
+        let mut tries = 0;
+        let engine = loop {
+            match Engine::open(config.clone()).await {
+                Ok(engine) => break engine,
+                Err(error) if tries == 200 => panic!("{}", chain(&error)),
+                Err(_) => tries += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
         if engine.images().list().is_empty() {
             let loaded = engine.images().load(std::io::Cursor::new(archive())).await;
             loaded.unwrap_or_else(|error| panic!("{}", chain(&error)));
