@@ -230,10 +230,11 @@ fn validate(config: &Config) -> Result<(), NetworkError> {
         return refuse("bridge", config.bridge.clone(), why);
     }
     let table = &config.nft_table;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    // What `nft` reads as a name without quotes.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     let starts_right = table.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
     if !starts_right || table.len() > 63 || !table.bytes().all(plain) {
-        let why = "a table's name has 1 to 63 letters, digits and '_', a letter first";
+        let why = "a table's name has 1 to 63 letters, digits, '_' and '-', a letter first";
         return refuse("nftTable", table.clone(), why);
     }
     if let Some(cidr) = config.pod_cidr {

@@ -194,7 +194,7 @@ fn two_agents_take_two_subnets_and_the_last_one_restores_forwarding() {
         let first = world.open();
         let second = Network::open(Config {
             bridge: "prtest1".to_owned(),
-            nft_table: "portreeve_test1".to_owned(),
+            nft_table: "portreeve-test1".to_owned(),
             state_dir: world.directory.path().join("state1"),
             ..world.config()
         })
@@ -250,7 +250,7 @@ fn subnets_in_use_are_left_alone() {
         elsewhere.close_and_remove().unwrap();
         let taken = Network::open(Config {
             bridge: "prtest1".to_owned(),
-            nft_table: "portreeve_test1".to_owned(),
+            nft_table: "portreeve-test1".to_owned(),
             state_dir: world.directory.path().join("state1"),
             pod_cidr: Some("10.85.1.0/24".parse().unwrap()),
             ..world.config()
