@@ -259,8 +259,12 @@ impl<'w> Agent<'w> {
         if self.process.is_none() {
             return;
         }
-        kill(self.pid(), signal).expect("signalling the agent");
+        let pid = self.pid();
         let mut child = self.process.take().expect("checked above");
+        // One that has ended by itself is ended; its process id may be another's by now.
+        if child.try_wait().expect("asking for the agent's state").is_none() {
+            kill(pid, signal).expect("signalling the agent");
+        }
         let _status = child.wait().expect("waiting for the agent");
     }
 
