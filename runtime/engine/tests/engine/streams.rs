@@ -32,6 +32,8 @@ pub(crate) async fn attached_output_and_input() {
     third.stdin.as_mut().unwrap().write_all(b"two\n").await.unwrap();
     third.stdout.as_mut().unwrap().read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"got two\n");
+    third.stderr.as_mut().unwrap().read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"err two\n");
     // The end of the container is the end of the streams.
     world.engine().stop_container(&id, Duration::ZERO).await.unwrap();
     let mut rest = Vec::new();
