@@ -40,11 +40,15 @@ fn create_in(layout: &Layout, mount: &Path, relative: &str) -> Result<(), Cgroup
         let parent = directory.clone();
         directory.push(part);
         let made = make_directory(&directory)?;
-        if cpuset && made {
-            // A version 1 cpuset is born empty, and nothing can join an empty one.
+        if cpuset {
+            // A version 1 cpuset is born empty, and nothing can join an empty one. Whoever made it
+            // at the same moment may not have filled it yet.
             for file in ["cpuset.cpus", "cpuset.mems"] {
-                let value = read(&parent.join(file))?;
                 let path = directory.join(file);
+                if !made && !read(&path)?.trim().is_empty() {
+                    continue;
+                }
+                let value = read(&parent.join(file))?;
                 let value = value.trim().to_owned();
                 write_file(&path, &value).map_err(|source| CgroupError::Write { path, value, source })?;
             }
