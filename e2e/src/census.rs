@@ -65,7 +65,7 @@ impl Census {
         }
         census.tables = world.sh("nft list tables").lines().map(str::to_owned).collect();
         census.find_processes(&home);
-        for folder in ["agent/run/sandboxes", "agent/root/snapshots", "agent/run/network/attachments"] {
+        for folder in ["agent/run/sandboxes", "agent/root/images/snapshots", "agent/run/network/attachments"] {
             for entry in std::fs::read_dir(world.path(folder)).into_iter().flatten().flatten() {
                 census.files.insert(entry.path());
             }

@@ -15,10 +15,10 @@ pub struct Image {
 }
 
 /// The programs that the busybox image has.
-const APPLETS: [&str; 32] = [
+const APPLETS: [&str; 33] = [
     "sh", "sleep", "true", "false", "cat", "echo", "ls", "httpd", "wget", "nc", "id", "env", "stat", "touch", "rm",
     "mkdir", "mount", "ip", "hostname", "ps", "kill", "tail", "head", "grep", "dd", "tar", "date", "seq", "test",
-    "readlink", "mv", "nslookup",
+    "readlink", "mv", "nslookup", "timeout",
 ];
 
 impl Image {

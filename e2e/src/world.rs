@@ -85,9 +85,10 @@ impl World {
     /// # Errors
     /// What the client said when there was no page.
     pub fn fetch(&self, url: &str) -> Result<String, String> {
+        // Its own `-T` is not built in: where it is given, wget ends by a signal on some kernels.
         let output = self
             .command("busybox")
-            .args(["wget", "-q", "-T", "5", "-O", "-", url])
+            .args(["timeout", "5", "busybox", "wget", "-q", "-O", "-", url])
             .output()
             .map_err(|error| error.to_string())?;
         if output.status.success() {

@@ -62,7 +62,7 @@ fn pods_reach_each_other_and_the_host_reaches_them() {
     wait_until("the server listens", 10, || world.fetch(&url));
     for pod in ["client", "web"] {
         assert_eq!(
-            agent.client(&["exec", pod, "--", "wget", "-qO-", "-T5", &url]).ok(),
+            agent.client(&["exec", pod, "--", "timeout", "5", "wget", "-qO-", &url]).ok(),
             "a page from busybox\n",
             "{pod}"
         );
@@ -105,10 +105,21 @@ fn a_published_port_answers_everywhere_it_should() {
     assert_eq!(world.fetch("http://192.0.2.1:18080/").unwrap(), page, "through the host's own address");
     let outside = world
         .command("ip")
-        .args(["netns", "exec", "outside", "busybox", "wget", "-qO-", "-T5", "http://192.0.2.1:18080/"])
+        .args([
+            "netns",
+            "exec",
+            "outside",
+            "busybox",
+            "timeout",
+            "5",
+            "busybox",
+            "wget",
+            "-qO-",
+            "http://192.0.2.1:18080/",
+        ])
         .output();
     assert_eq!(String::from_utf8_lossy(&outside.unwrap().stdout), page, "from another machine");
-    let from = |pod: &str, url: &str| agent.client(&["exec", pod, "--", "wget", "-qO-", "-T5", url]);
+    let from = |pod: &str, url: &str| agent.client(&["exec", pod, "--", "timeout", "5", "wget", "-qO-", url]);
     assert_eq!(from("client", &format!("http://{ip}:8080/")).ok(), page, "from pod to pod");
     assert_eq!(from("client", "http://192.0.2.1:18080/").ok(), page, "from a pod through the host");
     assert_eq!(from("server", "http://192.0.2.1:18080/").ok(), page, "from the pod to itself through the host");
