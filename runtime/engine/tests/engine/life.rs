@@ -270,8 +270,9 @@ pub(crate) async fn a_pod_with_a_network_has_an_address_and_ports_are_forwarded(
     loop {
         match world.engine().forward(&pod, 80).await {
             Ok(mut stream) => {
-                stream.shutdown().await.unwrap();
+                // The end of our side first would let the server go before it has read its answer.
                 stream.read_to_string(&mut text).await.unwrap();
+                let _its_end_may_be_gone = stream.shutdown().await;
                 break;
             }
             Err(error) => assert!(Instant::now() < end, "{}", chain(&error)),
