@@ -88,21 +88,11 @@ struct Report {
 
 impl Report {
     fn add(&mut self, file: &Path, bytes: &[u8]) {
-        let parsed = parse_file(file, bytes);
+        let mut parsed = parse_file(file, bytes);
         self.files += 1;
-        // An agent that ran objects of this file would take it for a mistake, so it is one here.
-        if parsed.documents.is_empty() && parsed.problems.is_empty() {
-            self.problems.push(Problem {
-                severity: Severity::Error,
-                file: file.to_owned(),
-                position: Position { line: 1, column: 1 },
-                document: 0,
-                object: None,
-                field: String::new(),
-                reason: Reason::FieldValueRequired,
-                message: "the file has no object".to_owned(),
-                fix: Some("remove the file to remove its objects".to_owned()),
-            });
+        if parsed.documents.is_empty() {
+            // An agent that ran objects of this file would take it for a mistake, so it is one here.
+            parsed.problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
         }
         self.problems.extend(parsed.problems);
         for document in parsed.documents {
