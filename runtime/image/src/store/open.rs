@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -24,6 +25,9 @@ use crate::{
         sync::Syncer,
     },
 };
+
+/// What a killed agent had just forked keeps the lock until it executes its program.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 struct Versioned {
@@ -116,10 +120,19 @@ fn lock(layout: &Layout) -> Result<Flock<File>, StoreError> {
     let path = layout.lock();
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.map_err(|source| StoreError::Io { operation: "opening", path: path.clone(), source })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => StoreError::Locked { root: layout.root().to_owned() },
-        other => StoreError::Io { operation: "locking", path, source: other.into() },
-    })
+    let mut file = file;
+    let begin = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((unlocked, nix::errno::Errno::EWOULDBLOCK)) if begin.elapsed() < LOCK_PATIENCE => file = unlocked,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(StoreError::Locked { root: layout.root().to_owned() });
+            }
+            Err((_, other)) => return Err(StoreError::Io { operation: "locking", path, source: other.into() }),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn boot_id() -> Result<String, StoreError> {
