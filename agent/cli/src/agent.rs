@@ -83,10 +83,15 @@ async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
     stop.cancel();
     served.await.context("closing the doors")?;
     node.shutdown().await;
-    engine.shutdown().await;
     remove_if_there(&description)?;
     if ephemeral {
-        erase(config, &engine).await?;
+        engine.erase().await.context("removing what the agent made")?;
+    }
+    engine.shutdown().await;
+    if ephemeral {
+        for directory in [&config.run, &config.root] {
+            std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
+        }
     }
     info!("stopped");
     Ok(())
@@ -176,13 +181,24 @@ fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("opening {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => {
-            anyhow!("another agent uses {}; stop it, or give this one its own --root and --run", directory.display())
+    let mut file = file;
+    let begin = std::time::Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            // What a killed agent had just forked keeps the lock until it executes its program.
+            Err((unlocked, nix::errno::Errno::EWOULDBLOCK)) if begin.elapsed() < LOCK_PATIENCE => file = unlocked,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                bail!("another agent uses {}; stop it, or give this one its own --root and --run", directory.display())
+            }
+            Err((_, other)) => return Err(anyhow!(other).context(format!("locking {}", path.display()))),
         }
-        other => anyhow!(other).context(format!("locking {}", path.display())),
-    })
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
 }
+
+/// How long the lock of an agent that is gone may outlive it.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// `<run>/agent.json`: who runs here, for people and for scripts.
 fn write_description(config: &Config, listen: Option<std::net::SocketAddr>) -> anyhow::Result<PathBuf> {
@@ -212,15 +228,6 @@ fn remove_if_there(path: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Removes what an ephemeral agent made outside its directories, then the directories.
-async fn erase(config: &Config, engine: &Arc<Engine>) -> anyhow::Result<()> {
-    engine.erase().await.context("removing bridge, rules and cgroups")?;
-    for directory in [&config.run, &config.root] {
-        std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
-    }
-    Ok(())
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
