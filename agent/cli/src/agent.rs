@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::SigSet;
 use portreeve_api::{Doors, NodeBackend};
 use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
 use portreeve_node::{Node, NodeConfig};
@@ -37,6 +38,8 @@ pub(crate) struct AgentArgs {
 /// # Errors
 /// A configuration that cannot be, a machine that lacks something, another agent in the same place.
 pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    // Whoever started us may have blocked the very signals that end us.
+    SigSet::all().thread_unblock().context("unblocking signals")?;
     let config = resolve(args.config.as_deref(), Settings { run, ..args.settings })?;
     log_to_stderr(&config)?;
     check_machine()?;

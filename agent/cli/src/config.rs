@@ -61,7 +61,7 @@ pub(crate) struct Settings {
     /// Directory of image tars that are loaded at start and never collected
     #[arg(long, value_name = "DIR", env = "PORTREEVE_PRELOAD")]
     pub(crate) preload: Option<PathBuf>,
-    /// Registry that is spoken to over plain HTTP, as host[:port]; may be given again
+    /// Registry that is spoken to over plain HTTP, as `host` or `host:port`; may be given again
     #[arg(long = "insecure-registry", value_name = "HOST")]
     #[serde(default)]
     pub(crate) insecure_registries: Vec<String>,
@@ -225,7 +225,7 @@ impl Names {
         let short: String = hash.chars().take(8).collect();
         Self {
             bridge: format!("prt-{short}"),
-            nft_table: format!("portreeve-{short}"),
+            nft_table: format!("portreeve_{short}"),
             cgroup_root: format!("/portreeve-{short}"),
         }
     }

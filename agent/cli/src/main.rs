@@ -30,7 +30,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent: make this machine run what the manifests say, and keep it so
-    Agent(agent::AgentArgs),
+    Agent(Box<agent::AgentArgs>),
     #[command(flatten)]
     Client(verbs::Verb),
     /// Check manifests: every problem with its place and how to fix it; exit 0 or 1
@@ -73,7 +73,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     // The agent and its clients mean the same directory by the same name.
     let run = cli.connection.run.clone().or_else(|| std::env::var_os("PORTREEVE_RUN").map(PathBuf::from));
     match cli.command {
-        Command::Agent(args) => agent::run(args, run),
+        Command::Agent(args) => agent::run(*args, run),
         Command::Client(verb) => verbs::run(verb, &cli.connection),
         Command::Doctor(args) => doctor::run(&args, run),
         Command::Validate(args) => validate::run(&args),

@@ -135,9 +135,13 @@ impl<'a> Demo<'a> {
         let list: serde_json::Value = serde_json::from_str(&text).context("reading the list of pods")?;
         let is_ready = |pod: &&serde_json::Value| {
             let conditions = pod.pointer("/status/conditions").and_then(|c| c.as_array());
-            conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+            let is = |c: &serde_json::Value, key: &str, value: &str| c.get(key).is_some_and(|found| found == value);
+            conditions.is_some_and(|all| all.iter().any(|c| is(c, "type", "Ready") && is(c, "status", "True")))
         };
-        Ok(list["items"].as_array().is_some_and(|pods| pods.iter().filter(is_ready).count() == wanted))
+        Ok(list
+            .get("items")
+            .and_then(|items| items.as_array())
+            .is_some_and(|pods| pods.iter().filter(is_ready).count() == wanted))
     }
 
     fn wait(&self, what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
