@@ -94,9 +94,29 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 /// Whether the reader of our output went away, as in `portreeve explain --support | head`.
+///
+/// Only an error without context comes from writing the output: whatever else breaks says what it was about.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    let outermost = error.chain().next().and_then(|cause| cause.downcast_ref::<io::Error>());
+    outermost.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn only_our_own_output_may_go_away_unheard() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&anyhow::Error::from(broken())));
+        let elsewhere = Err::<(), _>(broken()).context("asking the published port").unwrap_err();
+        assert!(!is_broken_pipe(&elsewhere));
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
 }

@@ -224,7 +224,8 @@ fn fetch(port: u16) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
         .with_context(|| format!("connecting to the published port {port}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n")?;
+    let request = format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).with_context(|| format!("asking the published port {port}"))?;
     let mut response = String::new();
     stream.read_to_string(&mut response).with_context(|| format!("reading from the published port {port}"))?;
     match response.split_once("\r\n\r\n") {

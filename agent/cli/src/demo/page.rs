@@ -57,8 +57,13 @@ async fn serve(args: &PageArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn answer(mut stream: TcpStream, text: &str) -> std::io::Result<()> {
-    let mut request = [0; 4096];
-    let _headers = stream.read(&mut request).await?;
+    // The whole head first: who is answered in the middle of asking may see a reset instead.
+    let mut request = Vec::new();
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < 16 << 10 {
+        if stream.read_buf(&mut request).await? == 0 {
+            return Ok(());
+        }
+    }
     let response = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}\n",
         text.len() + 1

@@ -152,7 +152,7 @@ pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
 
 /// Prints a document as YAML.
 pub(crate) fn yaml(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
-    out.write_all(serde_yaml::to_string(value)?.as_bytes())?;
+    out.write_all(portreeve_manifests::to_yaml(&serde_json::to_value(value)?).as_bytes())?;
     out.flush()?;
     Ok(())
 }
