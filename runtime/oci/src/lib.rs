@@ -14,7 +14,7 @@
 //!   `Created::start`           ----- go -------> execve; an error comes back over the socket
 //! ```
 //!
-//! **Invariant:** the caller of [`create`] and [`exec()`] is single-threaded: the container's first process is a
+//! **Invariant:** the caller of [`create()`] and [`exec()`] is single-threaded: the container's first process is a
 //! clone of it that runs this crate's code before it executes anything.
 //! **Invariant:** nothing is mounted in the caller's mount namespace, so nothing is left there when the caller dies.
 //! **Invariant:** a path inside a container is resolved by `openat2(RESOLVE_IN_ROOT)` and then used as a descriptor.
