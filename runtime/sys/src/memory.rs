@@ -11,6 +11,21 @@ pub fn release_free() {
     }
 }
 
+/// Lets all threads of this process share at most `arenas` pools of memory, where the C library has such pools.
+///
+/// For a process of many short-lived threads: by default each leaves what it freed in a pool of its own. Threads that
+/// have a pool already keep it, so this is called before they start.
+/// Source: mallopt(3), `M_ARENA_MAX`.
+pub fn limit_arenas(arenas: u16) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two numbers and is safe to call at any time.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, i32::from(arenas));
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = arenas;
+}
+
 /// Gives back pages of the main thread's stack that earlier, deeper calls have used.
 ///
 /// Does nothing in any other thread, or when the stack's place cannot be read.

@@ -43,6 +43,8 @@ struct Found {
 }
 
 pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError> {
+    // A hundred pods at once are a hundred threads for a moment: they need no hundred heaps.
+    portreeve_sys::memory::limit_arenas(2);
     let (core, found) = blocking(move || {
         let sandboxes = config.run.join("sandboxes");
         spawn::private_directory(&config.root, 0o711)?;
