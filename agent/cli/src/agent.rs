@@ -61,9 +61,10 @@ async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
 
+    // First of all: an address that is taken is found before anything was made. Clients wait in the backlog.
+    let doors = Doors::bind(&doors_config(config)?).await?;
     let engine = Engine::open(engine_config(config)).await.context("opening the engine")?;
     let node = Node::start(node_config(config), Arc::clone(&engine)).await.context("starting the node")?;
-    let doors = Doors::bind(&doors_config(config)?).await?;
     let listen = doors.listen_address();
     let description = write_description(config, listen)?;
     info!(
@@ -81,7 +82,7 @@ async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
         _ = interrupt.recv() => info!("stopping after SIGINT"),
     }
     if ephemeral && let Err(error) = node.drain(None).await {
-        warn!(error = %chain(&error), "draining failed");
+        warn!(error = format!("{:#}", anyhow!(error)), "draining failed");
     }
     stop.cancel();
     served.await.context("closing the doors")?;
@@ -241,14 +242,4 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
         LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
     }
     Ok(())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

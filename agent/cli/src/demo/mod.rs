@@ -41,13 +41,13 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 
     let home = tempfile::Builder::new().prefix("portreeve-demo-").tempdir().context("making a throwaway directory")?;
     let demo = Demo::start(home.path())?;
-    let shown = demo.show();
+    let mut shown = demo.show();
     if shown.is_ok() && !args.once {
         println!("\nThe demo stays up until Ctrl-C. Try:\n");
         for verb in ["get pods -o wide", "describe pod web", "logs web -f", "get events"] {
             println!("    {} --run {} {verb}", program(), demo.run_dir());
         }
-        let _signal = stop.wait().context("waiting for Ctrl-C")?;
+        shown = stop.wait().map(drop).context("waiting for Ctrl-C");
     }
     println!("\nStopping the pods and removing every trace ...");
     let ended = demo.end();
