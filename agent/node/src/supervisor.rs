@@ -333,7 +333,7 @@ impl Supervisor {
 
     fn take_news(&mut self, news: WorkerNews) {
         match news {
-            WorkerNews::Finished { uid, finished, done } => self.take_finished(&uid, *finished, done),
+            WorkerNews::Finished { desired, finished, done } => self.take_finished(&desired, *finished, done),
             WorkerNews::Removed { uid } => {
                 self.workers.remove(&uid);
                 self.views.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
@@ -348,9 +348,16 @@ impl Supervisor {
         }
     }
 
-    fn take_finished(&mut self, uid: &PodUid, finished: Finished, done: oneshot::Sender<Result<(), String>>) {
-        let record = self.ledger.objects.values_mut().find(|record| record.uid == uid.0);
+    fn take_finished(&mut self, ended: &DesiredPod, finished: Finished, done: oneshot::Sender<Result<(), String>>) {
+        let record = self.ledger.objects.values_mut().find(|record| record.uid == ended.uid.0);
+        let since = |record: &Record| {
+            record.generation != ended.generation || record.restart_requested_at != ended.restart_requested_at
+        };
         match record {
+            // Edited or restarted meanwhile: what has ended is not what is wanted now.
+            Some(record) if since(record) => {
+                let _ = done.send(Ok(()));
+            }
             Some(record) => {
                 record.finished = Some(Box::new(finished));
                 let number = self.persist();

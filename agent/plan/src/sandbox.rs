@@ -74,9 +74,18 @@ pub(crate) fn sandbox_fate<'a>(world: &World<'a>) -> SandboxFate<'a> {
             return SandboxFate::Keep { home, held: None };
         }
         (SandboxState::Ready, Some(_)) => return edited(world, home, &changes),
-        // Our own stop was interrupted: if not for an edit, then after a loss.
         (SandboxState::Stopped, Some(_)) if !changes.is_empty() => {
             return edited(world, home, &changes);
+        }
+        // An edit brought back a pod that had ended.
+        (SandboxState::Stopped, Some(_)) if wanted_again(world, home) => {
+            return SandboxFate::Create(Replacement {
+                reason: "the sandbox was stopped".to_owned(),
+                cost: Cost::Recreate,
+                cause: None,
+                backoff: None,
+                at: None,
+            });
         }
         (SandboxState::Stopped, Some(_)) => ("the sandbox was stopped".to_owned(), None),
     };
@@ -94,6 +103,14 @@ pub(crate) fn sandbox_fate<'a>(world: &World<'a>) -> SandboxFate<'a> {
         backoff: Some(backoff),
         at: Some(after(lost_at, backoff)),
     })
+}
+
+/// Whether the pod goes on in another sandbox although we stopped this one and its spec would still
+/// do. A pod that never restarts is recorded as ended before its sandbox is stopped: that it is to
+/// run is news. Others go on after a loss too; what was asked for since then is not held back by it.
+fn wanted_again(world: &World<'_>, home: &SandboxView) -> bool {
+    let asked = world.desired.restart_requested_at.max(Some(world.desired.changed_at));
+    world.policy == Policy::Never || asked > Some(last_sign(world, home))
 }
 
 /// The last moment of which a sandbox left a trace.

@@ -160,7 +160,7 @@ impl Worker {
         ended.finished = Some(finished.clone());
         finished.status = Some(Box::new(status(&ended, observed, self.shared.clock.now())));
         let (done, answer) = oneshot::channel();
-        let news = WorkerNews::Finished { uid: self.uid.clone(), finished: Box::new(finished), done };
+        let news = WorkerNews::Finished { desired: Arc::clone(desired), finished: Box::new(finished), done };
         let failed = |message: String| removal_failure("FailedRecord", message);
         self.shared.outbox.send(news).map_err(|_| failed("the node is shutting down".to_owned()))?;
         let answer = tokio::select! {

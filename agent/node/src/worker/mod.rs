@@ -79,8 +79,8 @@ impl std::fmt::Debug for Shared {
 /// What a worker tells the supervisor.
 #[derive(Debug)]
 pub(crate) enum WorkerNews {
-    /// The pod has ended; answered when that is on disk.
-    Finished { uid: PodUid, finished: Box<Finished>, done: oneshot::Sender<Result<(), String>> },
+    /// This version of the pod has ended; answered when that is on disk.
+    Finished { desired: Arc<DesiredPod>, finished: Box<Finished>, done: oneshot::Sender<Result<(), String>> },
     /// Nothing of the pod is left; the worker has ended.
     Removed { uid: PodUid },
     /// The pod got or lost its sandbox, which decides who holds host ports.

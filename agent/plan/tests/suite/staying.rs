@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portreeve_plan::{
-    Action, HookState, KillCause, PodUid, ResourcesView, SandboxState, Step, Stopping, Verdict, crash_backoff,
+    Action, HookState, KillCause, PodUid, ResourcesView, SandboxState, Step, Stopping, Terminal, Verdict, crash_backoff,
 };
 use serde_json::json;
 
@@ -311,4 +311,25 @@ fn counts_and_backoff_survive_an_agent_that_forgot_everything_but_the_records() 
     assert_eq!(plan.wake_at, Some(at(1240)));
     node.now = at(1240);
     assert_eq!(node.steps()[0], "create container web (attempt 4)");
+}
+
+#[test]
+fn an_edit_after_the_end_runs_what_is_new_and_nothing_that_had_completed() {
+    for policy in ["Never", "OnFailure"] {
+        let job = json!({"name": "job", "image": "i:1"});
+        let mut node = Node::running(json!({"restartPolicy": policy, "containers": [job]}));
+        node.exit("job", 0);
+        node.settle();
+        assert_eq!(node.desired.finished.as_ref().map(|end| end.terminal), Some(Terminal::Succeeded));
+        assert_eq!(node.sandbox().state, SandboxState::Stopped);
+        node.pass(5);
+        let more = json!({"name": "more", "image": "i:1"});
+        node.edit(json!({"restartPolicy": policy, "containers": [job, more]}));
+        node.desired.finished = None;
+        let plan = node.plan();
+        assert_eq!(plan.steps[0].reason, "the sandbox was stopped", "{plan}");
+        node.settle();
+        assert!(running(node.container("more")), "{policy}");
+        assert!(node.observed.containers.iter().all(|view| view.name == "more"), "{policy}");
+    }
 }
