@@ -152,10 +152,8 @@ fn created<'a>(world: &World<'a>, slot: &Slot<'a>, view: &'a ContainerView) -> F
 
 fn ended<'a>(world: &World<'a>, slot: &Slot<'a>, view: &'a ContainerView, exit: Exit) -> Fate<'a> {
     let name = slot.name();
-    match slot.role {
-        Role::Init if exit.code == 0 => return Fate::Done(exit),
-        Role::Init if world.policy == Policy::Never => return Fate::Done(exit),
-        Role::Init | Role::Sidecar | Role::Main => {}
+    if slot.role == Role::Init && exit.code == 0 {
+        return Fate::Done(exit);
     }
     let again =
         |reason: String, since: Timestamp| Fate::Start(Start { at: None, backoff: None, reason, created: None, since });

@@ -147,6 +147,26 @@ fn a_failed_init_container_ends_a_pod_that_never_restarts() {
 }
 
 #[test]
+fn an_init_container_that_an_edit_killed_does_not_end_a_pod_that_never_restarts() {
+    let spec = json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "init", "image": "i:1"}],
+        "containers": [{"name": "web", "image": "i:1"}],
+    });
+    let mut node = Node::new(crate::pods::wanted(spec.clone()));
+    node.round(usize::MAX).unwrap();
+    assert!(running(node.container("init")));
+    node.pass(1);
+    node.edit(with(spec, "/hostname", json!("other")));
+    // The agent is killed when the container is.
+    node.round(1).unwrap();
+    assert_eq!(node.done.last().map(String::as_str), Some("stop container init within 30 s"));
+    node.settle();
+    assert!(node.desired.finished.is_none());
+    assert!(running(node.container("web")));
+}
+
+#[test]
 fn a_pod_past_its_deadline_is_killed_and_failed() {
     let mut node = Node::new(crate::pods::wanted(with(simple(), "/activeDeadlineSeconds", json!(60))));
     node.settle();
