@@ -1,7 +1,8 @@
 //! A whole node in simulated time: churned manifests, failing verbs, an agent that is killed before
 //! or after any effect. It must reach what the manifests say, and then be quiet.
 //!
-//! `PORTREEVE_SIM_RUNS` sets how many seeds are run, `PORTREEVE_SIM_SEED` runs one again.
+//! Every run takes other seeds, from the clock. `PORTREEVE_SIM_RUNS` sets how many,
+//! `PORTREEVE_SIM_FIRST` the first one, `PORTREEVE_SIM_SEED` runs one again.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
@@ -310,7 +311,9 @@ fn a_node_reaches_its_goal_and_is_quiet_whatever_fails_and_whenever_the_agent_is
         return;
     }
     let runs = number("PORTREEVE_SIM_RUNS").unwrap_or(QUICK_RUNS);
-    let first = number("PORTREEVE_SIM_FIRST").unwrap_or(1);
+    let first = number("PORTREEVE_SIM_FIRST")
+        .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_secs().wrapping_mul(QUICK_RUNS)));
+    eprintln!("PORTREEVE_SIM_FIRST={first} PORTREEVE_SIM_RUNS={runs}");
     for seed in first..first + runs {
         if let Err(error) = run(seed) {
             panic!("seed {seed} (PORTREEVE_SIM_SEED={seed} runs it again): {error}");
