@@ -17,7 +17,7 @@ use crate::difference::{Cost, Difference, container_differences};
 use crate::env::{env_use, stale_keys};
 use crate::observed::{Carried, ContainerView, Exit, HookState, Stopping, Verdict};
 use crate::ready::{Obstacle, Readiness, readiness};
-use crate::sandbox::recreate_differences;
+use crate::sandbox::inherited;
 use crate::step::KillCause;
 use crate::world::{Policy, Role, Slot, World, exit_of, is_running};
 
@@ -112,7 +112,7 @@ pub(crate) fn hold(world: &World<'_>, slot: &Slot<'_>) -> Option<Hold> {
 fn absent<'a>(world: &World<'a>, slot: &Slot<'a>) -> Fate<'a> {
     let lost =
         world.home().and_then(|home| home.record.as_ref()).is_some_and(|record| record.backoff_seconds.is_some());
-    start_after(world, slot, world.carried(slot.name()), lost)
+    start_after(world, slot, inherited(world, slot), lost)
 }
 
 /// What should become of a container in a sandbox in which it has not been yet.
@@ -127,7 +127,7 @@ pub(crate) fn start_after<'a>(world: &World<'a>, slot: &Slot<'a>, carried: Optio
     };
     match carried.exit {
         // It had ended before its sandbox went, and that was all of it.
-        Some(exit) if slot.role == Role::Main && carried.completed => Fate::Done(exit),
+        Some(exit) if carried.completed && !restarts(world, slot, &exit) => Fate::Done(exit),
         Some(exit) if lost => {
             let used = carried.backoff_seconds.map(Duration::from_secs);
             restart(world, slot, &exit, used, "its sandbox was replaced")
@@ -160,16 +160,8 @@ fn ended<'a>(world: &World<'a>, slot: &Slot<'a>, view: &'a ContainerView, exit: 
     if let Some(reason) = killed_to_run_again(world, slot, view, &exit) {
         return again(reason, world.desired.changed_at);
     }
-    let policy = match (slot.role, world.policy) {
-        (Role::Sidecar, _) | (_, Policy::Always) => true,
-        (_, Policy::OnFailure) => exit.code != 0,
-        (_, Policy::Never) => false,
-    };
-    if !policy {
-        return Fate::Done(exit);
-    }
-    let changed = restart_differences(slot, view);
-    if let Some(change) = changed.first() {
+    // What has ended is not what is wanted now.
+    if let Some(change) = restart_differences(slot, view).first() {
         return again(format!("{change}"), world.desired.changed_at);
     }
     if let Some(requested) = world.desired.restart_requested_at
@@ -177,9 +169,21 @@ fn ended<'a>(world: &World<'a>, slot: &Slot<'a>, view: &'a ContainerView, exit: 
     {
         return again(format!("a restart of container {name} was requested"), requested);
     }
+    if !restarts(world, slot, &exit) {
+        return Fate::Done(exit);
+    }
     let used = view.record.as_ref().and_then(|record| record.backoff());
     let how = format!("it ended with exit code {}", exit.code);
     restart(world, slot, &exit, used, &how)
+}
+
+/// Whether a container that ended so runs again by its pod's restart policy.
+fn restarts(world: &World<'_>, slot: &Slot<'_>, exit: &Exit) -> bool {
+    match (slot.role, world.policy) {
+        (Role::Sidecar, _) | (_, Policy::Always) => true,
+        (_, Policy::OnFailure) => exit.code != 0,
+        (_, Policy::Never) => false,
+    }
 }
 
 /// Whether a container was stopped only to be started again, whatever its restart policy says: the
@@ -200,16 +204,8 @@ fn killed_to_run_again(world: &World<'_>, slot: &Slot<'_>, view: &ContainerView,
     if let Some(cause) = cause.filter(|cause| asked(*cause)) {
         return Some(format!("container {name} was stopped because {cause}"));
     }
-    let since_edit = exit.finished_at >= desired.changed_at;
-    let edited = view.record.is_none()
-        || !restart_differences(slot, view).is_empty()
-        || world.home().is_some_and(|home| !recreate_differences(world, home).is_empty());
-    if since_edit && edited {
-        return Some(format!("container {name} ended after an edit of it"));
-    }
-    let requested = desired.restart_requested_at;
-    if requested.is_some_and(|at| view.created_at < at && exit.finished_at >= at) {
-        return Some(format!("a restart of container {name} was requested"));
+    if view.record.is_none() && exit.finished_at >= desired.changed_at {
+        return Some(format!("container {name} ended after an edit, and its record cannot be read"));
     }
     let since_config = desired.configs.changed_at.is_some_and(|at| exit.finished_at >= at);
     if since_config && restarts_on_change(world) && !stale(world, slot, view).is_empty() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::backoff::{after, between, crash_backoff};
-use crate::difference::{Cost, Difference, spec_differences};
+use crate::difference::{Cost, Difference, container_differences, spec_differences};
 use crate::fate::{Fate, fate};
 use crate::observed::{Carried, SandboxState, SandboxView};
 use crate::ready::{Obstacle, Readiness, readiness};
@@ -90,7 +90,7 @@ pub(crate) fn sandbox_fate<'a>(world: &World<'a>) -> SandboxFate<'a> {
         (SandboxState::Stopped, Some(_)) => ("the sandbox was stopped".to_owned(), None),
     };
     let mut mains = world.slots.iter().filter(|slot| slot.role == Role::Main);
-    if world.policy == Policy::Never && mains.any(|slot| world.latest(slot.name()).is_some()) {
+    if changes.is_empty() && world.policy == Policy::Never && mains.any(|slot| world.latest(slot.name()).is_some()) {
         return SandboxFate::Ended { reason };
     }
     let lost_at = lost_at.unwrap_or_else(|| last_sign(world, home));
@@ -180,19 +180,39 @@ pub(crate) fn carry(world: &World<'_>) -> BTreeMap<String, Carried> {
     carried.collect()
 }
 
-/// What one container has come to.
+/// What one container has come to. A container that is through stays so in the next sandbox, but
+/// not in one that is made because the pod was edited: that pod begins anew.
 pub(crate) fn one(world: &World<'_>, slot: &Slot<'_>) -> Option<Carried> {
+    let edited = world.home().is_some_and(|home| !recreate_differences(world, home).is_empty());
     let latest = world.latest(slot.name());
     let Some(view) = latest.or_else(|| {
         world.home().is_none_or(|home| home.record.is_none()).then(|| world.instances(slot.name()).last())?
     }) else {
-        return world.carried(slot.name());
+        let inherited = inherited(world, slot)?;
+        return Some(Carried { completed: inherited.completed && !edited, ..inherited });
     };
+    let through = || slot.role == Role::Main && latest.is_some() && matches!(fate(world, slot), Fate::Done(_));
     Some(Carried {
         attempt: view.attempt,
         backoff_seconds: view.record.as_ref().and_then(|record| record.backoff_seconds),
         exit: exit_of(view),
-        completed: slot.role == Role::Main && latest.is_some() && matches!(fate(world, slot), Fate::Done(_)),
+        completed: !edited && through(),
         id: Some(view.id.clone()),
     })
+}
+
+/// What a container that was never in the newest sandbox had come to before it. It counts as
+/// completed only as long as the manifest says of it what it said when that sandbox was made, and
+/// nobody asks for it.
+pub(crate) fn inherited(world: &World<'_>, slot: &Slot<'_>) -> Option<Carried> {
+    let home = world.home()?;
+    let record = home.record.as_ref()?;
+    let carried = record.carried.get(slot.name())?.clone();
+    let former = record.spec.containers.iter().find(|former| former.name == slot.name());
+    let same = former.is_some_and(|former| {
+        let differences = container_differences(former, slot.container);
+        !differences.iter().any(|difference| matches!(difference.cost, Cost::Restart { .. }))
+    });
+    let asked = world.desired.restart_requested_at.is_some_and(|at| home.created_at < at);
+    Some(Carried { completed: carried.completed && same && !asked, ..carried })
 }

@@ -10,7 +10,7 @@ use crate::difference::Cost;
 use crate::fate::{Fate, fate, pod_grace};
 use crate::observed::SandboxState;
 use crate::plan::draft::{Draft, kill_all};
-use crate::sandbox::{SandboxFate, sandbox_fate};
+use crate::sandbox::{SandboxFate, recreate_differences, sandbox_fate};
 use crate::step::{Action, KillCause};
 use crate::world::{Policy, Role, World, is_running};
 
@@ -76,8 +76,10 @@ pub(crate) fn terminal(world: &World<'_>) -> Option<Finished> {
         let reason = reason.map(str::to_owned);
         Some(Finished { terminal, reason, message, at: world.now, status: None })
     };
+    // An edit that makes another pod of it begins anew what had ended.
+    let edited = world.home().is_some_and(|home| !recreate_differences(world, home).is_empty());
     let mains = || world.slots.iter().filter(|slot| slot.role == Role::Main);
-    if world.policy != Policy::Always && world.home().is_some() {
+    if world.policy != Policy::Always && world.home().is_some() && !edited {
         let exits: Vec<i32> = mains()
             .filter_map(|slot| match fate(world, slot) {
                 Fate::Done(exit) => Some(exit.code),
@@ -90,7 +92,7 @@ pub(crate) fn terminal(world: &World<'_>) -> Option<Finished> {
             return end(terminal, None, None);
         }
     }
-    if world.policy == Policy::Never && !world.initialized() {
+    if world.policy == Policy::Never && !world.initialized() && !edited {
         for slot in world.slots.iter().filter(|slot| slot.role == Role::Init) {
             if let Fate::Done(exit) = fate(world, slot)
                 && exit.code != 0

@@ -333,3 +333,62 @@ fn an_edit_after_the_end_runs_what_is_new_and_nothing_that_had_completed() {
         assert!(node.observed.containers.iter().all(|view| view.name == "more"), "{policy}");
     }
 }
+
+#[test]
+fn an_ended_container_runs_again_when_it_is_edited_or_asked_for_and_not_for_less() {
+    let job = |image: &str| {
+        let job = json!({"name": "job", "image": image});
+        json!({"restartPolicy": "Never", "containers": [job, {"name": "other", "image": "i:1"}]})
+    };
+    let ended = || {
+        let mut node = Node::running(job("i:1"));
+        node.exit("job", 0);
+        node.exit("other", 0);
+        node.settle();
+        node.pass(5);
+        node.desired.finished = None;
+        node
+    };
+    let ran = |node: &mut Node| {
+        node.settle();
+        let mut names: Vec<_> =
+            node.observed.containers.iter().filter(|view| running(view)).map(|view| view.name.clone()).collect();
+        names.sort();
+        names
+    };
+    let mut node = ended();
+    node.edit(with(job("i:1"), "/terminationGracePeriodSeconds", json!(3)));
+    assert_eq!(ran(&mut node), Vec::<String>::new(), "nothing that runs is edited");
+    assert_eq!(node.desired.finished.as_ref().map(|end| end.terminal), Some(Terminal::Succeeded));
+    let mut node = ended();
+    node.edit(job("i:2"));
+    assert_eq!(ran(&mut node), ["job"], "one container is another");
+    // And later, when it is known only from the sandbox before.
+    node.edit(with(job("i:2"), "/containers/1/image", json!("i:2")));
+    assert_eq!(ran(&mut node), ["job", "other"]);
+    let mut node = ended();
+    node.edit(with(job("i:1"), "/hostname", json!("other")));
+    assert_eq!(ran(&mut node), ["job", "other"], "the whole pod is another");
+    let mut node = ended();
+    node.desired.restart_requested_at = Some(node.now);
+    assert_eq!(ran(&mut node), ["job", "other"], "asked for");
+}
+
+#[test]
+fn a_job_that_ends_while_an_edit_is_held_back_is_not_run_again_in_the_old_sandbox() {
+    let pod = |image: &str, host: &str| {
+        json!({"restartPolicy": "Never", "hostname": host, "containers": [
+            {"name": "job", "image": "i:1"}, {"name": "web", "image": image},
+        ]})
+    };
+    let mut node = Node::running(pod("i:1", "one"));
+    node.unknown_images.insert("lost:1".to_owned());
+    node.edit(pod("lost:1", "two"));
+    node.settle();
+    node.pass(1);
+    node.exit("job", 0);
+    let before = node.done.len();
+    node.settle();
+    assert!(running(node.container("web")));
+    assert!(!node.done[before..].iter().any(|step| step.contains("container job")), "{:?}", &node.done[before..]);
+}
