@@ -268,6 +268,42 @@ impl<'w> Agent<'w> {
         let _status = child.wait().expect("waiting for the agent");
     }
 
+    /// What a loss of power does, and a start after it: every process is killed, every mount, link, rule and cgroup
+    /// goes, the run directory is empty, and the agent is started again.
+    ///
+    /// # Panics
+    /// When something of it cannot be taken away, or the agent does not start again.
+    pub fn lose_power(&mut self) {
+        self.kill();
+        wait_until("every process is gone", 20, || {
+            let census = self.census();
+            // Shims first: one that lives would tidy up after its container.
+            let shims = census.processes.iter().filter_map(|process| process.split(' ').next());
+            for pid in shims.chain(census.contained.iter().map(String::as_str)) {
+                // One that has just ended is as good.
+                let _ = kill(Pid::from_raw(pid.parse().expect("a process id")), Signal::SIGKILL);
+            }
+            let left = census.processes.len() + census.contained.len();
+            if left == 0 { Ok(()) } else { Err(format!("{census:?}")) }
+        });
+        let census = self.census();
+        for point in census.mounts.iter().rev() {
+            self.world.sh(&format!("umount -l '{point}'"));
+        }
+        for link in &census.links {
+            // Of a pair that went with its other end there is nothing to remove.
+            self.world.sh(&format!("ip link delete '{link}' 2>/dev/null || true"));
+        }
+        for table in &census.tables {
+            self.world.sh(&format!("nft delete {table}"));
+        }
+        for cgroup in census.cgroups.iter().rev() {
+            std::fs::remove_dir(cgroup).expect("removing an empty cgroup");
+        }
+        std::fs::remove_dir_all(self.run_dir()).expect("removing the run directory");
+        self.launch();
+    }
+
     /// Everything of this agent that exists on the machine.
     #[must_use]
     pub fn census(&self) -> Census {

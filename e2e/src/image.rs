@@ -37,6 +37,22 @@ impl Image {
     /// As [`busybox`](Self::busybox).
     #[must_use]
     pub fn busybox_with(directory: &Path, reference: &str, files: &[(&str, &str)]) -> Self {
+        Self::archive(directory, reference, &[Self::busybox_layer(files)])
+    }
+
+    /// A busybox whose configuration names directories as volumes.
+    ///
+    /// # Panics
+    /// As [`busybox`](Self::busybox).
+    #[must_use]
+    pub fn busybox_with_volumes(directory: &Path, reference: &str, volumes: &[&str]) -> Self {
+        let volumes: serde_json::Map<_, _> =
+            volumes.iter().map(|volume| ((*volume).to_owned(), serde_json::json!({}))).collect();
+        let more = serde_json::json!({ "Volumes": volumes });
+        Self::archive_with(directory, reference, &[Self::busybox_layer(&[])], &more)
+    }
+
+    fn busybox_layer(files: &[(&str, &str)]) -> Vec<u8> {
         let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
         let mut layer = tar::Builder::new(Vec::new());
         for folder in ["bin/", "etc/", "tmp/", "root/", "www/"] {
@@ -54,8 +70,7 @@ impl Image {
         for (path, contents) in files {
             append(&mut layer, path, 0o644, contents.as_bytes());
         }
-        let layer = layer.into_inner().expect("writing to memory");
-        Self::archive(directory, reference, &[layer])
+        layer.into_inner().expect("writing to memory")
     }
 
     /// An image of the given uncompressed layers, the lowest first.
@@ -64,12 +79,20 @@ impl Image {
     /// When the directory cannot be written.
     #[must_use]
     pub fn archive(directory: &Path, reference: &str, layers: &[Vec<u8>]) -> Self {
+        Self::archive_with(directory, reference, layers, &serde_json::json!({}))
+    }
+
+    fn archive_with(directory: &Path, reference: &str, layers: &[Vec<u8>], more: &serde_json::Value) -> Self {
+        let mut settings = serde_json::json!({ "Env": ["PATH=/bin:/usr/bin:/usr/sbin:/sbin"], "Cmd": ["sh"] });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            settings[key] = value.clone();
+        }
         let diff_ids: Vec<String> =
             layers.iter().map(|layer| format!("sha256:{}", hex::encode(Sha256::digest(layer)))).collect();
         let config = serde_json::to_vec(&serde_json::json!({
             "architecture": "amd64",
             "os": "linux",
-            "config": { "Env": ["PATH=/bin:/usr/bin:/usr/sbin:/sbin"], "Cmd": ["sh"] },
+            "config": settings,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         }))
         .expect("JSON");

@@ -19,7 +19,7 @@ use std::io::Write;
 pub use agent::{Agent, Answer, BUSYBOX, condition, preload_busybox};
 pub use census::Census;
 pub use image::Image;
-pub use registry::Registry;
+pub use registry::{LOGIN, Registry};
 pub use wait::{patience, wait_until};
 pub use world::{World, binary};
 

@@ -7,13 +7,19 @@ use crate::image::Image;
 use crate::wait::wait_until;
 use crate::world::World;
 
-/// A running registry without authentication.
+/// The name and password that a closed registry asks for.
+pub const LOGIN: (&str, &str) = ("porter", "open sesame");
+/// The password above as htpasswd has it.
+const HTPASSWD: &str = "porter:$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n";
+
+/// A running registry.
 #[derive(Debug)]
 pub struct Registry<'w> {
     world: &'w World,
     process: Option<Child>,
     port: u16,
     storage: PathBuf,
+    closed: bool,
 }
 
 impl<'w> Registry<'w> {
@@ -23,15 +29,35 @@ impl<'w> Registry<'w> {
     /// When Debian's docker-registry is not installed, or it does not answer.
     #[must_use]
     pub fn start(world: &'w World, port: u16) -> Self {
+        Self::start_with(world, port, false)
+    }
+
+    /// Starts one that answers only to [`LOGIN`], by HTTP Basic authentication.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn closed(world: &'w World, port: u16) -> Self {
+        Self::start_with(world, port, true)
+    }
+
+    fn start_with(world: &'w World, port: u16, closed: bool) -> Self {
         let storage = world.path(&format!("registry-{port}"));
         std::fs::create_dir_all(&storage).expect("the registry's directory");
+        let passwords = world.path(&format!("registry-{port}.htpasswd"));
+        std::fs::write(&passwords, HTPASSWD).expect("the registry's passwords");
+        let auth = if closed {
+            format!("auth: {{htpasswd: {{realm: harbour, path: {}}}}}\n", passwords.display())
+        } else {
+            String::new()
+        };
         let config = format!(
             "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
-             http: {{addr: '127.0.0.1:{port}'}}\n",
+             http: {{addr: '127.0.0.1:{port}'}}\n{auth}",
             storage.display()
         );
         std::fs::write(world.path(&format!("registry-{port}.yml")), config).expect("the registry's configuration");
-        let mut registry = Self { world, process: None, port, storage };
+        let mut registry = Self { world, process: None, port, storage, closed };
         registry.resume();
         registry
     }
@@ -53,7 +79,10 @@ impl<'w> Registry<'w> {
             .spawn()
             .expect("docker-registry is installed");
         self.process = Some(child);
-        wait_until("the registry answers", 20, || self.world.fetch(&format!("http://127.0.0.1:{}/v2/", self.port)));
+        let login = if self.closed { format!("{}:{}@", LOGIN.0, LOGIN.1.replace(' ', "%20")) } else { String::new() };
+        wait_until("the registry answers", 20, || {
+            self.world.fetch(&format!("http://{login}127.0.0.1:{}/v2/", self.port))
+        });
     }
 
     /// Stops it: connections are refused from now on.
@@ -84,8 +113,11 @@ impl<'w> Registry<'w> {
     pub fn push(&self, image: &Image, name: &str) -> String {
         let reference = format!("{}/{name}", self.host());
         let mut command: Command = self.world.command("skopeo");
+        command.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]);
+        if self.closed {
+            command.arg("--dest-creds").arg(format!("{}:{}", LOGIN.0, LOGIN.1));
+        }
         let output = command
-            .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
             .arg(format!("docker-archive:{}", image.tar.display()))
             .arg(format!("docker://{reference}"))
             .output()

@@ -32,6 +32,7 @@ mod metrics;
 mod node;
 mod own;
 mod params;
+mod reception;
 mod resources;
 mod selector;
 mod server;

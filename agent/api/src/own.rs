@@ -277,11 +277,14 @@ async fn load(State(app): State<App>, body: Body) -> Result<Response, Failure> {
     let (pieces, tar) = mpsc::channel::<io::Result<Bytes>>(UPLOAD_QUEUE);
     let upload = async move {
         let mut body = body.into_data_stream();
+        let mut wanted = true;
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(io::Error::other);
             let failed = piece.is_err();
-            // A store that has read enough, or failed, reads no more.
-            if pieces.send(piece).await.is_err() || failed {
+            // A store that has read enough, or failed, reads no more. The rest is taken all the same: a client that
+            // cannot get rid of its body does not read why.
+            wanted = wanted && pieces.send(piece).await.is_ok();
+            if failed {
                 return;
             }
         }

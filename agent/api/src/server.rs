@@ -7,28 +7,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::app::App;
 use crate::backend::Backend;
+use crate::reception::{Entrance, Rank, Reception};
 
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long open requests may go on once the doors close.
 const CLOSING: Duration = Duration::from_secs(3);
-/// How long to wait after an accept that failed for want of something.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The most a connection buffers of a request's head, and of a response.
-const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Where the doors are.
 #[derive(Clone, Debug)]
@@ -39,7 +28,7 @@ pub struct Config {
     pub group: Option<u32>,
     /// Where `/metrics`, `/livez` and `/readyz` answer; port 0 takes a free one.
     pub listen: Option<SocketAddr>,
-    /// Connections to each listener at a time; further ones wait.
+    /// Connections to each listener at a time; further ones get 429, root's on the socket a little later.
     pub max_connections: usize,
     /// Exec, attach and port-forward sessions at a time; further ones are refused.
     pub max_sessions: usize,
@@ -78,10 +67,9 @@ pub enum ServeError {
 /// Doors that are there but not yet answered: clients wait in the backlog.
 #[derive(Debug)]
 pub struct Doors {
-    socket: UnixListener,
+    socket: Socket,
     path: PathBuf,
     tcp: Option<TcpListener>,
-    peers: Peers,
     max_connections: usize,
     max_sessions: usize,
 }
@@ -109,7 +97,7 @@ impl Doors {
     /// # Errors
     /// [`ServeError`] naming what could not be taken.
     pub async fn bind(config: &Config) -> Result<Doors, ServeError> {
-        let socket =
+        let listener =
             bind_socket(config).map_err(|source| ServeError::Socket { path: config.socket.clone(), source })?;
         let tcp = match config.listen {
             Some(address) => {
@@ -118,11 +106,11 @@ impl Doors {
             None => None,
         };
         let own_uid = rustix::process::geteuid().as_raw();
+        let peers = Peers { own_uid, any_the_file_admits: config.group.is_some() };
         Ok(Doors {
-            socket,
+            socket: Socket { listener, peers },
             path: config.socket.clone(),
             tcp,
-            peers: Peers { own_uid, any_the_file_admits: config.group.is_some() },
             max_connections: config.max_connections,
             max_sessions: config.max_sessions,
         })
@@ -139,10 +127,12 @@ impl Doors {
         let sessions = TaskTracker::new();
         let app = App::new(backend, stop.clone(), sessions.clone(), self.max_sessions);
         let connections = TaskTracker::new();
-        let unix = accept_unix(&self.socket, self.peers, app.router(), &connections, self.max_connections, &stop);
+        let reception = |router| Reception::new(router, connections.clone(), self.max_connections, stop.clone());
+        let (at_socket, at_address) = (reception(app.router()), reception(app.health_router()));
+        let unix = at_socket.receive(&self.socket);
         let tcp = async {
             if let Some(tcp) = &self.tcp {
-                accept_tcp(tcp, app.health_router(), &connections, self.max_connections, &stop).await;
+                at_address.receive(tcp).await;
             }
         };
         tokio::join!(unix, tcp);
@@ -181,118 +171,29 @@ fn bind_socket(config: &Config) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept_unix(
-    listener: &UnixListener,
+/// The unix socket, and who may talk to it.
+#[derive(Debug)]
+struct Socket {
+    listener: UnixListener,
     peers: Peers,
-    router: Router,
-    connections: &TaskTracker,
-    max: usize,
-    stop: &CancellationToken,
-) {
-    let places = Arc::new(Semaphore::new(max));
-    loop {
-        let place = tokio::select! {
-            // cancel-safe: no place was taken
-            () = stop.cancelled() => return,
-            // cancel-safe: a dropped acquire leaves the queue
-            place = Arc::clone(&places).acquire_owned() => place,
-        };
-        let accepted = tokio::select! {
-            // cancel-safe: nothing was accepted
-            () = stop.cancelled() => return,
-            // cancel-safe: accept is
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        if !admitted(&stream, peers) {
-            continue;
-        }
-        let (router, stop) = (router.clone(), stop.clone());
-        connections.spawn(async move {
-            converse(stream, router, stop).await;
-            drop(place);
-        });
-    }
 }
 
-fn admitted(stream: &UnixStream, peers: Peers) -> bool {
-    match stream.peer_cred() {
-        Ok(peer) if peers.admits(peer.uid()) => true,
-        Ok(peer) => {
-            warn!(uid = peer.uid(), pid = peer.pid(), "a client that is not root was turned away");
-            false
-        }
-        Err(error) => {
-            warn!(%error, "a client without credentials was turned away");
-            false
-        }
-    }
-}
+impl Entrance for Socket {
+    type Stream = UnixStream;
 
-async fn accept_tcp(
-    listener: &TcpListener,
-    router: Router,
-    connections: &TaskTracker,
-    max: usize,
-    stop: &CancellationToken,
-) {
-    let places = Arc::new(Semaphore::new(max));
-    loop {
-        let place = tokio::select! {
-            // cancel-safe: no place was taken
-            () = stop.cancelled() => return,
-            // cancel-safe: a dropped acquire leaves the queue
-            place = Arc::clone(&places).acquire_owned() => place,
-        };
-        let accepted = tokio::select! {
-            // cancel-safe: nothing was accepted
-            () = stop.cancelled() => return,
-            // cancel-safe: accept is
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let (router, stop) = (router.clone(), stop.clone());
-                connections.spawn(async move {
-                    converse(stream, router, stop).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+    async fn next(&self) -> io::Result<(UnixStream, Rank)> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            match stream.peer_cred() {
+                Ok(peer) if self.peers.admits(peer.uid()) => {
+                    return Ok((stream, if peer.uid() == 0 { Rank::Root } else { Rank::Other }));
+                }
+                Ok(peer) => {
+                    warn!(uid = peer.uid(), pid = peer.pid(), "a client that is not root was turned away");
+                }
+                Err(error) => warn!(%error, "a client without credentials was turned away"),
             }
         }
-    }
-}
-
-/// Serves one connection to its end, or until its present request is done once `stop` comes.
-pub(crate) async fn converse<S>(stream: S, router: Router, stop: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER_BYTES);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        // cancel-safe: the connection is polled on below
-        ended = connection.as_mut() => ended,
-        // cancel-safe: nothing is lost
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "connection ended early");
     }
 }
 

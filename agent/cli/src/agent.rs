@@ -14,7 +14,7 @@ use portreeve_api::{Doors, NodeBackend};
 use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
 use portreeve_node::{Node, NodeConfig};
 use portreeve_oci::kernel::{self, Verdict};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -58,13 +58,36 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
 }
 
 async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-
-    // First of all: an address that is taken is found before anything was made. Clients wait in the backlog.
+    // Before anything is made, so that a signal during the start ends it as orderly as later.
+    let mut signals = Signals::new()?;
+    // An address that is taken is found before anything was made. Clients wait in the backlog.
     let doors = Doors::bind(&doors_config(config)?).await?;
     let engine = Engine::open(engine_config(config)).await.context("opening the engine")?;
-    let node = Node::start(node_config(config), Arc::clone(&engine)).await.context("starting the node")?;
+    let served = run_node(config, &engine, doors, ephemeral, &mut signals).await;
+    if ephemeral {
+        engine.erase().await.context("removing what the agent made")?;
+    }
+    engine.shutdown().await;
+    // After a failure the directories stay: they tell why, and may hold what another program needs.
+    served?;
+    if ephemeral {
+        for directory in [&config.run, &config.root] {
+            std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
+        }
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// Runs the node and the doors until a signal says stop.
+async fn run_node(
+    config: &Config,
+    engine: &Arc<Engine>,
+    doors: Doors,
+    ephemeral: bool,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let node = Node::start(node_config(config), Arc::clone(engine)).await.context("starting the node")?;
     let listen = doors.listen_address();
     let description = write_description(config, listen)?;
     info!(
@@ -76,29 +99,52 @@ async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let served = tokio::spawn(doors.serve(Arc::new(NodeBackend::new(node.clone())), stop.clone()));
-    tokio::select! {
-        // cancel-safe: both signal streams.
-        _ = terminate.recv() => info!("stopping after SIGTERM"),
-        _ = interrupt.recv() => info!("stopping after SIGINT"),
-    }
-    if ephemeral && let Err(error) = node.drain(None).await {
-        warn!(error = format!("{:#}", anyhow!(error)), "draining failed");
+    info!("stopping after {}", signals.stop().await);
+    if ephemeral {
+        tokio::select! {
+            // cancel-safe: what is stopping goes on stopping, or is killed when everything is erased.
+            drained = node.drain(None) => if let Err(error) = drained {
+                warn!(error = format!("{:#}", anyhow!(error)), "draining failed");
+            },
+            // cancel-safe: signal streams.
+            signal = signals.stop() => warn!("{signal} again: pods that are still stopping are killed"),
+        }
     }
     stop.cancel();
     served.await.context("closing the doors")?;
     node.shutdown().await;
-    remove_if_there(&description)?;
-    if ephemeral {
-        engine.erase().await.context("removing what the agent made")?;
+    remove_if_there(&description)
+}
+
+/// What ends the agent, and what does not.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let wait = |kind, name| signal(kind).with_context(|| format!("waiting for {name}"));
+        Ok(Self {
+            terminate: wait(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: wait(SignalKind::interrupt(), "SIGINT")?,
+            hangup: wait(SignalKind::hangup(), "SIGHUP")?,
+        })
     }
-    engine.shutdown().await;
-    if ephemeral {
-        for directory in [&config.run, &config.root] {
-            std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
+
+    /// Waits for a signal that ends the agent, and names it.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                // cancel-safe: all are signal streams.
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                // A closed terminal ends no machine's agent, and there is nothing to load again.
+                _ = self.hangup.recv() => info!("SIGHUP: manifests are watched, settings are read at the start; nothing to do"),
+            }
         }
     }
-    info!("stopped");
-    Ok(())
 }
 
 fn engine_config(config: &Config) -> EngineConfig {

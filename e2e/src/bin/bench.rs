@@ -41,16 +41,21 @@ fn settings() -> Settings {
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         let number = arguments.next().and_then(|text| text.parse::<usize>().ok());
-        let number = number.unwrap_or_else(|| panic!("{flag} needs a number"));
+        let Some(number) = number else { usage_error() };
         match flag.as_str() {
             "--single" => settings.single = number,
             "--pods" => settings.pods = number,
             "--idle" => settings.idle = number as u64,
             "--pull" => settings.pull = number,
-            _ => panic!("unknown flag {flag}: --single N --pods N --idle SECONDS --pull MEBIBYTES"),
+            _ => usage_error(),
         }
     }
     settings
+}
+
+fn usage_error() -> ! {
+    eprintln!("usage: e2e/bench [--single N] [--pods N] [--idle SECONDS] [--pull MEBIBYTES]");
+    std::process::exit(2);
 }
 
 fn machine() -> String {
@@ -167,6 +172,7 @@ fn ours(settings: &Settings, report: &mut Report) {
     }
     let left = agent.erase();
     assert!(left.is_empty(), "left over: {left:#?}");
+    drop(account);
 }
 
 /// Waits until the agent keeps no pod any more, by the sandboxes that it has on disk.
@@ -211,16 +217,13 @@ fn filler(seed: u64, mebibytes: usize) -> Vec<u8> {
 }
 
 fn podman(settings: &Settings, report: &mut Report) {
+    const PROGRAM: &str = "podman kube play";
     let world = World::new("podman");
     let image = Image::busybox(world.home(), BUSYBOX);
+    let account = Account::new(&[Path::new("libpod_parent")]);
     let podman = |arguments: &[&str]| {
-        let mut command = world.command("podman");
-        command.args([
-            "--root",
-            &world.path("podman").to_string_lossy(),
-            "--runroot",
-            &world.path("podman-run").to_string_lossy(),
-        ]);
+        let mut command = account.command(&world, "podman");
+        command.arg("--root").arg(world.path("podman")).arg("--runroot").arg(world.path("podman-run"));
         let output = command.args(["--cgroup-manager", "cgroupfs"]).args(arguments).output().expect("podman");
         output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
     };
@@ -231,10 +234,11 @@ fn podman(settings: &Settings, report: &mut Report) {
     let out = world.path("out");
     let inotify = watch(&out);
     let (mut up, mut down) = (Vec::new(), Vec::new());
-    for number in 0..settings.single.min(10) {
-        let file: PathBuf = world.path("pod.yaml");
+    let file = world.path("pod.yaml").to_string_lossy().into_owned();
+    let cycles = settings.single.min(10);
+    let before = account.nanoseconds();
+    for number in 0..cycles {
         std::fs::write(&file, toucher(&format!("s{number}"), BUSYBOX, &out)).expect("writing a manifest");
-        let file = file.to_string_lossy().into_owned();
         let begun = Instant::now();
         if let Err(error) = podman(&["kube", "play", &file]) {
             println!("podman kube play does not run here: {error}");
@@ -246,50 +250,105 @@ fn podman(settings: &Settings, report: &mut Report) {
         podman(&["kube", "down", "--force", &file]).expect("podman kube down");
         down.push(begun.elapsed());
     }
-    report.times("podman kube play", "file dropped to running", &up);
-    report.times("podman kube play", "file removed to gone", &down);
+    let cpu = Duration::from_nanos((account.nanoseconds() - before) / cycles.max(1) as u64);
+    report.times(PROGRAM, "file dropped to running", &up);
+    report.times(PROGRAM, "file removed to gone", &down);
+    report.one(PROGRAM, "CPU per whole cycle, ms", millis(cpu));
+
+    let all: Vec<String> = (0..settings.pods).map(|number| toucher(&format!("m{number}"), BUSYBOX, &out)).collect();
+    std::fs::write(&file, all.join("---\n")).expect("writing a manifest");
+    let begun = Instant::now();
+    let played = podman(&["kube", "play", &file]);
+    if let Err(error) = &played {
+        println!("podman kube play of {} pods failed: {error}", settings.pods);
+    } else {
+        appeared(&inotify, settings.pods);
+        let took = millis(begun.elapsed());
+        report.one(PROGRAM, &format!("{} pods dropped at once to all running, ms", settings.pods), took);
+        let keepers: Vec<u64> = account.processes("conmon").iter().map(|pid| pss_kib(pid)).collect();
+        report.one(PROGRAM, "shims", keepers.len() as f64);
+        let each = keepers.iter().sum::<u64>() as f64 / 1024.0 / keepers.len().max(1) as f64;
+        report.one(PROGRAM, "PSS per shim, MiB", each);
+    }
+    let begun = Instant::now();
+    podman(&["kube", "down", "--force", &file]).expect("podman kube down");
+    if played.is_ok() {
+        let took = millis(begun.elapsed());
+        report.one(PROGRAM, &format!("{} pods removed at once to all gone, ms", settings.pods), took);
+    }
 }
 
-/// CPU time charged to the agent and to its cgroup tree.
+/// CPU time of a program: of the cgroup in which it runs, and of the trees in which it keeps its containers.
 struct Account {
-    agent: i32,
-    tree: Vec<PathBuf>,
+    own: PathBuf,
+    trees: Vec<PathBuf>,
 }
 
 impl Account {
+    /// `trees` are below the top of the hierarchy that counts CPU time.
+    fn new(trees: &[&Path]) -> Self {
+        let top = ["/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup"].map(Path::new);
+        let top = top.into_iter().find(|top| top.join("cgroup.procs").exists()).expect("a cgroup hierarchy");
+        let own = top.join(format!("prt-bench-{}", std::process::id()));
+        std::fs::create_dir(&own).expect("a cgroup for what is measured");
+        Self { own, trees: trees.iter().map(|tree| top.join(tree)).collect() }
+    }
+
+    /// Of a running agent, from now on.
     fn of(agent: &Agent<'_>) -> Self {
-        Self { agent: agent.pid().as_raw(), tree: agent.census().cgroups.into_iter().collect() }
+        let tree = agent.census().cgroups.into_iter().min_by_key(|path| path.as_os_str().len());
+        let tree = tree.expect("the agent has cgroups");
+        let account = Self::new(&[Path::new(tree.file_name().expect("a name"))]);
+        std::fs::write(account.own.join("cgroup.procs"), agent.pid().to_string()).expect("moving the agent");
+        account
+    }
+
+    /// A command in the world that is accounted for.
+    fn command(&self, world: &World, program: &str) -> Command {
+        let mut command = world.command("sh");
+        command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.own).arg(program);
+        command
     }
 
     fn nanoseconds(&self) -> u64 {
-        self.agent_nanoseconds() + self.tree_nanoseconds()
+        self.trees.iter().chain([&self.own]).map(|cgroup| usage(cgroup).unwrap_or(0)).sum()
     }
 
-    /// User and system time of the process, ended threads included, in steps of 10 ms (`/proc/<pid>/stat`, proc(5)).
-    fn agent_nanoseconds(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.agent)).expect("the agent runs");
-        let fields: Vec<&str> = stat.rsplit_once(')').expect("proc(5)").1.split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum();
-        ticks * 10_000_000
+    /// The processes of this name in its cgroups.
+    fn processes(&self, name: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders = self.trees.clone();
+        folders.push(self.own.clone());
+        while let Some(folder) = folders.pop() {
+            let inside = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            let named =
+                |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+            found.extend(inside.lines().filter(named).map(str::to_owned));
+            let below = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            folders.extend(below.filter(|path| path.is_dir()));
+        }
+        found
     }
+}
 
-    fn tree_nanoseconds(&self) -> u64 {
-        let top = self
-            .tree
-            .iter()
-            .filter(|cgroup| !self.tree.iter().any(|other| other != *cgroup && cgroup.starts_with(other)));
-        top.filter_map(|cgroup| {
-            let v1 = std::fs::read_to_string(cgroup.join("cpuacct.usage")).ok();
-            let v1 = v1.and_then(|text| text.trim().parse::<u64>().ok());
-            v1.or_else(|| {
-                let text = std::fs::read_to_string(cgroup.join("cpu.stat")).ok()?;
-                let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-                Some(line.parse::<u64>().ok()? * 1000)
-            })
-        })
-        .max()
-        .unwrap_or(0)
+impl Drop for Account {
+    fn drop(&mut self) {
+        // The last helpers may still be ending.
+        portreeve_e2e::wait_until("the cgroup of what was measured is empty", 20, || {
+            std::fs::remove_dir(&self.own).map_err(|error| error.to_string())
+        });
     }
+}
+
+/// CPU time that a cgroup was charged with, in nanoseconds.
+/// Source: the kernel's documentation of cpuacct (v1) and of `cpu.stat` (v2).
+fn usage(cgroup: &Path) -> Option<u64> {
+    if let Ok(text) = std::fs::read_to_string(cgroup.join("cpuacct.usage")) {
+        return text.trim().parse().ok();
+    }
+    let text = std::fs::read_to_string(cgroup.join("cpu.stat")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+    Some(line.parse::<u64>().ok()? * 1000)
 }
 
 fn pss_kib(pid: &str) -> u64 {

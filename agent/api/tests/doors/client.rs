@@ -69,6 +69,24 @@ impl House {
     ) -> House {
         let mut config = Config::new(directory.path().join("portreeve.sock"));
         config.max_sessions = max_sessions;
+        House::configured(directory, fake, backend, config).await
+    }
+
+    /// Doors with few places.
+    pub(crate) async fn with_places(max_connections: usize) -> House {
+        let directory = tempfile::tempdir().unwrap();
+        let fake = Fake::new(directory.path().to_owned(), 1);
+        let mut config = Config::new(directory.path().join("portreeve.sock"));
+        config.max_connections = max_connections;
+        House::configured(directory, fake.clone(), fake, config).await
+    }
+
+    async fn configured(
+        directory: tempfile::TempDir,
+        fake: Arc<Fake>,
+        backend: Arc<dyn Backend>,
+        mut config: Config,
+    ) -> House {
         config.listen = Some("127.0.0.1:0".parse().unwrap());
         let doors = Doors::bind(&config).await.unwrap();
         let address = doors.listen_address().unwrap();

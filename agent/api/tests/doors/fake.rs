@@ -280,7 +280,12 @@ impl Backend for Fake {
         async move {
             let mut bytes = 0;
             while let Some(piece) = tar.recv().await {
-                bytes += piece.unwrap().len();
+                let piece = piece.unwrap();
+                if piece.starts_with(b"no archive") {
+                    let message = "it is no archive".to_owned();
+                    return Err(BackendError::Invalid { message, causes: Vec::new() });
+                }
+                bytes += piece.len();
             }
             let mut loaded = image();
             loaded.status.size_bytes = bytes as u64;

@@ -181,6 +181,22 @@ async fn a_client_that_does_not_read_its_watch_hinders_nobody() {
 }
 
 #[tokio::test]
+async fn a_watcher_that_falls_behind_is_told_to_list_again() {
+    let house = House::with_ring(8).await;
+    house.fake.put("default", "web", &[], true);
+    let mut slow = house.lines("/api/v1/pods?watch=1", "*/*").await;
+    assert_eq!(slow.next().await.unwrap()["type"], "ADDED");
+    // Nothing else gets a turn meanwhile: the watcher is twenty changes behind when it does.
+    for round in 0..20 {
+        house.fake.put("default", "web", &[("round", &round.to_string())], true);
+    }
+    let line = slow.next().await.unwrap();
+    assert_eq!((&line["type"], &line["object"]["kind"]), (&json!("ERROR"), &json!("Status")));
+    assert_eq!((&line["object"]["code"], &line["object"]["reason"]), (&json!(410), &json!("Expired")));
+    assert_eq!(slow.next().await, None, "what would follow has a gap before it");
+}
+
+#[tokio::test]
 async fn the_socket_is_its_owners_alone_and_goes_with_the_agent() {
     let mut house = House::open().await;
     let mode = std::fs::metadata(&house.socket).unwrap().permissions().mode();

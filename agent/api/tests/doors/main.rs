@@ -9,4 +9,5 @@ mod list;
 mod logs;
 mod node;
 mod own;
+mod places;
 mod stream;

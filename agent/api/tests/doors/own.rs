@@ -92,3 +92,13 @@ async fn the_use_of_a_pod_is_a_rate() {
     let cpu: f64 = usage["cpu"].as_str().unwrap().strip_suffix('n').unwrap().parse().unwrap();
     assert!((0.4e9..0.6e9).contains(&cpu), "{cpu}");
 }
+
+#[tokio::test]
+async fn an_archive_that_is_refused_at_its_first_byte_is_told_so() {
+    let house = House::open().await;
+    let mut tar = b"no archive".to_vec();
+    tar.resize(64 << 20, 0);
+    let (status, answer) = house.send(Method::POST, &format!("{OWN}/images/load"), "*/*", tar).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+    assert!(answer["message"].as_str().unwrap().contains("it is no archive"), "{answer}");
+}

@@ -37,7 +37,9 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGINT);
     stop.add(Signal::SIGTERM);
-    stop.thread_block().context("blocking SIGINT")?;
+    // A closed terminal: what was made is removed.
+    stop.add(Signal::SIGHUP);
+    stop.thread_block().context("blocking SIGINT, SIGTERM and SIGHUP")?;
 
     let home = tempfile::Builder::new().prefix("portreeve-demo-").tempdir().context("making a throwaway directory")?;
     let demo = Demo::start(home.path())?;
@@ -49,7 +51,8 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         }
         shown = stop.wait().map(drop).context("waiting for Ctrl-C");
     }
-    println!("\nStopping the pods and removing every trace ...");
+    // The terminal may be closed by now.
+    let _ = writeln!(std::io::stdout(), "\nStopping the pods and removing every trace ...");
     let ended = demo.end();
     shown?;
     ended?;

@@ -5,20 +5,14 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::client::{Client, with_query};
-use super::exec::{Streams, converse, pod_path, wants_terminal};
-use super::{Namespace, pod_name};
+use super::exec::{Streams, converse, wants_terminal};
+use super::target::Target;
 
 /// Arguments of `attach`.
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
-    /// The pod
-    #[arg(value_parser = pod_name)]
-    pod: String,
     #[command(flatten)]
-    namespace: Namespace,
-    /// The container; needed when the pod has several
-    #[arg(short, long)]
-    container: Option<String>,
+    target: Target,
     /// Pass standard input on; the container must have stdin: true
     #[arg(short = 'i', long)]
     stdin: bool,
@@ -30,11 +24,9 @@ pub(crate) struct AttachArgs {
 pub(crate) async fn run(client: &Client, args: AttachArgs) -> anyhow::Result<ExitCode> {
     let streams = Streams { stdin: args.stdin, tty: wants_terminal(args.tty, args.stdin)? };
     let mut query = streams.query();
-    if let Some(container) = &args.container {
-        query.push(("container", container));
-    }
-    let path = pod_path(&args.namespace.namespace, &args.pod, "attach");
-    let (socket, protocol) = client.open(&with_query(&path, &query)).await?;
+    let container = args.target.container(client).await?;
+    query.push(("container", &container));
+    let (socket, protocol) = client.open(&with_query(&args.target.path("attach"), &query)).await?;
     converse(socket, protocol, streams).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -13,7 +13,8 @@ use portreeve_api::channel::STDOUT;
 use tokio::sync::mpsc;
 
 use super::client::{Client, with_query};
-use super::exec::{Streams, carry, pod_path};
+use super::exec::{Streams, carry};
+use super::target::{default_container, pod_path};
 
 /// Pieces of the tar stream that wait.
 const QUEUE: usize = 8;
@@ -32,7 +33,7 @@ pub(crate) struct CopyArgs {
     /// The namespace of a pod that is given without one
     #[arg(short, long, default_value = "default")]
     namespace: String,
-    /// The container; needed when the pod has several
+    /// The container [default: the one that the pod's annotation names, or the first]
     #[arg(short, long)]
     container: Option<String>,
 }
@@ -68,10 +69,13 @@ fn place(text: &str, namespace: &str) -> anyhow::Result<Place> {
 
 pub(crate) async fn run(client: &Client, args: CopyArgs) -> anyhow::Result<ExitCode> {
     let (from, to) = (place(&args.from, &args.namespace)?, place(&args.to, &args.namespace)?);
-    let container = args.container.as_deref();
+    let container = async |remote: &Remote| match args.container {
+        Some(container) => Ok(container),
+        None => default_container(client, &remote.namespace, &remote.pod).await,
+    };
     match (from, to) {
-        (Place::Local(from), Place::Remote(to)) => upload(client, container, &from, to).await?,
-        (Place::Remote(from), Place::Local(to)) => download(client, container, from, to).await?,
+        (Place::Local(from), Place::Remote(to)) => upload(client, &container(&to).await?, &from, to).await?,
+        (Place::Remote(from), Place::Local(to)) => download(client, &container(&from).await?, from, to).await?,
         (Place::Local(_), Place::Local(_)) => bail!("one of the two must be in a pod, as POD:PATH"),
         (Place::Remote(_), Place::Remote(_)) => bail!("one of the two must be local: copy in two steps"),
     }
@@ -81,14 +85,14 @@ pub(crate) async fn run(client: &Client, args: CopyArgs) -> anyhow::Result<ExitC
 /// Runs a command; its exit code and what it complained of.
 async fn command(
     client: &Client,
-    container: Option<&str>,
+    container: &str,
     remote: &Remote,
     command: &[&str],
     input: Option<mpsc::Receiver<Bytes>>,
     mut output: impl FnMut(&[u8]) -> std::io::Result<()>,
 ) -> anyhow::Result<(i32, String)> {
     let mut query = Streams { stdin: input.is_some(), tty: false }.query();
-    query.extend(container.map(|container| ("container", container)));
+    query.push(("container", container));
     query.extend(command.iter().map(|word| ("command", *word)));
     let path = pod_path(&remote.namespace, &remote.pod, "exec");
     let (socket, protocol) = client.open(&with_query(&path, &query)).await?;
@@ -114,7 +118,7 @@ fn judge(remote: &Remote, (code, complaint): (i32, String)) -> anyhow::Result<()
     }
 }
 
-async fn upload(client: &Client, container: Option<&str>, from: &Path, mut to: Remote) -> anyhow::Result<()> {
+async fn upload(client: &Client, container: &str, from: &Path, mut to: Remote) -> anyhow::Result<()> {
     let name = from.canonicalize().with_context(|| format!("reading {}", from.display()))?;
     let name = name.file_name().and_then(|name| name.to_str()).context("the local path has no name to copy under")?;
     // As kubectl has it: into a directory under its own name, otherwise under the new name.
@@ -140,7 +144,7 @@ async fn upload(client: &Client, container: Option<&str>, from: &Path, mut to: R
     Ok(())
 }
 
-async fn download(client: &Client, container: Option<&str>, from: Remote, to: PathBuf) -> anyhow::Result<()> {
+async fn download(client: &Client, container: &str, from: Remote, to: PathBuf) -> anyhow::Result<()> {
     let (pieces, input) = std::sync::mpsc::sync_channel::<Bytes>(QUEUE);
     let source = from.path.clone();
     let unpacking = tokio::task::spawn_blocking(move || unpack::unpack(input, &source, &to));

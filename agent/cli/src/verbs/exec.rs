@@ -13,21 +13,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::client::{Client, Socket, escape, with_query};
+use super::client::{Client, Socket, with_query};
+use super::target::Target;
 use super::terminal::{self, Raw};
-use super::{Namespace, pod_name};
 
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
-    /// The pod
-    #[arg(value_parser = pod_name)]
-    pod: String,
     #[command(flatten)]
-    namespace: Namespace,
-    /// The container; needed when the pod has several
-    #[arg(short, long)]
-    container: Option<String>,
+    target: Target,
     /// Pass standard input on
     #[arg(short = 'i', long)]
     stdin: bool,
@@ -43,12 +37,10 @@ pub(crate) async fn run(client: &Client, args: ExecArgs) -> anyhow::Result<ExitC
     let tty = wants_terminal(args.tty, args.stdin)?;
     let streams = Streams { stdin: args.stdin, tty };
     let mut query = streams.query();
-    if let Some(container) = &args.container {
-        query.push(("container", container));
-    }
+    let container = args.target.container(client).await?;
+    query.push(("container", &container));
     query.extend(args.command.iter().map(|word| ("command", word.as_str())));
-    let path = pod_path(&args.namespace.namespace, &args.pod, "exec");
-    let (socket, protocol) = client.open(&with_query(&path, &query)).await?;
+    let (socket, protocol) = client.open(&with_query(&args.target.path("exec"), &query)).await?;
     match converse(socket, protocol, streams).await? {
         0 => Ok(ExitCode::SUCCESS),
         code => {
@@ -57,11 +49,6 @@ pub(crate) async fn run(client: &Client, args: ExecArgs) -> anyhow::Result<ExitC
             Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
         }
     }
-}
-
-/// The path of a pod's subresource.
-pub(super) fn pod_path(namespace: &str, pod: &str, subresource: &str) -> String {
-    format!("/api/v1/namespaces/{}/pods/{}/{subresource}", escape(namespace), escape(pod))
 }
 
 /// A terminal is given only where there is one to give.

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::client::{Client, with_query};
-use super::exec::pod_path;
+use super::target::pod_path;
 use super::{Namespace, pod_name};
 
 /// Connections that are forwarded at a time; further ones wait.

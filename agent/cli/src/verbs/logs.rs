@@ -7,23 +7,17 @@ use std::time::Duration;
 use clap::Args;
 use http::Method;
 
-use super::client::{Client, empty, escape, with_query};
-use super::{Namespace, pod_name};
+use super::client::{Client, empty, with_query};
+use super::target::Target;
 
 /// Arguments of `logs`.
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
-    /// The pod
-    #[arg(value_parser = pod_name)]
-    pod: String,
-    /// The container; needed when the pod has several
+    #[command(flatten)]
+    target: Target,
+    /// The container, as with --container
     #[arg(value_name = "CONTAINER", conflicts_with = "container")]
     container_position: Option<String>,
-    #[command(flatten)]
-    namespace: Namespace,
-    /// The container; needed when the pod has several
-    #[arg(short, long)]
-    container: Option<String>,
     /// Go on with what is written, until the container ends
     #[arg(short, long)]
     follow: bool,
@@ -48,10 +42,11 @@ pub(crate) struct LogsArgs {
 }
 
 pub(crate) async fn run(client: &Client, args: LogsArgs) -> anyhow::Result<ExitCode> {
-    let mut query: Vec<(&str, String)> = Vec::new();
-    if let Some(container) = args.container.or(args.container_position) {
-        query.push(("container", container));
-    }
+    let container = match args.container_position {
+        Some(container) => container,
+        None => args.target.container(client).await?,
+    };
+    let mut query: Vec<(&str, String)> = vec![("container", container)];
     for (key, on) in [("follow", args.follow), ("previous", args.previous), ("timestamps", args.timestamps)] {
         if on {
             query.push((key, "true".to_owned()));
@@ -71,8 +66,7 @@ pub(crate) async fn run(client: &Client, args: LogsArgs) -> anyhow::Result<ExitC
         query.push(("limitBytes", bytes.to_string()));
     }
     let query: Vec<(&str, &str)> = query.iter().map(|(key, value)| (*key, value.as_str())).collect();
-    let path = format!("/api/v1/namespaces/{}/pods/{}/log", escape(&args.namespace.namespace), escape(&args.pod));
-    let mut answer = client.request(Method::GET, &with_query(&path, &query), "*/*", empty()).await?;
+    let mut answer = client.request(Method::GET, &with_query(&args.target.path("log"), &query), "*/*", empty()).await?;
     let mut out = io::stdout().lock();
     while let Some(piece) = answer.piece().await? {
         out.write_all(&piece)?;

@@ -17,6 +17,7 @@ mod manifests;
 mod operate;
 mod output;
 mod plan;
+mod target;
 mod terminal;
 mod top;
 mod watch;
@@ -41,12 +42,6 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// The agent with this run directory.
-    #[allow(dead_code, reason = "for verbs that start an agent of their own")]
-    pub(crate) fn of_run(run: impl Into<PathBuf>) -> Connection {
-        Connection { run: Some(run.into()), socket: None }
-    }
-
     /// The socket: a flag beats the environment, the environment beats the default.
     pub(crate) fn socket(&self) -> PathBuf {
         self.socket_with(|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
