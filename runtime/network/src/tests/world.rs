@@ -42,6 +42,8 @@ impl Netns {
     pub(super) fn new() -> Self {
         std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            // By default the machine's own setting is taken over.
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
             Self::of_this_thread()
         })
         .join()
