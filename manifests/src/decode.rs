@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 
 use serde::de::DeserializeOwned;
 
-use crate::findings::{Finding, push};
+use crate::findings::{Finding, has_room, push};
 use crate::path::Path;
 use crate::problem::{Reason, Severity};
 use crate::yaml::{Entry, Node, Value};
@@ -22,6 +22,8 @@ use crate::yaml::{Entry, Node, Value};
 #[derive(Debug, Default)]
 struct Shared {
     faults: RefCell<Vec<Finding>>,
+    /// The last fault was kept, so what is said about it is said about the list's last.
+    kept: Cell<bool>,
     /// Leave out what says nothing.
     lean: bool,
     /// Something was read that says nothing.
@@ -29,7 +31,16 @@ struct Shared {
 }
 
 impl Shared {
+    /// Whether another fault is kept.
+    fn keeps(&self) -> bool {
+        self.kept.set(has_room(&self.faults.borrow(), Severity::Error));
+        self.kept.get()
+    }
+
     fn fault(&self, node: &Node, path: &Path<'_>, reason: Reason, message: String) {
+        if !self.keeps() {
+            return;
+        }
         push(
             &mut self.faults.borrow_mut(),
             Finding {
@@ -44,7 +55,7 @@ impl Shared {
     }
 
     fn fix(&self, fix: String) {
-        if let Some(last) = self.faults.borrow_mut().last_mut() {
+        if let Some(last) = self.faults.borrow_mut().last_mut().filter(|_| self.kept.get()) {
             last.fix = Some(fix);
         }
     }
@@ -82,6 +93,9 @@ impl Shared {
     }
 
     fn unknown_field(&self, entry: &Entry, owner: &str, fields: &[&'static str], path: &Path<'_>) {
+        if !self.keeps() {
+            return;
+        }
         let field = path.field(&entry.key).to_string();
         push(
             &mut self.faults.borrow_mut(),

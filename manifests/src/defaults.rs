@@ -2,6 +2,7 @@
 //!
 //! Source: Kubernetes `pkg/apis/core/v1/defaults.go` and the pod strategy's `PrepareForCreate`.
 
+mod ephemeral;
 mod gates;
 mod image;
 mod pod;
@@ -11,9 +12,10 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub(crate) use ephemeral::as_container;
 pub(crate) use gates::drop_gated;
 pub(crate) use pod::pod;
-pub(crate) use resources::container_requests;
+pub(crate) use resources::{container_limits, container_requests};
 
 /// Puts metadata in order: the same owner twice is one owner.
 pub(crate) fn metadata(meta: &mut ObjectMeta) {

@@ -147,8 +147,9 @@ impl Reading {
     fn document(&mut self, index: usize, document: &yaml::Document) {
         let root = &document.root;
         let kind = root.get("kind").and_then(Node::text).unwrap_or_default();
-        match kinds::list_of(kind) {
-            Some(items_kind) => self.list(index, document, items_kind),
+        match kinds::list_of(kind).map(|items_kind| (items_kind, kinds::check_list(root, kind))) {
+            Some((items_kind, Ok(()))) => self.list(index, document, items_kind),
+            Some((_, Err(finding))) => self.refuse(index, root.position, finding),
             None => self.one(index, root, &document.faults, None, ""),
         }
     }

@@ -20,13 +20,18 @@ pub(crate) const MOST: usize = 1000;
 
 /// Adds a finding, unless there are too many; errors push out no errors, warnings nothing.
 pub(crate) fn push(list: &mut Vec<Finding>, finding: Finding) {
-    let room = match finding.severity {
+    if has_room(list, finding.severity) {
+        list.push(finding);
+    }
+}
+
+/// Whether another finding would be kept; what costs much is not done for one that would not.
+pub(crate) fn has_room(list: &[Finding], severity: Severity) -> bool {
+    let room = match severity {
         Severity::Warning => MOST,
         Severity::Error => MOST * 2,
     };
-    if list.len() < room {
-        list.push(finding);
-    }
+    list.len() < room
 }
 
 /// The problems of a document, with the tree that says where each field stands.
@@ -34,15 +39,27 @@ pub(crate) fn push(list: &mut Vec<Finding>, finding: Finding) {
 pub(crate) struct Findings<'n> {
     root: &'n Node,
     pub(crate) list: Vec<Finding>,
+    /// The last finding was kept, so what is said about it is said about the list's last.
+    kept: bool,
 }
 
 impl<'n> Findings<'n> {
     pub(crate) fn new(root: &'n Node) -> Self {
-        Self { root, list: Vec::new() }
+        Self { root, list: Vec::new(), kept: false }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// Whether another error would be kept.
+    pub(crate) fn has_room(&self) -> bool {
+        has_room(&self.list, Severity::Error)
+    }
+
+    /// Whether the document says something at this path.
+    pub(crate) fn has(&self, path: &Path<'_>) -> bool {
+        path.is_in(self.root)
     }
 
     /// Adds an error; the API server's path is the field's own.
@@ -52,6 +69,10 @@ impl<'n> Findings<'n> {
 
     /// Adds an error that the API server reports under another path than the field's own.
     pub(crate) fn add_as(&mut self, field: String, path: &Path<'_>, reason: Reason, message: impl Into<String>) {
+        self.kept = has_room(&self.list, Severity::Error);
+        if !self.kept {
+            return;
+        }
         let position = match reason {
             Reason::FieldValueRequired | Reason::FieldValueForbidden => path.position(self.root),
             _ => path.value_position(self.root),
@@ -71,6 +92,10 @@ impl<'n> Findings<'n> {
         message: impl Into<String>,
         fix: Option<String>,
     ) {
+        self.kept = has_room(&self.list, severity);
+        if !self.kept {
+            return;
+        }
         push(
             &mut self.list,
             Finding {
@@ -86,7 +111,7 @@ impl<'n> Findings<'n> {
 
     /// Says how to fix the last finding.
     pub(crate) fn fix(&mut self, fix: impl Into<String>) {
-        if let Some(last) = self.list.last_mut() {
+        if let Some(last) = self.list.last_mut().filter(|_| self.kept) {
             last.fix = Some(fix.into());
         }
     }
@@ -116,9 +141,12 @@ impl<'n> Findings<'n> {
     }
 
     pub(crate) fn not_supported(&mut self, path: &Path<'_>, value: &str, allowed: &[&str]) {
-        let message = format!("{value:?} is none of {}", allowed.join(", "));
+        let named: Vec<&str> = allowed.iter().copied().filter(|name| !name.is_empty()).collect();
+        let message = format!("{value:?} is none of {}", named.join(", "));
         self.add(path, Reason::FieldValueNotSupported, message);
-        if let Some(near) = crate::near::nearest(value, allowed.iter().copied()) {
+        if self.kept
+            && let Some(near) = crate::near::nearest(value, allowed.iter().copied())
+        {
             self.fix(format!("did you mean `{near}`?"));
         }
     }

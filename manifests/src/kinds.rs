@@ -99,6 +99,23 @@ pub(crate) fn list_of(kind: &str) -> Option<Option<Kind>> {
     }
 }
 
+/// Whether a list is of the only version that there is of lists.
+pub(crate) fn check_list(root: &Node, kind: &str) -> Result<(), Finding> {
+    let wrong = |field, position, message| {
+        let mut wrong = finding(position, field, Reason::KindMismatch, message);
+        wrong.fix = Some("use `apiVersion: v1`".to_owned());
+        wrong
+    };
+    match top(root, "apiVersion")? {
+        Some("v1") => Ok(()),
+        Some(other) => {
+            let position = value_position(root, "apiVersion");
+            Err(wrong("kind", position, format!("there is no {kind} in apiVersion {other}")))
+        }
+        None => Err(wrong("apiVersion", root.position, "a manifest needs `apiVersion`".to_owned())),
+    }
+}
+
 fn is_kubernetes_group(api_version: &str) -> bool {
     match api_version.split_once('/') {
         None => true,

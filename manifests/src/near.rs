@@ -2,9 +2,16 @@
 
 /// The candidate that is nearest to `word`, when one is near enough to be meant.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // Comparing is slow, and one of so many is near by chance.
+    const MOST: usize = 100;
+    let candidates: Vec<&str> = candidates.take(MOST + 1).collect();
+    if candidates.len() > MOST {
+        return None;
+    }
     let lower = word.to_ascii_lowercase();
     let most = (word.chars().count() / 3).clamp(1, 3);
     candidates
+        .into_iter()
         .filter(|candidate| !candidate.is_empty())
         .map(|candidate| (distance(&lower, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= most)

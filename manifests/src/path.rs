@@ -83,6 +83,19 @@ impl<'a> Path<'a> {
         }
     }
 
+    /// The key that the user chose, when the last step is one.
+    pub(crate) fn last_key(&self) -> Option<&'a str> {
+        match self.step {
+            Step::Key(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// Whether the document says something at this path.
+    pub(crate) fn is_in(&self, root: &Node) -> bool {
+        self.nearest(root).2
+    }
+
     /// Where this path stands in the document: its key, its list item, or what is nearest.
     pub(crate) fn position(&self, root: &Node) -> Position {
         self.nearest(root).1

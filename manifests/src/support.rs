@@ -9,6 +9,8 @@
 mod table;
 mod walk;
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::findings::Findings;
@@ -64,10 +66,17 @@ pub fn support_table() -> Vec<SupportRow> {
 
 /// Finds what a manifest says that this version does not do.
 pub(crate) fn check(kind: Kind, root: &Node, found: &mut Findings<'_>) {
+    // What is no value of a field at all is not also one that is missing here.
+    let unknown: BTreeSet<String> = found
+        .list
+        .iter()
+        .filter(|finding| finding.reason == Reason::FieldValueNotSupported)
+        .map(|finding| finding.field.clone())
+        .collect();
     for row in ROWS {
         if row.support != Support::Supported && row.applies_to(kind) {
             walk::each(root, row.path, &mut |node, path| {
-                if row.when.holds(node) {
+                if row.when.holds(node, path) && (unknown.is_empty() || !unknown.contains(&path.to_string())) {
                     report(row, path, found);
                 }
             });

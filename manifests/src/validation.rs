@@ -5,6 +5,7 @@
 
 mod container;
 mod environment;
+mod go_json;
 mod hosts;
 mod images;
 mod metadata;

@@ -245,11 +245,11 @@ fn a_name_that_is_generated_is_no_identity() {
 fn what_only_steers_a_cluster_is_a_warning() {
     check(
         &pod(
-            "nodeSelector: {disk: ssd}\ntolerations: [{operator: Exists}]\nserviceAccountName: robot\npriorityClassName: high\nschedulerName: mine\nsubdomain: s",
+            "affinity: {nodeAffinity: {}}\ntolerations: [{operator: Exists}]\nserviceAccountName: robot\npriorityClassName: high\nschedulerName: mine\nsubdomain: s",
             "",
         ),
         &expect![[r#"
-            pods/web.yaml:5:3: warning: spec.nodeSelector: `nodeSelector` has no effect here (every pod of the directory runs here)
+            pods/web.yaml:5:3: warning: spec.affinity: `affinity` has no effect here (there is one node)
             pods/web.yaml:6:3: warning: spec.tolerations: `tolerations` has no effect here (there are no taints)
             pods/web.yaml:7:3: warning: spec.serviceAccountName: `serviceAccountName` has no effect here (no token is mounted: there is no API server to use it with)
             pods/web.yaml:8:3: warning: spec.priorityClassName: `priorityClassName` has no effect here (no pod is evicted for another)
@@ -277,7 +277,7 @@ fn what_changes_a_container_is_an_error_until_it_is_supported() {
             pods/web.yaml:11:15: error: spec.volumes[1].emptyDir: `emptyDir` (sizeLimit on disk) is not supported by this version (use `medium: Memory`, or remove the sizeLimit)
             pods/web.yaml:12:38: error: spec.volumes[2].projected.sources[0].serviceAccountToken: `serviceAccountToken` is not supported by this version (there is no API server to use it with; use a Secret)
             pods/web.yaml:17:21: error: spec.containers[0].livenessProbe.grpc: `grpc` is not supported by this version (use tcpSocket, or exec with a gRPC client)
-            pods/web.yaml:18:17: error: spec.containers[0].resources.limits: `limits` (extended resources) is not supported by this version (devices are not handed out here)
+            pods/web.yaml:18:26: error: spec.containers[0].resources.limits[nvidia.com/gpu]: `nvidia.com/gpu` (extended resources) is not supported by this version (devices are not handed out here)
             pods/web.yaml:19:13: error: spec.containers[0].ports[0]: `ports[0]` (SCTP on a hostPort) is not supported by this version (publish TCP or UDP, or use hostNetwork)
             pods/web.yaml:20:17: error: spec.containers[0].lifecycle.stopSignal: `stopSignal` (an unknown signal) is not supported by this version (a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3)
             0: refused Pod default/web
@@ -309,9 +309,90 @@ fn confinement_that_is_not_done_is_refused_and_none_is_not() {
     check(
         old,
         &expect![[r#"
-            pods/web.yaml:5:3: error: metadata.annotations: `annotations` (AppArmor profiles) is not supported by this version (use Unconfined, or remove it: seccomp and capabilities confine here)
+            pods/web.yaml:5:17: error: metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: `container.apparmor.security.beta.kubernetes.io/c` (AppArmor profiles) is not supported by this version (use Unconfined, or remove it: seccomp and capabilities confine here)
             0: refused Pod default/web
         "#]],
+    );
+}
+
+#[test]
+fn what_can_never_be_mounted_is_refused_before_it_is_tried() {
+    check(
+        &pod(
+            "volumes: [{name: d, hostPath: {path: rel/dir}}, {name: e, emptyDir: {}}]",
+            "volumeMounts: [{name: d, mountPath: rel/dir}, {name: e, mountPath: /}, {name: e, mountPath: /a/..}]",
+        ),
+        &expect![[r#"
+            pods/web.yaml:5:34: error: spec.volumes[0].hostPath.path: `path` (a relative path) is not supported by this version (nothing says where on the host it begins; begin it with /)
+            pods/web.yaml:9:61: error: spec.containers[0].volumeMounts[1].mountPath: `mountPath` (the root directory) is not supported by this version (the container's own root is there; mount it on a directory below)
+            pods/web.yaml:9:86: error: spec.containers[0].volumeMounts[2].mountPath: `mountPath` (the root directory) is not supported by this version (the container's own root is there; mount it on a directory below)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn a_problem_of_a_secrets_text_stands_where_the_text_stands() {
+    check(
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockercfg\nstringData:\n  a b: x\n  .dockercfg: '['\ndata:\n  c d: eA==\n",
+        &expect![[r#"
+            pods/web.yaml:6:8: error: data[a b]: "a b" must be letters, digits, `-`, `_` and `.`
+            pods/web.yaml:7:15: error: data[.dockercfg]: is no JSON (line 1, column 1 of it)
+            pods/web.yaml:9:8: error: data[c d]: "c d" must be letters, digits, `-`, `_` and `.`
+            0: refused Secret default/s
+        "#]],
+    );
+}
+
+#[test]
+fn resources_that_are_not_handed_out_are_named_where_they_stand() {
+    check(
+        &pod(
+            "",
+            "resources:\n  limits:\n    cpu: 1\n    hugepages-2Mi: 4Mi\n    ephemeral-storage: 1Gi\n    nvidia.com/gpu: 1\n  requests: {ephemeral-storage: 1Gi}",
+        ),
+        &expect![[r#"
+            pods/web.yaml:11:9: error: spec.containers[0].resources.limits[hugepages-2Mi]: `hugepages-2Mi` (huge pages) is not supported by this version (huge pages are not handed out here)
+            pods/web.yaml:12:9: error: spec.containers[0].resources.limits[ephemeral-storage]: `ephemeral-storage` is not supported by this version (remove it; disk use is not limited here)
+            pods/web.yaml:13:9: error: spec.containers[0].resources.limits[nvidia.com/gpu]: `nvidia.com/gpu` (extended resources) is not supported by this version (devices are not handed out here)
+            pods/web.yaml:14:18: warning: spec.containers[0].resources.requests[ephemeral-storage]: `ephemeral-storage` has no effect here (disk space is not set aside)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn what_is_no_value_at_all_is_not_also_called_unsupported() {
+    check(
+        &pod(
+            "volumes: [{name: h, hostPath: {path: /h, type: Dir}}]",
+            "terminationMessagePolicy: X\nlivenessProbe: {}\nlifecycle: {preStop: {}}",
+        ),
+        &expect![[r#"
+            pods/web.yaml:5:50: error: spec.volumes[0].hostPath.type: "Dir" is none of DirectoryOrCreate, Directory, FileOrCreate, File, Socket, CharDevice, BlockDevice
+            pods/web.yaml:9:31: error: spec.containers[0].terminationMessagePolicy: "X" is none of File, FallbackToLogsOnError
+            pods/web.yaml:10:5: error: spec.containers[0].livenessProbe: must have one of exec, httpGet, tcpSocket or grpc
+            pods/web.yaml:11:17: error: spec.containers[0].lifecycle.preStop: must have one of exec, httpGet, tcpSocket or sleep
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn there_is_one_version_of_lists() {
+    check(
+        "apiVersion: v2\nkind: List\nitems: []\n",
+        &expect![[r#"
+        pods/web.yaml:1:13: error: kind: there is no List in apiVersion v2 (use `apiVersion: v1`)
+        0: refused 
+    "#]],
+    );
+    check(
+        "kind: PodList\nitems: []\n",
+        &expect![[r#"
+        pods/web.yaml:1:1: error: apiVersion: a manifest needs `apiVersion` (use `apiVersion: v1`)
+        0: refused 
+    "#]],
     );
 }
 

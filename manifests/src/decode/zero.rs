@@ -9,6 +9,7 @@ use crate::yaml::{Entry, Value};
 /// Strings behind pointers: an empty text in them is a value.
 const POINTER_TEXTS: &[(&str, &[&str])] = &[
     ("Container", &["restartPolicy"]),
+    ("EphemeralContainer", &["restartPolicy"]),
     ("PodSpec", &["hostnameOverride", "runtimeClassName", "preemptionPolicy"]),
     ("SecurityContext", &["procMount"]),
     ("PodSecurityContext", &["fsGroupChangePolicy", "supplementalGroupsPolicy", "seLinuxChangePolicy"]),

@@ -33,13 +33,13 @@ pub(crate) fn pod(pod: &mut Pod) {
     for volume in spec.volumes.iter_mut().flatten() {
         fill_volume(volume);
     }
+    resources::pod(spec);
     let host_network = spec.host_network == Some(true);
     let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
     for container in containers {
         fill_container(container, host_network);
     }
     resources::round_up(spec.overhead.as_mut());
-    resources::pod(spec);
     apparmor(spec, &annotations);
     label_keys(spec, &labels);
 }
@@ -51,7 +51,7 @@ fn service_account(spec: &mut PodSpec) {
     spec.service_account = name;
 }
 
-fn fill_container(container: &mut Container, host_network: bool) {
+pub(super) fn fill_container(container: &mut Container, host_network: bool) {
     or(&mut container.termination_message_path, "/dev/termination-log");
     or(&mut container.termination_message_policy, "File");
     if container.image_pull_policy.is_none() {
@@ -78,7 +78,7 @@ fn fill_container(container: &mut Container, host_network: bool) {
             file.optional.get_or_insert(false);
         }
     }
-    resources::container(container.resources.get_or_insert_default());
+    resources::rounded(container.resources.get_or_insert_default());
     let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
     for probe in probes.into_iter().flatten() {
         fill_probe(probe);
@@ -201,16 +201,6 @@ fn fill_network_volume(volume: &mut Volume) {
             resources::round_up(needs.limits.as_mut());
             resources::round_up(needs.requests.as_mut());
         }
-        // The old and the new way to name a source fill in each other.
-        let spec = &mut template.spec;
-        if let (Some(source), None) = (&spec.data_source, &spec.data_source_ref) {
-            spec.data_source_ref = Some(k8s_openapi::api::core::v1::TypedObjectReference {
-                api_group: source.api_group.clone(),
-                kind: source.kind.clone(),
-                name: source.name.clone(),
-                namespace: None,
-            });
-        }
     }
 }
 
@@ -218,6 +208,9 @@ const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 /// The old AppArmor annotations fill in the fields, where these are not given.
 fn apparmor(spec: &mut PodSpec, annotations: &Labels) {
+    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+        return;
+    }
     let pod_profile = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.clone());
     let containers = spec.init_containers.iter_mut().flatten().chain(spec.containers.iter_mut());
     for container in containers {
@@ -238,7 +231,9 @@ fn from_annotation(text: &str) -> Option<AppArmorProfile> {
         "unconfined" => ("Unconfined", None),
         "runtime/default" => ("RuntimeDefault", None),
         _ => {
-            let name = text.strip_prefix("localhost/").filter(|name| !name.is_empty())?;
+            // What would be no good profile is left to the rules for annotations.
+            let good = |name: &&str| !name.is_empty() && name.trim() == *name && name.len() <= 4095;
+            let name = text.strip_prefix("localhost/").filter(good)?;
             ("Localhost", Some(name.to_owned()))
         }
     };

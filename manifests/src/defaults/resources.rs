@@ -20,10 +20,14 @@ pub(super) fn round_up(list: Option<&mut List>) {
     }
 }
 
-/// What a container limits but does not request, it requests.
-pub(super) fn container(resources: &mut ResourceRequirements) {
+/// Rounds a container's own resources.
+pub(super) fn rounded(resources: &mut ResourceRequirements) {
     round_up(resources.limits.as_mut());
     round_up(resources.requests.as_mut());
+}
+
+/// What a container limits but does not request, it requests.
+fn requests_follow_limits(resources: &mut ResourceRequirements) {
     if let Some(limits) = &resources.limits {
         let requests = resources.requests.get_or_insert_default();
         for (name, quantity) in limits {
@@ -32,27 +36,56 @@ pub(super) fn container(resources: &mut ResourceRequirements) {
     }
 }
 
-/// Requests of the whole pod, when it limits itself: what its containers request, else its limit.
+fn is_huge_page(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+fn is_compute(name: &str) -> bool {
+    matches!(name, "cpu" | "memory")
+}
+
+/// Resources of the containers, then of the whole pod; nothing is rounded before all is filled in.
 pub(super) fn pod(spec: &mut PodSpec) {
-    let sums = container_requests(spec);
-    let Some(resources) = &mut spec.resources else {
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    for container in containers {
+        requests_follow_limits(container.resources.get_or_insert_default());
+    }
+    if spec.resources.is_none() {
         return;
-    };
-    round_up(resources.limits.as_mut());
-    round_up(resources.requests.as_mut());
+    }
+    let (requested, limited) = (container_requests(spec), container_limits(spec));
+    if let Some(resources) = &mut spec.resources {
+        huge_page_limits(resources, limited);
+        pod_requests(resources, requested);
+        rounded(resources);
+    }
+}
+
+/// A pod that says something about itself limits the huge pages that its containers may use.
+fn huge_page_limits(resources: &mut ResourceRequirements, limited: BTreeMap<String, Amount>) {
+    let says = |list: &Option<List>| list.as_ref().is_some_and(|list| !list.is_empty());
+    if !says(&resources.limits) && !says(&resources.requests) {
+        return;
+    }
+    for (name, amount) in limited.into_iter().filter(|(name, _)| is_huge_page(name)) {
+        if resources.requests.as_ref().is_none_or(|requests| !requests.contains_key(&name)) {
+            let limits = resources.limits.get_or_insert_default();
+            limits.entry(name).or_insert_with(|| Quantity(amount.to_string()));
+        }
+    }
+}
+
+/// Requests of the whole pod, when it limits itself: what its containers request, else its limit.
+fn pod_requests(resources: &mut ResourceRequirements, requested: BTreeMap<String, Amount>) {
     let Some(limits) = resources.limits.as_ref().filter(|list| !list.is_empty()) else {
         return;
     };
     let requests = resources.requests.get_or_insert_default();
-    for (name, amount) in sums {
-        if matches!(name.as_str(), "cpu" | "memory") {
-            requests.entry(name).or_insert_with(|| Quantity(amount.to_string()));
-        }
+    for (name, amount) in requested.into_iter().filter(|(name, _)| is_compute(name)) {
+        requests.entry(name).or_insert_with(|| Quantity(amount.to_string()));
     }
-    for (name, quantity) in limits {
-        if matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-") {
-            requests.entry(name.clone()).or_insert_with(|| quantity.clone());
-        }
+    for (name, quantity) in limits.iter().filter(|(name, _)| is_compute(name) || is_huge_page(name)) {
+        requests.entry(name.clone()).or_insert_with(|| quantity.clone());
     }
     if requests.is_empty() {
         resources.requests = None;
@@ -64,14 +97,25 @@ pub(super) fn pod(spec: &mut PodSpec) {
 ///
 /// Source: Kubernetes `component-helpers/resource`, `AggregateContainerRequests`.
 pub(crate) fn container_requests(spec: &PodSpec) -> BTreeMap<String, Amount> {
+    at_peak(spec, |resources| resources.requests.as_ref())
+}
+
+/// The same for what the containers are limited to (`AggregateContainerLimits`).
+pub(crate) fn container_limits(spec: &PodSpec) -> BTreeMap<String, Amount> {
+    at_peak(spec, |resources| resources.limits.as_ref())
+}
+
+type Which = fn(&ResourceRequirements) -> Option<&List>;
+
+fn at_peak(spec: &PodSpec, which: Which) -> BTreeMap<String, Amount> {
     let mut running = BTreeMap::new();
     for container in &spec.containers {
-        add(&mut running, &requests(container));
+        add(&mut running, &amounts(container, which));
     }
     let mut sidecars = BTreeMap::new();
     let mut starting = BTreeMap::new();
     for container in spec.init_containers.iter().flatten() {
-        let own = requests(container);
+        let own = amounts(container, which);
         let now = if container.restart_policy.as_deref() == Some("Always") {
             add(&mut running, &own);
             add(&mut sidecars, &own);
@@ -87,8 +131,8 @@ pub(crate) fn container_requests(spec: &PodSpec) -> BTreeMap<String, Amount> {
     running
 }
 
-fn requests(container: &Container) -> BTreeMap<String, Amount> {
-    let list = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+fn amounts(container: &Container, which: Which) -> BTreeMap<String, Amount> {
+    let list = container.resources.as_ref().and_then(which);
     list.into_iter()
         .flatten()
         .filter_map(|(name, quantity)| Some((name.clone(), Amount::parse(&quantity.0).ok()?)))

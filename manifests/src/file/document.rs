@@ -191,6 +191,9 @@ fn server_side(object: &mut Object, unnamed: bool) {
     }
     meta.uid = None;
     meta.creation_timestamp = None;
+    meta.deletion_timestamp = None;
+    meta.deletion_grace_period_seconds = None;
+    meta.self_link = None;
     meta.resource_version = None;
     meta.generation = None;
     meta.managed_fields = None;

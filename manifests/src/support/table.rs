@@ -14,8 +14,10 @@ pub(super) enum When {
     True,
     /// None of these.
     Not(&'static [&'static str]),
-    /// A text or key that begins so; the row's path ends in `{}` then.
+    /// An entry whose key is so; the row's path ends in `{}` then.
     Key(fn(&str) -> bool),
+    /// An entry whose key and value are so; the row's path ends in `{}` then.
+    Entry(fn(&str, &Node) -> bool),
     /// Decided by the node itself.
     Node(fn(&Node) -> bool),
 }
@@ -34,15 +36,13 @@ pub(super) struct Row {
 }
 
 impl When {
-    pub(super) fn holds(self, node: &Node) -> bool {
+    pub(super) fn holds(self, node: &Node, path: &Path<'_>) -> bool {
         match self {
             Self::Given => says_something(node),
             Self::True => node.value == Value::Bool(true),
             Self::Not(allowed) => node.text().is_some_and(|text| !text.is_empty() && !allowed.contains(&text)),
-            Self::Key(test) => match &node.value {
-                Value::Map(entries) => entries.iter().any(|entry| test(&entry.key)),
-                _ => false,
-            },
+            Self::Key(test) => path.last_key().is_some_and(test),
+            Self::Entry(test) => path.last_key().is_some_and(|key| test(key, node)),
             Self::Node(test) => test(node),
         }
     }
@@ -82,14 +82,14 @@ impl Row {
     /// What a message is about: the field's name, with the condition when there is one.
     pub(super) fn what(&self, path: &Path<'_>) -> String {
         let full = path.to_string();
-        let mut name = full.rsplit('.').next().unwrap_or_default();
+        let mut name = path.last_key().or(full.rsplit('.').next()).unwrap_or_default();
         if name == "type" {
             // A type of what?
             let start = full.rsplit('.').nth(1).map_or(0, |owner| full.len() - owner.len() - ".type".len());
             name = full.get(start..).unwrap_or(name);
         }
         match self.condition {
-            "" => format!("`{name}`"),
+            condition if condition.is_empty() || condition == name => format!("`{name}`"),
             condition => format!("`{name}` ({condition})"),
         }
     }
@@ -131,6 +131,7 @@ impl Row {
 
 const SERVER: &str = "an API server writes this; remove it";
 const VOLUME: &str = "mount it on the host and use a hostPath volume";
+const ELSEWHERE: &str = "a pod that asks for another node does not run here";
 const CONFINED: &str = "use Unconfined, or remove it: seccomp and capabilities confine here";
 
 fn is_no_uuid(node: &Node) -> bool {
@@ -192,14 +193,27 @@ fn is_huge_pages(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
-fn asks_for_apparmor(node: &Node) -> bool {
+fn asks_for_apparmor(name: &str, node: &Node) -> bool {
     const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
-    let Value::Map(entries) = &node.value else {
-        return false;
-    };
-    entries.iter().any(|entry| {
-        entry.key.starts_with(PREFIX) && entry.node.text().is_some_and(|text| !matches!(text, "" | "unconfined"))
-    })
+    name.starts_with(PREFIX) && node.text().is_some_and(|text| !matches!(text, "" | "unconfined"))
+}
+
+/// Whether a path in a container ends at the container's root: nothing can be mounted in its place.
+fn is_root(node: &Node) -> bool {
+    let Some(path) = node.text().filter(|path| !path.is_empty()) else { return false };
+    let mut depth = 0_usize;
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => depth = depth.saturating_sub(1),
+            _ => depth += 1,
+        }
+    }
+    depth == 0
+}
+
+fn is_relative(node: &Node) -> bool {
+    node.text().is_some_and(|path| !path.is_empty() && !path.starts_with('/'))
 }
 
 fn has_old_seccomp(name: &str) -> bool {
@@ -219,9 +233,9 @@ pub(super) static ROWS: &[Row] = &[
     meta("metadata.namespace", Supported, "`default` when it is missing"),
     meta("metadata.labels", Supported, ""),
     meta("metadata.annotations", Supported, ""),
-    meta("metadata.annotations", Error, CONFINED)
-        .when(When::Node(asks_for_apparmor), "AppArmor profiles").of(Kind::Pod),
-    meta("metadata.annotations", Warning, "use `securityContext.seccompProfile`")
+    meta("metadata.annotations{}", Error, CONFINED)
+        .when(When::Entry(asks_for_apparmor), "AppArmor profiles").of(Kind::Pod),
+    meta("metadata.annotations{}", Warning, "use `securityContext.seccompProfile`")
         .when(When::Key(has_old_seccomp), "seccomp profiles; Kubernetes ignores them since 1.27").of(Kind::Pod),
     meta("metadata.uid", Supported, ""),
     meta("metadata.uid", Error, "remove it, and the object gets one")
@@ -293,8 +307,8 @@ pub(super) static ROWS: &[Row] = &[
     idle("spec.automountServiceAccountToken", "no token is mounted: there is no API server to use it with")
         .when(When::True, ""),
     idle("spec.enableServiceLinks", "there are no services").when(When::True, ""),
-    idle("spec.nodeName", "every pod of the directory runs here"),
-    idle("spec.nodeSelector", "every pod of the directory runs here"),
+    yes("spec.nodeName").noted(ELSEWHERE),
+    yes("spec.nodeSelector").noted(ELSEWHERE),
     idle("spec.affinity", "there is one node"),
     idle("spec.tolerations", "there are no taints"),
     idle("spec.topologySpreadConstraints", "there is one node"),
@@ -326,13 +340,13 @@ pub(super) static ROWS: &[Row] = &[
         .when(When::Node(is_sctp_on_the_host), "SCTP on a hostPort"),
     no("spec.containers[].ports[].hostIP", "use an IPv4 address").when(When::Node(is_ipv6), "IPv6"),
     yes("spec.containers[].resources").noted("cpu, memory, and portreeve.dev/pids"),
-    no("spec.containers[].resources.limits", "remove it; disk use is not limited here")
+    no("spec.containers[].resources.limits{}", "remove it; disk use is not limited here")
         .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),
-    idle("spec.containers[].resources.requests", "disk space is not set aside")
+    idle("spec.containers[].resources.requests{}", "disk space is not set aside")
         .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),
-    no("spec.containers[].resources.limits", "huge pages are not handed out here")
+    no("spec.containers[].resources.limits{}", "huge pages are not handed out here")
         .when(When::Key(is_huge_pages), "huge pages"),
-    no("spec.containers[].resources.limits", "devices are not handed out here")
+    no("spec.containers[].resources.limits{}", "devices are not handed out here")
         .when(When::Key(is_extended), "extended resources"),
     no("spec.containers[].resources.claims", "devices are not claimed here"),
     no("spec.containers[].resizePolicy[].restartPolicy", "cpu and memory change without a restart")
@@ -343,6 +357,8 @@ pub(super) static ROWS: &[Row] = &[
         .when(When::Not(&["Always"]), "other than Always"),
     no("spec.containers[].restartPolicyRules", "use the pod's restartPolicy"),
     yes("spec.containers[].volumeMounts").noted("with subPath, subPathExpr, mountPropagation, recursiveReadOnly"),
+    no("spec.containers[].volumeMounts[].mountPath", "the container's own root is there; mount it on a directory below")
+        .when(When::Node(is_root), "the root directory"),
     no("spec.containers[].volumeDevices", "mount a hostPath volume of type BlockDevice"),
     yes("spec.containers[].livenessProbe").noted("exec, httpGet, tcpSocket"),
     yes("spec.containers[].readinessProbe").noted("exec, httpGet, tcpSocket"),
@@ -358,9 +374,7 @@ pub(super) static ROWS: &[Row] = &[
     idle("spec.containers[].lifecycle.preStop", "use exec or httpGet")
         .when(When::Node(has_tcp_socket), "tcpSocket; Kubernetes does nothing with it either"),
     yes("spec.containers[].terminationMessagePath"),
-    yes("spec.containers[].terminationMessagePolicy").noted("File"),
-    idle("spec.containers[].terminationMessagePolicy", "the message is what the file says")
-        .when(When::Not(&["File"]), "FallbackToLogsOnError"),
+    yes("spec.containers[].terminationMessagePolicy"),
     yes("spec.containers[].stdin"),
     yes("spec.containers[].stdinOnce"),
     yes("spec.containers[].tty"),
@@ -385,6 +399,8 @@ pub(super) static ROWS: &[Row] = &[
         .when(When::Node(is_bounded_disk), "sizeLimit on disk"),
     no("spec.volumes[].emptyDir.medium", "use Memory, or none").when(When::Not(&["Memory"]), "other than Memory"),
     yes("spec.volumes[].hostPath"),
+    no("spec.volumes[].hostPath.path", "nothing says where on the host it begins; begin it with /")
+        .when(When::Node(is_relative), "a relative path"),
     yes("spec.volumes[].configMap"),
     yes("spec.volumes[].secret"),
     yes("spec.volumes[].downwardAPI"),

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, PodSpec, ResourceRequirements};
 
 use super::metadata::label;
 use super::pod::choice;
 use super::volumes::Volumes;
-use super::{environment, given, ports, probes, resources, security, storage};
+use super::{environment, given, images, ports, probes, resources, security, storage};
+use crate::defaults;
 use crate::findings::Findings;
 use crate::path::Path;
 use crate::problem::Reason;
@@ -20,6 +21,21 @@ pub(super) struct Scope<'a> {
     pub(super) grace: i64,
     pub(super) restart_policy: &'a str,
     pub(super) host_users: bool,
+}
+
+/// Calls `visit` for every container of a pod, of every kind, with its path.
+pub(super) fn each(spec: &PodSpec, path: &Path<'_>, mut visit: impl FnMut(&Container, &Path<'_>)) {
+    for (list, containers) in [
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
+        ("containers", spec.containers.as_slice()),
+    ] {
+        for (index, container) in containers.iter().enumerate() {
+            visit(container, &path.field(list).index(index));
+        }
+    }
+    for (index, ephemeral) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        visit(&defaults::as_container(ephemeral), &path.field("ephemeralContainers").index(index));
+    }
 }
 
 pub(super) fn containers(containers: &[Container], scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -37,6 +53,7 @@ pub(super) fn containers(containers: &[Container], scope: &Scope<'_>, path: &Pat
         probes::lifecycle(container, scope, &path, found);
         probes::probes(container, scope, &path, found);
         restart_policy(container, &path, found);
+        restart_rules(container, &path, found);
     }
     ports::host_port_conflicts(containers, path, found);
 }
@@ -52,6 +69,10 @@ pub(super) fn init_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>
             names.insert(&container.name);
         }
         restart_policy(container, &own, found);
+        // Without a policy the server does not look at the rules.
+        if container.restart_policy.is_some() {
+            restart_rules(container, &own, found);
+        }
         ports::host_port_conflicts(std::slice::from_ref(container), path, found);
         if container.restart_policy.as_deref() == Some("Always") {
             probes::lifecycle(container, scope, &own, found);
@@ -66,6 +87,64 @@ pub(super) fn init_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>
             ] {
                 if given {
                     found.forbidden(&own.field(field), WHY);
+                }
+            }
+            for (at, policy) in container.resize_policy.iter().flatten().enumerate() {
+                if policy.restart_policy == "RestartContainer" {
+                    let path = own.field("resizePolicy");
+                    let path = path.index(at);
+                    found.invalid(
+                        &path.field("restartPolicy"),
+                        &policy.restart_policy,
+                        "may not be set for an init container without `restartPolicy: Always`",
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Ephemeral containers; a manifest cannot have them at all, and their own faults are named too.
+pub(super) fn ephemeral_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+    const WHY: &str = "an ephemeral container may not have this";
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let others: BTreeSet<&str> = containers.map(|container| container.name.as_str()).collect();
+    let mut names = others.clone();
+    for (index, ephemeral) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        let path = path.index(index);
+        let container = defaults::as_container(ephemeral);
+        common(&container, scope, &path, found);
+        images::padded(&container, &path, found);
+        if !names.insert(&ephemeral.name) {
+            found.duplicate(&path.field("name"), &ephemeral.name);
+        }
+        if let Some(target) = given(ephemeral.target_container_name.as_ref())
+            && !others.contains(target)
+        {
+            found.not_found(&path.field("targetContainerName"), &target, "is no container of this pod");
+        }
+        let unused = ResourceRequirements::default();
+        for (field, given) in [
+            ("ports", container.ports.is_some()),
+            ("resources", container.resources.as_ref().is_some_and(|it| *it != unused)),
+            ("resizePolicy", container.resize_policy.is_some()),
+            ("restartPolicy", container.restart_policy.is_some()),
+            ("restartPolicyRules", container.restart_policy_rules.is_some()),
+            ("livenessProbe", container.liveness_probe.is_some()),
+            ("readinessProbe", container.readiness_probe.is_some()),
+            ("startupProbe", container.startup_probe.is_some()),
+            ("lifecycle", container.lifecycle.is_some()),
+        ] {
+            if given {
+                found.forbidden(&path.field(field), WHY);
+            }
+        }
+        for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            let path = path.field("volumeMounts");
+            let path = path.index(at);
+            for (field, text) in [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)] {
+                if given(text.as_ref()).is_some() {
+                    found.forbidden(&path.field(field), WHY);
                 }
             }
         }
@@ -88,7 +167,7 @@ fn common(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut
         found,
     );
     ports::ports(container, &path.field("ports"), found);
-    environment::env(container, scope, &path.field("env"), found);
+    environment::env(container, &path.field("env"), found);
     environment::env_from(container, &path.field("envFrom"), found);
     storage::mounts(container, scope, &path.field("volumeMounts"), found);
     storage::devices(container, scope, &path.field("volumeDevices"), found);
@@ -123,18 +202,21 @@ fn resize_policy(container: &Container, scope: &Scope<'_>, path: &Path<'_>, foun
     }
 }
 
-/// A container's own restart policy, and its rules by exit code.
+/// A container's own restart policy.
 fn restart_policy(container: &Container, path: &Path<'_>, found: &mut Findings<'_>) {
-    const RULES: usize = 20;
     let own = path.field("restartPolicy");
-    let rules = container.restart_policy_rules.as_deref().unwrap_or_default();
+    let ruled = container.restart_policy_rules.as_ref().is_some_and(|rules| !rules.is_empty());
     match &container.restart_policy {
         Some(policy) => choice(Some(policy), &["Always", "OnFailure", "Never"], &own, found),
-        None if !rules.is_empty() => {
-            found.required(&own, "must be set when `restartPolicyRules` is");
-        }
+        None if ruled => found.required(&own, "must be set when `restartPolicyRules` is"),
         None => {}
     }
+}
+
+/// A container's rules for restarts by exit code.
+fn restart_rules(container: &Container, path: &Path<'_>, found: &mut Findings<'_>) {
+    const RULES: usize = 20;
+    let rules = container.restart_policy_rules.as_deref().unwrap_or_default();
     let path = path.field("restartPolicyRules");
     if rules.len() > RULES {
         found.add(&path, Reason::FieldValueTooMany, format!("there may be at most {RULES} rules"));

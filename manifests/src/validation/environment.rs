@@ -1,8 +1,12 @@
 //! Environment variables and where their values come from.
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, FileKeySelector, ObjectFieldSelector, ResourceFieldSelector};
+use std::collections::BTreeMap;
 
-use super::container::Scope;
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, FileKeySelector, ObjectFieldSelector, PodSpec, ResourceFieldSelector, Volume,
+};
+
+use super::container;
 use super::metadata::{check, label};
 use super::{given, names, volumes};
 use crate::findings::Findings;
@@ -10,7 +14,7 @@ use crate::path::Path;
 use crate::problem::Reason;
 use crate::quantity::Amount;
 
-pub(super) fn env(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+pub(super) fn env(container: &Container, path: &Path<'_>, found: &mut Findings<'_>) {
     for (index, variable) in container.env.iter().flatten().enumerate() {
         let path = path.index(index);
         if variable.name.is_empty() {
@@ -18,11 +22,11 @@ pub(super) fn env(container: &Container, scope: &Scope<'_>, path: &Path<'_>, fou
         } else {
             check(&variable.name, names::variable, &path.field("name"), found);
         }
-        source(variable, scope, &path.field("valueFrom"), found);
+        source(variable, &path.field("valueFrom"), found);
     }
 }
 
-fn source(variable: &EnvVar, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+fn source(variable: &EnvVar, path: &Path<'_>, found: &mut Findings<'_>) {
     const FIELDS: [&str; 9] = [
         "metadata.name",
         "metadata.namespace",
@@ -56,7 +60,7 @@ fn source(variable: &EnvVar, scope: &Scope<'_>, path: &Path<'_>, found: &mut Fin
     }
     if let Some(file) = &from.file_key_ref {
         sources += 1;
-        file_key(file, scope, &path.field("fileKeyRef"), found);
+        file_key(file, &path.field("fileKeyRef"), found);
     }
     if sources == 0 {
         found.add(
@@ -80,7 +84,7 @@ fn key_of(name: &str, key: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     }
 }
 
-fn file_key(file: &FileKeySelector, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+fn file_key(file: &FileKeySelector, path: &Path<'_>, found: &mut Findings<'_>) {
     if file.key.is_empty() {
         found.required(&path.field("key"), "a key is required");
     } else {
@@ -91,17 +95,37 @@ fn file_key(file: &FileKeySelector, scope: &Scope<'_>, path: &Path<'_>, found: &
         found.required(&volume, "a volume is required");
     } else {
         label(&file.volume_name, &volume, found);
-        let is_empty_dir =
-            scope.volumes.get(file.volume_name.as_str()).is_some_and(|volume| volume.empty_dir.is_some());
-        if names::label(&file.volume_name).is_ok() && !is_empty_dir {
-            found.invalid(&volume, &file.volume_name, "is no emptyDir volume of this pod");
-        }
     }
     if file.path.is_empty() {
         found.required(&path.field("path"), "a path is required");
     } else {
-        volumes::local_path(&file.path, &path.field("path"), found);
+        volumes::no_steps_back(&file.path, &path.field("path"), found);
     }
+}
+
+/// A variable can be read from a file of an emptyDir volume only.
+pub(super) fn file_volumes(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
+    let volumes: BTreeMap<&str, &Volume> =
+        spec.volumes.iter().flatten().map(|volume| (volume.name.as_str(), volume)).collect();
+    container::each(spec, path, |container, path| {
+        for (index, variable) in container.env.iter().flatten().enumerate() {
+            let Some(file) = variable.value_from.as_ref().and_then(|from| from.file_key_ref.as_ref()) else {
+                continue;
+            };
+            let path = path.field("env");
+            let path = path.index(index);
+            let path = path.field("valueFrom");
+            let path = path.field("fileKeyRef");
+            let own = path.field("volumeName");
+            match volumes.get(file.volume_name.as_str()) {
+                None => found.not_found(&own, &file.volume_name, "is no volume of this pod"),
+                Some(volume) if volume.empty_dir.is_none() => {
+                    found.invalid(&own, &file.volume_name, "is no emptyDir volume");
+                }
+                Some(_) => {}
+            }
+        }
+    });
 }
 
 pub(super) fn env_from(container: &Container, path: &Path<'_>, found: &mut Findings<'_>) {

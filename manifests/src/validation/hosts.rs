@@ -83,7 +83,6 @@ pub(super) fn hostname_override(spec: &PodSpec, path: &Path<'_>, found: &mut Fin
     }
     if name.len() > LONGEST {
         found.too_long(&own, LONGEST);
-    } else {
-        check(name, names::subdomain, &own, found);
     }
+    check(name, names::subdomain, &own, found);
 }

@@ -6,12 +6,10 @@ use crate::findings::Findings;
 use crate::path::Path;
 
 /// An image may not have spaces around it.
-pub(super) fn padded(containers: &[Container], path: &Path<'_>, found: &mut Findings<'_>) {
-    for (index, container) in containers.iter().enumerate() {
-        if let Some(image) = &container.image
-            && image.trim() != image
-        {
-            found.invalid(&path.index(index).field("image"), image, "may not have spaces around it");
-        }
+pub(super) fn padded(container: &Container, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(image) = &container.image
+        && image.trim() != image
+    {
+        found.invalid(&path.field("image"), image, "may not have spaces around it");
     }
 }

@@ -38,6 +38,13 @@ pub(super) fn metadata(meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<
     finalizers(meta.finalizers.as_deref().unwrap_or_default(), &path.field("finalizers"), found);
 }
 
+/// The generation, of kinds for which the API server keeps what is given; a pod's becomes 1.
+pub(super) fn generation(meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(generation) = meta.generation.filter(|it| *it < 0) {
+        found.invalid(&path.field("generation"), &generation, "may not be below zero");
+    }
+}
+
 /// A text that must pass a check.
 pub(super) fn check(text: &str, check: fn(&str) -> Check, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Err(message) = check(text) {
@@ -92,7 +99,7 @@ fn owners(owners: &[OwnerReference], path: &Path<'_>, found: &mut Findings<'_>) 
         if owner.uid.is_empty() {
             found.invalid(&path.field("uid"), &owner.uid, "must not be empty");
         }
-        if version == "v1" && owner.kind == "Event" {
+        if matches!(version, "v1" | "/v1") && owner.kind == "Event" {
             found.invalid(path, &owner.kind, "an event may not own anything");
         }
         if owner.controller == Some(true) {

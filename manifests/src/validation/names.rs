@@ -37,12 +37,13 @@ pub(super) fn subdomain(text: &str) -> Check {
 
 /// RFC 1123 subdomain in which underscores are allowed.
 pub(super) fn subdomain_with_underscore(text: &str) -> Check {
-    let inner = |byte: u8| lower_or_digit(byte) || byte == b'_';
     let part = |part: &str| {
-        let edge = |byte: Option<u8>| byte.is_some_and(inner);
+        // One underscore may come before the label, any number within it.
+        let part = part.strip_prefix('_').unwrap_or(part);
+        let edge = |byte: Option<u8>| byte.is_some_and(lower_or_digit);
         edge(part.bytes().next())
-            && part.bytes().last().is_some_and(lower_or_digit)
-            && part.bytes().all(|byte| inner(byte) || byte == b'-')
+            && edge(part.bytes().last())
+            && part.bytes().all(|byte| lower_or_digit(byte) || matches!(byte, b'-' | b'_'))
     };
     if text.len() <= 253 && text.split('.').all(part) { Ok(()) } else { Err(SUBDOMAIN) }
 }
@@ -51,7 +52,7 @@ pub(super) fn subdomain_with_underscore(text: &str) -> Check {
 pub(super) fn prefix_of(text: &str, check: fn(&str) -> Check) -> Check {
     match text.strip_suffix('-') {
         // The server puts a letter in the place of the last two characters.
-        Some(rest) if !rest.is_empty() => {
+        Some(rest) if !rest.is_empty() && rest.is_ascii() => {
             let mut masked = rest.to_owned();
             masked.pop();
             masked.push('a');
@@ -100,13 +101,13 @@ pub(super) fn label_value(text: &str) -> Check {
 pub(super) fn config_key(text: &str) -> Check {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if text.is_empty() || !text.bytes().all(allowed) {
-        return Err("a key must be letters, digits, `-`, `_` and `.`");
+        return Err("must be letters, digits, `-`, `_` and `.`");
     }
     if text.len() > 253 {
-        return Err("a key may have at most 253 characters");
+        return Err("may have at most 253 characters");
     }
     if text == "." || text == ".." || text.starts_with("..") {
-        return Err("a key may not be `.` or begin with `..`");
+        return Err("may not be `.` or begin with `..`");
     }
     Ok(())
 }
@@ -124,13 +125,13 @@ pub(super) fn variable(text: &str) -> Check {
 pub(super) fn port_name(text: &str) -> Check {
     let allowed = |byte: u8| lower_or_digit(byte) || byte == b'-';
     if text.is_empty() || text.len() > 15 {
-        Err("a port name has 1 to 15 characters")
+        Err("must have 1 to 15 characters")
     } else if !text.bytes().all(allowed) {
-        Err("a port name is lower-case letters, digits and `-`")
+        Err("must be lower-case letters, digits and `-`")
     } else if !text.bytes().any(|byte| byte.is_ascii_lowercase()) {
-        Err("a port name needs at least one letter")
+        Err("needs at least one letter")
     } else if text.contains("--") || text.starts_with('-') || text.ends_with('-') {
-        Err("a port name may not begin or end with `-`, nor have two in a row")
+        Err("may not begin or end with `-`, nor have two in a row")
     } else {
         Ok(())
     }
@@ -149,7 +150,7 @@ pub(super) fn id(number: i64) -> Check {
 /// A header's name in HTTP.
 pub(super) fn header(text: &str) -> Check {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if !text.is_empty() && text.bytes().all(allowed) { Ok(()) } else { Err("a header name is letters, digits and `-`") }
+    if !text.is_empty() && text.bytes().all(allowed) { Ok(()) } else { Err("must be letters, digits and `-`") }
 }
 
 /// An IP address; leading zeros and IPv4-mapped IPv6 addresses are refused.
@@ -174,6 +175,11 @@ mod tests {
         assert!(label("-a").is_err());
         assert!(subdomain("a.b-c").is_ok());
         assert!(subdomain("a..b").is_err());
+        assert!(subdomain_with_underscore("_a_b.c").is_ok());
+        assert!(subdomain_with_underscore("__a").is_err());
+        assert!(subdomain_with_underscore("a_").is_err());
+        assert!(prefix_of("a--", subdomain).is_ok());
+        assert!(prefix_of("a\u{e9}-", subdomain).is_err());
         assert!(qualified("example.com/Name_1").is_ok());
         assert!(qualified("Example.com/x").is_err());
         assert!(qualified("a/b/c").is_err());

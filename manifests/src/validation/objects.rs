@@ -2,10 +2,11 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
-use super::{metadata, names};
 use crate::findings::Findings;
 use crate::path::Path;
 use crate::problem::Reason;
+
+use super::{go_json, metadata, names};
 
 /// All keys and values of a config map or secret together.
 const MAX_SIZE: usize = 1 << 20;
@@ -13,7 +14,9 @@ const MAX_SIZE: usize = 1 << 20;
 /// Validates a config map.
 pub(crate) fn config_map(map: &ConfigMap, found: &mut Findings<'_>) {
     let root = Path::ROOT;
-    metadata::metadata(&map.metadata, &root.field("metadata"), found);
+    let meta_path = root.field("metadata");
+    metadata::metadata(&map.metadata, &meta_path, found);
+    metadata::generation(&map.metadata, &meta_path, found);
     let mut size = 0;
     for (key, value) in map.data.iter().flatten() {
         let path = root.field("data");
@@ -44,24 +47,34 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
     let root = Path::ROOT;
     let meta_path = root.field("metadata");
     metadata::metadata(&secret.metadata, &meta_path, found);
+    metadata::generation(&secret.metadata, &meta_path, found);
     let path = root.field("data");
     let empty = std::collections::BTreeMap::new();
     let data = secret.data.as_ref().unwrap_or(&empty);
     let mut size = 0;
     for (key, value) in data {
-        metadata::check(key, names::config_key, &path.key(key), found);
+        if let Err(message) = names::config_key(key) {
+            invalid(key, &format!("{key:?} {message}"), found);
+        }
         size += value.0.len();
     }
     if size > MAX_SIZE {
         found.too_long(&path, MAX_SIZE);
     }
+    let type_ = secret.type_.as_deref().unwrap_or_default();
     let need = |key: &str, found: &mut Findings<'_>| {
         if !data.contains_key(key) {
-            let type_ = secret.type_.as_deref().unwrap_or_default();
             found.required(&path.key(key), &format!("a secret of type {type_} needs the key `{key}`"));
         }
     };
-    match secret.type_.as_deref().unwrap_or_default() {
+    // The content is secret: a message says only where it breaks off.
+    let json = |key: &str, found: &mut Findings<'_>| {
+        need(key, found);
+        if let Some(Err(message)) = data.get(key).map(|value| go_json::object(&value.0)) {
+            invalid(key, &message, found);
+        }
+    };
+    match type_ {
         "kubernetes.io/service-account-token" => {
             const KEY: &str = "kubernetes.io/service-account.name";
             let annotations = secret.metadata.annotations.as_ref();
@@ -70,8 +83,8 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
                 found.required(&path.key(KEY), "a service account token needs this annotation");
             }
         }
-        "kubernetes.io/dockercfg" => json(secret, ".dockercfg", &path, found),
-        "kubernetes.io/dockerconfigjson" => json(secret, ".dockerconfigjson", &path, found),
+        "kubernetes.io/dockercfg" => json(".dockercfg", found),
+        "kubernetes.io/dockerconfigjson" => json(".dockerconfigjson", found),
         // One of the two may be missing, and either may be empty.
         "kubernetes.io/basic-auth" if !["username", "password"].iter().any(|key| data.contains_key(*key)) => {
             need("username", found);
@@ -89,23 +102,11 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
     }
 }
 
-fn json(secret: &Secret, key: &str, path: &Path<'_>, found: &mut Findings<'_>) {
-    match secret.data.as_ref().and_then(|data| data.get(key)) {
-        None => {
-            let type_ = secret.type_.as_deref().unwrap_or_default();
-            found.required(&path.key(key), &format!("a secret of type {type_} needs the key `{key}`"));
-        }
-        Some(value) => {
-            // The content is secret: the message says only where it breaks off.
-            let parsed = serde_json::from_slice::<Option<serde_json::Map<String, serde_json::Value>>>(&value.0);
-            if let Err(error) = parsed {
-                let (line, column) = (error.line(), error.column());
-                found.add(
-                    &path.key(key),
-                    Reason::FieldValueInvalid,
-                    format!("is no JSON object (line {line}, column {column} of it)"),
-                );
-            }
-        }
-    }
+/// Adds an error about a key of `data`; it stands where the user wrote it, which may be `stringData`.
+fn invalid(key: &str, message: &str, found: &mut Findings<'_>) {
+    let root = Path::ROOT;
+    let (data, texts) = (root.field("data"), root.field("stringData"));
+    let (reported, text) = (data.key(key), texts.key(key));
+    let real = if found.has(&text) { text } else { reported };
+    found.add_as(reported.to_string(), &real, Reason::FieldValueInvalid, message);
 }

@@ -1,10 +1,11 @@
 //! A pod, from its metadata down to its containers.
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::container::{self, Scope};
 use super::metadata::{check, label};
-use super::{given, hosts, images, metadata, names, resources, scheduling, security, volumes, windows};
+use super::{environment, given, hosts, images, metadata, names, resources, scheduling, security, volumes, windows};
 use crate::findings::Findings;
 use crate::path::Path;
 
@@ -17,15 +18,21 @@ pub(crate) fn pod(pod: &Pod, found: &mut Findings<'_>) {
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     security::annotations(pod, spec, &meta_path.field("annotations"), found);
     let spec_path = root.field("spec");
-    self::spec(spec, pod.metadata.name.as_deref().unwrap_or_default(), &spec_path, found);
+    self::spec(spec, &pod.metadata, &spec_path, found);
     only_for_pods(spec, &spec_path, found);
     security::annotations_match(pod, spec, &spec_path, found);
 }
 
-fn spec(spec: &PodSpec, pod_name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+fn spec(spec: &PodSpec, meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<'_>) {
+    let pod_name = meta.name.as_deref().unwrap_or_default();
     let listed = volumes::volumes(spec.volumes.as_deref().unwrap_or_default(), pod_name, &path.field("volumes"), found);
-    let claims =
-        resources::claims(spec.resource_claims.as_deref().unwrap_or_default(), &path.field("resourceClaims"), found);
+    let is_mirror = meta.annotations.as_ref().is_some_and(|it| it.contains_key(security::MIRROR));
+    let claims = resources::claims(
+        spec.resource_claims.as_deref().unwrap_or_default(),
+        is_mirror,
+        &path.field("resourceClaims"),
+        found,
+    );
     let scope = Scope {
         volumes: &listed,
         claims: &claims,
@@ -35,6 +42,7 @@ fn spec(spec: &PodSpec, pod_name: &str, path: &Path<'_>, found: &mut Findings<'_
     };
     container::containers(&spec.containers, &scope, &path.field("containers"), found);
     container::init_containers(spec, &scope, &path.field("initContainers"), found);
+    container::ephemeral_containers(spec, &scope, &path.field("ephemeralContainers"), found);
     resources::of_pod(spec, &claims, &path.field("resources"), found);
     host_network_ports(spec, path, found);
     policies(spec, path, found);
@@ -68,6 +76,7 @@ fn spec(spec: &PodSpec, pod_name: &str, path: &Path<'_>, found: &mut Findings<'_
     hosts::aliases(spec.host_aliases.as_deref().unwrap_or_default(), &path.field("hostAliases"), found);
     resources::overhead(spec.overhead.as_ref(), &path.field("overhead"), found);
     windows::os(spec, path, found);
+    environment::file_volumes(spec, path, found);
 }
 
 fn simple_names(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -140,8 +149,14 @@ fn only_for_pods(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     if given(spec.service_account_name.as_ref()).is_none() {
         volumes::tokens_need_an_account(spec, path, found);
     }
-    images::padded(&spec.containers, &path.field("containers"), found);
-    images::padded(spec.init_containers.as_deref().unwrap_or_default(), &path.field("initContainers"), found);
+    for (list, containers) in [
+        ("containers", spec.containers.as_slice()),
+        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
+    ] {
+        for (index, container) in containers.iter().enumerate() {
+            images::padded(container, &path.field(list).index(index), found);
+        }
+    }
     let ephemeral = spec.ephemeral_containers.as_deref().unwrap_or_default();
     if !ephemeral.is_empty() {
         found.forbidden(&path.field("ephemeralContainers"), "a manifest cannot have ephemeral containers");

@@ -11,6 +11,9 @@ use super::{names, ports};
 use crate::findings::Findings;
 use crate::path::Path;
 
+const PROBES: &str = "exec, httpGet, tcpSocket or grpc";
+const HOOKS: &str = "exec, httpGet, tcpSocket or sleep";
+
 /// What a probe or a hook does; a hook knows no gRPC and a probe cannot sleep.
 #[derive(Default)]
 struct Action<'a> {
@@ -75,7 +78,7 @@ pub(super) fn probes(container: &Container, scope: &Scope<'_>, path: &Path<'_>, 
 }
 
 fn probe(probe: &Probe, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
-    action(&Action::from(probe), scope, path, found);
+    action(&Action::from(probe), PROBES, scope, path, found);
     for (field, value) in [
         ("initialDelaySeconds", probe.initial_delay_seconds),
         ("timeoutSeconds", probe.timeout_seconds),
@@ -98,14 +101,14 @@ pub(super) fn lifecycle(container: &Container, scope: &Scope<'_>, path: &Path<'_
     };
     let path = path.field("lifecycle");
     if let Some(hook) = &lifecycle.post_start {
-        action(&Action::from(hook), scope, &path.field("postStart"), found);
+        action(&Action::from(hook), HOOKS, scope, &path.field("postStart"), found);
     }
     if let Some(hook) = &lifecycle.pre_stop {
-        action(&Action::from(hook), scope, &path.field("preStop"), found);
+        action(&Action::from(hook), HOOKS, scope, &path.field("preStop"), found);
     }
 }
 
-fn action(action: &Action<'_>, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+fn action(action: &Action<'_>, kinds: &str, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let given = [
         ("exec", action.exec.is_some()),
         ("httpGet", action.http.is_some()),
@@ -122,7 +125,7 @@ fn action(action: &Action<'_>, scope: &Scope<'_>, path: &Path<'_>, found: &mut F
         }
     }
     match first {
-        None => found.required(path, "must have one of exec, httpGet, tcpSocket, grpc or sleep"),
+        None => found.required(path, &format!("must have one of {kinds}")),
         Some("exec") => {
             if let Some(exec) = action.exec
                 && exec.command.as_ref().is_none_or(Vec::is_empty)

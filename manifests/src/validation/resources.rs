@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::container::Scope;
 use super::metadata::{check, label};
 use super::{given, names};
-use crate::defaults::container_requests;
+use crate::defaults::{container_limits, container_requests};
 use crate::findings::Findings;
 use crate::path::Path;
 use crate::problem::Reason;
@@ -142,12 +142,14 @@ fn one(name: &str, quantity: &Quantity, place: Place, path: &Path<'_>, found: &m
     if is_integer(name) && !value.is_whole_for_the_server() {
         found.invalid(path, &quantity.0, "must be a whole number");
     }
-    if let Some(size) = name.strip_prefix("hugepages-")
-        && let Ok(size) = Amount::parse(size)
-    {
-        let (size, value) = (size.scaled(0), value.scaled(0));
-        if size <= 0 || value % size != 0 {
-            found.invalid(path, &quantity.0, format!("must be a multiple of the page size {size}"));
+    if let Some(size) = name.strip_prefix("hugepages-") {
+        let pages = Amount::parse(size).ok().filter(|size| size.is_whole_for_the_server()).map(|size| size.scaled(0));
+        match pages.filter(|size| *size > 0) {
+            None => found.invalid(path, &quantity.0, format!("is of no page size: {size:?} is no size in whole bytes")),
+            Some(size) if value.scaled(0) % size != 0 => {
+                found.invalid(path, &quantity.0, format!("must be a multiple of the page size {size}"));
+            }
+            Some(_) => {}
         }
     }
 }
@@ -189,6 +191,10 @@ pub(super) fn of_pod(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path<'_>, f
     let Some(resources) = &spec.resources else {
         return;
     };
+    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
+        found.forbidden(path, "may not be set for a windows pod");
+        return;
+    }
     if resources.claims.is_some() {
         found.forbidden(&path.field("claims"), "claims belong to containers");
     }
@@ -199,16 +205,16 @@ pub(super) fn of_pod(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path<'_>, f
     let limits = resources.limits.as_ref().unwrap_or(&empty);
     let request_path = path.field("requests");
     for (name, sum) in container_requests(spec) {
-        if !matches!(name.as_str(), "cpu" | "memory") && !is_huge_page(&name) {
-            continue;
+        if let Some(own) = requests.get(&name).filter(|own| sum > amount(own)) {
+            let message = format!("is below what the containers request together: {sum}");
+            found.invalid(&request_path.key(&name), &own.0, message);
         }
-        let own = requests.get(&name).map_or(Amount::ZERO, amount);
-        if sum > own {
-            found.invalid(
-                &request_path.key(&name),
-                &own.to_string(),
-                format!("is below what the containers request together: {sum}"),
-            );
+    }
+    let limit_path = path.field("limits");
+    for (name, sum) in container_limits(spec).into_iter().filter(|(name, _)| is_huge_page(name)) {
+        if let Some(own) = limits.get(&name).filter(|own| sum > amount(own)) {
+            let message = format!("is below what the containers are limited to together: {sum}");
+            found.invalid(&limit_path.key(&name), &own.0, message);
         }
     }
     let root = Path::ROOT;
@@ -234,9 +240,10 @@ pub(super) fn of_pod(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path<'_>, f
     }
 }
 
-/// The claims that a pod declares; returns their names.
+/// The claims that a pod declares; returns their names. A static pod may have none.
 pub(super) fn claims<'a>(
     claims: &'a [PodResourceClaim],
+    is_mirror: bool,
     path: &Path<'_>,
     found: &mut Findings<'_>,
 ) -> BTreeSet<&'a str> {
@@ -244,6 +251,15 @@ pub(super) fn claims<'a>(
     for (index, claim) in claims.iter().enumerate() {
         let path = path.index(index);
         let name = claim.name.as_str();
+        if is_mirror {
+            // The API server names no field.
+            let message = "a static pod may not have resourceClaims";
+            found.add_as("[]".to_owned(), &path, Reason::FieldValueForbidden, message);
+            if !name.is_empty() {
+                seen.insert(name);
+            }
+            continue;
+        }
         if name.is_empty() {
             found.required(&path.field("name"), "a claim needs a name");
         } else if !seen.insert(name) {
@@ -279,6 +295,7 @@ pub(super) fn claims<'a>(
 
 fn claim_names(claims: &[ResourceClaim], known: &BTreeSet<&str>, path: &Path<'_>, found: &mut Findings<'_>) {
     let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
+    let mut seen_names: BTreeSet<&str> = BTreeSet::new();
     for (index, claim) in claims.iter().enumerate() {
         let own = path.index(index);
         let name = claim.name.as_str();
@@ -293,12 +310,12 @@ fn claim_names(claims: &[ResourceClaim], known: &BTreeSet<&str>, path: &Path<'_>
             if !request.is_empty() {
                 label(request, &own.field("request"), found);
             }
-            let overlaps =
-                seen.contains(&(name, request)) || (request.is_empty() && seen.iter().any(|(seen, _)| *seen == name));
+            let overlaps = seen.contains(&(name, request)) || (request.is_empty() && seen_names.contains(name));
             if overlaps {
                 found.duplicate(&own, &name);
             }
             seen.insert((name, request));
+            seen_names.insert(name);
         }
         if !known.contains(name) {
             found.not_found(&own, &name, "is none of the pod's resourceClaims");

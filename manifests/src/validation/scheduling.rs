@@ -163,21 +163,10 @@ fn pod_term(term: &PodAffinityTerm, path: &Path<'_>, found: &mut Findings<'_>) {
     let chosen = term.label_selector.as_ref();
     label_keys(matches, chosen, &path.field("matchLabelKeys"), found);
     label_keys(mismatches, chosen, &path.field("mismatchLabelKeys"), found);
-    if let Some(chosen) = chosen {
-        let mut keys: BTreeSet<&str> =
-            chosen.match_labels.iter().flat_map(|labels| labels.keys()).map(String::as_str).collect();
-        for rule in chosen.match_expressions.iter().flatten() {
-            let at = matches.iter().rposition(|key| *key == rule.key);
-            if let Some(at) = at
-                && keys.contains(rule.key.as_str())
-            {
-                found.invalid(&path.index(at), &rule.key, "is in both matchLabelKeys and labelSelector");
-            }
-            keys.insert(&rule.key);
-        }
-    }
+    chosen_twice(matches, chosen, path, found);
+    let mismatched: BTreeSet<&String> = mismatches.iter().collect();
     for (index, key) in matches.iter().enumerate() {
-        if mismatches.contains(key) {
+        if mismatched.contains(key) {
             found.invalid(
                 &path.field("matchLabelKeys").index(index),
                 key,
@@ -202,6 +191,29 @@ fn label_keys(keys: &[String], selector: Option<&LabelSelector>, path: &Path<'_>
     }
     for (index, key) in keys.iter().enumerate() {
         check(key, names::qualified, &path.index(index), found);
+    }
+}
+
+/// A key may be matched by `matchLabelKeys` or by the selector, not by both. The expressions that
+/// `matchLabelKeys` stand for are at the selector's end already.
+fn chosen_twice(keys: &[String], selector: Option<&LabelSelector>, path: &Path<'_>, found: &mut Findings<'_>) {
+    let Some(selector) = selector.filter(|_| !keys.is_empty()) else { return };
+    let places: BTreeMap<&str, usize> = keys.iter().map(String::as_str).zip(0..).collect();
+    let mut chosen: BTreeSet<&str> =
+        selector.match_labels.iter().flat_map(|labels| labels.keys()).map(String::as_str).collect();
+    for rule in selector.match_expressions.iter().flatten() {
+        if let Some(at) = places.get(rule.key.as_str()).copied()
+            && chosen.contains(rule.key.as_str())
+        {
+            // The API server's path lacks the field's name.
+            found.add_as(
+                path.index(at).to_string(),
+                &path.field("matchLabelKeys").index(at),
+                Reason::FieldValueInvalid,
+                format!("{:?} is in both matchLabelKeys and labelSelector", rule.key),
+            );
+        }
+        chosen.insert(&rule.key);
     }
 }
 
@@ -278,29 +290,10 @@ pub(super) fn spread(constraints: &[TopologySpreadConstraint], path: &Path<'_>, 
         ] {
             choice(policy.as_deref(), &["Honor", "Ignore"], &path.field(field), found);
         }
-        spread_keys(constraint, &path.field("matchLabelKeys"), found);
+        let keys = constraint.match_label_keys.as_deref().unwrap_or_default();
+        let chosen = constraint.label_selector.as_ref();
+        label_keys(keys, chosen, &path.field("matchLabelKeys"), found);
+        chosen_twice(keys, chosen, &path, found);
         selector(constraint.label_selector.as_ref(), &path.field("labelSelector"), found);
-    }
-}
-
-fn spread_keys(constraint: &TopologySpreadConstraint, path: &Path<'_>, found: &mut Findings<'_>) {
-    let keys = constraint.match_label_keys.as_deref().unwrap_or_default();
-    if keys.is_empty() {
-        return;
-    }
-    let chosen = constraint.label_selector.as_ref();
-    if chosen.is_none() {
-        found.forbidden(path, "needs a labelSelector beside it");
-    }
-    // The expressions at the end were made from these very keys; only the user's own count.
-    let made = |rule: &str| keys.iter().filter(|key| *key == rule).count();
-    for (index, key) in keys.iter().enumerate() {
-        check(key, names::qualified, &path.index(index), found);
-        let Some(chosen) = chosen else { continue };
-        let labelled = chosen.match_labels.as_ref().is_some_and(|labels| labels.contains_key(key));
-        let expressed = chosen.match_expressions.iter().flatten().filter(|rule| rule.key == *key).count();
-        if labelled || expressed > made(key) {
-            found.invalid(&path.index(index), key, "is in both matchLabelKeys and labelSelector");
-        }
     }
 }

@@ -1,14 +1,14 @@
 //! Security contexts of pods and containers, and the annotations that preceded them.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
 };
 
-use super::container::Scope;
-use super::names;
+use super::container::{self, Scope};
 use super::pod::choice;
-use super::volumes;
-use super::windows;
+use super::{go_json, names, scheduling, volumes, windows};
 use crate::findings::Findings;
 use crate::path::Path;
 use crate::problem::Reason;
@@ -16,6 +16,8 @@ use crate::problem::Reason;
 const TYPES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
+const TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/tolerations";
 const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
 
 fn id(number: Option<i64>, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -82,7 +84,7 @@ fn is_sysctl(name: &str) -> bool {
 }
 
 fn sysctls(context: &PodSecurityContext, spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for (index, sysctl) in context.sysctls.iter().flatten().enumerate() {
         let path = path.index(index);
         let path = path.field("name");
@@ -224,19 +226,11 @@ pub(super) fn host_users(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'
             );
         }
     }
-    for (list, containers) in [
-        ("containers", spec.containers.as_slice()),
-        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
-    ] {
-        for (index, container) in containers.iter().enumerate() {
-            if container.volume_devices.as_ref().is_some_and(|it| !it.is_empty()) {
-                found.forbidden(
-                    &path.field(list).index(index).field("volumeDevices"),
-                    "block devices may not be used when `hostUsers` is false",
-                );
-            }
+    container::each(spec, path, |container, path| {
+        if container.volume_devices.as_ref().is_some_and(|it| !it.is_empty()) {
+            found.forbidden(&path.field("volumeDevices"), "block devices may not be used when `hostUsers` is false");
         }
-    }
+    });
 }
 
 /// Annotations that have a meaning of their own.
@@ -244,12 +238,14 @@ pub(super) fn annotations(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mu
     let Some(annotations) = &pod.metadata.annotations else {
         return;
     };
-    let names =
-        || spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| container.name.as_str());
-    if let Some(mirror) = annotations.get("kubernetes.io/config.mirror")
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let names: BTreeSet<&str> =
+        containers.map(|it| it.name.as_str()).chain(ephemeral.map(|it| it.name.as_str())).collect();
+    if let Some(mirror) = annotations.get(MIRROR)
         && spec.node_name.as_deref().unwrap_or_default().is_empty()
     {
-        found.invalid(&path.key("kubernetes.io/config.mirror"), mirror, "needs spec.nodeName");
+        found.invalid(&path.key(MIRROR), mirror, "needs spec.nodeName");
     }
     const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
     if let Some(cost) = annotations.get(COST) {
@@ -269,7 +265,7 @@ pub(super) fn annotations(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mu
             }
         }
         if let Some(name) = key.strip_prefix(APPARMOR) {
-            if !names().any(|known| known == name) {
+            if !names.contains(name) {
                 found.invalid(&path.key(key), &name, "is no container of this pod");
             }
             let known = matches!(value.as_str(), "" | "runtime/default" | "unconfined");
@@ -278,11 +274,14 @@ pub(super) fn annotations(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mu
             }
         }
     }
-    if let Some(tolerations) = annotations.get("scheduler.alpha.kubernetes.io/tolerations")
-        && !tolerations.is_empty()
-        && serde_json::from_str::<Vec<serde_json::Value>>(tolerations).is_err()
-    {
-        found.invalid(path, tolerations, "is no JSON list of tolerations");
+    if let Some(text) = annotations.get(TOLERATIONS).filter(|text| !text.is_empty()) {
+        match go_json::tolerations(text) {
+            Some(list) => scheduling::tolerations(&list, &path.field(TOLERATIONS), found),
+            None => {
+                let message = format!("{text:?} is no JSON list of tolerations");
+                found.add_as(path.to_string(), &path.key(TOLERATIONS), Reason::FieldValueInvalid, message);
+            }
+        }
     }
 }
 
@@ -305,40 +304,33 @@ pub(super) fn annotations_match(pod: &Pod, spec: &PodSpec, path: &Path<'_>, foun
         );
     }
     let on_windows = spec.os.as_ref().is_some_and(|os| os.name == "windows");
-    for (list, containers) in [
-        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
-        ("containers", spec.containers.as_slice()),
-    ] {
-        for (index, container) in containers.iter().enumerate() {
-            let path = path.field(list);
-            let path = path.index(index);
-            let path = path.field("securityContext");
-            let own = container.security_context.as_ref();
-            let text = annotations.get(&format!("{SECCOMP_CONTAINER}{}", container.name));
-            if let (Some(profile), Some(text)) = (own.and_then(|it| it.seccomp_profile.as_ref()), text) {
-                profile_matches(
-                    &profile.type_,
-                    profile.localhost_profile.as_deref(),
-                    text,
-                    &path.field("seccompProfile"),
-                    found,
-                );
-            }
-            let text = annotations.get(&format!("{APPARMOR}{}", container.name));
-            let profile = own
-                .and_then(|it| it.app_armor_profile.as_ref())
-                .or_else(|| context.and_then(|it| it.app_armor_profile.as_ref()));
-            if let (Some(profile), Some(text), false) = (profile, text, on_windows) {
-                profile_matches(
-                    &profile.type_,
-                    profile.localhost_profile.as_deref(),
-                    text,
-                    &path.field("appArmorProfile"),
-                    found,
-                );
-            }
+    container::each(spec, path, |container, path| {
+        let path = path.field("securityContext");
+        let own = container.security_context.as_ref();
+        let text = annotations.get(&format!("{SECCOMP_CONTAINER}{}", container.name));
+        if let (Some(profile), Some(text)) = (own.and_then(|it| it.seccomp_profile.as_ref()), text) {
+            profile_matches(
+                &profile.type_,
+                profile.localhost_profile.as_deref(),
+                text,
+                &path.field("seccompProfile"),
+                found,
+            );
         }
-    }
+        let text = annotations.get(&format!("{APPARMOR}{}", container.name));
+        let profile = own
+            .and_then(|it| it.app_armor_profile.as_ref())
+            .or_else(|| context.and_then(|it| it.app_armor_profile.as_ref()));
+        if let (Some(profile), Some(text), false) = (profile, text, on_windows) {
+            profile_matches(
+                &profile.type_,
+                profile.localhost_profile.as_deref(),
+                text,
+                &path.field("appArmorProfile"),
+                found,
+            );
+        }
+    });
 }
 
 fn profile_matches(type_: &str, name: Option<&str>, annotation: &str, path: &Path<'_>, found: &mut Findings<'_>) {

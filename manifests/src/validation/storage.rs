@@ -18,6 +18,7 @@ pub(super) fn mounts(container: &Container, scope: &Scope<'_>, path: &Path<'_>, 
         .flatten()
         .map(|device| (device.name.as_str(), device.device_path.as_str()))
         .collect();
+    let device_paths: BTreeSet<&str> = devices.values().copied().collect();
     let mut places = BTreeSet::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let own = path.index(index);
@@ -25,7 +26,7 @@ pub(super) fn mounts(container: &Container, scope: &Scope<'_>, path: &Path<'_>, 
             found.required(&own.field("name"), "a mount names a volume");
         }
         let volume = scope.volumes.get(mount.name.as_str());
-        if volume.is_none() {
+        if volume.is_none() && found.has_room() {
             found.not_found(&own.field("name"), &mount.name, "is no volume of this pod");
             let names = scope.volumes.keys().copied();
             if let Some(near) = crate::near::nearest(&mount.name, names) {
@@ -43,7 +44,7 @@ pub(super) fn mounts(container: &Container, scope: &Scope<'_>, path: &Path<'_>, 
         if devices.contains_key(mount.name.as_str()) {
             found.invalid(&own.field("name"), &mount.name, "is one of the volumeDevices already");
         }
-        if devices.values().any(|place| *place == mount.mount_path) {
+        if device_paths.contains(mount.mount_path.as_str()) {
             found.invalid(
                 &own.field("mountPath"),
                 &mount.mount_path,
@@ -119,6 +120,7 @@ pub(super) fn devices(container: &Container, scope: &Scope<'_>, path: &Path<'_>,
         .flatten()
         .map(|mount| (mount.name.as_str(), mount.mount_path.as_str()))
         .collect();
+    let mount_paths: BTreeSet<&str> = mounts.values().copied().collect();
     let mut names = BTreeSet::new();
     let mut places = BTreeSet::new();
     for (index, device) in container.volume_devices.iter().flatten().enumerate() {
@@ -152,7 +154,7 @@ pub(super) fn devices(container: &Container, scope: &Scope<'_>, path: &Path<'_>,
         if mounts.contains_key(name) {
             found.invalid(&own.field("name"), &name, "is one of the volumeMounts already");
         }
-        if mounts.values().any(|mount| *mount == place) {
+        if mount_paths.contains(place) {
             found.invalid(&own.field("devicePath"), &place, "is the path of one of the volumeMounts already");
         }
         if !name.is_empty() {

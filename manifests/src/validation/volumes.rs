@@ -17,7 +17,7 @@ use crate::path::Path;
 use crate::problem::Reason;
 use crate::quantity::Amount;
 
-pub(super) use files::{descending_path, descending_path_as, local_path};
+pub(super) use files::{descending_path, descending_path_as, no_steps_back};
 
 /// The good volumes of a pod, by name.
 pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Volume>;
@@ -103,6 +103,9 @@ fn source(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<'_>)
     for (field, _, check) in kinds(volume).into_iter().filter(|(_, given, _)| *given) {
         if first {
             check(volume, path, found);
+            if field == "ephemeral" {
+                made_claim(volume, pod, path, found);
+            }
         } else {
             found.forbidden(&path.field(field), "a volume has only one kind of source");
         }
@@ -110,12 +113,6 @@ fn source(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<'_>)
     }
     if first {
         found.required(path, "a volume needs a source");
-    }
-    if volume.ephemeral.is_some() && !pod.is_empty() && !volume.name.is_empty() {
-        let claim = format!("{pod}-{}", volume.name);
-        if let Err(message) = names::subdomain(&claim) {
-            found.invalid(&path.field("name"), &claim, message);
-        }
     }
     if let Some(iscsi) = &volume.iscsi
         && iscsi.initiator_name.is_some()
@@ -126,6 +123,16 @@ fn source(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<'_>)
             &volume.name,
             "and the targetPortal may have at most 63 characters together",
         );
+    }
+}
+
+/// The name of the claim that an ephemeral volume makes.
+fn made_claim(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+    if !pod.is_empty() && !volume.name.is_empty() {
+        let claim = format!("{pod}-{}", volume.name);
+        if let Err(message) = names::subdomain(&claim) {
+            found.invalid(&path.field("name"), &claim, message);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The pod's operating system, and what only Windows has.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, WindowsSecurityContextOptions};
+use k8s_openapi::api::core::v1::{PodSpec, WindowsSecurityContextOptions};
 
+use super::container::each;
 use super::names;
 use crate::findings::Findings;
 use crate::path::Path;
@@ -9,18 +10,6 @@ use crate::problem::Reason;
 
 const NOT_ON_WINDOWS: &str = "may not be set for a windows pod";
 const NOT_ON_LINUX: &str = "may not be set for a linux pod";
-
-/// Calls `visit` for every container, with its path.
-fn each(spec: &PodSpec, path: &Path<'_>, mut visit: impl FnMut(&Container, &Path<'_>)) {
-    for (list, containers) in [
-        ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
-        ("containers", spec.containers.as_slice()),
-    ] {
-        for (index, container) in containers.iter().enumerate() {
-            visit(container, &path.field(list).index(index));
-        }
-    }
-}
 
 /// What the named operating system cannot have.
 pub(super) fn os(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -177,13 +166,14 @@ fn user_name(name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
             found.invalid(path, &name, "has a domain of more than 255 characters");
         }
         let net_bios = !domain.is_empty()
-            && domain.len() <= 15
+            && domain.chars().count() <= 15
             && !domain.starts_with('.')
             && !domain.contains(['\\', '/', ':', '*', '?', '"', '<', '>', '|']);
         let dns = !domain.is_empty()
             && domain.split('.').all(|label| {
                 let word = |byte: u8| byte.is_ascii_alphanumeric();
-                label.bytes().next().is_some_and(word)
+                label.len() <= 63
+                    && label.bytes().next().is_some_and(word)
                     && label.bytes().last().is_some_and(word)
                     && label.bytes().all(|byte| word(byte) || byte == b'-')
             });

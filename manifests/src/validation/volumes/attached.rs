@@ -77,29 +77,32 @@ pub(super) fn iscsi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) 
 
 /// `iqn.2001-04.com.example:storage`, `eui.` and 16, or `naa.` and 32 letters or digits.
 fn is_initiator(name: &str) -> bool {
-    let words = |text: &str, count: usize| text.len() == count && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if let Some(at) = name.find("iqn.")
-        && name.starts_with("iqn")
-    {
-        let rest = name.get(at + 4..).unwrap_or_default();
-        let (date, rest) = rest.split_once('.').unwrap_or_default();
-        let dated = date.len() == 7
-            && date.bytes().enumerate().all(|(at, byte)| if at == 4 { byte == b'-' } else { byte.is_ascii_digit() });
-        let (authority, target) = rest.split_once(':').unwrap_or_default();
-        let banned = |c: char| matches!(c, ',' | '^' | ';' | '*' | '&' | '$' | '|') || c.is_whitespace();
-        return dated
-            && !authority.is_empty()
-            && authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
-            && !target.is_empty()
-            && !target.contains(banned);
+    let words = |rest: &str, count: usize| {
+        // Any character may stand after the prefix.
+        let mut rest = rest.chars();
+        let words = rest.next().is_some_and(|c| c != '\n').then_some(rest.as_str());
+        words.is_some_and(|words| words.len() == count && words.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+    };
+    if name.starts_with("iqn") {
+        // The server's expression is not tied to the beginning.
+        return name.match_indices("iqn.").any(|(at, start)| name.get(at + start.len()..).is_some_and(is_qualified));
     }
-    if let Some(rest) = name.strip_prefix("eui") {
-        return rest.get(1..).is_some_and(|rest| words(rest, 16));
-    }
-    if let Some(rest) = name.strip_prefix("naa") {
-        return rest.get(1..).is_some_and(|rest| words(rest, 32));
-    }
-    false
+    name.strip_prefix("eui").is_some_and(|rest| words(rest, 16))
+        || name.strip_prefix("naa").is_some_and(|rest| words(rest, 32))
+}
+
+/// `2001-04.com.example:storage`
+fn is_qualified(text: &str) -> bool {
+    let Some((date, rest)) = text.split_once('.') else { return false };
+    let dated = date.len() == 7
+        && date.bytes().enumerate().all(|(at, byte)| if at == 4 { byte == b'-' } else { byte.is_ascii_digit() });
+    let Some((authority, target)) = rest.split_once(':') else { return false };
+    let banned = |c: char| matches!(c, ',' | ';' | '*' | '&' | '$' | '|' | ' ' | '\t' | '\n' | '\r' | '\x0c');
+    dated
+        && !authority.is_empty()
+        && authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
+        && !target.is_empty()
+        && !target.contains(banned)
 }
 
 pub(super) fn glusterfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -162,10 +165,7 @@ pub(super) fn quobyte(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>
         found.required(&path.field("tenant"), "must be a UUID of at most 64 characters");
     } else {
         for pair in source.registry.split(',') {
-            let host_port = pair
-                .rsplit_once(':')
-                .is_some_and(|(host, _)| !host.contains(':') || (host.starts_with('[') && host.ends_with(']')));
-            if !host_port {
+            if !is_host_port(pair) {
                 found.invalid(
                     &path.field("registry"),
                     &source.registry,
@@ -175,6 +175,16 @@ pub(super) fn quobyte(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>
         }
     }
     need(&[("volume", &source.volume)], &path, found);
+}
+
+/// `host:port` or `[host]:port`, as Go splits it.
+fn is_host_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']'),
+        None => (!host.contains(':')).then_some(host),
+    };
+    host.is_some_and(|host| !host.contains(['[', ']'])) && !port.contains(['[', ']'])
 }
 
 pub(super) fn fc(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -309,6 +319,33 @@ pub(super) fn csi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
         } else {
             // The API server leaves `nodePublishSecretRef` out of this path.
             check(&secret.name, names::subdomain, &path.field("name"), found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_host_port, is_initiator};
+
+    #[test]
+    fn hosts_with_a_port_are_told_as_go_tells_them() {
+        for good in ["a:1", ":", "[::1]:80", "[a]:", "a:"] {
+            assert!(is_host_port(good), "{good}");
+        }
+        for bad in ["a", "::1:80", "[::1]", "[::1", "a]:1", "[[a]:1", "a:1]", "[a]b:1", ""] {
+            assert!(!is_host_port(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn initiators_are_told_as_the_server_tells_them() {
+        for good in
+            ["iqn.2001-04.com.example:a^b", "iqn.x.iqn.2001-04.a:b:c", "eui.0123456789abcdef", "euié0123456789abcdef"]
+        {
+            assert!(is_initiator(good), "{good}");
+        }
+        for bad in ["iqn.2001-04.com.example", "iqn.2001-04.a:b,c", "iqn.01-04.a:b", "eui.0123", "naa.x", "x"] {
+            assert!(!is_initiator(bad), "{bad}");
         }
     }
 }

@@ -37,14 +37,16 @@ fn claim_template(template: &PersistentVolumeClaimTemplate, path: &Path<'_>, fou
         labels(meta.labels.as_ref(), &path.field("labels"), found);
         for (field, given) in other_metadata(meta) {
             if given {
-                found.forbidden(&path.field(field), "may not be set here");
+                // The API server spells a name from its Go field.
+                let reported = path.field(if field == "uid" { "uID" } else { field }).to_string();
+                found.add_as(reported, &path.field(field), Reason::FieldValueForbidden, "may not be set here");
             }
         }
     }
     spec(&template.spec, &path.field("spec"), found);
 }
 
-fn other_metadata(meta: &ObjectMeta) -> [(&'static str, bool); 10] {
+fn other_metadata(meta: &ObjectMeta) -> [(&'static str, bool); 13] {
     let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     [
         ("name", text(&meta.name)),
@@ -55,8 +57,11 @@ fn other_metadata(meta: &ObjectMeta) -> [(&'static str, bool); 10] {
         ("selfLink", text(&meta.self_link)),
         ("generation", meta.generation.is_some_and(|it| it != 0)),
         ("creationTimestamp", meta.creation_timestamp.is_some()),
+        ("deletionTimestamp", meta.deletion_timestamp.is_some()),
+        ("deletionGracePeriodSeconds", meta.deletion_grace_period_seconds.is_some()),
         ("ownerReferences", meta.owner_references.as_ref().is_some_and(|it| !it.is_empty())),
         ("finalizers", meta.finalizers.as_ref().is_some_and(|it| !it.is_empty())),
+        ("managedFields", meta.managed_fields.as_ref().is_some_and(|it| !it.is_empty())),
     ]
 }
 
@@ -99,8 +104,6 @@ fn storage(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findin
             let amount = Amount::parse(&size.0).unwrap_or(Amount::ZERO);
             if amount.is_zero() || amount.is_negative() {
                 found.add_as(reported, &real, Reason::FieldValueInvalid, format!("{} must be above zero", size.0));
-            } else if !amount.is_whole(0) {
-                found.add_as(reported, &real, Reason::FieldValueInvalid, format!("{} must be a whole number", size.0));
             }
         }
     }

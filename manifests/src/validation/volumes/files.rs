@@ -8,7 +8,7 @@ use crate::problem::Reason;
 use crate::validation::environment::{object_field, resource_field};
 
 /// A path without `..`.
-pub(super) fn no_steps_back(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+pub(in crate::validation) fn no_steps_back(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     if text.split('/').any(|part| part == "..") {
         found.invalid(path, &text, "may not contain `..`");
     }
@@ -33,7 +33,7 @@ pub(in crate::validation) fn descending_path_as(text: &str, reported: &str, path
 }
 
 /// A relative path that neither contains nor begins with `..`.
-pub(in crate::validation) fn local_path(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+pub(super) fn local_path(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     descending_path(text, path, found);
     if text.starts_with("..") && !text.starts_with("../") {
         found.invalid(path, &text, "may not begin with `..`");
