@@ -69,8 +69,9 @@ async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
     }
     engine.shutdown().await;
     // After a failure the directories stay: they tell why, and may hold what another program needs.
-    served?;
+    let node = served?;
     if ephemeral {
+        node.erase().await.context("removing the pods' volumes")?;
         for directory in [&config.run, &config.root] {
             std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
         }
@@ -79,14 +80,14 @@ async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the node and the doors until a signal says stop.
+/// Runs the node and the doors until a signal says stop; the node that was shut down.
 async fn run_node(
     config: &Config,
     engine: &Arc<Engine>,
     doors: Doors,
     ephemeral: bool,
     signals: &mut Signals,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Node> {
     let node = Node::start(node_config(config), Arc::clone(engine)).await.context("starting the node")?;
     let listen = doors.listen_address();
     let description = write_description(config, listen)?;
@@ -113,7 +114,8 @@ async fn run_node(
     stop.cancel();
     served.await.context("closing the doors")?;
     node.shutdown().await;
-    remove_if_there(&description)
+    remove_if_there(&description)?;
+    Ok(node)
 }
 
 /// What ends the agent, and what does not.

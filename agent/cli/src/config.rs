@@ -177,6 +177,12 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         Some(name) => name,
         None => nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().to_lowercase(),
     };
+    if !is_subdomain(&node_name) {
+        bail!(
+            "nodeName: `{node_name}` cannot be the name of a node: at most 253 lower-case letters, digits, `-` and `.`, \
+             each part beginning and ending with a letter or digit; set it by --node-name"
+        );
+    }
     Ok(Config {
         manifests: absolute(settings.manifests.unwrap_or_else(|| DEFAULT_MANIFESTS.into()))?,
         root: absolute(settings.root.unwrap_or_else(|| DEFAULT_ROOT.into()))?,
@@ -198,6 +204,17 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         log_format: settings.log_format.unwrap_or(LogFormat::Text),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
     })
+}
+
+/// Source: RFC 1123 and Kubernetes' validation of node names.
+fn is_subdomain(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(part)
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -290,6 +307,13 @@ mod tests {
     }
 
     #[test]
+    fn relative_directories_are_below_the_working_directory() {
+        let here = std::env::current_dir().unwrap();
+        let config = config("run: r\nroot: s\nmanifests: m\nnodeName: a-1.example\n", Settings::default());
+        assert_eq!([config.run, config.root, config.manifests], ["r", "s", "m"].map(|name| here.join(name)));
+    }
+
+    #[test]
     fn every_key_of_the_file_is_read() {
         let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
@@ -314,6 +338,10 @@ mod tests {
             ("cgroupRoot: /", "cgroupRoot"),
             ("cgroupRoot: relative", "cgroupRoot"),
             ("cgroupRoot: /kubepods/x", "kubelet"),
+            ("nodeName: A_B", "nodeName"),
+            ("nodeName: ''", "nodeName"),
+            ("nodeName: a..b", "nodeName"),
+            ("nodeName: -a", "nodeName"),
         ] {
             let error = complete(parse(text).unwrap()).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");

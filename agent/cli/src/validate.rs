@@ -5,10 +5,10 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use owo_colors::OwoColorize;
 use portreeve_manifests::{ObjectKey, Position, Problem, Reason, Severity, Verdict, parse_file};
-use portreeve_node::source::is_manifest_name;
+use portreeve_node::source::manifests_below;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ValidateArgs {
@@ -39,7 +39,17 @@ pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
             report.add(Path::new("<stdin>"), &bytes);
             continue;
         }
-        for file in manifest_files(path)? {
+        let metadata = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
+        let files = if metadata.is_dir() {
+            let (files, unreadable) = manifests_below(path).with_context(|| format!("listing {}", path.display()))?;
+            if let Some((folder, reason)) = unreadable.first_key_value() {
+                bail!("reading {}: {reason}", folder.display());
+            }
+            files
+        } else {
+            [path.clone()].into()
+        };
+        for file in files {
             let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
             report.add(&file, &bytes);
         }
@@ -52,31 +62,6 @@ pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The files below a directory that an agent would run, in the order of their names, or the one
-/// file that was named.
-fn manifest_files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let metadata = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
-    if !metadata.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut found = Vec::new();
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = std::fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?;
-        for entry in entries {
-            let path = entry.with_context(|| format!("listing {}", folder.display()))?.path();
-            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            if path.is_dir() && !hidden {
-                folders.push(path);
-            } else if is_manifest_name(&path) {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
 /// What was found in all files together.
 #[derive(Debug, Default)]
 struct Report {
@@ -84,6 +69,7 @@ struct Report {
     accepted: usize,
     problems: Vec<Problem>,
     owners: BTreeMap<ObjectKey, (PathBuf, Position)>,
+    uids: BTreeMap<String, ObjectKey>,
 }
 
 impl Report {
@@ -99,22 +85,37 @@ impl Report {
             let Verdict::Accepted(object) = document.verdict else { continue };
             self.accepted += 1;
             let key = object.key();
-            match self.owners.get(&key) {
-                None => {
-                    self.owners.insert(key, (file.to_owned(), document.position));
-                }
-                Some((owner, position)) => self.problems.push(Problem {
-                    severity: Severity::Error,
-                    file: file.to_owned(),
-                    position: document.position,
-                    document: document.index,
-                    field: "metadata.name".to_owned(),
-                    reason: Reason::FieldValueDuplicate,
-                    message: format!("{key} is also in {}:{}", owner.display(), position.line),
-                    fix: Some("rename one of the two, or delete it: the first one found keeps running".to_owned()),
-                    object: Some(key),
-                }),
+            let problem = |field: &str, message, fix: &str| Problem {
+                severity: Severity::Error,
+                file: file.to_owned(),
+                position: document.position,
+                document: document.index,
+                field: field.to_owned(),
+                reason: Reason::FieldValueDuplicate,
+                message,
+                fix: Some(fix.to_owned()),
+                object: Some(key.clone()),
+            };
+            if let Some((owner, position)) = self.owners.get(&key) {
+                let message = format!("{key} is also in {}:{}", owner.display(), position.line);
+                let fix = "rename one of the two, or delete it: the first one found keeps running";
+                self.problems.push(problem("metadata.name", message, fix));
+                continue;
             }
+            // One UUID may be spelled with small or with capital letters.
+            let uid = object.metadata().uid.as_deref().unwrap_or_default().to_ascii_lowercase();
+            if let Some((other, (owner, position))) = self.uids.get(&uid).and_then(|key| self.owners.get_key_value(key))
+            {
+                let message = format!("{uid:?} is the uid of {other} in {}:{}", owner.display(), position.line);
+                self.problems.push(problem(
+                    "metadata.uid",
+                    message,
+                    "remove metadata.uid: the agent gives one and keeps it",
+                ));
+            } else if !uid.is_empty() {
+                self.uids.insert(uid, key.clone());
+            }
+            self.owners.insert(key, (file.to_owned(), document.position));
         }
     }
 
@@ -155,4 +156,27 @@ impl Report {
 
 fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uid_that_two_files_give_is_an_error_of_the_second() {
+        let map = |name: &str, uid: &str| {
+            format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, uid: {uid}}}\n")
+        };
+        let mut report = Report::default();
+        report.add(Path::new("a.yaml"), map("a", "6ba7b810-9dad-41d1-80b4-00c04fd430c8").as_bytes());
+        report.add(Path::new("b.yaml"), map("b", "6ba7b811-9dad-41d1-80b4-00c04fd430c8").as_bytes());
+        assert_eq!(report.errors(), 0, "{:?}", report.problems);
+        report.add(Path::new("c.yaml"), map("c", "6BA7B810-9DAD-41D1-80B4-00C04FD430C8").as_bytes());
+        let problems: Vec<_> = report.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            problems,
+            ["c.yaml:1:1: error: metadata.uid: \"6ba7b810-9dad-41d1-80b4-00c04fd430c8\" is the uid of \
+              ConfigMap default/a in a.yaml:1 (remove metadata.uid: the agent gives one and keeps it)"]
+        );
+    }
 }

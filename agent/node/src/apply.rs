@@ -14,6 +14,7 @@ use crate::desired::Ledger;
 use crate::disk;
 use crate::error::NodeError;
 use crate::report::{Applied, ApplyReport, Deleted, ManifestFile, ObjectName, ProblemReport};
+use crate::volumes::NodeFacts;
 
 /// Folder of the manifests that belongs to `apply`.
 const FOLDER: &str = "applied";
@@ -22,6 +23,8 @@ const FOLDER: &str = "applied";
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     pub(crate) objects: Vec<Object>,
+    /// Where each was said: file and line.
+    pub(crate) places: BTreeMap<ObjectKey, (PathBuf, u32)>,
     pub(crate) refused: Vec<Option<ObjectKey>>,
     pub(crate) problems: Vec<ProblemReport>,
 }
@@ -37,6 +40,7 @@ pub(crate) fn parse(files: &[ManifestFile]) -> Given {
             match document.verdict {
                 Verdict::Accepted(object) => {
                     let key = object.key();
+                    given.places.insert(key.clone(), (file.path.clone(), document.position.line));
                     match seen.get(&key).and_then(|index| given.objects.get_mut(*index)) {
                         Some(former) => *former = object,
                         None => {
@@ -53,6 +57,20 @@ pub(crate) fn parse(files: &[ManifestFile]) -> Given {
     given
 }
 
+/// A warning for each given pod that asks for another node.
+pub(crate) fn elsewhere(given: &Given, node: &NodeFacts) -> BTreeMap<ObjectKey, ProblemReport> {
+    let pods = given.objects.iter().filter_map(|object| match object {
+        Object::Pod(pod) => Some((object.key(), crate::supervisor::elsewhere(pod, node)?)),
+        _ => None,
+    });
+    pods.map(|(key, message)| {
+        let (file, line) = given.places.get(&key).cloned().unwrap_or_default();
+        let report = crate::desired::not_for_this_node(&file, line, &key, message);
+        (key, report)
+    })
+    .collect()
+}
+
 /// The file of an applied object.
 pub(crate) fn applied_path(manifests: &Path, key: &ObjectKey) -> PathBuf {
     let kind = key.kind.as_str().to_ascii_lowercase();
@@ -64,9 +82,12 @@ pub(crate) fn apply_blocking(
     manifests: &Path,
     ledger: &Ledger,
     files: &[ManifestFile],
+    node: &NodeFacts,
 ) -> Result<(ApplyReport, Vec<(ObjectKey, String)>), NodeError> {
     let given = parse(files);
-    let (errors, warnings): (Vec<_>, Vec<_>) = given.problems.into_iter().partition(ProblemReport::is_error);
+    let elsewhere = elsewhere(&given, node);
+    let (errors, mut warnings): (Vec<_>, Vec<_>) = given.problems.into_iter().partition(ProblemReport::is_error);
+    warnings.extend(elsewhere.values().cloned());
     if !errors.is_empty() || !given.refused.is_empty() {
         return Err(NodeError::Invalid(errors));
     }
@@ -110,7 +131,9 @@ pub(crate) fn apply_blocking(
             .to_owned(),
             file: path,
         });
-        expected.push((key, hash));
+        if !elsewhere.contains_key(&key) {
+            expected.push((key, hash));
+        }
     }
     Ok((report, expected))
 }

@@ -21,7 +21,7 @@ pub struct NodeConfig {
     pub cgroup_root: String,
     /// Default `resolv.conf` of pods whose DNS policy follows the node.
     pub resolv_conf: PathBuf,
-    /// Pulls that may run at the same time.
+    /// Pulls that may run at the same time; each registry at work beyond the first may have one more.
     pub max_concurrent_pulls: usize,
     /// How often the manifest directory is listed although nothing was reported.
     pub source_resync: Duration,

@@ -104,7 +104,10 @@ pub(crate) fn resource(
     let (list, name) =
         selector.resource.split_once('.').ok_or_else(|| DownwardError::Resource(selector.resource.clone()))?;
     let resources = container.resources.as_ref();
-    let limits = resources.and_then(|r| r.limits.as_ref()).and_then(|map| map.get(name));
+    // A limit of zero is none: what the node has takes its place.
+    // Source: kubernetes `pkg/api/v1/resource/helpers.go` MergeContainerResourceLimits.
+    let says = |quantity: &&Quantity| quantity::cpu_millis(quantity).ok() != Some(0);
+    let limits = resources.and_then(|r| r.limits.as_ref()).and_then(|map| map.get(name)).filter(says);
     let given: Option<&Quantity> = match list {
         "limits" => limits,
         "requests" => resources.and_then(|r| r.requests.as_ref()).and_then(|map| map.get(name)).or(limits),
@@ -123,7 +126,11 @@ pub(crate) fn resource(
             Ok(in_units(millis, unit))
         }
         "memory" | "ephemeral-storage" => {
-            let absent = if list == "limits" && name == "memory" { facts.node.memory_bytes } else { 0 };
+            let absent = match (list, name) {
+                ("limits", "memory") => facts.node.memory_bytes,
+                ("limits", _) => facts.node.storage_bytes,
+                _ => 0,
+            };
             let bytes = given.and_then(|given| quantity::bytes(given).ok()).unwrap_or(absent);
             let unit = divisor.and_then(|unit| quantity::bytes(unit).ok()).unwrap_or(1);
             Ok(in_units(bytes, unit))
@@ -134,5 +141,46 @@ pub(crate) fn resource(
             Ok(in_units(bytes, unit))
         }
         other => Err(DownwardError::Resource(other.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use portreeve_plan::Configs;
+    use serde_json::json;
+
+    use super::*;
+    use crate::volumes::NodeFacts;
+
+    #[test]
+    fn a_limit_that_is_not_given_is_what_the_node_has() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [
+            {"name": "free"},
+            {"name": "zero", "resources": {"limits": {"cpu": "0", "memory": "0", "ephemeral-storage": "0"}}},
+            {"name": "tight", "resources": {"limits": {"cpu": "1500m", "memory": "64Mi", "ephemeral-storage": "1Gi"}}},
+        ]}}))
+        .unwrap();
+        let node =
+            NodeFacts { cpu_millis: 4000, memory_bytes: 8 << 30, storage_bytes: 100 << 30, ..NodeFacts::default() };
+        let configs = Configs::default();
+        let facts = Facts { pod: &pod, uid: "u", configs: &configs, node: &node };
+        let value = |container: &str, resource: &str, divisor: &str| {
+            let selector = ResourceFieldSelector {
+                container_name: Some(container.to_owned()),
+                resource: resource.to_owned(),
+                divisor: Some(Quantity(divisor.to_owned())),
+            };
+            super::resource(facts, None, &selector).unwrap()
+        };
+        for container in ["free", "zero"] {
+            assert_eq!(value(container, "limits.cpu", "1"), "4");
+            assert_eq!(value(container, "limits.memory", "1Gi"), "8");
+            assert_eq!(value(container, "limits.ephemeral-storage", "1Gi"), "100");
+            assert_eq!(value(container, "requests.ephemeral-storage", "1Gi"), "0");
+        }
+        assert_eq!(value("tight", "limits.cpu", "1m"), "1500");
+        assert_eq!(value("tight", "limits.memory", "1Mi"), "64");
+        assert_eq!(value("tight", "limits.ephemeral-storage", "1Mi"), "1024");
     }
 }

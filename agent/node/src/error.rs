@@ -81,6 +81,9 @@ pub enum NodeError {
         /// What it is instead, e.g. `waiting to start: ContainerCreating`.
         state: String,
     },
+    /// A volume cannot be made or removed.
+    #[error(transparent)]
+    Volumes(#[from] crate::volumes::VolumeError),
     /// The given manifests have errors.
     #[error("{} problem(s) in the manifests", .0.len())]
     Invalid(Vec<ProblemReport>),

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::history::{History, NamespacedName, Versions};
+use crate::history::{History, NamespacedName, REMEMBERED, Versions};
 
 /// Version of the journal.
 const VERSION: u32 = 1;
@@ -151,7 +151,7 @@ impl Events {
     /// # Errors
     /// [`EventsError`]; a journal of a newer agent is left alone.
     pub fn open(journal: &Path, capacity: usize, node_name: &str, versions: Versions) -> Result<Self, EventsError> {
-        let list = Arc::new(History::new(versions, capacity.saturating_mul(2), stamp));
+        let list = Arc::new(History::new(versions, REMEMBERED, stamp));
         let events = Self {
             list,
             ring: Mutex::new(Ring::default()),

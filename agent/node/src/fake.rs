@@ -108,6 +108,8 @@ struct World {
     /// Counts the agents; what an earlier one still asks is never answered.
     agent: u64,
     dead: bool,
+    /// `cpu.shares` of the cgroups above pods.
+    shares: BTreeMap<String, u64>,
     log: Vec<String>,
     violations: Vec<String>,
 }
@@ -140,6 +142,7 @@ impl FakeRuntime {
                 verbs: 0,
                 agent: 0,
                 dead: false,
+                shares: BTreeMap::new(),
                 log: Vec::new(),
                 violations: Vec::new(),
             }),
@@ -189,6 +192,11 @@ impl FakeRuntime {
         self.world().log.clone()
     }
 
+    /// `cpu.shares` of the cgroups above pods, by their paths.
+    pub fn shares(&self) -> BTreeMap<String, u64> {
+        self.world().shares.clone()
+    }
+
     /// What was done that must never be done.
     pub fn violations(&self) -> Vec<String> {
         self.world().violations.clone()
@@ -209,6 +217,13 @@ impl FakeRuntime {
         }
         drop(world);
         self.tell(EngineEvent::SandboxLost { id: id.clone(), reason: "shim died".to_owned() });
+    }
+
+    /// The machine goes down: nothing runs any more, and no record of it is left.
+    pub fn reboot(&self) {
+        let mut world = self.world();
+        world.sandboxes.clear();
+        world.containers.clear();
     }
 
     /// A container ends.
@@ -346,6 +361,7 @@ impl Runtime for FakeRuntime {
                 }
             }
             if let Some(sandbox) = world.sandboxes.get_mut(id) {
+                // As the engine promises, also one that was lost.
                 sandbox.state = SandboxState::NotReady { reason: "stopped".to_owned() };
                 sandbox.ips.clear();
             }
@@ -527,6 +543,18 @@ impl Runtime for FakeRuntime {
         _resources: &'a LinuxResources,
     ) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(self.verb("update sandbox resources".to_owned(), |_| Ok(())))
+    }
+
+    fn update_cgroup_resources<'a>(
+        &'a self,
+        path: &'a str,
+        resources: &'a LinuxResources,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        // No verb of a pod: it is neither counted nor fails.
+        if let Some(shares) = resources.cpu().as_ref().and_then(oci_spec::runtime::LinuxCpu::shares) {
+            self.world().shares.insert(path.to_owned(), shares);
+        }
+        Box::pin(async { Ok(()) })
     }
 
     fn containers(&self) -> Vec<ContainerStatus> {

@@ -12,6 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+/// Changes that each list of a node remembers, whole objects all of them: a healthy watcher is
+/// behind by a handful, and any other lists again.
+pub(crate) const REMEMBERED: usize = 256;
+
 /// Namespace and name of an object in a list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespacedName {

@@ -4,16 +4,19 @@ use std::fs;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 
+use crate::config::NodeConfig;
 use crate::volumes::NodeFacts;
 
 /// Looks at the machine once.
-pub(crate) fn facts(node_name: &str) -> NodeFacts {
+pub(crate) fn facts(config: &NodeConfig) -> NodeFacts {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     NodeFacts {
-        name: node_name.to_owned(),
+        name: config.node_name.clone(),
+        labels: config.node_labels(),
         host_ips: host_ips(),
         cpu_millis: u64::try_from(cpus).unwrap_or(1).saturating_mul(1000),
         memory_bytes: memory_bytes(Path::new("/proc/meminfo")),
+        storage_bytes: storage_bytes(&config.root),
     }
 }
 
@@ -45,4 +48,9 @@ fn memory_bytes(meminfo: &Path) -> u64 {
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kibibytes = total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     kibibytes.unwrap_or(0).saturating_mul(1024)
+}
+
+fn storage_bytes(root: &Path) -> u64 {
+    let found = rustix::fs::statvfs(root);
+    found.map_or(0, |found| found.f_blocks.saturating_mul(found.f_frsize))
 }

@@ -25,7 +25,7 @@ use crate::config::{NodeConfig, architecture};
 use crate::desired::Ledger;
 use crate::error::{NodeError, StartError, chain};
 use crate::events::Events;
-use crate::history::{History, Listed, NamespacedName, Versions, Watch, WatchError};
+use crate::history::{History, Listed, NamespacedName, REMEMBERED, Versions, Watch, WatchError};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::pulls::Pulls;
@@ -163,10 +163,10 @@ impl Node {
             volumes: Volumes::open(&config.root, &config.run)?,
             events: Arc::clone(&events),
             metrics: Metrics::new(&config.version)?,
-            node: machine::facts(&config.node_name),
+            node: machine::facts(&config),
             pulls: Arc::new(Pulls::new(config.max_concurrent_pulls)),
             index: Index::default(),
-            pods: Arc::new(History::new(versions.clone(), 8192, |pod: &mut Pod, version| {
+            pods: Arc::new(History::new(versions.clone(), REMEMBERED, |pod: &mut Pod, version| {
                 pod.metadata.resource_version = Some(version.to_string());
             })),
             observed: Mutex::default(),
@@ -176,10 +176,10 @@ impl Node {
             runtime,
             outbox,
         });
-        let config_maps = Arc::new(History::new(versions.clone(), 512, |map: &mut ConfigMap, version| {
+        let config_maps = Arc::new(History::new(versions.clone(), REMEMBERED, |map: &mut ConfigMap, version| {
             map.metadata.resource_version = Some(version.to_string());
         }));
-        let secrets = Arc::new(History::new(versions, 512, |secret: &mut Secret, version| {
+        let secrets = Arc::new(History::new(versions, REMEMBERED, |secret: &mut Secret, version| {
             secret.metadata.resource_version = Some(version.to_string());
         }));
         let (requests, inbox) = mpsc::channel(64);
@@ -236,6 +236,24 @@ impl Node {
         });
         // A panic there was logged; there is nothing left to do.
         let _ = closed.await;
+    }
+
+    /// Removes what is left of the pods' volumes, whoever's they are, after [`Node::shutdown`] and once nothing uses them.
+    ///
+    /// # Errors
+    /// The first that could not be removed; the others are.
+    pub async fn erase(&self) -> Result<(), NodeError> {
+        let volumes = self.inner.shared.volumes.clone();
+        let erased = tokio::task::spawn_blocking(move || {
+            let removals = volumes.uids().into_iter().map(|uid| volumes.remove_pod_blocking(&uid));
+            let first = removals.filter_map(Result::err).collect::<Vec<_>>().into_iter().next();
+            volumes.close_blocking();
+            first.map_or(Ok(()), Err)
+        });
+        match erased.await {
+            Ok(erased) => Ok(erased?),
+            Err(_) => Err(NodeError::Stopped),
+        }
     }
 
     /// Ends everything at once, as a killed agent would: for simulations.
@@ -590,12 +608,14 @@ impl Node {
     /// [`NodeError::Write`] if the kernel refuses.
     pub async fn apply(&self, files: Vec<ManifestFile>) -> Result<ApplyReport, NodeError> {
         let (manifests, ledger) = (self.inner.config.manifests_dir.clone(), self.ledger());
-        let (report, expected) = blocking(move || apply::apply_blocking(&manifests, &ledger, &files)).await?;
+        let shared = Arc::clone(&self.inner.shared);
+        let applied = blocking(move || apply::apply_blocking(&manifests, &ledger, &files, &shared.node));
+        let (report, expected) = applied.await?;
         let mut ledger = self.inner.outlook.ledger.clone();
         let seen = ledger.wait_for(|ledger| {
             expected.iter().all(|(key, hash)| ledger.objects.get(key).is_some_and(|record| record.hash == *hash))
         });
-        // A pod for another node is never seen; the files are what counts.
+        // The files are what counts.
         let _ = tokio::time::timeout(APPLY_SEEN_WITHIN, seen).await;
         Ok(report)
     }

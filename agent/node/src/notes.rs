@@ -13,7 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use portreeve_engine::ContainerId;
-use portreeve_plan::{HookState, KillCause, ProbeVerdicts, Resources, Stopping, Verdict, VolumeRecord};
+use portreeve_plan::{HookState, KillCause, Past, ProbeVerdicts, Resources, Stopping, Verdict, VolumeRecord};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -196,6 +196,58 @@ impl NoteBook {
         }
         disk::replace_volatile(&self.path, &serde_json::to_vec(&self.notes)?, 0o600)?;
         self.written = self.notes.clone();
+        Ok(())
+    }
+}
+
+/// What of a pod that does not always restart outlives a reboot: one small file, on disk.
+#[derive(Debug)]
+pub(crate) struct PastBook {
+    path: PathBuf,
+    past: Option<Arc<Past>>,
+}
+
+impl PastBook {
+    /// Opens it in the pod's directory on disk; what is damaged is as good as none.
+    pub(crate) fn open(directory: &Path) -> Self {
+        let path = directory.join("past.json");
+        let past = fs::read(&path).ok().and_then(|bytes| match serde_json::from_slice::<Past>(&bytes) {
+            Ok(past) => Some(Arc::new(past)),
+            Err(error) => {
+                warn!(path = %path.display(), error = %error, "the damaged past of a pod was not used");
+                None
+            }
+        });
+        Self { path, past }
+    }
+
+    /// What was kept last.
+    pub(crate) fn past(&self) -> Option<Arc<Past>> {
+        self.past.clone()
+    }
+
+    /// Whether this is on disk.
+    pub(crate) fn has(&self, past: Option<&Past>) -> bool {
+        self.past.as_deref() == past
+    }
+
+    /// Keeps `past` over crashes and reboots.
+    pub(crate) async fn keep(&mut self, past: Option<Arc<Past>>) -> io::Result<()> {
+        let (path, next) = (self.path.clone(), past.clone());
+        let written = tokio::task::spawn_blocking(move || match next {
+            Some(past) => {
+                if let Some(parent) = path.parent() {
+                    disk::ensure_directory(parent, 0o700)?;
+                }
+                disk::replace_blocking(&path, &serde_json::to_vec(&*past)?, 0o600)
+            }
+            None => match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        });
+        written.await.map_err(io::Error::other)??;
+        self.past = past;
         Ok(())
     }
 }

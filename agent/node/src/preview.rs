@@ -20,9 +20,18 @@ pub(crate) fn preview(shared: &Shared, ledger: &Ledger, views: &Views, request: 
     if request.files.is_empty() && !request.prune {
         return next(shared, views);
     }
-    let given = apply::parse(&request.files);
+    let mut given = apply::parse(&request.files);
+    let elsewhere = apply::elsewhere(&given, &shared.node);
+    // As the merge has it: it says of itself that it belongs elsewhere, as if it were not here.
+    given.objects.retain(|object| !elsewhere.contains_key(&object.key()));
+    given.problems.extend(elsewhere.values().cloned());
     let now = shared.clock.now();
-    let (after, touched) = overlay(ledger, &given.objects, &given.refused, request.prune, now);
+    let (mut after, mut touched) = overlay(ledger, &given.objects, &given.refused, request.prune, now);
+    for key in elsewhere.keys() {
+        if after.objects.remove(key).is_some() {
+            touched.insert(key.clone());
+        }
+    }
     let mut report = PlanReport { problems: given.problems, ..PlanReport::default() };
     let mut changed_configs = BTreeSet::new();
     for key in &touched {
@@ -76,7 +85,12 @@ pub(crate) fn preview(shared: &Shared, ledger: &Ledger, views: &Views, request: 
         let mut desired = DesiredPod::new(uid, Arc::new((**pod).clone()), record.admitted_at);
         desired.intent = Intent::Remove { since: now, grace: None };
         let observed = seen(shared, &desired.uid).unwrap_or_default();
-        let made = plan(&desired, &observed, now);
+        let mut made = plan(&desired, &observed, now);
+        if let Some(problem) = elsewhere.get(key) {
+            for step in &mut made.steps {
+                step.reason.clone_from(&problem.message);
+            }
+        }
         report.pods.push(pod_plan(&desired, &made, PodChange::Delete, Some(record.uid.clone())));
     }
     report.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));

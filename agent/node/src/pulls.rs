@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use portreeve_engine::image::{Credential, Progress};
+use portreeve_engine::image::{Credential, ImageRef, Progress, RegistrySlots};
 use portreeve_manifests::Kind;
 use portreeve_plan::{Config, Configs, Failure, retry_at};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::report::PullReport;
 use crate::runtime::{ImageFacts, PullFailure, Runtime};
@@ -15,7 +15,7 @@ use crate::runtime::{ImageFacts, PullFailure, Runtime};
 /// The pulls of a node.
 #[derive(Debug)]
 pub(crate) struct Pulls {
-    slots: Semaphore,
+    slots: RegistrySlots,
     shown: Mutex<BTreeMap<(String, String), Shown>>,
 }
 
@@ -27,7 +27,7 @@ enum Shown {
 
 impl Pulls {
     pub(crate) fn new(at_once: usize) -> Self {
-        Self { slots: Semaphore::new(at_once.max(1)), shown: Mutex::new(BTreeMap::new()) }
+        Self { slots: RegistrySlots::new(at_once), shown: Mutex::new(BTreeMap::new()) }
     }
 
     fn show(&self, uid: &str, image: &str, shown: Option<Shown>) {
@@ -50,10 +50,9 @@ impl Pulls {
         let (sink, progress) = watch::channel(Progress::default());
         self.show(&uid, &image, Some(Shown::Running(progress)));
         let _shown = Hide { pulls: &self, uid: &uid, image: &image };
-        let _slot = self.slots.acquire().await.map_err(|_| PullFailure {
-            reason: "ErrImagePull".to_owned(),
-            message: "the agent is shutting down".to_owned(),
-        })?;
+        // A name that is no reference has no registry to wait for: the pull says so.
+        let registry = image.parse::<ImageRef>().map(|name| name.registry().to_owned()).unwrap_or_default();
+        let _slot = self.slots.take(&registry).await;
         runtime.pull(&image, credentials, Some(sink)).await
     }
 
@@ -155,4 +154,25 @@ pub(crate) fn credentials(pod: &k8s_openapi::api::core::v1::Pod, configs: &Confi
 fn docker_config(config: &Config) -> Option<&[u8]> {
     let data = config.data();
     data.get(".dockerconfigjson").or_else(|| data.get(".dockercfg")).map(Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::fake::{FakeRuntime, Script};
+
+    #[tokio::test(start_paused = true)]
+    async fn pulls_from_a_slow_registry_hold_up_no_other() {
+        let runtime = FakeRuntime::new(1, Script::default(), Clock::system());
+        let pulls = Arc::new(Pulls::new(2));
+        let _stuck = (pulls.slots.take("slow.example").await, pulls.slots.take("slow.example").await);
+        let pull = |image: &str| {
+            runtime.publish(image);
+            let pull = pulls.clone().pull(runtime.clone(), "uid".to_owned(), image.to_owned(), Vec::new());
+            tokio::time::timeout(std::time::Duration::from_secs(60), pull)
+        };
+        assert!(pull("slow.example/a").await.is_err(), "all its slots are taken");
+        assert!(pull("other.example/a").await.is_ok_and(|pulled| pulled.is_ok()));
+    }
 }

@@ -81,6 +81,12 @@ pub trait Runtime: Send + Sync + 'static {
         id: &'a SandboxId,
         resources: &'a LinuxResources,
     ) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// See [`Engine::update_cgroup_resources`].
+    fn update_cgroup_resources<'a>(
+        &'a self,
+        path: &'a str,
+        resources: &'a LinuxResources,
+    ) -> BoxFuture<'a, Result<(), EngineError>>;
     /// All containers of the node.
     fn containers(&self) -> Vec<ContainerStatus>;
     /// One container.
@@ -194,6 +200,14 @@ impl Runtime for EngineRuntime {
         resources: &'a LinuxResources,
     ) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(self.0.update_sandbox_resources(id, resources))
+    }
+
+    fn update_cgroup_resources<'a>(
+        &'a self,
+        path: &'a str,
+        resources: &'a LinuxResources,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(self.0.update_cgroup_resources(path, resources))
     }
 
     fn containers(&self) -> Vec<ContainerStatus> {

@@ -20,8 +20,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use oci_spec::runtime::LinuxResources;
 use portreeve_engine::{EngineEvent, Owner};
-use portreeve_manifests::{Kind, Object, ObjectKey, references};
+use portreeve_manifests::{Kind, Object, ObjectKey, QosClass, qos_class, references};
 use portreeve_plan::{
     Blocked, Candidate, Config, Configs, DesiredPod, Finished, Intent, ObservedPod, PodKey, PodUid, SandboxRecord,
     admit,
@@ -32,13 +33,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::NodeConfig;
-use crate::desired::{Ledger, News, Record, merge};
+use crate::desired::{Ledger, NOT_FOR_THIS_NODE, News, Record, merge};
 use crate::error::chain;
 use crate::events::{EventKind, Subject};
 use crate::history::{History, NamespacedName};
 use crate::report::{SourceReport, SourceState};
 use crate::source::SourceSet;
 use crate::translate;
+use crate::volumes::NodeFacts;
 use crate::worker::{Shared, Worker, WorkerHandle, WorkerNews};
 
 /// A request of a door.
@@ -61,6 +63,9 @@ pub(crate) struct Outlook {
 
 /// What each worker was told last.
 pub(crate) type Views = Arc<Mutex<BTreeMap<PodUid, Arc<DesiredPod>>>>;
+
+/// What the cgroups of the QoS levels should enforce, by their paths.
+type Weights = BTreeMap<String, LinuxResources>;
 
 /// What the worker of a pod was sent, to send only what is new.
 #[derive(Debug, PartialEq, Clone)]
@@ -103,6 +108,7 @@ pub(crate) struct Supervisor {
     writes: watch::Sender<(u64, Arc<Ledger>)>,
     written: watch::Receiver<(u64, Option<String>)>,
     waiting: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
+    weights: watch::Sender<Weights>,
     told: BTreeSet<String>,
     config_maps: Arc<History<ConfigMap>>,
     secrets: Arc<History<Secret>>,
@@ -143,6 +149,8 @@ impl Supervisor {
         let mut tasks = JoinSet::new();
         let metrics = parts.shared.metrics.clone();
         tasks.spawn(write_ledger(parts.ledger_path, to_write, written_out, metrics, parts.stop.clone()));
+        let (weights, to_set) = watch::channel(Weights::new());
+        tasks.spawn(set_weights(Arc::clone(&parts.shared), to_set, parts.stop.clone()));
         let supervisor = Self {
             engine: parts.shared.runtime.subscribe(),
             shared: parts.shared,
@@ -164,6 +172,7 @@ impl Supervisor {
             writes,
             written,
             waiting: Vec::new(),
+            weights,
             told: BTreeSet::new(),
             config_maps: parts.config_maps,
             secrets: parts.secrets,
@@ -246,15 +255,15 @@ impl Supervisor {
             let adopted = (key.kind == Kind::Pod).then(|| adoptable.remove(&pod)).flatten();
             adopted.unwrap_or_else(|| uuid::Uuid::new_v4().hyphenated().to_string())
         };
-        let labels = self.config.node_labels();
-        let name = &self.config.node_name;
+        let node = &self.shared.node;
         let placement = |object: &Object| match object {
-            Object::Pod(pod) => elsewhere(pod, name, &labels),
+            Object::Pod(pod) => elsewhere(pod, node),
             _ => None,
         };
         let complete = set.complete;
         let merged = merge(&self.ledger, std::slice::from_ref(&set), now, &mut new_uid, &placement);
         self.tell_problems(&merged.reports);
+        self.tell_displaced(&merged.news, &merged.reports);
         self.shared.metrics.sources(&merged.reports);
         self.reports.send_replace(Arc::new(merged.reports));
         let first = complete && !self.merged_once;
@@ -339,6 +348,10 @@ impl Supervisor {
                 self.views.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid);
                 if self.ledger.removals.remove(&uid).is_some() {
                     self.persist();
+                    if self.reports.borrow().iter().any(refuses_uids) {
+                        // Its uid is free, and somebody may have been refused for it.
+                        self.merge();
+                    }
                 } else if let Some(drain) = &mut self.drain {
                     drain.stopped.insert(uid);
                 }
@@ -473,10 +486,31 @@ impl Supervisor {
                 }
             }
         }
+        self.weigh(&wanted);
         for desired in wanted {
             self.tell(desired);
         }
         self.finish_drain();
+    }
+
+    /// Hands the shares of the processor that the QoS levels should have to whoever sets them.
+    fn weigh(&self, wanted: &[DesiredPod]) {
+        let holding = self.shared.index.uids();
+        let active = wanted.iter().filter(|desired| match desired.intent {
+            Intent::Run => desired.finished.is_none(),
+            Intent::Remove { .. } => holding.contains(&desired.uid),
+        });
+        let specs: Vec<_> = active.filter_map(|desired| desired.pod.spec.as_ref()).collect();
+        let level = |class: QosClass| {
+            let pods = specs.iter().copied().filter(|spec| qos_class(spec) == class);
+            Some((self.shared.place.level(class), translate::level_resources(class, pods)?))
+        };
+        let weights: Weights = [QosClass::Burstable, QosClass::BestEffort].into_iter().filter_map(level).collect();
+        self.weights.send_if_modified(|told| {
+            let other = *told != weights;
+            *told = weights;
+            other
+        });
     }
 
     fn finish_drain(&mut self) {
@@ -655,6 +689,25 @@ impl Supervisor {
         retain(&self.secrets, &secrets, |secret| &secret.metadata);
     }
 
+    /// Events for pods that are removed because their manifest asks for another node now.
+    fn tell_displaced(&self, news: &[News], reports: &[SourceReport]) {
+        let removed = news.iter().filter_map(|news| match news {
+            News::Removed(key) => Some((key, self.ledger.objects.get(key)?)),
+            News::Admitted(_) | News::Changed(_) => None,
+        });
+        for (key, record) in removed {
+            let name = key.to_string();
+            let mut problems = reports.iter().flat_map(|report| &report.files).flat_map(|file| &file.problems);
+            let why = problems.find(|problem| {
+                problem.reason == NOT_FOR_THIS_NODE && problem.object.as_deref() == Some(name.as_str())
+            });
+            if let Some(problem) = why {
+                let subject = Subject::pod(&key.namespace, &key.name, &record.uid);
+                self.shared.events.record(&subject, EventKind::Warning, NOT_FOR_THIS_NODE, &problem.message);
+            }
+        }
+    }
+
     /// Events for what is wrong with the sources, once for each.
     fn tell_problems(&mut self, reports: &[SourceReport]) {
         let mut told = BTreeSet::new();
@@ -728,7 +781,8 @@ pub(crate) fn configs(
             Object::ConfigMap(map) => {
                 let text = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
                 let binary = map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
-                configs.config_maps.insert(name.clone(), Config::new(text.chain(binary).collect()));
+                let config = Config::new(text.collect()).with_binary(binary.collect());
+                configs.config_maps.insert(name.clone(), config);
             }
             Object::Secret(secret) => {
                 let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
@@ -742,13 +796,19 @@ pub(crate) fn configs(
 }
 
 /// Why a pod belongs to another node, if it does.
-pub(crate) fn elsewhere(pod: &Pod, node: &str, labels: &BTreeMap<String, String>) -> Option<String> {
+pub(crate) fn elsewhere(pod: &Pod, node: &NodeFacts) -> Option<String> {
     let spec = pod.spec.as_ref()?;
-    if let Some(name) = spec.node_name.as_deref().filter(|name| !name.is_empty() && *name != node) {
-        return Some(format!("spec.nodeName is {name:?}, this node is {node:?}"));
+    if let Some(name) = spec.node_name.as_deref().filter(|name| !name.is_empty() && *name != node.name) {
+        return Some(format!("the pod does not run here: spec.nodeName is {name:?}, this node is {:?}", node.name));
     }
-    let (key, value) = spec.node_selector.iter().flatten().find(|(key, value)| labels.get(*key) != Some(*value))?;
-    Some(format!("spec.nodeSelector asks for {key}={value}, which this node has not"))
+    let mut asked = spec.node_selector.iter().flatten();
+    let (key, value) = asked.find(|(key, value)| node.labels.get(*key) != Some(*value))?;
+    Some(format!("the pod does not run here: spec.nodeSelector asks for {key}={value}, which this node has not"))
+}
+
+/// Whether an object is kept out because of its uid.
+fn refuses_uids(report: &SourceReport) -> bool {
+    report.files.iter().flat_map(|file| &file.problems).any(|problem| problem.field == "metadata.uid")
 }
 
 /// What a pod that does not run yet looks like to the planner.
@@ -769,6 +829,38 @@ pub(crate) fn unobserved(shared: &Shared, pod: &Pod) -> ObservedPod {
         }
     }
     observed
+}
+
+/// Sets what the QoS levels should enforce, the latest only.
+async fn set_weights(shared: Arc<Shared>, mut wanted: watch::Receiver<Weights>, stop: CancellationToken) {
+    let mut set = Weights::new();
+    let mut failed = false;
+    loop {
+        tokio::select! {
+            // cancel-safe: the value stays in the channel.
+            changed = wanted.changed() => if changed.is_err() {
+                return;
+            },
+            // cancel-safe: a timer.
+            () = tokio::time::sleep(Duration::from_secs(5)), if failed => {}
+            // cancel-safe: a state.
+            () = stop.cancelled() => return,
+        }
+        let wanted = wanted.borrow_and_update().clone();
+        failed = false;
+        for (path, resources) in wanted {
+            if set.get(&path) == Some(&resources) {
+                continue;
+            }
+            match shared.runtime.update_cgroup_resources(&path, &resources).await {
+                Ok(()) => drop(set.insert(path, resources)),
+                Err(error) => {
+                    failed = true;
+                    warn!(cgroup = %path, error = %chain(&error), "weight of a QoS level was not set, trying again in 5 s");
+                }
+            }
+        }
+    }
 }
 
 async fn write_ledger(

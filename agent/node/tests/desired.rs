@@ -215,8 +215,12 @@ fn a_source_that_cannot_be_read_changes_nothing() {
     world.incomplete = false;
     world.write("a.yaml", &pod("a", "i:1"));
     world.unreadable_folders.insert(PathBuf::from("/m/sub"), "permission denied".to_owned());
-    world.merge();
+    world.unreadable_folders.insert(PathBuf::from("/m/tmp"), "a link to /tmp".to_owned());
+    let report = &world.merge().reports[0];
     assert_eq!(world.pods(), before);
+    let problems: Vec<_> = report.files.iter().flat_map(|file| &file.problems).map(ToString::to_string).collect();
+    assert_eq!(problems, ["/m/sub: error: permission denied", "/m/tmp: error: a link to /tmp"]);
+    assert_eq!((report.errors, report.state), (2, SourceState::Ready));
 
     world.unreadable_folders.clear();
     world.merge();

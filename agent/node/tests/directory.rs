@@ -119,6 +119,83 @@ fn folders_are_read_and_what_is_hidden_is_not() {
 }
 
 #[test]
+fn links_to_folders_are_followed_inside_the_directory_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for folder in ["real/.trees/one", "real/.trees/two", "real/plain", "outside/deep"] {
+        fs::create_dir_all(at(folder)).unwrap();
+    }
+    for file in ["real/.trees/one/a.yaml", "real/.trees/two/b.yaml", "real/plain/c.yaml", "outside/d.yaml"] {
+        fs::write(at(file), map("x")).unwrap();
+    }
+    fs::write(at("outside/deep/e.yaml"), map("x")).unwrap();
+    // The directory itself may be a link.
+    symlink("real", at("m")).unwrap();
+    for (target, link) in [
+        (PathBuf::from(".trees/one"), "current"),
+        (at("real/.trees/two"), "absolute"),
+        ("plain".into(), "another-name-of-plain"),
+        ("../outside".into(), "out"),
+        (at("outside/deep"), "plain/out"),
+        ("/proc/self".into(), "process"),
+        ("../outside/d.yaml".into(), "d.yaml"),
+        ("/proc/self/status".into(), "kernel.yaml"),
+        ("nowhere".into(), "dangling"),
+        ("round".into(), "round"),
+    ] {
+        symlink(target, at("real").join(link)).unwrap();
+    }
+    let mut scanner = Scanner::new(&at("m"), None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    scanner.scan(&rescan(), start + LATER);
+    let set = scanner.set();
+    assert_eq!(names(&set), ["absolute/b.yaml", "current/a.yaml", "d.yaml", "kernel.yaml", "plain/c.yaml"]);
+    let refused: Vec<_> = set.unreadable_folders.keys().map(|path| path.strip_prefix(at("m")).unwrap()).collect();
+    assert_eq!(refused, ["out", "plain/out", "process"].map(Path::new));
+    assert!(set.unreadable_folders[&at("m/out")].contains(at("outside").to_str().unwrap()));
+    let kernel = &set.files[&at("m/kernel.yaml")].content;
+    assert!(matches!(kernel, FileContent::Unreadable(message) if message.contains("procfs")), "{kernel:?}");
+
+    // What ran from behind a link that leads elsewhere now runs on, until the link is gone.
+    fs::remove_file(at("real/current")).unwrap();
+    symlink("../outside", at("real/current")).unwrap();
+    scanner.scan(&rescan(), start + 2 * LATER);
+    scanner.scan(&rescan(), start + 3 * LATER);
+    let set = scanner.set();
+    assert!(names(&set).contains(&"current/a.yaml".to_owned()), "{:?}", names(&set));
+    assert!(set.is_silent_about(&at("m/current/a.yaml")) && !set.files.contains_key(&at("m/current/d.yaml")));
+    fs::remove_file(at("real/current")).unwrap();
+    scanner.scan(&rescan(), start + 4 * LATER);
+    scanner.scan(&rescan(), start + 5 * LATER);
+    assert!(!scanner.set().files.contains_key(&at("m/current/a.yaml")));
+}
+
+#[test]
+fn the_kernels_own_files_are_no_manifests() {
+    let mut scanner = Scanner::new(Path::new("/proc/self"), None);
+    scanner.scan(&rescan(), Instant::now());
+    assert!(scanner.unreadable().unwrap().contains("procfs"), "{:?}", scanner.unreadable());
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_has_nothing_due_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = dir.path().join("m");
+    fs::create_dir(&manifests).unwrap();
+    let mut scanner = Scanner::new(&manifests, None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    fs::write(manifests.join("a.yaml"), map("a")).unwrap();
+    scanner.scan(&touched(&manifests.join("a.yaml")), start);
+    assert!(scanner.deadline().is_some(), "it is not settled yet");
+    fs::rename(&manifests, dir.path().join("away")).unwrap();
+    scanner.scan(&rescan(), start + LATER);
+    assert!(scanner.unreadable().is_some());
+    assert_eq!(scanner.deadline(), None, "looking again at once would never end");
+}
+
+#[test]
 fn a_missing_or_exchanged_empty_directory_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let manifests = dir.path().join("m");
@@ -231,6 +308,25 @@ fn a_swapped_data_link_brings_the_new_content() {
     symlink("..2", at("..tmp")).unwrap();
     fs::rename(at("..tmp"), at("..data")).unwrap();
     wait_for(&source, "after", |set| names(set) == ["a.yaml"] && objects(set, "a.yaml") == 2);
+}
+
+#[test]
+fn a_directory_that_is_a_link_is_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir_all(at("real/sub")).unwrap();
+    fs::create_dir_all(at("real/.trees/one")).unwrap();
+    symlink("real", at("m")).unwrap();
+    symlink(".trees/one", at("real/current")).unwrap();
+    let source = source(&at("m"));
+    fs::write(at("real/a.yaml"), map("a")).unwrap();
+    wait_for(&source, "written", |set| names(set) == ["a.yaml"]);
+    fs::write(at("m/sub/b.yaml"), map("b")).unwrap();
+    wait_for(&source, "in a folder", |set| names(set) == ["a.yaml", "sub/b.yaml"]);
+    fs::write(at("real/.trees/one/c.yaml"), map("c")).unwrap();
+    wait_for(&source, "behind a link", |set| names(set) == ["a.yaml", "current/c.yaml", "sub/b.yaml"]);
+    fs::remove_file(at("real/a.yaml")).unwrap();
+    wait_for(&source, "removed", |set| names(set) == ["current/c.yaml", "sub/b.yaml"] && set.files.len() == 2);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use portreeve_node::fake::{FakeRuntime, Script};
 use portreeve_node::source::DirectorySource;
 use portreeve_node::{
     Clock, ManifestFile, NamespacedName, Node, NodeConfig, NodeError, ObjectName, PlanRequest, PodChange, Runtime,
+    WatchError,
 };
 
 struct World {
@@ -111,6 +112,17 @@ async fn apply_writes_one_file_per_object_and_delete_removes_only_those() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_of_the_longest_name_runs_and_can_be_removed() {
+    let world = world();
+    let name = "a".repeat(253);
+    world.write("long.yaml", &pod(&name, "i:1"));
+    world.until("it runs", |w| w.running(&name)).await;
+    fs::remove_file(world.manifest("long.yaml")).unwrap();
+    world.until("it is gone", |w| w.phase(&name).is_empty()).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_invalid_is_not_written() {
     let world = world();
     let broken = pod("a", "i:1") + "---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\nspec: {containers: []}\n";
@@ -186,6 +198,23 @@ async fn the_second_of_two_pods_that_want_one_host_port_is_blocked() {
     assert!(world.running("a"));
     fs::remove_file(world.manifest("a.yaml")).unwrap();
     world.until("b runs", |w| w.running("b")).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_falls_far_behind_lists_again_and_goes_on() {
+    let world = world();
+    let mut lazy = world.node.watch_pods(None).unwrap();
+    let all: Vec<String> = (0..150).map(|number| pod(&format!("p{number}"), "i:1")).collect();
+    world.write("all.yaml", &all.join("---\n"));
+    world.until("all run", |w| (0..150).all(|number| w.running(&format!("p{number}")))).await;
+    assert!(matches!(lazy.next().await, Some(Err(WatchError::TooOld { .. }))), "what is kept of the past is bounded");
+    let listed = world.node.pods();
+    assert_eq!(listed.items.len(), 150);
+    let mut watch = world.node.watch_pods(Some(listed.resource_version)).unwrap();
+    fs::remove_file(world.manifest("all.yaml")).unwrap();
+    assert!(!watch.next().await.unwrap().unwrap().is_empty());
+    world.until("all are gone", |w| w.node.pods().items.is_empty()).await;
     world.node.shutdown().await;
 }
 

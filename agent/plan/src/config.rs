@@ -1,6 +1,6 @@
 //! ConfigMaps and Secrets as the planner sees them: keys, and a fingerprint of each value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -51,18 +51,43 @@ impl fmt::Display for ConfigKind {
 pub struct Config {
     data: BTreeMap<String, Vec<u8>>,
     prints: BTreeMap<String, Fingerprint>,
+    /// Keys of `binaryData`: for files alone.
+    binary: BTreeSet<String>,
 }
 
 impl Config {
-    /// Takes `data` and `binaryData` (or a Secret's data) as one map.
+    /// Takes a ConfigMap's `data`, or a Secret's.
     pub fn new(data: BTreeMap<String, Vec<u8>>) -> Config {
         let prints = data.iter().map(|(key, value)| (key.clone(), Fingerprint::of(value))).collect();
-        Config { data, prints }
+        Config { data, prints, binary: BTreeSet::new() }
     }
 
-    /// The values by key, for those who write them into files and environments.
+    /// Adds a ConfigMap's `binaryData`: files show it, environments do not.
+    ///
+    /// Source: kubernetes `kubelet_pods.go` makeEnvironmentVariables, which looks at `Data` alone.
+    #[must_use]
+    pub fn with_binary(mut self, data: BTreeMap<String, Vec<u8>>) -> Config {
+        for (key, value) in data {
+            self.prints.insert(key.clone(), Fingerprint::of(&value));
+            self.binary.insert(key.clone());
+            self.data.insert(key, value);
+        }
+        self
+    }
+
+    /// The values by key, for those who write them into files.
     pub fn data(&self) -> &BTreeMap<String, Vec<u8>> {
         &self.data
+    }
+
+    /// The values by key, for those who write them into environments.
+    pub fn variables(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+        self.data.iter().filter(|(key, _)| !self.binary.contains(*key))
+    }
+
+    /// The value of one key, for an environment.
+    pub fn variable(&self, key: &str) -> Option<&Vec<u8>> {
+        self.data.get(key).filter(|_| !self.binary.contains(key))
     }
 
     /// The fingerprints of the values, by key.

@@ -93,6 +93,7 @@ pub(crate) fn spec_differences(applied: &PodSpec, desired: &PodSpec) -> Vec<Diff
     }
     init_containers(applied, desired, &mut found);
     containers(applied, desired, &mut found);
+    order(applied, desired, &mut found);
     let (old, new) = (qos_class(applied), qos_class(desired));
     if old != new {
         found.push(Difference {
@@ -216,6 +217,20 @@ fn containers(applied: &PodSpec, desired: &PodSpec, found: &mut Vec<Difference>)
             from: image(from),
             to: image(to),
         });
+    }
+}
+
+/// Containers start in the order of the spec; those that run need not be started.
+fn order(applied: &PodSpec, desired: &PodSpec, found: &mut Vec<Difference>) {
+    let names = |spec: &PodSpec, other: &PodSpec| -> Vec<String> {
+        let in_both = |name: &String| other.containers.iter().any(|container| container.name == *name);
+        spec.containers.iter().map(|container| container.name.clone()).filter(in_both).collect()
+    };
+    let (old, new) = (names(applied, desired), names(desired, applied));
+    if old != new {
+        let shown = |names: Vec<String>| Some(names.join(", "));
+        let field = "spec.containers (order)".to_owned();
+        found.push(Difference { field, cost: Cost::Live, from: shown(old), to: shown(new) });
     }
 }
 

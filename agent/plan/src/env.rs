@@ -45,9 +45,10 @@ pub(crate) fn env_use(desired: &DesiredPod, container: &Container) -> EnvUse {
 
 fn whole(desired: &DesiredPod, kind: ConfigKind, name: &str, optional: bool, found: &mut EnvUse) {
     match desired.configs.get(kind, name) {
-        Some(config) => found
-            .prints
-            .extend(config.fingerprints().iter().map(|(key, print)| (label(kind, name, key), print.clone()))),
+        Some(config) => {
+            let used = config.variables().filter_map(|(key, _)| Some((key, config.fingerprints().get(key)?)));
+            found.prints.extend(used.map(|(key, print)| (label(kind, name, key), print.clone())));
+        }
         None if optional => {}
         None => found.missing.push(absent(kind, name)),
     }
@@ -57,7 +58,7 @@ fn one(desired: &DesiredPod, kind: ConfigKind, name: &str, key: &str, optional: 
     match desired.configs.get(kind, name) {
         None if optional => {}
         None => found.missing.push(absent(kind, name)),
-        Some(config) => match config.fingerprints().get(key) {
+        Some(config) => match config.variable(key).and_then(|_| config.fingerprints().get(key)) {
             Some(print) => {
                 found.prints.insert(label(kind, name, key), print.clone());
             }

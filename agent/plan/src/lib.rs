@@ -54,13 +54,13 @@ pub use difference::{Cost, Difference, differences};
 pub use fingerprint::Fingerprint;
 pub use observed::{
     Attempted, Carried, ContainerId, ContainerRecord, ContainerState, ContainerView, Exit, Failure, History, HookState,
-    ImageName, ImageView, ObservedPod, ProbeVerdicts, SandboxId, SandboxRecord, SandboxState, SandboxView, Stopping,
-    Verdict, VolumeRecord,
+    ImageName, ImageView, ObservedPod, Past, ProbeVerdicts, SandboxId, SandboxRecord, SandboxState, SandboxView,
+    Stopping, Verdict, VolumeRecord,
 };
-pub use plan::{container_record, plan, sandbox_record, volume_records};
+pub use plan::{container_record, past, plan, sandbox_record, volume_records};
 pub use resources::{Resources, ResourcesView};
 pub use status::{PENDING_CHANGE, STALE, remember, status};
-pub use step::{Action, KillCause, Plan, Step, Wait};
+pub use step::{Action, Beside, KillCause, Plan, Step, Wait};
 
 /// Annotation of a pod: `"true"` restarts a container when a ConfigMap or Secret key that its
 /// environment uses changes. Without it such a container runs on and is reported as stale.

@@ -351,4 +351,20 @@ pub struct History {
     pub previous: Option<Arc<PodStatus>>,
     /// By container name, the least attempt that no container of this pod has had.
     pub attempts: BTreeMap<String, u32>,
+    /// What the node kept on disk of a pod that does not always restart. It counts only while no
+    /// sandbox is known.
+    pub past: Option<Arc<Past>>,
+}
+
+/// What a pod had come to, for the case that every record of it goes, as at a reboot. See
+/// [`crate::past`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Past {
+    /// [`crate::DesiredPod::generation`] at that time: an edited pod begins anew.
+    pub generation: i64,
+    /// [`crate::DesiredPod::restart_requested_at`] at that time: so does one that is asked for.
+    pub restart_requested_at: Option<Timestamp>,
+    /// What each container that was ever started had come to, by name; never empty.
+    pub carried: BTreeMap<String, Carried>,
 }

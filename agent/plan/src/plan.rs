@@ -8,6 +8,7 @@ mod run;
 mod upkeep;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,12 +16,12 @@ use jiff::Timestamp;
 use crate::desired::{DesiredPod, Intent};
 use crate::difference::{Cost, Difference, container_differences};
 use crate::env::env_use;
-use crate::observed::{ContainerRecord, ObservedPod, SandboxRecord, VolumeRecord};
+use crate::observed::{ContainerRecord, ContainerState, ObservedPod, Past, SandboxRecord, VolumeRecord};
 use crate::resources::Resources;
 use crate::sandbox::{carry, recreate_differences};
 use crate::step::Plan;
 use crate::volumes;
-use crate::world::{World, is_running};
+use crate::world::{Policy, World, is_running};
 use draft::Draft;
 
 pub(crate) use leave::terminal;
@@ -85,6 +86,24 @@ pub fn sandbox_record(desired: &DesiredPod, observed: &ObservedPod, backoff: Opt
         backoff_seconds: backoff.map(|backoff| backoff.as_secs()),
         carried: carry(&world),
     }
+}
+
+/// What to keep on disk of a pod, so that no reboot makes it run twice; `None` for a pod that always
+/// restarts, and while nothing of it was started. Keep it before a container is started, too, with
+/// an observation in which that container runs.
+pub fn past(desired: &DesiredPod, observed: &ObservedPod) -> Option<Arc<Past>> {
+    // No rule that is asked here looks at the time.
+    let world = World::new(desired, observed, Timestamp::MIN);
+    if world.policy == Policy::Always {
+        return None;
+    }
+    if world.home().is_none() {
+        return observed.history.past.clone();
+    }
+    let mut carried = carry(&world);
+    carried.retain(|name, _| world.latest(name).is_none_or(|view| view.state != ContainerState::Created));
+    let (generation, restart_requested_at) = (desired.generation, desired.restart_requested_at);
+    (!carried.is_empty()).then(|| Arc::new(Past { generation, restart_requested_at, carried }))
 }
 
 /// What to store with the container that `CreateContainer` makes; `None` if the pod has no

@@ -58,6 +58,12 @@ pub(crate) fn recreate_differences(world: &World<'_>, home: &SandboxView) -> Vec
 
 pub(crate) fn sandbox_fate<'a>(world: &World<'a>) -> SandboxFate<'a> {
     let Some(home) = world.home() else {
+        if world.policy == Policy::Never && world.past().is_some() {
+            // Source: kubernetes `kuberuntime_manager.go` computePodActions: no second sandbox for a
+            // pod that does not restart and has had containers.
+            let reason = "it had run already when every record of it went, as at a reboot".to_owned();
+            return SandboxFate::Ended { reason };
+        }
         return SandboxFate::Create(Replacement {
             reason: "the pod has no sandbox".to_owned(),
             cost: Cost::Live,
@@ -205,7 +211,9 @@ pub(crate) fn one(world: &World<'_>, slot: &Slot<'_>) -> Option<Carried> {
 /// completed only as long as the manifest says of it what it said when that sandbox was made, and
 /// nobody asks for it.
 pub(crate) fn inherited(world: &World<'_>, slot: &Slot<'_>) -> Option<Carried> {
-    let home = world.home()?;
+    let Some(home) = world.home() else {
+        return world.past()?.carried.get(slot.name()).cloned();
+    };
     let record = home.record.as_ref()?;
     let carried = record.carried.get(slot.name())?.clone();
     let former = record.spec.containers.iter().find(|former| former.name == slot.name());

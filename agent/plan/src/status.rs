@@ -55,7 +55,13 @@ pub fn status(desired: &DesiredPod, observed: &ObservedPod, now: Timestamp) -> P
     };
     let terminal = finished.as_ref().map(|end| end.terminal);
     let conditions = conditions(&world, terminal, &init, &main);
-    let ips = ips(&world);
+    let mut ips = ips(&world);
+    if ips.is_empty() && world.ready_home().is_none() {
+        // Source: kubernetes `pleg/generic.go` getPodIPs: the last ones, until there are others.
+        let previous = world.observed.history.previous.as_ref();
+        let last = previous.and_then(|status| status.pod_ips.as_ref());
+        ips.extend(last.into_iter().flatten().map(|last| last.ip.clone()));
+    }
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(conditions),

@@ -147,7 +147,8 @@ pub enum Action {
         attempt: u32,
     },
     /// Stop it: preStop if asked, then the stop signal, then after the grace period SIGKILL.
-    /// Record [`crate::observed::Stopping`] first. Done when the container has exited.
+    /// Record [`crate::observed::Stopping`] first. Done when the container has exited; what may be
+    /// done until then says [`Action::beside_stops`].
     KillContainer {
         /// Which.
         id: ContainerId,
@@ -187,6 +188,49 @@ pub enum Action {
         /// Which.
         id: SandboxId,
     },
+}
+
+impl Action {
+    /// Whether this can be done while the containers of these names are still being stopped.
+    ///
+    /// Stopping more of them always can. What else concerns such a container comes after its end,
+    /// and so does whatever concerns all of them: the sandbox, its volumes, the pod's end.
+    pub fn beside_stops(&self, stopping: &BTreeSet<String>) -> Beside {
+        match self {
+            _ if stopping.is_empty() => Beside::Now,
+            Action::KillContainer { .. }
+            | Action::PullImage { .. }
+            | Action::MountVolumes { .. }
+            | Action::RefreshVolumes { .. } => Beside::Now,
+            Action::CreateContainer { container, .. }
+            | Action::StartContainer { container, .. }
+            | Action::RunPostStart { container, .. }
+            | Action::RemoveContainer { container, .. }
+            | Action::UpdateResources { container, .. } => {
+                if stopping.contains(container) {
+                    Beside::Skip
+                } else {
+                    Beside::Now
+                }
+            }
+            Action::RecordFinished { .. }
+            | Action::UnmountVolumes { .. }
+            | Action::CreateSandbox { .. }
+            | Action::StopSandbox { .. }
+            | Action::RemoveSandbox { .. } => Beside::Wait,
+        }
+    }
+}
+
+/// What to do with a step while containers are being stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Do it.
+    Now,
+    /// Leave it to a later plan, and go on with the steps after it.
+    Skip,
+    /// Leave it and every step after it to a later plan.
+    Wait,
 }
 
 /// Why a container is killed.

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 use crate::backoff::after;
 use crate::desired::{DesiredPod, PodUid};
 use crate::observed::{
-    Attempted, Carried, ContainerState, ContainerView, Exit, Failure, ObservedPod, ProbeVerdicts, SandboxState,
+    Attempted, Carried, ContainerState, ContainerView, Exit, Failure, ObservedPod, Past, ProbeVerdicts, SandboxState,
     SandboxView, Verdict,
 };
 
@@ -121,11 +121,22 @@ impl<'a> World<'a> {
         self.home()?.record.as_ref()?.carried.get(name).cloned()
     }
 
+    /// What the pod had come to before every record of it went.
+    pub(crate) fn past(&self) -> Option<&'a Past> {
+        let desired = self.desired;
+        self.observed.history.past.as_deref().filter(|past| {
+            self.home().is_none()
+                && past.generation == desired.generation
+                && past.restart_requested_at == desired.restart_requested_at
+        })
+    }
+
     /// The least attempt that no container of this name has had, as far as known.
     pub(crate) fn next_attempt(&self, name: &str) -> u32 {
         let seen = self.instances(name).map(|view| view.attempt);
         let records = self.sandboxes.iter().filter_map(|sandbox| sandbox.record.as_ref());
-        let carried = records.filter_map(|record| record.carried.get(name)).map(|c| c.attempt);
+        let records = records.map(|record| &record.carried).chain(self.past().map(|past| &past.carried));
+        let carried = records.filter_map(|carried| carried.get(name)).map(|c| c.attempt);
         let next = seen.chain(carried).max().map_or(0, |attempt| attempt.saturating_add(1));
         next.max(self.observed.history.attempts.get(name).copied().unwrap_or(0))
     }

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::client::{Client, Refused, escape};
 use super::logs::duration;
 use super::manifests;
+use super::watch::{follow, has_expired};
 
 const OWN: &str = "/apis/portreeve.dev/v1alpha1";
 
@@ -132,19 +133,24 @@ pub(super) async fn wait_until_gone(client: &Client, pod: &ObjectName) -> anyhow
         let version = found.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
         let selector = format!("metadata.name={}", pod.name);
         let query = [("fieldSelector", selector.as_str())];
-        let mut changes = match super::watch::follow(client, &list, &query, version, "application/json").await {
-            Ok(changes) => changes,
-            // It changed so often meanwhile that the version is forgotten: look again.
-            Err(error) if error.downcast_ref::<Refused>().is_some_and(|it| it.code == StatusCode::GONE) => continue,
+        match is_deleted(client, &list, &query, version).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => bail!("the agent stopped before {pod} was gone"),
+            Err(error) if has_expired(&error) => {}
             Err(error) => return Err(error),
-        };
-        while let Some(change) = changes.next().await? {
-            if change.word == "DELETED" {
-                return Ok(());
-            }
         }
-        bail!("the agent stopped before {pod} was gone");
     }
+}
+
+/// Whether something was deleted before the agent ended the stream.
+async fn is_deleted(client: &Client, list: &str, query: &[(&str, &str)], version: &str) -> anyhow::Result<bool> {
+    let mut changes = follow(client, list, query, version, "application/json").await?;
+    while let Some(change) = changes.next().await? {
+        if change.word == "DELETED" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn is_absent(error: &anyhow::Error) -> bool {

@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 
 use super::client::{Client, TABLE, empty, escape, with_query};
 use super::output::{self, Columns, Table, TableRow, cell};
+use super::watch::{follow, has_expired};
+
+/// Said before a list that was followed is taken again.
+const BEHIND: &str = "the list changed faster than it was read, here it is anew:";
 
 /// Arguments of `get`.
 #[derive(Debug, Args)]
@@ -136,52 +140,74 @@ pub(crate) async fn run(client: &Client, mut args: GetArgs) -> anyhow::Result<Ex
     if args.all_namespaces && !args.names.is_empty() {
         bail!("an object cannot be named across all namespaces: leave -A or the names out");
     }
+    let mut out = io::stdout().lock();
     match args.output {
-        None | Some(Format::Wide) => tables(client, &args, &kind).await,
-        Some(format) => documents(client, &args, &kind, format).await,
+        None | Some(Format::Wide) => tables(client, &args, &kind, &mut out).await,
+        Some(format) => documents(client, &args, &kind, format, &mut out).await,
     }
 }
 
-async fn tables(client: &Client, args: &GetArgs, kind: &Kind) -> anyhow::Result<ExitCode> {
+async fn tables(client: &Client, args: &GetArgs, kind: &Kind, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let path = args.path(kind);
     let wide = args.output == Some(Format::Wide);
-    let table: Table = client.get_as(&with_query(&path, &args.query(kind)), TABLE).await?;
-    let definitions = table.column_definitions.clone().unwrap_or_default();
-    let shown: Vec<bool> = definitions.iter().map(|column| wide || column.priority == 0).collect();
     let named = args.with_namespace(kind);
-    let headers = named
-        .then_some("Namespace")
-        .into_iter()
-        .chain(definitions.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(column, _)| column.name.as_str()));
-    let mut columns = Columns::new(headers, args.no_headers);
-    let line = |row: &TableRow| -> Vec<String> {
-        let cells = row.cells.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(value, _)| cell(value));
-        named.then(|| row.meta("namespace").to_owned()).into_iter().chain(cells).collect()
-    };
-    let found: Vec<&TableRow> = table.rows.iter().filter(|row| args.wanted(row.meta("name"))).collect();
-    let missing = missing(args, found.iter().map(|row| row.meta("name")));
-    let mut out = io::stdout().lock();
-    if found.is_empty() && args.names.is_empty() {
-        nothing(args, kind)?;
-    } else if !found.is_empty() {
-        columns.print(&mut out, &found.into_iter().map(line).collect::<Vec<_>>())?;
-    }
-    if kind.plural == "sources" {
-        problems(client, args, &mut out).await?;
-    }
-    if args.watch {
-        let mut changes =
-            super::watch::follow(client, &path, &args.query(kind), &table.metadata.resource_version, TABLE).await?;
-        while let Some(change) = changes.next().await? {
-            let table: Table = serde_json::from_value(change.object)?;
-            let rows: Vec<_> = table.rows.iter().filter(|row| args.wanted(row.meta("name"))).map(line).collect();
-            if !rows.is_empty() {
-                columns.print(&mut out, &rows)?;
-            }
+    let mut columns = None;
+    loop {
+        let table: Table = client.get_as(&with_query(&path, &args.query(kind)), TABLE).await?;
+        let definitions = table.column_definitions.clone().unwrap_or_default();
+        let shown: Vec<bool> = definitions.iter().map(|column| wide || column.priority == 0).collect();
+        let columns = columns.get_or_insert_with(|| {
+            let shown = definitions.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(column, _)| &*column.name);
+            Columns::new(named.then_some("Namespace").into_iter().chain(shown), args.no_headers)
+        });
+        let line = |row: &TableRow| -> Vec<String> {
+            let cells = row.cells.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(value, _)| cell(value));
+            named.then(|| row.meta("namespace").to_owned()).into_iter().chain(cells).collect()
+        };
+        let lines = |table: &Table| -> Vec<Vec<String>> {
+            table.rows.iter().filter(|row| args.wanted(row.meta("name"))).map(line).collect()
+        };
+        let found = lines(&table);
+        if found.is_empty() && args.names.is_empty() {
+            nothing(args, kind)?;
+        } else if !found.is_empty() {
+            columns.print(out, &found)?;
         }
-        return Ok(ExitCode::SUCCESS);
+        if kind.plural == "sources" {
+            problems(client, args, out).await?;
+        }
+        if !args.watch {
+            return absent(kind, &missing(args, table.rows.iter().map(|row| row.meta("name"))));
+        }
+        let show = |change: Value| -> anyhow::Result<()> {
+            let rows = lines(&serde_json::from_value(change)?);
+            if !rows.is_empty() {
+                columns.print(out, &rows)?;
+            }
+            Ok(())
+        };
+        let version = &table.metadata.resource_version;
+        match each_change(client, &path, &args.query(kind), version, TABLE, show).await {
+            Err(error) if has_expired(&error) => writeln!(io::stderr(), "{BEHIND}")?,
+            ended => return ended.map(|()| ExitCode::SUCCESS),
+        }
     }
-    absent(kind, &missing)
+}
+
+/// Hands each change after `version` to `show`, until the agent ends.
+async fn each_change(
+    client: &Client,
+    path: &str,
+    query: &[(&str, &str)],
+    version: &str,
+    accept: &str,
+    mut show: impl FnMut(Value) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut changes = follow(client, path, query, version, accept).await?;
+    while let Some(change) = changes.next().await? {
+        show(change.object)?;
+    }
+    Ok(())
 }
 
 /// Below the sources, what is wrong in them: a table has no room for that.
@@ -197,38 +223,44 @@ async fn problems(client: &Client, args: &GetArgs, out: &mut dyn Write) -> anyho
     Ok(())
 }
 
-async fn documents(client: &Client, args: &GetArgs, kind: &Kind, format: Format) -> anyhow::Result<ExitCode> {
+async fn documents(
+    client: &Client,
+    args: &GetArgs,
+    kind: &Kind,
+    format: Format,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
     let path = args.path(kind);
-    let list: Value = client.get(&with_query(&path, &args.query(kind))).await?;
-    let mut items = list.pointer("/items").and_then(Value::as_array).cloned().unwrap_or_default();
-    items.retain(|item| args.wanted(name_of(item)));
-    let missing = missing(args, items.iter().map(name_of));
-    let mut out = io::stdout().lock();
-    if args.watch {
-        for item in &items {
-            document(&mut out, kind, item, format)?;
+    loop {
+        let list: Value = client.get(&with_query(&path, &args.query(kind))).await?;
+        let mut items = list.pointer("/items").and_then(Value::as_array).cloned().unwrap_or_default();
+        items.retain(|item| args.wanted(name_of(item)));
+        if args.watch {
+            items.iter().try_for_each(|item| document(out, kind, item, format))?;
+            let version = list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+            let show = |object: Value| {
+                if args.wanted(name_of(&object)) { document(out, kind, &object, format) } else { Ok(()) }
+            };
+            match each_change(client, &path, &args.query(kind), version, "application/json", show).await {
+                Err(error) if has_expired(&error) => writeln!(io::stderr(), "{BEHIND}")?,
+                ended => return ended.map(|()| ExitCode::SUCCESS),
+            }
+            continue;
         }
-        let version = list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
-        let mut changes = super::watch::follow(client, &path, &args.query(kind), version, "application/json").await?;
-        while let Some(change) = changes.next().await? {
-            if args.wanted(name_of(&change.object)) {
-                document(&mut out, kind, &change.object, format)?;
+        let missing = missing(args, items.iter().map(name_of));
+        match (format, items.as_slice()) {
+            (Format::Name, items) => items.iter().try_for_each(|item| document(out, kind, item, format))?,
+            (_, [item]) if args.names.len() == 1 => document(out, kind, item, format)?,
+            (_, []) if args.names.len() == 1 => {}
+            _ => {
+                let list = json!({
+                    "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items,
+                });
+                document(out, kind, &list, format)?;
             }
         }
-        return Ok(ExitCode::SUCCESS);
+        return absent(kind, &missing);
     }
-    match (format, items.as_slice()) {
-        (Format::Name, items) => items.iter().try_for_each(|item| document(&mut out, kind, item, format))?,
-        (_, [item]) if args.names.len() == 1 => document(&mut out, kind, item, format)?,
-        (_, []) if args.names.len() == 1 => {}
-        _ => {
-            let list = json!({
-                "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items,
-            });
-            document(&mut out, kind, &list, format)?;
-        }
-    }
-    absent(kind, &missing)
 }
 
 fn name_of(item: &Value) -> &str {
@@ -277,6 +309,66 @@ pub(crate) async fn remove(client: &Client, path: &str) -> anyhow::Result<Value>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Answers one request after the other: what its path must hold, the code, the body.
+    async fn serve(listener: tokio::net::UnixListener, answers: &[(&str, u16, String)]) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        for (wanted, code, body) in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let read = stream.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..read]).into_owned();
+            assert!(request.lines().next().unwrap().contains(wanted), "{wanted}: {request}");
+            let head = format!("HTTP/1.1 {code} x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all((head + body).as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_fell_behind_lists_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let pod = |name: &str| json!({ "metadata": { "name": name } });
+        let list = |version: &str, name: &str| {
+            json!({ "metadata": { "resourceVersion": version }, "items": [pod(name)] }).to_string()
+        };
+        let expired = json!({ "kind": "Status", "code": 410, "reason": "Expired", "message": "too old" });
+        let lines = |lines: &[Value]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+        let answers = [
+            ("/pods ", 200, list("1", "a")),
+            (
+                "resourceVersion=1 ",
+                200,
+                lines(&[
+                    json!({ "type": "ADDED", "object": pod("b") }),
+                    json!({ "type": "ERROR", "object": expired.clone() }),
+                ]),
+            ),
+            ("/pods ", 200, list("7", "c")),
+            ("resourceVersion=7 ", 410, expired.to_string()),
+            ("/pods ", 200, list("9", "d")),
+            ("resourceVersion=9 ", 200, lines(&[json!({ "type": "MODIFIED", "object": pod("e") })])),
+        ];
+        let args = GetArgs {
+            kind: "pods".into(),
+            names: Vec::new(),
+            namespace: "default".into(),
+            all_namespaces: false,
+            output: Some(Format::Name),
+            watch: true,
+            selector: None,
+            field_selector: None,
+            no_headers: false,
+        };
+        let client = Client::new(socket);
+        let mut out = Vec::new();
+        let kind = kind("pods").unwrap();
+        let (printed, ()) =
+            tokio::join!(documents(&client, &args, &kind, Format::Name, &mut out), serve(listener, &answers));
+        printed.unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "pod/a\npod/b\npod/c\npod/d\npod/e\n");
+    }
 
     #[test]
     fn a_kind_has_the_names_kubectl_gives_it() {

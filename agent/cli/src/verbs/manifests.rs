@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use portreeve_api::v1alpha1::ManifestFile;
-use portreeve_node::source::is_manifest_name;
+use portreeve_node::source::manifests_below;
 
 /// The largest manifest.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -22,7 +22,11 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<ManifestFile>> {
     let mut names = Vec::new();
     for path in paths {
         if path.is_dir() {
-            walk(path, &mut names)?;
+            let (below, unreadable) = manifests_below(path).with_context(|| format!("reading {}", path.display()))?;
+            if let Some((folder, reason)) = unreadable.first_key_value() {
+                bail!("reading {}: {reason}", folder.display());
+            }
+            names.extend(below);
         } else {
             names.push(path.clone());
         }
@@ -57,25 +61,6 @@ fn bounded(from: impl Read, name: &Path) -> anyhow::Result<String> {
     Ok(content)
 }
 
-fn walk(directory: &Path, names: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    let reading = || format!("reading {}", directory.display());
-    let mut entries: Vec<_> =
-        std::fs::read_dir(directory).with_context(reading)?.collect::<Result<_, _>>().with_context(reading)?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        if entry.file_type()?.is_dir() {
-            if !hidden {
-                walk(&path, names)?;
-            }
-        } else if is_manifest_name(&path) && path.is_file() {
-            names.push(path);
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +76,20 @@ mod tests {
         let files = read(&[root.path().to_owned()]).unwrap();
         let contents: Vec<_> = files.iter().map(|file| file.content.as_str()).collect();
         assert_eq!(contents, ["a.yml", "b.yaml", "sub/c.json"]);
+    }
+
+    #[test]
+    fn a_directory_is_read_as_the_agent_reads_it() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        std::fs::create_dir_all(at("m/.trees/one")).unwrap();
+        std::fs::write(at("m/.trees/one/a.yaml"), "a").unwrap();
+        std::os::unix::fs::symlink(".trees/one", at("m/current")).unwrap();
+        let files = read(&[at("m")]).unwrap();
+        assert_eq!(files.iter().map(|file| &*file.path).collect::<Vec<_>>(), [at("m/current/a.yaml")]);
+        std::os::unix::fs::symlink("/", at("m/out")).unwrap();
+        let error = read(&[at("m")]).unwrap_err().to_string();
+        assert!(error.contains("m/out") && error.contains("outside"), "{error}");
     }
 
     #[test]

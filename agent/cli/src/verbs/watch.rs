@@ -1,12 +1,11 @@
 //! Following a list from a version on.
 
-use anyhow::bail;
-use http::Method;
+use http::{Method, StatusCode};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::client::{Client, Lines, empty, with_query};
+use super::client::{Client, Lines, Refused, empty, with_query};
 
 /// One change.
 #[derive(Debug, Deserialize)]
@@ -21,7 +20,16 @@ pub(crate) struct Change {
 /// A stream of changes.
 pub(crate) struct Changes(Lines);
 
+/// Whether a list changed faster than it was followed: the agent has forgotten what came next, and
+/// the list has to be taken again.
+pub(crate) fn has_expired(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == StatusCode::GONE)
+}
+
 /// Follows the list at `path` after `version`.
+///
+/// # Errors
+/// See [`has_expired`].
 pub(crate) async fn follow(
     client: &Client,
     path: &str,
@@ -37,6 +45,9 @@ pub(crate) async fn follow(
 
 impl Changes {
     /// The next change; `None` when the agent has ended the stream.
+    ///
+    /// # Errors
+    /// See [`has_expired`].
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Change>> {
         loop {
             let Some(change) = self.0.next::<Change>().await? else { return Ok(None) };
@@ -44,7 +55,10 @@ impl Changes {
                 "BOOKMARK" => {}
                 "ERROR" => {
                     let status: Status = serde_json::from_value(change.object).unwrap_or_default();
-                    bail!("the watch ended: {}", status.message.unwrap_or_default());
+                    let code = status.code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
+                    let message = format!("the watch ended: {}", status.message.unwrap_or_default());
+                    let code = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                    return Err(Refused { code, message, causes: Vec::new() }.into());
                 }
                 _ => return Ok(Some(change)),
             }

@@ -19,6 +19,9 @@ use super::ledger::{Ledger, Record, Removal};
 use crate::report::{FileReport, FileState, ProblemReport, SourceReport, SourceState};
 use crate::source::{FileContent, SourceSet};
 
+/// Reason of the problem of a pod that asks for another node.
+pub(crate) const NOT_FOR_THIS_NODE: &str = "NotForThisNode";
+
 /// What a merge found out beyond the next ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
@@ -204,9 +207,7 @@ fn read_file<'a>(
             Verdict::Accepted(object) => match placement(object) {
                 // It says of itself that it belongs elsewhere: as if it were not here.
                 Some(message) => {
-                    let mut report = problem(path, line, Some(&object.key()), "NotForThisNode", message, None);
-                    report.severity = "warning".to_owned();
-                    fact.problems.push(report);
+                    fact.problems.push(not_for_this_node(path, line, &object.key(), message));
                 }
                 None => claim(object.key(), Some(object)),
             },
@@ -406,7 +407,13 @@ fn report(
         }
     }
     let paths: BTreeSet<&PathBuf> = set.files.keys().chain(owned.keys().copied()).collect();
-    let files: Vec<FileReport> = paths
+    let folders = set.unreadable_folders.iter().map(|(folder, reason)| FileReport {
+        path: folder.clone(),
+        state: FileState::HeldBack,
+        objects: Vec::new(),
+        problems: vec![problem(folder, 0, None, "Unreadable", reason.clone(), None)],
+    });
+    let mut files: Vec<FileReport> = paths
         .into_iter()
         .map(|path| {
             let fact = facts.get(path.as_path());
@@ -423,7 +430,9 @@ fn report(
                 problems: fact.map(|fact| fact.problems.clone()).unwrap_or_default(),
             }
         })
+        .chain(folders)
         .collect();
+    files.sort_by(|one, two| one.path.cmp(&two.path));
     let problems = || files.iter().flat_map(|file| &file.problems);
     let errors = problems().filter(|problem| problem.is_error()).count();
     SourceReport {
@@ -441,7 +450,7 @@ fn report(
         }),
         last_read: set.read_at,
         objects: owned.values().map(Vec::len).sum(),
-        errors: errors + usize::from(set.unreadable.is_some()) + set.unreadable_folders.len(),
+        errors: errors + usize::from(set.unreadable.is_some()),
         warnings: problems().count() - errors,
         held_back,
         files,
@@ -464,6 +473,13 @@ pub(crate) fn from_parser(problem: &Problem) -> ProblemReport {
         message: problem.message.clone(),
         fix: problem.fix.clone(),
     }
+}
+
+/// The problem of a pod that asks for another node.
+pub(crate) fn not_for_this_node(file: &Path, line: u32, object: &ObjectKey, message: String) -> ProblemReport {
+    let fix = "remove nodeName and nodeSelector, or give the node the label".to_owned();
+    let report = problem(file, line, Some(object), NOT_FOR_THIS_NODE, message, Some(fix));
+    ProblemReport { severity: "warning".to_owned(), ..report }
 }
 
 fn problem(

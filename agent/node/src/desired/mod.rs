@@ -13,5 +13,5 @@ mod ledger;
 mod merge;
 
 pub use ledger::{Ledger, LedgerError, Record, Removal};
-pub(crate) use merge::from_parser;
 pub use merge::{Merged, News, merge};
+pub(crate) use merge::{NOT_FOR_THIS_NODE, from_parser, not_for_this_node};

@@ -43,6 +43,17 @@ impl Handler {
     }
 }
 
+/// Why a try did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Miss {
+    /// What was tried says no.
+    #[error("{0}")]
+    Failed(String),
+    /// It could not be tried: nothing is known of the container.
+    #[error("{0}")]
+    Untried(String),
+}
+
 /// Where it is tried.
 #[derive(Clone)]
 pub(crate) struct Target {
@@ -55,20 +66,20 @@ pub(crate) struct Target {
 
 /// Tries once. `timeout` is for the command of an exec handler (zero: none); the caller bounds the
 /// others.
-pub(crate) async fn run(handler: &Handler, target: &Target, timeout: Duration) -> Result<(), String> {
+pub(crate) async fn run(handler: &Handler, target: &Target, timeout: Duration) -> Result<(), Miss> {
     match handler {
         Handler::Exec(command) => exec(target, command.clone(), timeout).await,
         Handler::Http(action) => {
-            let host = host_of(action.host.as_deref(), target)?;
-            let port = port_of(&action.port, &target.container)?;
-            http::get(action, &host, port).await
+            let host = host_of(action.host.as_deref(), target).map_err(Miss::Untried)?;
+            let port = port_of(&action.port, &target.container).map_err(Miss::Untried)?;
+            http::get(action, &host, port).await.map_err(Miss::Failed)
         }
         Handler::Tcp(action) => {
-            let host = host_of(action.host.as_deref(), target)?;
-            let port = port_of(&action.port, &target.container)?;
+            let host = host_of(action.host.as_deref(), target).map_err(Miss::Untried)?;
+            let port = port_of(&action.port, &target.container).map_err(Miss::Untried)?;
             match TcpStream::connect((host.as_str(), port)).await {
                 Ok(_) => Ok(()),
-                Err(error) => Err(format!("dial tcp {host}:{port}: {error}")),
+                Err(error) => Err(Miss::Failed(format!("dial tcp {host}:{port}: {error}"))),
             }
         }
         Handler::Sleep(time) => {
@@ -78,21 +89,23 @@ pub(crate) async fn run(handler: &Handler, target: &Target, timeout: Duration) -
     }
 }
 
-async fn exec(target: &Target, command: Vec<String>, timeout: Duration) -> Result<(), String> {
+async fn exec(target: &Target, command: Vec<String>, timeout: Duration) -> Result<(), Miss> {
     match target.runtime.exec_sync(&target.id, command, timeout, OUTPUT_LIMIT).await {
         Ok(output) if output.exit_code == 0 => Ok(()),
         Ok(output) => {
             let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
             text.push_str(&String::from_utf8_lossy(&output.stderr));
             let text = text.trim();
-            Err(if text.is_empty() {
+            Err(Miss::Failed(if text.is_empty() {
                 format!("command exited with code {}", output.exit_code)
             } else {
                 format!("command exited with code {}: {text}", output.exit_code)
-            })
+            }))
         }
-        Err(EngineError::ExecTimeout { timeout }) => Err(format!("command did not end within {} s", timeout.as_secs())),
-        Err(error) => Err(crate::error::chain(&error)),
+        Err(EngineError::ExecTimeout { timeout }) => {
+            Err(Miss::Failed(format!("command did not end within {} s", timeout.as_secs())))
+        }
+        Err(error) => Err(Miss::Untried(crate::error::chain(&error))),
     }
 }
 
@@ -115,8 +128,8 @@ fn port_of(port: &IntOrString, container: &Container) -> Result<u16, String> {
             .map(|port| port.container_port)
             .or_else(|| name.parse().ok()),
     };
-    number
-        .and_then(|number| u16::try_from(number).ok())
-        .filter(|port| *port != 0)
-        .ok_or_else(|| format!("container {} has no port {port:?}", container.name))
+    number.and_then(|number| u16::try_from(number).ok()).filter(|port| *port != 0).ok_or_else(|| match port {
+        IntOrString::Int(number) => format!("{number} is no port"),
+        IntOrString::String(name) => format!("container {} has no port {name:?}", container.name),
+    })
 }

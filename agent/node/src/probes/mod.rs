@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::runtime::Runtime;
 
-pub(crate) use check::{Handler, Target, run};
+pub(crate) use check::{Handler, Miss, Target, run};
 
 /// Which probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +54,8 @@ impl ProbeKind {
 pub(crate) enum ProbeReport {
     /// One try failed.
     Unhealthy { container: String, kind: ProbeKind, message: String },
+    /// One try could not be made; it counts neither way.
+    Untried { container: String, kind: ProbeKind, message: String },
     /// The verdict is another than before.
     Verdict { id: ContainerId, kind: ProbeKind, verdict: Verdict },
 }
@@ -210,7 +212,7 @@ impl ProbeTask {
                     .await
                 {
                     Ok(result) => result,
-                    Err(_) => Err(format!("timed out after {} s", self.timing.timeout.as_secs())),
+                    Err(_) => Err(Miss::Failed(format!("timed out after {} s", self.timing.timeout.as_secs()))),
                 };
             match result {
                 Ok(()) => {
@@ -220,7 +222,15 @@ impl ProbeTask {
                         return;
                     }
                 }
-                Err(message) => {
+                // Source: kubernetes `pkg/kubelet/prober/worker.go` doProbe: the result is thrown away.
+                Err(Miss::Untried(message)) => {
+                    let container = self.target.container.name.clone();
+                    let untried = ProbeReport::Untried { container, kind: self.kind, message };
+                    if self.outbox.send(untried).await.is_err() {
+                        return;
+                    }
+                }
+                Err(Miss::Failed(message)) => {
                     successes = 0;
                     failures = failures.saturating_add(1);
                     let unhealthy = ProbeReport::Unhealthy {

@@ -1,7 +1,11 @@
 //! The thread that watches a directory of manifests.
 //!
 //! Reports of the kernel are hints only: what counts is what a scan finds. A slow listing stays
-//! as the safety net for what is not reported (something mounted over the directory).
+//! as the safety net for what is not reported: something mounted over the directory, the directory
+//! being a link that leads elsewhere now, a change of a file outside that a link leads to.
+//!
+//! However often something is reported, and however long the directory cannot be read, listing it
+//! takes a small part of one core: after each listing comes a pause in proportion to it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,6 +23,8 @@ use super::{Hints, Identity, Scanner, SourceSet};
 
 /// While the directory cannot be read, it is tried again this often.
 const RETRY: Duration = Duration::from_secs(2);
+/// After a listing none follows for so many times its duration.
+const PAUSE: u32 = 50;
 
 /// Why a directory cannot become a source.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +64,8 @@ impl DirectorySource {
         let mut watched = Watched {
             directory: directory.to_owned(),
             scanner: Scanner::new(directory, identity),
-            watcher: None,
+            watch: None,
+            unwatched: None,
             outbox: stop.clone(),
             inbox,
             sets: sender,
@@ -87,11 +94,20 @@ impl Drop for DirectorySource {
     }
 }
 
+/// A watch, and the directory that it was made for.
+struct Watch {
+    _watcher: RecommendedWatcher,
+    identity: Option<Identity>,
+    /// The directory without links, as it stands in the reports.
+    root: PathBuf,
+}
+
 struct Watched {
     directory: PathBuf,
     scanner: Scanner,
-    /// The watch, and the directory that it was made for.
-    watcher: Option<(RecommendedWatcher, Option<Identity>)>,
+    watch: Option<Watch>,
+    /// Why there is no watch, as it was logged last.
+    unwatched: Option<String>,
     outbox: Sender<Message>,
     inbox: Receiver<Message>,
     sets: watch::Sender<SourceSet>,
@@ -103,45 +119,57 @@ impl Watched {
         let mut hints = Hints { rescan: true, ..Hints::default() };
         let mut listed_at = Instant::now();
         loop {
+            let lists = self.scanner.lists(&hints);
             if hints.rescan {
                 self.ensure_watch();
-                listed_at = Instant::now();
             }
             self.scanner.scan(&hints, Instant::now());
             self.ensure_watch();
             self.publish();
-
-            hints = Hints::default();
-            let every = if self.scanner.unreadable().is_some() || self.watcher.is_none() {
-                RETRY.min(self.resync)
-            } else {
-                self.resync
-            };
-            let next = (listed_at + every).min(self.scanner.deadline().unwrap_or(listed_at + every));
-            let first = self.inbox.recv_timeout(next.saturating_duration_since(Instant::now()));
-            match first {
-                Ok(message) => {
-                    if !self.note(message, &mut hints) {
-                        return;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    hints.rescan = Instant::now() >= listed_at + every;
-                }
-                Err(RecvTimeoutError::Disconnected) => return,
+            if lists {
+                listed_at = Instant::now();
             }
-            while let Ok(message) = self.inbox.try_recv() {
-                if !self.note(message, &mut hints) {
+
+            let every = if self.scanner.unreadable().is_some() || self.watch.is_none() { RETRY } else { self.resync };
+            let rested = listed_at + (self.scanner.listing_took() * PAUSE).min(self.resync);
+            let due = (listed_at + every.min(self.resync)).max(rested);
+            let next = due.min(self.scanner.deadline().unwrap_or(due));
+            hints = Hints::default();
+            if !self.collect(next, &mut hints) {
+                return;
+            }
+            hints.rescan |= Instant::now() >= due;
+            while self.scanner.lists(&hints) && Instant::now() < rested {
+                if !self.collect(rested, &mut hints) {
                     return;
                 }
             }
         }
     }
 
+    /// Takes up what is reported, waiting for the first report until `until`; false at the end.
+    fn collect(&mut self, until: Instant, hints: &mut Hints) -> bool {
+        match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(message) => {
+                if !self.note(message, hints) {
+                    return false;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            if !self.note(message, hints) {
+                return false;
+            }
+        }
+        true
+    }
+
     fn note(&self, message: Message, hints: &mut Hints) -> bool {
         match message {
             Message::Stop => return false,
-            Message::Event(Ok(event)) => note_event(&event, hints),
+            Message::Event(Ok(event)) => note_event(&self.in_our_words(event), hints),
             Message::Event(Err(error)) => {
                 debug!(error = %error, "a watch of the manifests failed");
                 hints.rescan = true;
@@ -150,53 +178,65 @@ impl Watched {
         true
     }
 
+    /// The report with the paths that the scanner knows: the watch is on the directory without links.
+    fn in_our_words(&self, mut event: notify::Event) -> notify::Event {
+        if let Some(watch) = &self.watch {
+            for path in &mut event.paths {
+                if let Ok(below) = path.strip_prefix(&watch.root) {
+                    *path = self.directory.join(below);
+                }
+            }
+        }
+        event
+    }
+
     /// Watches the directory that is there now.
     fn ensure_watch(&mut self) {
         let identity = self.scanner.identity();
-        if let Some((_, watched)) = &self.watcher
-            && *watched == identity
-            && identity.is_some()
-            && self.scanner.unreadable().is_none()
-        {
-            return;
+        if let Some(watch) = &self.watch {
+            // Kept until an unreadable directory is back: it costs nothing and may report it.
+            if self.scanner.unreadable().is_some() || (identity.is_some() && watch.identity == identity) {
+                return;
+            }
         }
-        if self.watcher.is_some() && self.scanner.unreadable().is_some() {
-            // Kept until the directory is back: it costs nothing and may report it.
-            return;
-        }
-        let outbox = self.outbox.clone();
-        let config = notify::Config::default().with_follow_symlinks(true);
-        let made = RecommendedWatcher::new(
-            move |event| {
-                // Nobody listens any more: the thread is about to end.
-                let _ = outbox.send(Message::Event(event));
-            },
-            config,
-        )
-        .and_then(|mut watcher| {
-            watcher.watch(&self.directory, RecursiveMode::Recursive)?;
-            Ok(watcher)
-        });
-        match made {
-            Ok(watcher) => {
-                let first = self.watcher.is_none();
-                self.watcher = Some((watcher, identity));
+        match self.watch_now(identity) {
+            Ok(watch) => {
+                let first = self.watch.is_none();
+                self.watch = Some(watch);
+                self.unwatched = None;
                 if !first || identity.is_some() {
                     // What happened between the listing and the watch is seen by another listing.
                     self.scanner.scan(&Hints { rescan: true, ..Hints::default() }, Instant::now());
-                    if let Some((_, watched)) = &mut self.watcher {
-                        *watched = self.scanner.identity();
+                    if let Some(watch) = &mut self.watch {
+                        watch.identity = self.scanner.identity();
                     }
                 }
             }
             Err(error) => {
-                if self.directory.exists() {
-                    warn!(path = %self.directory.display(), error = %error,
+                self.watch = None;
+                let message = error.to_string();
+                if self.directory.exists() && self.unwatched.as_ref() != Some(&message) {
+                    warn!(path = %self.directory.display(), error = %message,
                         "manifests cannot be watched, they are listed every 2 s");
+                    self.unwatched = Some(message);
                 }
-                self.watcher = None;
             }
         }
+    }
+
+    fn watch_now(&self, identity: Option<Identity>) -> notify::Result<Watch> {
+        // Whatever a link may lead to below the directory is watched at its own place.
+        let root = self.directory.canonicalize()?;
+        let outbox = self.outbox.clone();
+        let mut watcher = RecommendedWatcher::new(
+            move |event| {
+                // Nobody listens any more: the thread is about to end.
+                let _ = outbox.send(Message::Event(event));
+            },
+            notify::Config::default().with_follow_symlinks(false),
+        )?;
+        watcher.watch(&root, RecursiveMode::Recursive)?;
+        Ok(Watch { _watcher: watcher, identity, root })
     }
 
     fn publish(&self) {

@@ -16,8 +16,7 @@ use portreeve_manifests::ParsedFile;
 use serde::{Deserialize, Serialize};
 
 pub use directory::{DirectorySource, SourceError};
-pub use names::is_manifest_name;
-pub use scan::{Hints, Scanner};
+pub use scan::{Hints, Scanner, manifests_below};
 
 /// Device and inode of a directory: whether it is still the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Whether a file of this name is read: `*.yaml`, `*.yml`, `*.json`, and neither hidden nor an
 /// editor's backup or scratch file.
-pub fn is_manifest_name(path: &Path) -> bool {
+pub(crate) fn is_manifest_name(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
         return false;
     };

@@ -10,6 +10,19 @@
 //!
 //! A file that vanishes is believed after a moment only: `git checkout` and some editors remove a
 //! file and write it again. Nothing here waits; [`Scanner::deadline`] says when to look again.
+//!
+//! Symbolic links:
+//! - The directory itself may be one.
+//! - One that leads to a folder is followed where that folder lies below the directory, as in the
+//!   mount of a ConfigMap (`..data`) and in the root of git-sync (`current`). Any other is a
+//!   problem of the source that names the link: whoever may write to where it leads, `/tmp` for
+//!   instance, could run anything as root. What came from behind such a link runs on until the
+//!   link is removed.
+//! - One that leads to a file is read wherever the file lies, as the kubelet does: somebody chose
+//!   just this file.
+//! - A folder is read once, under its real path if that is visible.
+//!
+//! What the kernel shows as files (procfs, sysfs and their like) is neither entered nor read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -19,6 +32,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::statfs::{
+    CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC,
+    fstatfs,
+};
 use portreeve_manifests::{ParsedFile, parse_file};
 
 use super::names::{is_manifest_name, is_visible};
@@ -32,6 +49,8 @@ pub(crate) const GONE_AFTER: Duration = Duration::from_millis(100);
 const MAX_DEPTH: usize = 32;
 /// Files of one directory, at most.
 const MAX_FILES: usize = 20_000;
+/// Folders of one directory, at most.
+const MAX_FOLDERS: usize = 20_000;
 /// Bytes of one file, at most; the parser refuses more with a message.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -96,6 +115,7 @@ pub struct Scanner {
     complete: bool,
     read_at: Option<jiff::Timestamp>,
     name: String,
+    listing_took: Duration,
 }
 
 impl Scanner {
@@ -110,6 +130,7 @@ impl Scanner {
             complete: false,
             read_at: None,
             name: SourceSet::starting(directory).name,
+            listing_took: Duration::ZERO,
         }
     }
 
@@ -123,11 +144,21 @@ impl Scanner {
         self.unreadable.as_deref()
     }
 
+    /// How long the last listing of the whole directory took.
+    pub fn listing_took(&self) -> Duration {
+        self.listing_took
+    }
+
+    /// Whether [`Scanner::scan`] would list the whole directory.
+    pub fn lists(&self, hints: &Hints) -> bool {
+        // What lies in a hidden folder (`..data`) is no manifest, but a link may lead there.
+        let hidden = || hints.closed.iter().chain(&hints.touched).any(|path| self.is_hidden(path));
+        hints.rescan || self.unreadable.is_some() || !self.complete || hidden()
+    }
+
     /// Looks at what `hints` name, or at everything.
     pub fn scan(&mut self, hints: &Hints, now: Instant) {
-        // What lies in a hidden folder (`..data`) is no manifest, but a link may lead there.
-        let hidden = hints.closed.iter().chain(&hints.touched).any(|path| self.is_hidden(path));
-        if hints.rescan || hidden || self.unreadable.is_some() || !self.complete {
+        if self.lists(hints) {
             self.list(hints, now);
             return;
         }
@@ -154,6 +185,10 @@ impl Scanner {
 
     /// When the next look is due although nothing is reported.
     pub fn deadline(&self) -> Option<Instant> {
+        if self.unreadable.is_some() {
+            // No file is looked at before the directory can be read again.
+            return None;
+        }
         self.files
             .values()
             .flat_map(|known| {
@@ -189,11 +224,13 @@ impl Scanner {
     }
 
     fn list(&mut self, hints: &Hints, now: Instant) {
-        let mut listing = Listing::default();
-        let identity = match listing.read(&self.directory) {
-            Ok(identity) => identity,
+        let began = Instant::now();
+        let listed = Listing::read(&self.directory);
+        self.listing_took = began.elapsed();
+        let (identity, listing) = match listed {
+            Ok(listed) => listed,
             Err(error) => {
-                self.unreadable = Some(error);
+                self.unreadable = Some(error.to_string());
                 return;
             }
         };
@@ -274,6 +311,15 @@ impl Scanner {
     }
 }
 
+/// The files below `directory` that a source reads, and the folders that it cannot read, with the reason.
+///
+/// # Errors
+/// The directory itself cannot be listed.
+pub fn manifests_below(directory: &Path) -> io::Result<(BTreeSet<PathBuf>, BTreeMap<PathBuf, String>)> {
+    let (_, listing) = Listing::read(directory)?;
+    Ok((listing.files, listing.unreadable))
+}
+
 fn parse(path: &Path, bytes: &[u8]) -> ParsedFile {
     parse_file(path, bytes)
 }
@@ -288,72 +334,114 @@ fn read(path: &Path) -> io::Result<(Stamp, Vec<u8>)> {
     if !metadata.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
+    refuse_kernels_own(&file)?;
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.size().min(1 << 20)).unwrap_or(0));
     (&file).take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok((Stamp::of(&metadata), bytes))
 }
 
-#[derive(Debug, Default)]
+/// Reading some of what the kernel shows as files has effects, and their tree has no end.
+fn refuse_kernels_own(file: &File) -> io::Result<()> {
+    const KERNELS_OWN: [FsType; 6] =
+        [PROC_SUPER_MAGIC, SYSFS_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC];
+    if KERNELS_OWN.contains(&fstatfs(file)?.filesystem_type()) {
+        return Err(io::Error::other("it is the kernel's own (procfs, sysfs or the like) and holds no manifests"));
+    }
+    Ok(())
+}
+
+/// What lies in a directory.
+#[derive(Debug)]
 struct Listing {
+    /// The directory without links.
+    root: PathBuf,
     files: BTreeSet<PathBuf>,
     unreadable: BTreeMap<PathBuf, String>,
     entered: BTreeSet<(u64, u64)>,
+    /// Links to folders and how deep they lie: followed last, when the real folders are known.
+    links: BTreeMap<PathBuf, usize>,
 }
 
 impl Listing {
-    fn read(&mut self, directory: &Path) -> Result<Identity, String> {
-        let open = |path: &Path| -> io::Result<(Identity, fs::ReadDir)> {
-            let metadata = fs::metadata(path)?;
-            if !metadata.is_dir() {
-                return Err(io::Error::from(io::ErrorKind::NotADirectory));
-            }
-            let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
-            Ok((identity, fs::read_dir(path)?))
+    fn read(directory: &Path) -> io::Result<(Identity, Self)> {
+        let mut listing = Self {
+            root: fs::canonicalize(directory)?,
+            files: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
+            entered: BTreeSet::new(),
+            links: BTreeMap::new(),
         };
-        let (identity, entries) = open(directory).map_err(|error| error.to_string())?;
-        self.entered.insert((identity.device, identity.inode));
-        self.walk(directory, entries, 0).map_err(|error| error.to_string())?;
-        Ok(identity)
+        let identity = listing.walk(directory, 0)?;
+        while let Some((link, depth)) = listing.links.pop_first() {
+            listing.follow(link, depth);
+        }
+        Ok((identity, listing))
     }
 
-    fn walk(&mut self, folder: &Path, entries: fs::ReadDir, depth: usize) -> io::Result<()> {
-        for entry in entries {
+    fn walk(&mut self, folder: &Path, depth: usize) -> io::Result<Identity> {
+        let opened =
+            File::options().read(true).custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC).open(folder)?;
+        refuse_kernels_own(&opened)?;
+        let metadata = opened.metadata()?;
+        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
+        if !self.entered.insert((identity.device, identity.inode)) {
+            return Ok(identity);
+        }
+        let mut folders = BTreeSet::new();
+        for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let path = entry.path();
             if !is_visible(&entry.file_name()) {
                 continue;
             }
             let kind = entry.file_type()?;
-            let is_folder = kind.is_dir() || (kind.is_symlink() && fs::metadata(&path).is_ok_and(|m| m.is_dir()));
-            if !is_folder {
-                if is_manifest_name(&path) {
-                    if self.files.len() >= MAX_FILES {
-                        return Err(io::Error::other(format!("more than {MAX_FILES} files")));
-                    }
-                    self.files.insert(path);
-                }
-                continue;
+            if kind.is_dir() {
+                folders.insert(path);
+            } else if kind.is_symlink() && fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+                self.links.insert(path, depth + 1);
+            } else if is_manifest_name(&path) {
+                self.files.insert(path);
             }
-            if depth >= MAX_DEPTH {
-                self.unreadable.insert(path, format!("deeper than {MAX_DEPTH} folders"));
-                continue;
+            if self.files.len() > MAX_FILES {
+                return Err(io::Error::other(format!("more than {MAX_FILES} files")));
             }
-            let inside = fs::metadata(&path).and_then(|metadata| Ok((metadata, fs::read_dir(&path)?)));
-            match inside {
-                Ok((metadata, inside)) => {
-                    // A symbolic link may lead back up.
-                    if self.entered.insert((metadata.dev(), metadata.ino()))
-                        && let Err(error) = self.walk(&path, inside, depth + 1)
-                    {
-                        self.unreadable.insert(folder.join(&path), error.to_string());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    self.unreadable.insert(path, error.to_string());
-                }
+            if self.entered.len() + folders.len() + self.links.len() > MAX_FOLDERS {
+                return Err(io::Error::other(format!("more than {MAX_FOLDERS} folders")));
             }
         }
-        Ok(())
+        for path in folders {
+            self.enter(path, depth + 1);
+        }
+        Ok(identity)
+    }
+
+    fn enter(&mut self, folder: PathBuf, depth: usize) {
+        if depth > MAX_DEPTH {
+            self.unreadable.insert(folder, format!("deeper than {MAX_DEPTH} folders"));
+            return;
+        }
+        match self.walk(&folder, depth) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.unreadable.insert(folder, error.to_string());
+            }
+            _ => {}
+        }
+    }
+
+    fn follow(&mut self, link: PathBuf, depth: usize) {
+        match fs::canonicalize(&link) {
+            Ok(target) if target.starts_with(&self.root) => self.enter(link, depth),
+            Ok(target) => {
+                let message = format!(
+                    "a link to {}, outside the directory, is not followed: copy what it leads to, or link its files",
+                    target.display()
+                );
+                self.unreadable.insert(link, message);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                self.unreadable.insert(link, error.to_string());
+            }
+        }
     }
 }

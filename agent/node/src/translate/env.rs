@@ -78,7 +78,7 @@ pub(crate) fn environment(
             }
             return Err(EnvError::Missing { kind, name: name.clone() });
         };
-        for (key, value) in config.data() {
+        for (key, value) in config.variables() {
             let variable = format!("{prefix}{key}");
             // A key that is no name is left out, as the kubelet does.
             if variable.is_empty() || variable.contains(['=', '\0']) {
@@ -138,7 +138,7 @@ fn value_from(
     let Some(config) = facts.configs.get(kind, name) else {
         return if optional { Ok(None) } else { Err(EnvError::Missing { kind, name: name.clone() }) };
     };
-    let Some(value) = config.data().get(key) else {
+    let Some(value) = config.variable(key) else {
         return if optional { Ok(None) } else { Err(EnvError::Key { kind, name: name.clone(), key: key.clone() }) };
     };
     text(value).map(Some).ok_or_else(|| EnvError::Text { kind, name: name.clone(), key: key.clone() })
@@ -174,9 +174,48 @@ pub(crate) fn expand(text: &str, value: &dyn Fn(&str) -> Option<String>) -> Stri
     out
 }
 
+/// The names that `text` refers to and that have no value, each once, sorted.
+pub(crate) fn missing(text: &str, value: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let names = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    expand(text, &|name| {
+        let found = value(name);
+        if found.is_none() {
+            names.borrow_mut().insert(name.to_owned());
+        }
+        found
+    });
+    names.into_inner().into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use portreeve_plan::{Config, Configs};
+    use serde_json::json;
+
     use super::*;
+    use crate::volumes::NodeFacts;
+
+    #[test]
+    fn binary_data_is_for_files_alone() {
+        let data = BTreeMap::from([("text".to_owned(), b"a".to_vec())]);
+        let binary = BTreeMap::from([("blob".to_owned(), vec![0xff, 0x00])]);
+        let map = Config::new(data).with_binary(binary);
+        assert_eq!(map.data().len(), 2);
+        let configs = Configs { config_maps: BTreeMap::from([("m".to_owned(), map)]), ..Configs::default() };
+        let (pod, node) = (Pod::default(), NodeFacts::default());
+        let facts = Facts { pod: &pod, uid: "u", configs: &configs, node: &node };
+        let read = |container: serde_json::Value| environment(facts, &[], &serde_json::from_value(container).unwrap());
+        let all = read(json!({"name": "c", "envFrom": [{"configMapRef": {"name": "m"}}]})).unwrap();
+        assert_eq!(all, [("text".to_owned(), "a".to_owned())]);
+        let key = |key: &str, optional: bool| {
+            let from = json!({"configMapKeyRef": {"name": "m", "key": key, "optional": optional}});
+            read(json!({"name": "c", "env": [{"name": "V", "valueFrom": from}]}))
+        };
+        assert_eq!(key("text", false).unwrap(), [("V".to_owned(), "a".to_owned())]);
+        assert_eq!(key("blob", true).unwrap(), []);
+        assert!(matches!(key("blob", false).unwrap_err(), EnvError::Key { .. }));
+    }
 
     #[test]
     fn references_are_replaced_as_the_kubelet_does() {

@@ -28,7 +28,7 @@ use crate::volumes::Facts;
 pub(crate) use env::{EnvError, environment, expand};
 pub(crate) use hosts::{hosts_file, node_hosts_file};
 pub(crate) use mounts::mount_plans;
-pub(crate) use resources::{enforced, pod_resources};
+pub(crate) use resources::{enforced, level_resources, pod_resources};
 
 /// Label: the pod's name.
 pub(crate) const POD_NAME: &str = "io.kubernetes.pod.name";
@@ -40,6 +40,9 @@ pub(crate) const POD_UID: &str = "io.kubernetes.pod.uid";
 pub(crate) const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// Annotation: the planner's record of a sandbox or container, as JSON.
 pub(crate) const RECORD: &str = "portreeve.dev/record";
+
+/// Longest name of a file, in bytes (`NAME_MAX`).
+const MAX_FILE_NAME: usize = 255;
 
 /// How many ids a pod with users of its own gets.
 const IDS_PER_POD: u32 = 65_536;
@@ -84,18 +87,25 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Directory of a pod's logs.
+    /// Directory of a pod's logs; of a name that is too long for one its beginning.
     pub(crate) fn log_directory(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
-        self.logs.join(format!("{namespace}_{name}_{uid}"))
+        // The uid alone keeps the directories of two pods apart.
+        let room = MAX_FILE_NAME.saturating_sub(namespace.len() + uid.len() + 2);
+        self.logs.join(format!("{namespace}_{}_{uid}", name.get(..room).unwrap_or(name)))
     }
 
     /// The pod's cgroup.
     pub(crate) fn cgroup(&self, spec: &PodSpec, uid: &str) -> String {
+        format!("{}/pod{uid}", self.level(qos_class(spec)))
+    }
+
+    /// The cgroup of all pods of a QoS class.
+    pub(crate) fn level(&self, class: QosClass) -> String {
         let root = self.cgroup_root.trim_end_matches('/');
-        match qos_class(spec) {
-            QosClass::Guaranteed => format!("{root}/pod{uid}"),
-            QosClass::Burstable => format!("{root}/burstable/pod{uid}"),
-            QosClass::BestEffort => format!("{root}/besteffort/pod{uid}"),
+        match class {
+            QosClass::Guaranteed => root.to_owned(),
+            QosClass::Burstable => format!("{root}/burstable"),
+            QosClass::BestEffort => format!("{root}/besteffort"),
         }
     }
 }
@@ -264,4 +274,21 @@ pub(crate) fn log_path(container: &str, attempt: u32) -> PathBuf {
 /// The first host id of a new pod with its own users, beside those in use.
 pub(crate) fn free_id_base(used: &[u32]) -> Option<u32> {
     (1..u32::from(u16::MAX)).map(|row| row * IDS_PER_POD).find(|base| !used.contains(base))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_directory_of_the_longest_name_can_be_made() {
+        let place = Place { cgroup_root: String::new(), logs: PathBuf::from("/l"), resolv_conf: PathBuf::new() };
+        let uid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
+        let short = place.log_directory("default", "web", uid);
+        assert_eq!(short, PathBuf::from(format!("/l/default_web_{uid}")));
+        let long = place.log_directory(&"n".repeat(63), &"a".repeat(253), uid);
+        let name = long.file_name().unwrap().to_str().unwrap();
+        assert_eq!(name.len(), 255);
+        assert!(name.ends_with(&format!("aa_{uid}")), "{name}");
+    }
 }

@@ -1,11 +1,41 @@
 //! volumeMounts to mounts, first as a plan that names what has to be prepared.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 use portreeve_engine::{Mount, MountSource, Propagation};
 
-use super::env::expand;
+use super::env::{expand, missing};
+
+/// Why a container's mounts cannot be planned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MountError {
+    /// The pod does not name the volume.
+    #[error("the pod has no volume {0:?}")]
+    Volume(String),
+    /// Without these variables nobody can say which directory is meant.
+    #[error("subPathExpr {expression:?} of the mount at {path}: no value for {names}; define them in the container's env", names = .names.join(", "))]
+    Variables {
+        /// `subPathExpr`.
+        expression: String,
+        /// `mountPath`.
+        path: String,
+        /// Those that are absent or empty.
+        names: Vec<String>,
+    },
+    /// What the variables made of it is no path inside the volume.
+    #[error(
+        "subPathExpr {expression:?} of the mount at {path} is {expanded:?}: it must be a relative path without \"..\""
+    )]
+    Leaves {
+        /// `subPathExpr`.
+        expression: String,
+        /// `mountPath`.
+        path: String,
+        /// With the variables replaced.
+        expanded: String,
+    },
+}
 
 /// One mount that still needs its source.
 #[derive(Debug, Clone)]
@@ -33,22 +63,25 @@ impl MountPlan<'_> {
     }
 }
 
-/// The volume mounts of a container; the name of a volume that the pod lacks if there is one.
+/// The volume mounts of a container.
 pub(crate) fn mount_plans<'a>(
     spec: &'a PodSpec,
     container: &'a Container,
     envs: &[(String, String)],
-) -> Result<Vec<MountPlan<'a>>, String> {
+) -> Result<Vec<MountPlan<'a>>, MountError> {
     let mut plans = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let volume =
-            spec.volumes.iter().flatten().find(|volume| volume.name == mount.name).ok_or_else(|| mount.name.clone())?;
-        let lookup = |name: &str| envs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        let sub_path = mount
-            .sub_path
-            .clone()
-            .or_else(|| mount.sub_path_expr.as_ref().map(|expression| expand(expression, &lookup)))
-            .filter(|path| !path.is_empty());
+        let volume = spec
+            .volumes
+            .iter()
+            .flatten()
+            .find(|volume| volume.name == mount.name)
+            .ok_or_else(|| MountError::Volume(mount.name.clone()))?;
+        let sub_path = match &mount.sub_path_expr {
+            Some(expression) => Some(expanded(expression, &mount.mount_path, envs)?),
+            None => mount.sub_path.clone(),
+        }
+        .filter(|path| !path.is_empty());
         // What shows configuration is written by the agent alone.
         let shows_configuration = volume.config_map.is_some()
             || volume.secret.is_some()
@@ -60,7 +93,8 @@ pub(crate) fn mount_plans<'a>(
             volume,
             sub_path,
             slot: format!("{}-{index}", container.name),
-            container_path: PathBuf::from(&mount.mount_path),
+            // As the kubelet has it, a relative path is one from the root.
+            container_path: Path::new("/").join(&mount.mount_path),
             readonly,
             recursive_readonly: readonly && recursive,
             propagation: match mount.mount_propagation.as_deref() {
@@ -71,4 +105,72 @@ pub(crate) fn mount_plans<'a>(
         });
     }
     Ok(plans)
+}
+
+/// Source: kubernetes `pkg/kubelet/container/helpers.go` ExpandContainerVolumeMounts: an empty value
+/// is as good as none.
+fn expanded(expression: &str, mount_path: &str, envs: &[(String, String)]) -> Result<String, MountError> {
+    let value = |name: &str| {
+        let found = envs.iter().rev().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
+    };
+    let names = missing(expression, &value);
+    let (expression, path) = (expression.to_owned(), mount_path.to_owned());
+    if !names.is_empty() {
+        return Err(MountError::Variables { expression, path, names });
+    }
+    let expanded = expand(&expression, &value);
+    let stays = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !Path::new(&expanded).components().all(stays) {
+        return Err(MountError::Leaves { expression, path, expanded });
+    }
+    Ok(expanded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plans(mount: serde_json::Value, envs: &[(&str, &str)]) -> Result<Vec<(PathBuf, Option<String>)>, MountError> {
+        let spec: PodSpec = serde_json::from_value(serde_json::json!({
+            "containers": [{"name": "c", "volumeMounts": [mount]}],
+            "volumes": [{"name": "v", "emptyDir": {}}],
+        }))
+        .unwrap();
+        let envs: Vec<(String, String)> =
+            envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let plans = mount_plans(&spec, &spec.containers[0], &envs)?;
+        Ok(plans.into_iter().map(|plan| (plan.container_path, plan.sub_path)).collect())
+    }
+
+    #[test]
+    fn a_relative_mount_path_begins_at_the_root() {
+        for (path, expected) in [("rel/dir", "/rel/dir"), ("/abs", "/abs"), ("./x", "/./x")] {
+            let found = plans(serde_json::json!({"name": "v", "mountPath": path}), &[]).unwrap();
+            assert_eq!(found[0].0, Path::new(expected));
+        }
+    }
+
+    #[test]
+    fn a_sub_path_expression_without_all_its_variables_is_refused() {
+        let mount = |expression: &str| serde_json::json!({"name": "v", "mountPath": "/d", "subPathExpr": expression});
+        let envs = [("A", "one"), ("EMPTY", ""), ("UP", "../x"), ("ROOT", "/etc")];
+        for (expression, expected) in
+            [("x/$(A)", Some("x/one")), ("$$(NONE)/$(A)", Some("$(NONE)/one")), ("plain", Some("plain"))]
+        {
+            let found = plans(mount(expression), &envs).unwrap();
+            assert_eq!(found[0].1.as_deref(), expected, "{expression}");
+        }
+        for (expression, names) in
+            [("a/$(NOVAR)", vec!["NOVAR"]), ("$(EMPTY)/b", vec!["EMPTY"]), ("$(X)/$(A)/$(Y)/$(X)", vec!["X", "Y"])]
+        {
+            let error = plans(mount(expression), &envs).unwrap_err();
+            let MountError::Variables { names: found, .. } = &error else { panic!("{error}") };
+            assert_eq!(*found, names, "{expression}");
+        }
+        for expression in ["a/$(UP)", "$(ROOT)"] {
+            let error = plans(mount(expression), &envs).unwrap_err();
+            assert!(matches!(error, MountError::Leaves { .. }), "{error}");
+        }
+    }
 }

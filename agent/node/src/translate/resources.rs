@@ -43,17 +43,48 @@ pub(crate) fn enforced(resources: &Resources) -> LinuxResources {
 /// What the engine is told to enforce for the pod as a whole: its share of the processor. Limits
 /// stay with the containers, so that changing one needs no other order.
 pub(crate) fn pod_resources(spec: &PodSpec) -> LinuxResources {
-    let requests = |container: &Container| {
+    cpu_shares(shares(cpu_request_millis(spec)))
+}
+
+/// What the engine is told to enforce for a QoS level: all BestEffort pods together get the least,
+/// all Burstable pods together what they ask for. `pods` are those of the level; of a level without
+/// a pod nothing is told.
+///
+/// Source: kubernetes `pkg/kubelet/cm/qos_container_manager_linux.go` setCPUCgroupConfig.
+pub(crate) fn level_resources<'a>(level: QosClass, pods: impl Iterator<Item = &'a PodSpec>) -> Option<LinuxResources> {
+    let asked = pods.map(cpu_request_millis).reduce(u64::saturating_add)?;
+    match level {
+        QosClass::Guaranteed => None,
+        QosClass::Burstable => Some(cpu_shares(shares(asked))),
+        QosClass::BestEffort => Some(cpu_shares(MIN_SHARES)),
+    }
+}
+
+fn cpu_shares(shares: u64) -> LinuxResources {
+    let cpu = LinuxCpuBuilder::default().shares(shares).build();
+    let all = cpu.and_then(|cpu| LinuxResourcesBuilder::default().cpu(cpu).build());
+    all.unwrap_or_default()
+}
+
+/// What a pod asks of the processor, in thousandths of a core: its containers and sidecars
+/// together, or the init container that asks for more, beside the sidecars that run by then.
+///
+/// Source: kubernetes `component-helpers/resource/helpers.go` PodRequests.
+fn cpu_request_millis(spec: &PodSpec) -> u64 {
+    let of = |container: &Container| {
         let resources = Resources::of(container);
         resources.cpu_request_millis.or(resources.cpu_limit_millis).unwrap_or(0)
     };
-    let running: u64 = spec.containers.iter().map(requests).sum();
-    let init = spec.init_containers.iter().flatten().map(requests).max().unwrap_or(0);
-    let mut all = LinuxResourcesBuilder::default();
-    if let Ok(cpu) = LinuxCpuBuilder::default().shares(shares(running.max(init))).build() {
-        all = all.cpu(cpu);
+    let (mut sidecars, mut starting) = (0_u64, 0_u64);
+    for init in spec.init_containers.iter().flatten() {
+        if init.restart_policy.as_deref() == Some("Always") {
+            sidecars = sidecars.saturating_add(of(init));
+        } else {
+            starting = starting.max(sidecars.saturating_add(of(init)));
+        }
     }
-    all.build().unwrap_or_default()
+    let running = spec.containers.iter().map(of).fold(sidecars, u64::saturating_add);
+    running.max(starting)
 }
 
 /// `oom_score_adj` of a container.
@@ -94,5 +125,35 @@ mod tests {
         assert!(nothing.cpu().clone().unwrap().quota().is_none() && nothing.memory().is_none());
         let tiny = enforced(&Resources { cpu_limit_millis: Some(1), ..Resources::default() });
         assert_eq!(tiny.cpu().clone().unwrap().quota(), Some(1000));
+    }
+    #[test]
+    fn a_pods_share_counts_its_sidecars() {
+        let container = |name: &str, cpu: &str, restart: Option<&str>| {
+            let mut container = serde_json::json!({"name": name, "resources": {"requests": {"cpu": cpu}}});
+            if let Some(restart) = restart {
+                container["restartPolicy"] = restart.into();
+            }
+            container
+        };
+        for (inits, mains, expected) in [
+            (vec![container("side", "300m", Some("Always"))], vec![container("g", "100m", None)], 409),
+            // An init container runs beside the sidecars that were declared before it, not those after.
+            (
+                vec![
+                    container("a", "250m", Some("Always")),
+                    container("i", "500m", None),
+                    container("b", "250m", Some("Always")),
+                ],
+                vec![container("g", "100m", None)],
+                768,
+            ),
+            (vec![container("i", "2", None)], vec![container("g", "1", None)], 2048),
+            (vec![], vec![container("g", "1", None), container("h", "1", None)], 2048),
+        ] {
+            let spec: PodSpec =
+                serde_json::from_value(serde_json::json!({"initContainers": inits, "containers": mains})).unwrap();
+            let cpu = pod_resources(&spec).cpu().clone().unwrap();
+            assert_eq!(cpu.shares(), Some(expected), "{spec:?}");
+        }
     }
 }

@@ -14,6 +14,10 @@ use crate::disk;
 pub(super) fn ensure(name: &str, host: &HostPathVolumeSource) -> Result<(), VolumeError> {
     let path = Path::new(&host.path);
     let refuse = |message: String| VolumeError::HostPath { name: name.to_owned(), path: path.to_owned(), message };
+    if !path.is_absolute() {
+        // Relative to what? Nothing is made in the directory the agent happens to be in.
+        return Err(refuse("is not an absolute path".to_owned()));
+    }
     let found = match fs::metadata(path) {
         Ok(metadata) => Some(metadata.file_type()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -85,5 +89,7 @@ mod tests {
         let null = HostPathVolumeSource { path: "/dev/null".into(), type_: Some("CharDevice".into()) };
         ensure("v", &null).unwrap();
         assert!(at("new-1").is_dir() && at("new-3").is_file());
+        let relative = HostPathVolumeSource { path: "some/where".into(), type_: Some("DirectoryOrCreate".into()) };
+        assert!(ensure("v", &relative).unwrap_err().to_string().contains("not an absolute path"));
     }
 }

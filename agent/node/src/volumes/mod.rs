@@ -100,13 +100,17 @@ pub(crate) struct Facts<'a> {
     pub(crate) node: &'a NodeFacts,
 }
 
-/// What the downward API may tell of the node.
+/// What a pod may ask and learn of the node.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NodeFacts {
     pub(crate) name: String,
+    /// With the well-known ones.
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) host_ips: Vec<String>,
     pub(crate) cpu_millis: u64,
     pub(crate) memory_bytes: u64,
+    /// Of the file system of volumes, logs and images.
+    pub(crate) storage_bytes: u64,
 }
 
 /// Where the volumes of all pods are.

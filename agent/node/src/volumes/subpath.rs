@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 use super::VolumeError;
@@ -70,16 +70,26 @@ fn resolve(source: &Path, sub_path: &str) -> Result<OwnedFd, Errno> {
     openat2(&root, relative, flags, Mode::empty(), RESOLVE)
 }
 
+/// Makes the directories of `relative` that are missing, with the mode of the volume itself: who
+/// may use the volume may use what is made in it.
+///
+/// Source: kubernetes `pkg/volume/util/subpath/subpath_linux.go` doSafeMakeDir.
 fn make_folders(root: BorrowedFd<'_>, relative: &Path) -> Result<(), Errno> {
     let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut walked = PathBuf::new();
     let mut at = openat2(root, ".", folder, Mode::empty(), RESOLVE)?;
+    let mode = Mode::from_raw_mode(fstat(&at)?.st_mode & 0o7777);
     for part in relative.components() {
         let Component::Normal(name) = part else {
             continue;
         };
-        match mkdirat(&at, name, Mode::from_raw_mode(0o750)) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        match mkdirat(&at, name, mode) {
+            Ok(()) => {
+                // The umask had its say. Its place may be taken already, but not by a link.
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                fchmod(&openat(&at, name, flags, Mode::empty())?, mode)?;
+            }
+            Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
         walked.push(name);
@@ -110,7 +120,7 @@ pub(super) fn release(folder: &Path) -> Result<(), VolumeError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -135,5 +145,21 @@ mod tests {
         }
         assert!(volume.join("inside/made").is_dir());
         assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_missing_sub_path_is_made_with_the_mode_of_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        for mode in [0o777, 0o2775, 0o1777, 0o700] {
+            let volume = dir.path().join(format!("{mode:o}"));
+            fs::create_dir(&volume).unwrap();
+            fs::set_permissions(&volume, fs::Permissions::from_mode(mode)).unwrap();
+            fs::create_dir(volume.join("given")).unwrap();
+            fs::set_permissions(volume.join("given"), fs::Permissions::from_mode(0o711)).unwrap();
+            read_below(&volume, "given/data/deep").unwrap();
+            let found = |path: &str| fs::metadata(volume.join(path)).unwrap().permissions().mode() & 0o7777;
+            assert_eq!((found("given/data"), found("given/data/deep")), (mode, mode), "{mode:o}");
+            assert_eq!(found("given"), 0o711, "what is there already stays as it is");
+        }
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use portreeve_engine::{ContainerId, EngineError, Mount, MountSource, SandboxConfig, SandboxId, UserNamespace};
 use portreeve_plan::{
-    Action, Attempted, DesiredPod, Finished, ImageName, Intent, ObservedPod, Plan, SandboxState, Step,
-    container_record, sandbox_record, status, volume_records,
+    Action, Attempted, Beside, ContainerState, DesiredPod, Finished, ImageName, Intent, ObservedPod, Plan,
+    SandboxState, Step, container_record, sandbox_record, status, volume_records,
 };
 use tokio::sync::oneshot;
 use tracing::debug;
@@ -45,19 +45,32 @@ enum StepResult {
 }
 
 impl Worker {
-    /// Does the steps of `plan`, until one fails or something more urgent comes.
+    /// Does the steps of `plan`, as far as containers that are being stopped allow, until one fails
+    /// or something more urgent comes.
     pub(super) async fn execute(&mut self, desired: &Arc<DesiredPod>, observed: &ObservedPod, plan: &Plan) -> Outcome {
+        let mut did = false;
         for batch in plan.batches() {
             if self.stop.is_cancelled() {
                 return Outcome::Interrupted;
             }
-            let began = Instant::now();
-            let result = match batch.first().map(|step| &step.action) {
-                None => continue,
-                Some(Action::PullImage { .. }) => self.pull(desired, batch).await,
-                Some(Action::KillContainer { .. }) => self.kill(desired, observed, batch).await,
-                Some(action) => self.act(desired, observed, action).await,
+            let Some(action) = batch.first().map(|step| &step.action) else {
+                continue;
             };
+            match action.beside_stops(&self.kills.names()) {
+                Beside::Now => {}
+                Beside::Skip => continue,
+                Beside::Wait => break,
+            }
+            let began = Instant::now();
+            let result = match action {
+                Action::KillContainer { .. } => {
+                    did |= self.begin_kills(desired, observed, batch);
+                    continue;
+                }
+                Action::PullImage { .. } => self.pull(desired, batch).await,
+                action => self.act(desired, observed, action).await,
+            };
+            did = true;
             let failed = matches!(result, StepResult::Failed(_));
             for step in batch {
                 let name = step_name(&step.action);
@@ -69,9 +82,7 @@ impl Worker {
                     for step in batch {
                         self.succeeded(&step.action);
                     }
-                    let ended =
-                        |step: &Step| matches!(step.action, Action::KillContainer { .. } | Action::StopSandbox { .. });
-                    if batch.iter().any(ended) {
+                    if batch.iter().any(|step| matches!(step.action, Action::StopSandbox { .. })) {
                         // What was ready is not any more, long before its successor is.
                         let observed = self.observe(desired);
                         self.publish(desired, &observed, self.shared.clock.now());
@@ -91,7 +102,7 @@ impl Worker {
                 }
             }
         }
-        Outcome::Done
+        if did { Outcome::Done } else { Outcome::Waiting }
     }
 
     /// A success ends the back-off of its kind.
@@ -104,12 +115,15 @@ impl Worker {
             // Only a container that was started has got over what kept it from starting.
             Action::StartContainer { container, .. } => self.failures.remove(&Attempted::Container(container.clone())),
             Action::UpdateResources { container, .. } => self.failures.remove(&Attempted::Resources(container.clone())),
-            Action::KillContainer { .. }
-            | Action::RemoveContainer { .. }
+            Action::RemoveContainer { .. }
             | Action::StopSandbox { .. }
             | Action::RemoveSandbox { .. }
             | Action::RecordFinished { .. } => self.failures.remove(&Attempted::Removal),
-            Action::PullImage { .. } | Action::CreateContainer { .. } | Action::RunPostStart { .. } => None,
+            Action::PullImage { .. }
+            | Action::CreateContainer { .. }
+            | Action::RunPostStart { .. }
+            // See `take_kill`.
+            | Action::KillContainer { .. } => None,
         };
     }
 
@@ -155,6 +169,7 @@ impl Worker {
         observed: &ObservedPod,
         finished: &Finished,
     ) -> Result<(), StepFailure> {
+        let why = finished.reason.clone().zip(finished.message.clone());
         let mut finished = finished.clone();
         let mut ended = (**desired).clone();
         ended.finished = Some(finished.clone());
@@ -170,7 +185,12 @@ impl Worker {
             () = self.stop.cancelled() => return Err(failed("the node is shutting down".to_owned())),
         };
         match answer {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                if let Some((reason, message)) = why {
+                    self.event(desired, None, EventKind::Warning, &reason, &message);
+                }
+                Ok(())
+            }
             Ok(Err(message)) => Err(failed(message)),
             Err(_) => Err(failed("the node is shutting down".to_owned())),
         }
@@ -373,8 +393,7 @@ impl Worker {
     ) -> Result<Vec<Mount>, String> {
         let spec: &PodSpec = desired.pod.spec.as_ref().ok_or("the pod has no spec")?;
         let envs = translate::environment(self.facts(desired), ips, container).map_err(|error| chain(&error))?;
-        let plans = translate::mount_plans(spec, container, &envs)
-            .map_err(|volume| format!("the pod has no volume {volume:?}"))?;
+        let plans = translate::mount_plans(spec, container, &envs).map_err(|error| error.to_string())?;
         let mut mounts = Vec::with_capacity(plans.len() + 2);
         for plan in &plans {
             let source = match &plan.sub_path {
@@ -429,6 +448,13 @@ impl Worker {
         let id = self
             .engine_container(name, attempt)
             .ok_or_else(|| failure(format!("container {name} (attempt {attempt}) is gone")))?;
+        let mut began = self.observe(desired);
+        for view in began.containers.iter_mut().filter(|view| view.id.0 == id.as_str()) {
+            view.state = ContainerState::Running { started_at: self.shared.clock.now() };
+        }
+        self.keep_past(desired, &began)
+            .await
+            .map_err(|error| failure(format!("noting that it is started: {error}")))?;
         match self.shared.runtime.start_container(&id).await {
             Ok(()) => {
                 self.event(desired, Some(name), EventKind::Normal, "Started", &format!("Started container {name}"));
@@ -482,7 +508,7 @@ impl Worker {
                 };
                 tokio::select! {
                     // cancel-safe: a hook that is given up is given up.
-                    result = run(&handler, &target, Duration::ZERO) => result,
+                    result = run(&handler, &target, Duration::ZERO) => result.map_err(|miss| miss.to_string()),
                     // cancel-safe: only looks.
                     () = removed => return StepResult::Interrupted,
                     // cancel-safe: only looks.
@@ -610,6 +636,11 @@ impl Worker {
                 _ = self.mailbox.changed() => { self.mailbox.mark_changed(); self.keep_or_drop_pulls(); return StepResult::Interrupted; }
                 // cancel-safe: a notification stays stored.
                 () = self.wake.notified() => return StepResult::Interrupted,
+                // cancel-safe: see there.
+                Some(done) = self.kills.next() => {
+                    self.take_kill(done);
+                    return StepResult::Interrupted;
+                }
                 // cancel-safe: a report stays in the channel until it is received.
                 report = self.probe_inbox.recv() => if let Some(report) = report {
                     self.take_report(&report);
@@ -630,7 +661,7 @@ impl Worker {
             None => None,
         };
         let (credentials, problems) = pulls::credentials(&desired.pod, &desired.configs);
-        for problem in problems {
+        for problem in &problems {
             let message = format!("unable to use an image pull secret: {problem}");
             self.event(desired, None, EventKind::Warning, "FailedToRetrieveImagePullSecret", &message);
         }
@@ -642,7 +673,12 @@ impl Worker {
         let (uid, name) = (self.uid.0.clone(), image.clone());
         self.pull_tasks.spawn(async move {
             let began = tokio::time::Instant::now();
-            let result = pulls.pull(runtime, uid, name.0.clone(), credentials).await;
+            let result = pulls.pull(runtime, uid, name.0.clone(), credentials).await.map_err(|mut failure| {
+                for problem in &problems {
+                    failure.message.push_str(&format!("; imagePullSecrets: {problem}"));
+                }
+                failure
+            });
             (name, began.elapsed(), result)
         });
         self.pulls.insert(image.clone(), PullState::Running { after });
@@ -708,14 +744,6 @@ impl Worker {
                 }
                 self.pulls.insert(image, PullState::Failed(failure));
             }
-        }
-    }
-
-    /// Stops containers; see [`super::kill`].
-    async fn kill(&mut self, desired: &Arc<DesiredPod>, observed: &ObservedPod, batch: &[Step]) -> StepResult {
-        match self.kill_batch(desired, observed, batch).await {
-            Ok(()) => StepResult::Done,
-            Err(message) => StepResult::Failed(removal_failure("FailedKillPod", message)),
         }
     }
 }

@@ -1,15 +1,20 @@
 //! Graceful stops: noted first, preStop, stop signal, and a deadline that may only come nearer.
+//!
+//! A stop goes on beside its worker, which looks after the rest of the pod meanwhile and asks the
+//! planner what may be done until it has ended.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use jiff::{SignedDuration, Timestamp};
 use portreeve_engine::ContainerId;
-use portreeve_plan::{Action, ContainerView, DesiredPod, KillCause, ObservedPod, Step, Stopping, plan};
+use portreeve_plan::{
+    Action, Attempted, ContainerState, ContainerView, DesiredPod, KillCause, ObservedPod, Step, Stopping,
+};
 use tokio::sync::watch;
-use tracing::warn;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::{debug, warn};
 
 use super::Worker;
 use crate::clock::Clock;
@@ -21,6 +26,36 @@ use crate::runtime::Runtime;
 
 /// What is left for the stop signal when preStop took all; the kubelet's.
 const LEAST_AFTER_PRE_STOP: Duration = Duration::from_secs(2);
+
+/// The stops of one pod that are going on, one for each container.
+#[derive(Debug, Default)]
+pub(super) struct Kills {
+    going: BTreeMap<ContainerId, Going>,
+    tasks: JoinSet<Killed>,
+}
+
+#[derive(Debug)]
+struct Going {
+    container: String,
+    deadline: watch::Sender<Timestamp>,
+    began: Instant,
+    task: AbortHandle,
+}
+
+impl Kills {
+    /// The names of the containers that are being stopped.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.going.values().map(|going| going.container.clone()).collect()
+    }
+
+    /// The next stop that is through; `None` if none is going on.
+    ///
+    /// # Cancel safety
+    /// A stop that is through stays until it is taken.
+    pub(super) async fn next(&mut self) -> Option<Result<Killed, JoinError>> {
+        self.tasks.join_next().await
+    }
+}
 
 /// One stop in progress.
 struct Kill {
@@ -34,22 +69,20 @@ struct Kill {
 }
 
 /// What a stop had to say: an error of preStop, an error of the stop itself.
-struct Killed {
+#[derive(Debug)]
+pub(super) struct Killed {
+    id: ContainerId,
     container: String,
     hook_error: Option<String>,
     error: Option<String>,
 }
 
 impl Worker {
-    pub(super) async fn kill_batch(
-        &mut self,
-        desired: &Arc<DesiredPod>,
-        observed: &ObservedPod,
-        batch: &[Step],
-    ) -> Result<(), String> {
+    /// Begins the stops of a batch that are not going on yet, each noted on disk before; the time
+    /// left of the others may become less. Says whether one is new.
+    pub(super) fn begin_kills(&mut self, desired: &DesiredPod, observed: &ObservedPod, batch: &[Step]) -> bool {
         let now = self.shared.clock.now();
-        let mut kills = FuturesUnordered::new();
-        let mut deadlines = Vec::new();
+        let mut new = false;
         for step in batch {
             let Action::KillContainer { id, container, grace, pre_stop, cause } = &step.action else {
                 continue;
@@ -57,15 +90,19 @@ impl Worker {
             let Ok(engine_id) = id.0.parse::<ContainerId>() else {
                 continue;
             };
-            let view = observed.containers.iter().find(|view| view.id == *id);
             let until = after(now, *grace);
-            let begun = view.is_some_and(|view| view.stopping.is_some());
-            if !begun {
+            if let Some(going) = self.kills.going.get(&engine_id) {
+                going.shorten(until);
+                continue;
+            }
+            let view = observed.containers.iter().find(|view| view.id == *id);
+            let begun = view.and_then(|view| view.stopping.as_ref());
+            if begun.is_none() {
                 let message = killing(container, *cause);
                 self.event(desired, Some(container), EventKind::Normal, "Killing", &message);
             }
-            let (deadline, receiver) = watch::channel(until);
-            deadlines.push((id.clone(), deadline));
+            // Another agent may have begun it.
+            let (deadline, receiver) = watch::channel(begun.map_or(until, |begun| until.min(begun.deadline)));
             let kill = Kill {
                 runtime: Arc::clone(&self.shared.runtime),
                 clock: self.shared.clock.clone(),
@@ -73,62 +110,75 @@ impl Worker {
                 cause: *cause,
                 deadline: receiver,
                 pre_stop: pre_stop.then(|| self.pre_stop(view, &engine_id, observed)).flatten(),
-                id: engine_id,
+                id: engine_id.clone(),
             };
-            kills.push(kill.run(container.clone()));
+            kill.note(kill.pre_stop.is_none());
+            debug!(container = %container, reason = %step.reason, "stop began");
+            let task = self.kills.tasks.spawn(kill.run(container.clone()));
+            let going = Going { container: container.clone(), deadline, began: Instant::now(), task };
+            self.kills.going.insert(engine_id, going);
+            new = true;
         }
-        let mut errors = Vec::new();
-        let mut mailbox = self.mailbox.clone();
-        let stop = self.stop.clone();
-        loop {
-            tokio::select! {
-                // cancel-safe: a finished stop stays in the set until it is taken.
-                killed = kills.next() => match killed {
-                    None => break,
-                    Some(killed) => {
-                        if let Some(message) = killed.hook_error {
-                            let message = format!("PreStopHook failed: {message}");
-                            self.event(desired, Some(&killed.container), EventKind::Warning, "FailedPreStopHook", &message);
-                        }
-                        errors.extend(killed.error.map(|error| format!("stopping container {}: {error}", killed.container)));
-                    }
-                },
-                // cancel-safe: the value stays in the channel.
-                Ok(()) = mailbox.changed() => {
-                    let newer = Arc::clone(&mailbox.borrow_and_update());
-                    self.shorten(&newer, &deadlines);
-                }
-                // cancel-safe: a state. What is half stopped is stopped by the next agent.
-                () = stop.cancelled() => break,
-            }
-        }
-        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+        new
     }
 
-    /// A newer wish may leave less time; never more.
-    fn shorten(
-        &mut self,
-        newer: &Arc<DesiredPod>,
-        deadlines: &[(portreeve_plan::ContainerId, watch::Sender<Timestamp>)],
-    ) {
-        let observed = self.observe(newer);
-        let now = self.shared.clock.now();
-        for step in plan(newer, &observed, now).steps {
-            let Action::KillContainer { id, grace, .. } = step.action else {
-                continue;
-            };
-            let until = after(now, grace);
-            for (_, deadline) in deadlines.iter().filter(|(of, _)| *of == id) {
-                deadline.send_if_modified(|deadline| {
-                    let nearer = until < *deadline;
-                    if nearer {
-                        *deadline = until;
-                    }
-                    nearer
-                });
+    /// Looks at the stops that are through.
+    pub(super) fn take_kills(&mut self) {
+        while let Some(done) = self.kills.tasks.try_join_next() {
+            self.take_kill(done);
+        }
+    }
+
+    /// What a stop had to say.
+    pub(super) fn take_kill(&mut self, done: Result<Killed, JoinError>) {
+        let desired = Arc::clone(&self.mailbox.borrow());
+        let killed = match done {
+            Ok(killed) => killed,
+            Err(error) => {
+                self.kills.going.retain(|_, going| !going.task.is_finished());
+                if error.is_panic() {
+                    self.kill_failed(&desired, format!("stopping a container: {error}"));
+                }
+                return;
+            }
+        };
+        if let Some(going) = self.kills.going.remove(&killed.id) {
+            self.tell_end(&going, killed.error.is_some());
+        }
+        if let Some(message) = killed.hook_error {
+            let message = format!("PreStopHook failed: {message}");
+            self.event(&desired, Some(&killed.container), EventKind::Warning, "FailedPreStopHook", &message);
+        }
+        match killed.error {
+            Some(error) => self.kill_failed(&desired, format!("stopping container {}: {error}", killed.container)),
+            None => drop(self.failures.remove(&Attempted::Removal)),
+        }
+    }
+
+    fn kill_failed(&mut self, desired: &DesiredPod, message: String) {
+        self.event(desired, None, EventKind::Warning, "FailedKillPod", &message);
+        self.fail(desired, Attempted::Removal, "FailedKillPod", message);
+    }
+
+    /// Gives up the stops of what has ended meanwhile: a preStop hook has nothing left to prepare.
+    pub(super) fn drop_kills_of_ended(&mut self, observed: &ObservedPod) {
+        let runs = |id: &ContainerId| {
+            let view = observed.containers.iter().find(|view| view.id.0 == id.as_str());
+            view.is_some_and(|view| matches!(view.state, ContainerState::Running { .. }))
+        };
+        let ended: Vec<ContainerId> = self.kills.going.keys().filter(|id| !runs(id)).cloned().collect();
+        for id in ended {
+            if let Some(going) = self.kills.going.remove(&id) {
+                going.task.abort();
+                self.tell_end(&going, false);
             }
         }
-        self.publish(newer, &observed, now);
+    }
+
+    fn tell_end(&self, going: &Going, failed: bool) {
+        let elapsed = going.began.elapsed();
+        self.shared.metrics.step("KillContainer", elapsed, failed);
+        debug!(container = %going.container, failed, elapsed = ?elapsed, "stop ended");
     }
 
     fn pre_stop(
@@ -144,11 +194,23 @@ impl Worker {
     }
 }
 
+impl Going {
+    /// A newer wish may leave less time; never more.
+    fn shorten(&self, until: Timestamp) {
+        self.deadline.send_if_modified(|deadline| {
+            let nearer = until < *deadline;
+            if nearer {
+                *deadline = until;
+            }
+            nearer
+        });
+    }
+}
+
 impl Kill {
     async fn run(mut self, container: String) -> Killed {
-        let mut killed = Killed { container, hook_error: None, error: None };
+        let mut killed = Killed { id: self.id.clone(), container, hook_error: None, error: None };
         let has_hook = self.pre_stop.is_some();
-        self.note(!has_hook);
         if let Some((handler, target)) = self.pre_stop.take() {
             killed.hook_error = self.run_hook(&handler, &target).await.err();
             self.note(true);
@@ -180,11 +242,11 @@ impl Kill {
             let left = self.clock.until(*self.deadline.borrow_and_update());
             tokio::select! {
                 // cancel-safe: pinned outside.
-                result = &mut hook => return result,
+                result = &mut hook => return result.map_err(|miss| miss.to_string()),
                 // cancel-safe: a timer.
                 () = tokio::time::sleep(left) => return Err("did not end within the grace period".to_owned()),
                 // cancel-safe: the value stays in the channel.
-                Ok(()) = self.deadline.changed() => {}
+                Ok(()) = self.deadline.changed() => self.note(false),
             }
         }
     }

@@ -9,14 +9,16 @@
 //! ```
 //!
 //! **Invariant:** a pod has one worker, and a worker does one thing at a time. What arrives while
-//! it is busy is looked at when it is done; only a pull, a postStart hook and the time left of a
-//! graceful stop give way before.
+//! it is busy is looked at when it is done; only a pull and a postStart hook give way before.
+//! Graceful stops go on beside it, see [`kill`]: each is noted on disk before it begins.
 
 mod execute;
 mod kill;
+mod log_end;
 mod observe;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +27,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use portreeve_engine::{ContainerId, EngineError};
 use portreeve_plan::{
-    Attempted, DesiredPod, Failure, Finished, ImageName, Intent, ObservedPod, Plan, PodUid, plan, remember, status,
+    Attempted, DesiredPod, Failure, Finished, ImageName, Intent, ObservedPod, Plan, PodUid, SandboxId, SandboxState,
+    past, plan, remember, status,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -37,7 +40,7 @@ use crate::events::{EventKind, Events, Subject};
 use crate::history::{History, NamespacedName};
 use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::notes::NoteBook;
+use crate::notes::{NoteBook, PastBook};
 use crate::probes::{ProbeReport, Probes};
 use crate::pulls::Pulls;
 use crate::runtime::{ImageFacts, PullFailure, Runtime};
@@ -46,6 +49,8 @@ use crate::volumes::{NodeFacts, Volumes};
 
 /// A step that has begun when the node stops has this long to end.
 const STOPS_WITHIN: Duration = Duration::from_secs(5);
+/// Reason of a volume that cannot be made.
+const FAILED_MOUNT: &str = "FailedMount";
 /// A plan that is made again and again without a pause is slowed down after so many rounds.
 const MAX_HASTE: u32 = 20;
 
@@ -102,6 +107,8 @@ enum Outcome {
     Failed,
     /// Something more urgent came; plan again.
     Interrupted,
+    /// Everything that is left waits for a container that is being stopped.
+    Waiting,
 }
 
 /// One pod's task.
@@ -112,13 +119,17 @@ pub(crate) struct Worker {
     wake: Arc<Notify>,
     stop: CancellationToken,
     book: Arc<Mutex<NoteBook>>,
+    past: PastBook,
     failures: BTreeMap<Attempted, Failure>,
     pulls: BTreeMap<ImageName, PullState>,
     pull_tasks: JoinSet<(ImageName, Duration, Result<ImageFacts, PullFailure>)>,
+    kills: kill::Kills,
     probes: Probes,
     probe_inbox: mpsc::Receiver<ProbeReport>,
     records: observe::Records,
     told: BTreeSet<(Option<String>, String, Option<Timestamp>, String)>,
+    /// Sandboxes whose loss was told.
+    lost: BTreeSet<SandboxId>,
     was_ready_at: Option<Timestamp>,
 }
 
@@ -143,13 +154,16 @@ impl Worker {
             wake: Arc::clone(&wake),
             stop,
             book: Arc::new(Mutex::new(book)),
+            past: PastBook::open(&shared.volumes.disk_of(&uid.0)),
             failures: BTreeMap::new(),
             pulls: BTreeMap::new(),
             pull_tasks: JoinSet::new(),
+            kills: kill::Kills::default(),
             probes: Probes::new(Arc::clone(&shared.runtime), shared.clock.clone(), outbox),
             probe_inbox,
             records: observe::Records::default(),
             told: BTreeSet::new(),
+            lost: BTreeSet::new(),
             was_ready_at: None,
             uid,
         };
@@ -211,7 +225,9 @@ impl Worker {
         let timer = self.shared.metrics.reconciles.start_timer();
         self.take_reports();
         self.take_pulls(desired);
+        self.take_kills();
         let observed = Arc::new(self.observe(desired));
+        self.drop_kills_of_ended(&observed);
         let now = self.shared.clock.now();
         let plan = plan(desired, &observed, now);
         self.show_observed(&observed);
@@ -220,6 +236,10 @@ impl Worker {
             return self.forget(desired).await;
         }
         self.publish(desired, &observed, now);
+        if let Err(error) = self.keep_past(desired, &observed).await {
+            warn!(error = %error, "what a pod has come to was not written, and a reboot would not know it");
+        }
+        self.tell_losses(desired, &observed);
         self.tell_waits(desired, &plan);
         self.ensure_probes(desired, &observed);
         if plan.is_empty() {
@@ -235,6 +255,10 @@ impl Worker {
             Outcome::Failed => {
                 self.save();
                 Round::Again
+            }
+            Outcome::Waiting => {
+                self.save();
+                Round::Wait(plan.wake_at)
             }
         }
     }
@@ -279,6 +303,11 @@ impl Worker {
                 }
                 Some("pull")
             }
+            // cancel-safe: see there.
+            Some(done) = self.kills.next() => {
+                self.take_kill(done);
+                Some("stop")
+            }
             // cancel-safe: a timer.
             () = timer => Some("timer"),
         }
@@ -294,7 +323,8 @@ impl Worker {
         let removed = tokio::task::spawn_blocking(move || {
             volumes.remove_pod_blocking(&of)?;
             match std::fs::remove_dir_all(&logs) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                // What cannot be named is not there either.
+                Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidFilename) => {
                     Err(crate::volumes::VolumeError::Io { action: "removing", path: logs, source: error })
                 }
                 _ => Ok(()),
@@ -354,6 +384,15 @@ impl Worker {
         book.notes.attempts = history.attempts;
     }
 
+    /// Keeps on disk what the pod has come to, before anything follows from it.
+    async fn keep_past(&mut self, desired: &DesiredPod, observed: &ObservedPod) -> std::io::Result<()> {
+        if desired.intent != Intent::Run {
+            return Ok(());
+        }
+        let past = past(desired, observed);
+        if self.past.has(past.as_deref()) { Ok(()) } else { self.past.keep(past).await }
+    }
+
     fn subject(&self, desired: &DesiredPod) -> Subject {
         let key = desired.key();
         Subject::pod(&key.namespace, &key.name, &self.uid.0)
@@ -373,6 +412,21 @@ impl Worker {
         self.shared.events.record(&subject, kind, reason, message);
     }
 
+    /// An event for each sandbox that went away by itself.
+    fn tell_losses(&mut self, desired: &DesiredPod, observed: &ObservedPod) {
+        let mut lost = BTreeSet::new();
+        for sandbox in &observed.sandboxes {
+            if let SandboxState::Lost { reason, .. } = &sandbox.state {
+                if !self.lost.contains(&sandbox.id) {
+                    let message = format!("the sandbox is lost, and all its containers with it: {reason}");
+                    self.event(desired, None, EventKind::Warning, "SandboxLost", &message);
+                }
+                lost.insert(sandbox.id.clone());
+            }
+        }
+        self.lost = lost;
+    }
+
     /// Events for what the plan waits for, once for each try.
     fn tell_waits(&mut self, desired: &DesiredPod, plan: &Plan) {
         let mut told = BTreeSet::new();
@@ -380,17 +434,20 @@ impl Worker {
             let wrong = wait.reason.contains("BackOff")
                 || wait.reason.contains("Err")
                 || wait.reason.contains("Invalid")
-                || wait.reason.contains("Conflict");
+                || wait.reason.contains("Conflict")
+                // With a time it is a step that failed, which was told when it did.
+                || (wait.reason == FAILED_MOUNT && wait.until.is_none());
             if !wrong {
                 continue;
             }
             let what = (wait.container.clone(), wait.reason.clone(), wait.until, wait.message.clone());
             if !self.told.contains(&what) {
-                let reason = if wait.reason.contains("BackOff") { "BackOff" } else { "Failed" };
-                let message = match wait.until {
-                    Some(until) => format!("{}: {}; next try at {until:.0}", wait.reason, wait.message),
-                    None => format!("{}: {}", wait.reason, wait.message),
+                let (reason, message) = match wait.until {
+                    _ if wait.reason == FAILED_MOUNT => (FAILED_MOUNT, wait.message.clone()),
+                    Some(until) => ("Failed", format!("{}: {}; next try at {until:.0}", wait.reason, wait.message)),
+                    None => ("Failed", format!("{}: {}", wait.reason, wait.message)),
                 };
+                let reason = if wait.reason.contains("BackOff") { "BackOff" } else { reason };
                 self.event(desired, wait.container.as_deref(), EventKind::Warning, reason, &message);
             }
             told.insert(what);
@@ -415,6 +472,10 @@ impl Worker {
             ProbeReport::Unhealthy { container, kind, message } => {
                 self.shared.metrics.unhealthy.with_label_values(&[kind.as_str()]).inc();
                 let message = format!("{} probe failed: {message}", kind.as_str());
+                self.event(&desired, Some(container), EventKind::Warning, "Unhealthy", &message);
+            }
+            ProbeReport::Untried { container, kind, message } => {
+                let message = format!("{} probe errored and resulted in unknown state: {message}", kind.as_str());
                 self.event(&desired, Some(container), EventKind::Warning, "Unhealthy", &message);
             }
             ProbeReport::Verdict { id, kind, verdict } => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -16,6 +16,7 @@ use portreeve_plan::{
 };
 use tracing::warn;
 
+use super::log_end::log_end;
 use super::{PullState, Worker};
 use crate::notes::Notes;
 use crate::probes::Probed;
@@ -69,7 +70,7 @@ impl Worker {
         for id in &belongings.containers {
             match shared.runtime.container(id) {
                 Some(status) => {
-                    let view = self.container_view(&status, &notes);
+                    let view = self.container_view(desired, &status, &notes);
                     if matches!(view.state, ContainerState::Running { .. }) {
                         observed.probes.insert(view.id.clone(), notes.of(id).verdicts());
                     }
@@ -83,7 +84,7 @@ impl Worker {
         observed.images = self.images(desired, &notes);
         observed.failures = self.failures.clone();
         observed.volumes = notes.volumes;
-        observed.history = History { previous: notes.status, attempts: notes.attempts };
+        observed.history = History { previous: notes.status, attempts: notes.attempts, past: self.past.past() };
         observed
     }
 
@@ -104,9 +105,14 @@ impl Worker {
         }
     }
 
-    fn container_view(&mut self, status: &ContainerStatus, notes: &Notes) -> ContainerView {
+    fn container_view(&mut self, desired: &DesiredPod, status: &ContainerStatus, notes: &Notes) -> ContainerView {
         let id = ContainerId(status.id.as_str().to_owned());
         let record = self.records.container(&id, status);
+        // The policy is live, as probes are; of a container that the spec has no more its last one counts.
+        let wanted = desired.pod.spec.iter().flat_map(all_containers).find(|it| it.name == status.metadata.name);
+        let log_counts = wanted
+            .or(record.as_ref().map(|record| &record.container))
+            .is_some_and(|it| it.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"));
         let own = notes.of(&status.id);
         let resources = own.resources.or_else(|| record.as_ref().map(|record| record.resources)).unwrap_or_default();
         ContainerView {
@@ -115,7 +121,7 @@ impl Worker {
             name: status.metadata.name.clone(),
             attempt: status.metadata.attempt,
             created_at: status.created_at,
-            state: self.container_state(status),
+            state: self.container_state(status, log_counts),
             image: status.image.clone(),
             image_id: status.image_id.clone(),
             record,
@@ -126,7 +132,7 @@ impl Worker {
         }
     }
 
-    fn container_state(&self, status: &ContainerStatus) -> ContainerState {
+    fn container_state(&self, status: &ContainerStatus, log_counts: bool) -> ContainerState {
         match status.state {
             EngineState::Created => ContainerState::Created,
             EngineState::Running => {
@@ -137,7 +143,11 @@ impl Worker {
                 let exit = status.exit.unwrap_or_default();
                 let message = Some(status.message.clone())
                     .filter(|message| !message.is_empty())
-                    .or_else(|| self.termination_message(&status.metadata.name, status.metadata.attempt));
+                    .or_else(|| self.termination_message(&status.metadata.name, status.metadata.attempt))
+                    .or_else(|| {
+                        status.log_path.as_ref().filter(|_| log_counts && exit.code != 0).map(|log| said_last(log))
+                    })
+                    .filter(|message| !message.is_empty());
                 ContainerState::Exited(Exit {
                     code: exit.code,
                     signal: exit.signal,
@@ -257,6 +267,10 @@ impl Worker {
             notes.set_verdicts(&verdicts);
         }
     }
+}
+
+fn said_last(log: &Path) -> String {
+    log_end(log).unwrap_or_else(|error| format!("reading the end of the log {}: {error}", log.display()))
 }
 
 /// Init containers and containers of a pod.

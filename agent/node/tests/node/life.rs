@@ -173,6 +173,31 @@ pub(crate) async fn a_job_runs_once_and_its_log_stays() {
     assert_eq!(log.lines().count(), 1, "{log}");
 }
 
+pub(crate) async fn a_failed_container_that_left_no_message_says_the_end_of_its_log() {
+    let world = World::new().await;
+    let job = |name: &str, script: &str, policy: &str| {
+        let text = pod(name, script, &format!("\n    terminationMessagePolicy: {policy}"));
+        world.write(&format!("{name}.yaml"), &text.replace("restartPolicy: Always", "restartPolicy: Never"));
+    };
+    let cases = [
+        ("quiet", "echo one; echo two >&2; exit 3", "FallbackToLogsOnError", Some("one\ntwo\n")),
+        ("wrote", "echo no; echo -n why > /dev/termination-log; exit 3", "FallbackToLogsOnError", Some("why")),
+        ("fine", "echo done", "FallbackToLogsOnError", None),
+        ("file", "echo no; exit 3", "File", None),
+    ];
+    for (name, script, policy, _) in cases {
+        job(name, script, policy);
+    }
+    let ended = |w: &World, name: &str| {
+        let statuses = w.pod(name)?.status.clone()?.container_statuses?;
+        statuses.first()?.state.clone()?.terminated
+    };
+    for (name, _, _, expected) in cases {
+        world.until(name, |w| ended(w, name).is_some()).await;
+        assert_eq!(ended(&world, name).unwrap().message.as_deref(), expected, "{name}");
+    }
+}
+
 pub(crate) async fn drain_stops_everything() {
     let mut world = World::new().await;
     world.write("a.yaml", &pod("a", "exec sleep 1000", ""));
@@ -187,4 +212,28 @@ pub(crate) async fn drain_stops_everything() {
     world.open().await;
     world.until("both are ready again", |w| w.is_ready("a") && w.is_ready("b")).await;
     assert_eq!(world.pod("a").unwrap().metadata.uid, uid);
+}
+
+pub(crate) async fn qos_levels_have_the_weights_that_their_pods_ask_for() {
+    let world = World::new().await;
+    let asks = "\n    resources: {requests: {cpu: 500m}}\n";
+    world.write("burst.yaml", &pod("burst", "exec sleep 1000", asks));
+    world.write("best.yaml", &pod("best", "exec sleep 1000", ""));
+    world.until("both are ready", |w| w.is_ready("burst") && w.is_ready("best")).await;
+    // The same in the words of version 1 and version 2 of cgroups.
+    for (level, found) in [("burstable", ["512", "59"]), ("besteffort", ["2", "1"])] {
+        world.until("the level weighs that", |w| found.iter().any(|value| w.cpu_weight(level) == *value)).await;
+    }
+}
+
+pub(crate) async fn a_missing_sub_path_can_be_used_by_whoever_may_use_the_volume() {
+    let world = World::new().await;
+    let more = r#"
+    securityContext: {runAsUser: 1000}
+    volumeMounts: [{name: v, mountPath: rel/data, subPath: some/data}]
+  volumes: [{name: v, emptyDir: {}}]
+"#;
+    world.write("web.yaml", &pod("web", "touch /rel/data/x && exec sleep 1000", more));
+    world.until("web is ready", |w| w.is_ready("web")).await;
+    assert_eq!(world.sh("web", "ls /rel/data; touch /rel/data/y && echo yes").await, "x\nyes");
 }

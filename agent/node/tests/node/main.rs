@@ -34,7 +34,10 @@ const TESTS: &[Test] = tests![
     life::a_failing_liveness_probe_restarts_the_container,
     life::edits_cost_what_their_class_says,
     life::a_job_runs_once_and_its_log_stays,
+    life::a_failed_container_that_left_no_message_says_the_end_of_its_log,
     life::drain_stops_everything,
+    life::qos_levels_have_the_weights_that_their_pods_ask_for,
+    life::a_missing_sub_path_can_be_used_by_whoever_may_use_the_volume,
 ];
 
 fn main() {

@@ -152,6 +152,14 @@ impl World {
         }
     }
 
+    /// `cpu.shares`, or `cpu.weight`, of the cgroup of a QoS level.
+    pub(crate) fn cpu_weight(&self, level: &str) -> String {
+        let root = Path::new("/sys/fs/cgroup");
+        let files = [format!("cpu/{}/{level}/cpu.shares", self.name), format!("{}/{level}/cpu.weight", self.name)];
+        let found = files.iter().find_map(|file| fs::read_to_string(root.join(file)).ok());
+        found.unwrap_or_default().trim().to_owned()
+    }
+
     /// Cgroups, mounts, links and directories of pods that carry this world's name.
     pub(crate) fn traces(&self) -> Vec<String> {
         let mut found = Vec::new();

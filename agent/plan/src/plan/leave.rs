@@ -79,7 +79,8 @@ pub(crate) fn terminal(world: &World<'_>) -> Option<Finished> {
     // An edit that makes another pod of it begins anew what had ended.
     let edited = world.home().is_some_and(|home| !recreate_differences(world, home).is_empty());
     let mains = || world.slots.iter().filter(|slot| slot.role == Role::Main);
-    if world.policy != Policy::Always && world.home().is_some() && !edited {
+    let began = world.home().is_some() || world.past().is_some();
+    if world.policy != Policy::Always && began && !edited {
         let exits: Vec<i32> = mains()
             .filter_map(|slot| match fate(world, slot) {
                 Fate::Done(exit) => Some(exit.code),

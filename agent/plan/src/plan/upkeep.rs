@@ -60,7 +60,13 @@ pub(super) fn refresh(world: &World<'_>, draft: &mut Draft) {
 pub(super) fn update_resources(world: &World<'_>, draft: &mut Draft, dying: &BTreeSet<&str>) {
     for slot in world.slots.iter().filter(|slot| !dying.contains(slot.name())) {
         let Some(view) = world.latest(slot.name()) else { continue };
-        let Some(reason) = resources_differ(slot, view) else { continue };
+        let Some(mut reason) = resources_differ(slot, view) else { continue };
+        if let ResourcesView::InEffect(found) = &view.resources
+            && let Some(limit) = Resources::of(slot.container).memory_limit_bytes
+            && found.memory_limit_bytes.is_none_or(|before| limit < before)
+        {
+            reason.push_str("; refused if more memory than that is in use");
+        }
         if !matches!(fate(world, slot), Fate::Keep(_)) {
             continue;
         }

@@ -70,6 +70,15 @@ fn state(world: &World<'_>, slot: &Slot<'_>, newest: Option<&ContainerView>, end
     let exit = newest.and_then(|view| Some((exit_of(view)?, Some(&view.id))));
     let over =
         |exit: Exit, id: Option<&ContainerId>| State { terminated: Some(terminated(exit, id)), ..State::default() };
+    if ended
+        && newest.is_none()
+        && let Some(carried) = one(world, slot)
+    {
+        return match carried.exit {
+            Some(exit) => over(exit, carried.id.as_ref()),
+            None => State { terminated: Some(unknown(carried.id.as_ref())), ..State::default() },
+        };
+    }
     let fate = fate(world, slot);
     match (fate, exit) {
         (_, Some((exit, id))) if ended => over(exit, id),
@@ -174,6 +183,19 @@ fn ready(world: &World<'_>, slot: &Slot<'_>, newest: Option<&ContainerView>, sta
     let in_sandbox = world.home().is_some_and(|home| home.id == view.sandbox && home.state == SandboxState::Ready);
     let probe = slot.container.readiness_probe.is_none() || world.probes(view).readiness == Verdict::Success;
     in_sandbox && world.started(slot, view) && probe
+}
+
+/// The end of a container of which no trace is left.
+///
+/// Source: kubernetes `kubelet_pods.go` convertToAPIContainerStatuses.
+fn unknown(container: Option<&ContainerId>) -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        container_id: container.map(id),
+        exit_code: 137,
+        reason: Some("ContainerStatusUnknown".to_owned()),
+        message: Some("The container could not be located when the pod was terminated".to_owned()),
+        ..ContainerStateTerminated::default()
+    }
 }
 
 fn terminated(exit: Exit, container: Option<&ContainerId>) -> ContainerStateTerminated {

@@ -193,10 +193,14 @@ fn a_change_of_the_qos_class_recreates_the_pod() {
 }
 
 #[test]
-fn the_order_of_lists_by_name_does_not_matter_and_the_order_of_env_does() {
+fn the_order_of_containers_is_named_and_live_and_the_order_of_env_costs_a_restart() {
     let mut swapped = rich();
     swapped["containers"].as_array_mut().unwrap().swap(0, 1);
-    assert!(differences(&pod(rich()), &pod(swapped)).is_empty());
+    let found = differences(&pod(rich()), &pod(swapped));
+    let rows: Vec<_> = found.iter().map(ToString::to_string).collect();
+    let names: Vec<_> = pod(rich()).spec.unwrap().containers.into_iter().map(|container| container.name).collect();
+    let expected = format!("spec.containers (order) [live]: {0}, {1} -> {1}, {0}", names[0], names[1]);
+    assert_eq!(rows, [expected]);
     let two = |a: &str, b: &str| {
         let env = json!([{"name": a, "value": "1"}, {"name": b, "value": "1"}]);
         pod(with(simple(), "/containers/0/env", env))
@@ -352,4 +356,18 @@ fn limits_that_were_set_once_are_not_set_again() {
     );
     node.settle();
     assert!(matches!(node.container("web").resources, ResourcesView::InEffect(_)));
+}
+
+#[test]
+fn a_lower_memory_limit_says_on_what_it_depends() {
+    let spec = |memory: &str| {
+        with(simple(), "/containers/0/resources", json!({"limits": {"memory": memory}, "requests": {"memory": "1Mi"}}))
+    };
+    let mut node = Node::running(spec("64Mi"));
+    node.edit(spec("32Mi"));
+    let step = node.plan().steps[0].clone();
+    assert!(step.reason.ends_with("; refused if more memory than that is in use"), "{step}");
+    node.edit(spec("128Mi"));
+    let step = node.plan().steps[0].clone();
+    assert!(!step.reason.contains("refused"), "{step}");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portreeve_plan::{Action, Intent, KillCause, SandboxState, Stopping, Terminal};
+use portreeve_plan::{Action, History, Intent, KillCause, ObservedPod, SandboxState, Stopping, Terminal, past};
 use serde_json::{Value, json};
 
 use crate::model::{Node, running};
@@ -220,4 +220,101 @@ fn a_removal_that_fails_is_tried_again_and_blocks_what_follows() {
     assert!(node.plan().wake_at.is_some());
     node.now = node.plan().wake_at.unwrap();
     assert!(!node.steps().is_empty());
+}
+
+/// A pod with an init container and the containers `a` and `b`, of which `a` has ended with 0.
+fn half_done(policy: &str) -> Node {
+    let container = |name: &str| json!({"name": name, "image": "i:1"});
+    let mut node = Node::running(json!({
+        "restartPolicy": policy,
+        "initContainers": [container("init")],
+        "containers": [container("a"), container("b")],
+    }));
+    node.exit("a", 0);
+    node.settle();
+    node
+}
+
+/// Every record goes; what was kept on disk stays.
+fn reboot(node: &mut Node) {
+    let past = past(&node.desired, &node.observed);
+    node.pass(60);
+    let images = node.observed.images.clone();
+    let history = History { past, ..History::default() };
+    node.observed = ObservedPod { images, history, ..ObservedPod::default() };
+}
+
+#[test]
+fn a_pod_that_never_restarts_has_failed_when_a_reboot_ended_it() {
+    let mut node = half_done("Never");
+    reboot(&mut node);
+    assert_eq!(node.steps(), ["record pod as Failed"]);
+    let status = node.status();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SandboxLost")));
+    assert!(status.message.unwrap().contains("reboot"));
+    let ends: Vec<_> = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten().collect();
+    let ends: Vec<_> = ends.into_iter().map(|status| status.state.unwrap().terminated.unwrap()).collect();
+    let ends: Vec<_> = ends.iter().map(|end| (end.exit_code, end.reason.as_deref().unwrap())).collect();
+    assert_eq!(ends, [(0, "Completed"), (0, "Completed"), (137, "ContainerStatusUnknown")]);
+    node.settle();
+    assert!(node.plan().is_empty());
+}
+
+#[test]
+fn a_pod_that_had_completed_before_a_reboot_has_succeeded() {
+    let mut node = half_done("Never");
+    node.exit("b", 0);
+    reboot(&mut node);
+    assert_eq!(node.steps(), ["record pod as Succeeded"]);
+}
+
+#[test]
+fn what_had_completed_before_a_reboot_is_not_run_again_with_the_rest() {
+    let mut node = half_done("OnFailure");
+    reboot(&mut node);
+    node.settle();
+    let names: Vec<_> = node.observed.containers.iter().map(|view| (view.name.as_str(), view.attempt)).collect();
+    assert_eq!(names, [("init", 1), ("b", 1)]);
+    node.exit("b", 0);
+    node.settle();
+    assert_eq!(node.status().phase.as_deref(), Some("Succeeded"));
+}
+
+#[test]
+fn an_edit_or_a_request_runs_a_pod_again_that_a_reboot_had_ended() {
+    let mut edited = half_done("Never");
+    let mut asked = edited.clone();
+    reboot(&mut edited);
+    reboot(&mut asked);
+    let mut spec = serde_json::to_value(edited.desired.pod.spec.clone()).unwrap();
+    spec["containers"][0]["image"] = json!("i:2");
+    edited.edit(spec);
+    asked.desired.restart_requested_at = Some(asked.now);
+    for mut node in [edited, asked] {
+        node.settle();
+        assert_eq!(node.observed.containers.len(), 3, "{:#?}", node.done);
+    }
+}
+
+#[test]
+fn what_was_never_started_is_no_past() {
+    let mut node = Node::new(crate::pods::wanted(json!({
+        "restartPolicy": "Never", "containers": [{"name": "a", "image": "i:1"}],
+    })));
+    node.round(usize::MAX).unwrap();
+    node.container("a").state = portreeve_plan::ContainerState::Created;
+    assert_eq!(past(&node.desired, &node.observed), None);
+    assert_eq!(past(&half_done("Always").desired, &half_done("Always").observed), None);
+}
+
+#[test]
+fn an_ended_pod_keeps_its_address_in_its_status() {
+    let mut node = half_done("Never");
+    node.exit("b", 0);
+    node.settle();
+    node.desired.finished = None;
+    node.sandbox().ips.clear();
+    let status = node.status();
+    assert_eq!((status.phase.as_deref(), status.pod_ip.as_deref()), (Some("Succeeded"), Some("10.0.0.2")));
+    assert_eq!(status.pod_ips.unwrap().len(), 1);
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, PodStatus};
 use portreeve_plan::{
-    Action, Attempted, ContainerId, ContainerState, ContainerView, DesiredPod, Exit, Failure, HookState, ImageName,
-    ImageView, Intent, ObservedPod, Plan, ProbeVerdicts, Resources, ResourcesView, SandboxId, SandboxState,
+    Action, Attempted, Beside, ContainerId, ContainerState, ContainerView, DesiredPod, Exit, Failure, HookState,
+    ImageName, ImageView, Intent, ObservedPod, Plan, ProbeVerdicts, Resources, ResourcesView, SandboxId, SandboxState,
     SandboxView, Step, Stopping, Verdict, container_record, plan, remember, sandbox_record, status, volume_records,
 };
 use serde_json::Value;
@@ -136,6 +136,53 @@ impl Node {
         }
         self.observed.history = remember(&self.observed, self.status());
         Ok(plan)
+    }
+
+    /// One round in which stops only begin, and what does not go beside them is left to a later one.
+    /// Says whether anything was done.
+    pub(crate) fn slow_round(&mut self) -> Result<bool, String> {
+        let plan = self.plan();
+        let seen = self.observed.clone();
+        let mut did = false;
+        for step in &plan.steps {
+            match step.action.beside_stops(&self.stopping()) {
+                Beside::Now => {}
+                Beside::Skip => continue,
+                Beside::Wait => break,
+            }
+            if let Action::KillContainer { id, grace, cause, .. } = &step.action {
+                let deadline = self.now + SignedDuration::try_from(*grace).map_err(|e| e.to_string())?;
+                let cause = *cause;
+                let view = self.view(id)?;
+                if view.stopping.is_none() {
+                    view.stopping = Some(Stopping { deadline, pre_stop_ran: true, cause });
+                    did = true;
+                }
+                continue;
+            }
+            did = true;
+            if !self.apply(step, &seen)? {
+                break;
+            }
+        }
+        self.observed.history = remember(&self.observed, self.status());
+        Ok(did)
+    }
+
+    fn stopping(&self) -> BTreeSet<String> {
+        let stopped = |view: &&ContainerView| self.ours(view) && running(view) && view.stopping.is_some();
+        self.observed.containers.iter().filter(stopped).map(|view| view.name.clone()).collect()
+    }
+
+    /// One of the stops that have begun is through; false if there is none.
+    pub(crate) fn end_a_stop(&mut self) -> bool {
+        let (now, uid) = (self.now, self.desired.uid.clone());
+        let mut views = self.observed.containers.iter_mut();
+        let found = views.find(|view| view.uid == uid && running(view) && view.stopping.is_some());
+        let Some(view) = found else { return false };
+        let ContainerState::Running { started_at } = view.state else { return false };
+        view.state = exited(137, Some(started_at), now);
+        true
     }
 
     /// Rounds until nothing is left to do at this moment; init containers end by themselves, and

@@ -305,3 +305,26 @@ fn a_hook_that_an_agent_did_not_finish_runs_again_before_what_follows() {
         ["run postStart hook of container web", "create container log (attempt 0)", "start container log"]
     );
 }
+
+#[test]
+fn a_key_of_binary_data_is_missing_in_an_environment_and_no_reason_to_call_it_stale() {
+    use portreeve_plan::{Config, Configs};
+    let configs = |blob: &[u8]| {
+        let text = [("LEVEL".to_owned(), b"info".to_vec())].into();
+        let map = Config::new(text).with_binary([("blob".to_owned(), blob.to_vec())].into());
+        std::sync::Arc::new(Configs { config_maps: [("settings".to_owned(), map)].into(), ..Configs::default() })
+    };
+    let from = json!([{"configMapRef": {"name": "settings"}}]);
+    let mut desired = wanted(with(simple(), "/containers/0/envFrom", from));
+    desired.configs = configs(b"1");
+    let mut node = Node::running_pod(desired);
+    node.desired.configs = configs(b"2");
+    let conditions = node.status().conditions.unwrap();
+    assert!(conditions.iter().all(|condition| condition.type_ != portreeve_plan::STALE));
+    let key = json!([{"name": "B", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "blob"}}}]);
+    let mut desired = wanted(with(simple(), "/containers/0/env", key));
+    desired.configs = configs(b"1");
+    let node = Node::new(desired);
+    let wait = node.plan().waits[0].clone();
+    assert_eq!(wait.message, "couldn't find key blob in ConfigMap default/settings");
+}

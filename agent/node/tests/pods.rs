@@ -1,0 +1,354 @@
+//! What single pods go through, in simulated time: slow stops, probes, a reboot, missing objects.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use portreeve_engine::ContainerState;
+use portreeve_manifests::parse_file;
+use portreeve_node::fake::{FakeRuntime, Program, Script};
+use portreeve_node::source::{FileContent, Identity, SourceFile, SourceSet};
+use portreeve_node::{Clock, ManifestFile, NamespacedName, Node, NodeConfig, PlanRequest, PodChange, Runtime};
+use tokio::sync::watch;
+
+/// `stuck` is not alive and does not mind a stop signal, `good` leaves at once, `crash` ends by itself.
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  terminationGracePeriodSeconds: 20
+  containers:
+  - name: stuck
+    image: "stuck:1"
+    imagePullPolicy: Never
+    livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 1}
+  - {name: good, image: "good:1", imagePullPolicy: Never}
+  - {name: crash, image: "crash:1", imagePullPolicy: Never}
+"#;
+
+struct World {
+    runtime: Arc<FakeRuntime>,
+    clock: Clock,
+    config: NodeConfig,
+    sets: watch::Sender<SourceSet>,
+    node: Node,
+    _dir: tempfile::TempDir,
+}
+
+/// A source with these files: name and text.
+fn set(files: &[(&str, &str)]) -> SourceSet {
+    let root = Path::new("/manifests");
+    let mut set = SourceSet::starting(root);
+    set.complete = true;
+    set.identity = Some(Identity { device: 1, inode: 1 });
+    for (name, text) in files {
+        let path = root.join(name);
+        let parsed = parse_file(&path, text.as_bytes());
+        assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
+        let file = SourceFile { content: FileContent::Parsed(Arc::new(parsed)), vanishing: false };
+        set.files.insert(path, file);
+    }
+    set
+}
+
+impl World {
+    fn new(text: &str) -> Self {
+        let clock = Clock::tokio_from("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap());
+        // In memory, so that no tmpfs has to be mounted for the volumes.
+        let dir = tempfile::Builder::new().prefix("portreeve-stop-").tempdir_in("/dev/shm").unwrap();
+        let script = Script {
+            programs: BTreeMap::from([
+                ("stuck:1".to_owned(), Program::Serve { leaves_after: Duration::from_secs(3600) }),
+                ("crash:1".to_owned(), Program::Exit { after: Duration::from_secs(6), code: 1 }),
+                ("done:1".to_owned(), Program::Exit { after: Duration::from_secs(1), code: 0 }),
+            ]),
+            present: ["stuck:1", "good:1", "crash:1", "done:1"].map(str::to_owned).into(),
+            ..Script::default()
+        };
+        let runtime = FakeRuntime::new(1, script, clock.clone());
+        let config = NodeConfig::new("node", "/manifests", dir.path().join("root"), dir.path().join("run"));
+        let (sets, receiver) = watch::channel(set(&[("p.yaml", text)]));
+        let shared: Arc<dyn Runtime> = runtime.clone();
+        let node = Node::start_with(config.clone(), shared, receiver, clock.clone()).unwrap();
+        World { runtime, clock, config, sets, node, _dir: dir }
+    }
+
+    /// Another agent takes over from one that was killed.
+    async fn kill_agent(&mut self) {
+        self.node.abort();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        self.runtime.next_agent(None);
+        let shared: Arc<dyn Runtime> = self.runtime.clone();
+        self.node = Node::start_with(self.config.clone(), shared, self.sets.subscribe(), self.clock.clone()).unwrap();
+    }
+
+    /// The machine goes down and comes up: what `<run>` and the kernel held is gone.
+    async fn reboot(&mut self) {
+        self.node.abort();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        self.runtime.reboot();
+        std::fs::remove_dir_all(&self.config.run).unwrap();
+        self.runtime.next_agent(None);
+        let shared: Arc<dyn Runtime> = self.runtime.clone();
+        self.node = Node::start_with(self.config.clone(), shared, self.sets.subscribe(), self.clock.clone()).unwrap();
+    }
+
+    fn events(&self, reason: &str) -> Vec<String> {
+        let events = self.node.events().items;
+        let events = events.iter().filter(|event| event.reason.as_deref() == Some(reason));
+        events.map(|event| event.message.clone().unwrap_or_default()).collect()
+    }
+
+    fn phase(&self) -> String {
+        self.pod().and_then(|pod| pod.status.clone()?.phase).unwrap_or_default()
+    }
+
+    fn pod(&self) -> Option<Arc<Pod>> {
+        self.node.pod(&NamespacedName::new("default", "p"))
+    }
+
+    fn status(&self, container: &str) -> ContainerStatus {
+        let status = self.pod().and_then(|pod| pod.status.clone()).unwrap();
+        status.container_statuses.unwrap().into_iter().find(|status| status.name == container).unwrap()
+    }
+
+    fn running(&self, container: &str) -> usize {
+        let all = self.runtime.containers();
+        all.iter().filter(|c| c.metadata.name == container && c.state == ContainerState::Running).count()
+    }
+
+    fn killing(&self, container: &str) -> usize {
+        let about = |message: &&String| {
+            message.starts_with(&format!("Stopping container {container}"))
+                || message.starts_with(&format!("Container {container} "))
+        };
+        self.events("Killing").iter().filter(about).count()
+    }
+
+    async fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
+        let began = tokio::time::Instant::now();
+        while !so(self) {
+            let waited = began.elapsed();
+            assert!(waited < Duration::from_secs(120), "waited in vain until {what}: {:#?}", self.runtime.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_pod_stops_all_its_containers_while_one_is_being_stopped_already() {
+    let world = World::new(POD);
+    world.until("stuck is being stopped", |w| w.killing("stuck") == 1).await;
+    let began = tokio::time::Instant::now();
+    world.sets.send_replace(set(&[]));
+    world.until("good has ended", |w| w.running("good") == 0).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "after {:?}", began.elapsed());
+    assert_eq!(world.running("stuck"), 1, "which has time left");
+    world.until("nothing is left", |w| w.runtime.sandboxes().is_empty() && w.pod().is_none()).await;
+    assert!(began.elapsed() < Duration::from_secs(22), "after {:?}", began.elapsed());
+    assert_eq!(world.runtime.violations(), Vec::<String>::new());
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_are_restarted_and_their_status_shown_while_one_is_being_stopped() {
+    let world = World::new(POD);
+    world.until("stuck is being stopped", |w| w.killing("stuck") == 1).await;
+    world.until("crash has ended", |w| w.status("crash").restart_count == 1).await;
+    assert_eq!((world.running("crash"), world.running("stuck")), (1, 1), "it was started again at once");
+    world.until("crash waits", |w| w.status("crash").state.unwrap().waiting.is_some()).await;
+    assert!(!world.status("crash").ready);
+    assert_eq!(world.running("stuck"), 1);
+    world.until("stuck was restarted", |w| w.status("stuck").restart_count == 1).await;
+    assert_eq!(world.runtime.violations(), Vec::<String>::new());
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_neither_begun_twice_nor_extended_by_another_agent() {
+    let mut world = World::new(POD);
+    world.until("stuck is being stopped", |w| w.killing("stuck") == 1).await;
+    let began = tokio::time::Instant::now();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    world.kill_agent().await;
+    world.until("stuck was restarted", |w| w.running("stuck") == 0).await;
+    let took = began.elapsed();
+    assert!((Duration::from_secs(18)..Duration::from_secs(22)).contains(&took), "{took:?}");
+    assert_eq!(world.killing("stuck"), 1);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hook_of_a_container_that_has_ended_keeps_nobody_waiting() {
+    let (head, _) = POD.split_once("  - name: stuck").unwrap();
+    let crash = "  - {name: crash, image: \"crash:1\", lifecycle: {preStop: {sleep: {seconds: 15}}}}\n";
+    let world = World::new(&format!("{head}{crash}"));
+    world.until("it runs", |w| w.running("crash") == 1).await;
+    let began = tokio::time::Instant::now();
+    world.sets.send_replace(set(&[]));
+    world.until("nothing is left", |w| w.runtime.sandboxes().is_empty()).await;
+    assert!(began.elapsed() < Duration::from_secs(8), "after {:?}", began.elapsed());
+    world.node.shutdown().await;
+}
+
+/// A pod named `p`; `spec` goes on after `containers`.
+fn pod(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n{spec}")
+}
+
+const GOOD: &str = "  containers:\n  - {name: good, image: \"good:1\", imagePullPolicy: Never}\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_never_restarts_is_not_run_again_after_a_reboot() {
+    let more = "  - {name: done, image: \"done:1\", imagePullPolicy: Never}\n";
+    let mut world = World::new(&pod(&format!("  restartPolicy: Never\n{GOOD}{more}")));
+    world
+        .until("one has completed", |w| w.pod().is_some() && w.status("done").state.unwrap().terminated.is_some())
+        .await;
+    world.until("the other runs", |w| w.running("good") == 1).await;
+    world.reboot().await;
+    world.until("it has failed", |w| w.phase() == "Failed").await;
+    let end = |world: &World, name: &str| {
+        let end = world.status(name).state.unwrap().terminated.unwrap();
+        (end.exit_code, end.reason.unwrap())
+    };
+    assert_eq!(end(&world, "done"), (0, "Completed".to_owned()));
+    assert_eq!(end(&world, "good"), (137, "ContainerStatusUnknown".to_owned()));
+    assert!(world.events("SandboxLost").iter().any(|message| message.contains("reboot")), "{:?}", world.node.events());
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(world.runtime.sandboxes(), []);
+    world.reboot().await;
+    world.until("it still has", |w| w.phase() == "Failed").await;
+    assert_eq!(end(&world, "done").0, 0);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_had_completed_before_a_reboot_is_not_run_again_and_the_rest_is() {
+    let more = "  - {name: done, image: \"done:1\", imagePullPolicy: Never}\n";
+    let mut world = World::new(&pod(&format!("  restartPolicy: OnFailure\n{GOOD}{more}")));
+    world
+        .until("one has completed", |w| w.pod().is_some() && w.status("done").state.unwrap().terminated.is_some())
+        .await;
+    world.reboot().await;
+    world.until("the other runs", |w| w.running("good") == 1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.runtime.containers().len(), 1);
+    assert_eq!(world.status("good").restart_count, 1);
+    assert_eq!(world.status("done").state.unwrap().terminated.unwrap().exit_code, 0);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_cannot_be_evaluated_kills_nothing() {
+    let probe = "    livenessProbe: {httpGet: {port: nosuch}, periodSeconds: 1, failureThreshold: 1}\n";
+    let world = World::new(&pod(&format!("  containers:\n  - name: good\n    image: \"good:1\"\n{probe}")));
+    world.until("it was tried", |w| !w.events("Unhealthy").is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((world.running("good"), world.status("good").restart_count), (1, 0));
+    let message = "Liveness probe errored and resulted in unknown state: container good has no port \"nosuch\"";
+    assert_eq!(world.events("Unhealthy"), [message]);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_object_of_a_volume_is_an_event() {
+    let volumes = "  volumes: [{name: v, configMap: {name: nope}}]\n";
+    let world = World::new(&pod(&format!("{GOOD}{volumes}")));
+    world.until("it is told", |w| !w.events("FailedMount").is_empty()).await;
+    assert_eq!(world.events("FailedMount"), ["volume v: configmap \"nope\" not found"]);
+    let waiting = world.status("good").state.unwrap().waiting.unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_pull_secret_is_an_event() {
+    let container = "  containers: [{name: c, image: \"absent:1\"}]\n";
+    let world = World::new(&pod(&format!("  imagePullSecrets: [{{name: nope}}]\n{container}")));
+    world.until("it is told", |w| !w.events("FailedToRetrieveImagePullSecret").is_empty()).await;
+    let told = world.events("FailedToRetrieveImagePullSecret");
+    assert!(told[0].contains("Secret \"nope\" does not exist"), "{told:?}");
+    let message = |w: &World| w.status("c").state.unwrap().waiting.and_then(|waiting| waiting.message);
+    world.until("the failed pull says so", |w| message(w).is_some_and(|it| it.contains("\"nope\""))).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_sandbox_is_an_event() {
+    let world = World::new(&pod(GOOD));
+    world.until("it runs", |w| w.running("good") == 1).await;
+    let sandbox = world.runtime.sandboxes()[0].id.clone();
+    world.runtime.lose_sandbox(&sandbox);
+    world.until("it runs again", |w| w.running("good") == 1 && w.runtime.sandboxes()[0].id != sandbox).await;
+    assert_eq!(world.events("SandboxLost"), ["the sandbox is lost, and all its containers with it: shim died"]);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_manifest_asks_for_another_node_goes_with_a_word() {
+    let world = World::new(&pod(GOOD));
+    world.until("it runs", |w| w.running("good") == 1).await;
+    let elsewhere = pod(&format!("  nodeSelector: {{disk: ssd}}\n{GOOD}"));
+    let request = PlanRequest {
+        files: vec![ManifestFile { path: "edit.yaml".into(), content: elsewhere.clone() }],
+        prune: false,
+    };
+    let why = "the pod does not run here: spec.nodeSelector asks for disk=ssd, which this node has not";
+    let plan = world.node.plan(request).await.unwrap();
+    assert_eq!(plan.pods[0].change, PodChange::Delete, "{plan:?}");
+    assert!(plan.pods[0].steps.iter().all(|step| step.reason == why), "{plan:?}");
+    let problems: Vec<_> =
+        plan.problems.iter().map(|it| (it.severity.as_str(), it.file.to_str().unwrap(), it.line)).collect();
+    assert_eq!(problems, [("warning", "edit.yaml", 1)]);
+    world.sets.send_replace(set(&[("p.yaml", &elsewhere)]));
+    world.until("it is gone", |w| w.pod().is_none()).await;
+    assert_eq!(world.events("NotForThisNode"), [why]);
+
+    let new = ManifestFile { path: "new.yaml".into(), content: elsewhere.replace("name: p}", "name: q}") };
+    let plan = world.node.plan(PlanRequest { files: vec![new], prune: false }).await.unwrap();
+    assert!(!plan.has_changes() && plan.problems[0].message == why, "{plan:?}");
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_uid_is_given_out_again_when_its_pod_is_gone() {
+    let with_uid = |name: &str, digit: u32| {
+        let uid = format!("00000000-0000-4000-8000-{digit:012}");
+        pod(GOOD).replace("{name: p}", &format!("{{name: {name}, uid: {uid}}}"))
+    };
+    let (one, two) = (with_uid("p", 1), with_uid("q", 1));
+    let world = World::new(&one);
+    world.until("p runs", |w| w.running("good") == 1).await;
+    world.sets.send_replace(set(&[("p.yaml", &one), ("q.yaml", &two)]));
+    world.until("q is refused", |w| w.node.sources()[0].errors == 1).await;
+    world.sets.send_replace(set(&[("p.yaml", &with_uid("p", 2)), ("q.yaml", &two)]));
+    world.until("both run", |w| w.running("good") == 2 && w.node.sources()[0].errors == 0).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn qos_levels_weigh_what_their_pods_ask_for() {
+    let of = |name: &str, cpu: &str| {
+        let resources = format!("resources: {{requests: {{cpu: {cpu}}}}}, imagePullPolicy");
+        pod(GOOD).replace("name: p}", &format!("name: {name}}}")).replace("imagePullPolicy", &resources)
+    };
+    let (a, b) = (of("a", "500m"), of("b", "250m"));
+    let world = World::new(&pod(GOOD));
+    let weights = |w: &World| {
+        let shares = w.runtime.shares();
+        ["/portreeve/burstable", "/portreeve/besteffort"].map(|path| shares.get(path).copied())
+    };
+    world.until("nothing asks for more", |w| weights(w) == [None, Some(2)]).await;
+    world.sets.send_replace(set(&[("a.yaml", &a), ("b.yaml", &b)]));
+    world.until("both count", |w| weights(w) == [Some(768), Some(2)]).await;
+    world.sets.send_replace(set(&[("a.yaml", &a)]));
+    world.until("one has gone", |w| weights(w) == [Some(512), Some(2)]).await;
+    world.node.shutdown().await;
+}
