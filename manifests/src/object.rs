@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -71,15 +72,15 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// An object that is defaulted and validated.
+/// An object that is defaulted and validated. Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
     /// A pod.
-    Pod(Box<Pod>),
+    Pod(Arc<Pod>),
     /// A config map.
-    ConfigMap(Box<ConfigMap>),
+    ConfigMap(Arc<ConfigMap>),
     /// A secret; what its `stringData` said is in `data`.
-    Secret(Box<Secret>),
+    Secret(Arc<Secret>),
 }
 
 impl Object {
@@ -118,9 +119,9 @@ impl Object {
     #[must_use]
     pub fn to_json(&self) -> Value {
         let value = match self {
-            Self::Pod(pod) => serde_json::to_value(pod),
-            Self::ConfigMap(map) => serde_json::to_value(map),
-            Self::Secret(secret) => serde_json::to_value(secret),
+            Self::Pod(pod) => serde_json::to_value(&**pod),
+            Self::ConfigMap(map) => serde_json::to_value(&**map),
+            Self::Secret(secret) => serde_json::to_value(&**secret),
         };
         let mut value = value.unwrap_or(Value::Null);
         drop_empty_names(&mut value);

@@ -150,7 +150,7 @@ proptest! {
             data: Some(texts),
             ..ConfigMap::default()
         };
-        let object = Object::ConfigMap(Box::new(map));
+        let object = Object::ConfigMap(std::sync::Arc::new(map));
         let parsed = read(object.to_yaml().as_bytes());
         prop_assert_eq!(parsed.objects().next(), Some(&object), "{}\n{:?}", object.to_yaml(), parsed.problems);
         let other: serde_json::Value = serde_yaml::from_str(&object.to_yaml()).unwrap();

@@ -140,12 +140,7 @@ pub(crate) fn apply_blocking(
 
 fn write(path: &Path, object: &Object) -> Result<(), NodeError> {
     let failed = |source| NodeError::Write { path: path.to_owned(), source };
-    let value = match object {
-        Object::Pod(pod) => serde_json::to_value(pod),
-        Object::ConfigMap(map) => serde_json::to_value(map),
-        Object::Secret(secret) => serde_json::to_value(secret),
-    };
-    let text = crate::yaml::document(&value.map_err(|error| failed(io::Error::other(error)))?);
+    let text = crate::yaml::document(&object.to_json());
     if let Some(parent) = path.parent() {
         disk::ensure_directory(parent, 0o700).map_err(failed)?;
     }

@@ -121,7 +121,8 @@ pub enum WatchError {
 }
 
 struct Inner<T> {
-    items: BTreeMap<NamespacedName, Arc<T>>,
+    /// Each with its version.
+    items: BTreeMap<NamespacedName, (u64, Arc<T>)>,
     ring: VecDeque<Change<T>>,
     /// Changes up to and including this version have left the ring.
     forgotten: u64,
@@ -163,19 +164,16 @@ impl<T: Clone + PartialEq> History<T> {
     /// Puts `object` in; nothing happens if it equals what is there, versions aside.
     pub fn put(&self, key: NamespacedName, mut object: T) -> Option<Arc<T>> {
         let mut inner = self.lock();
-        let previous = inner.items.get(&key).cloned();
-        if let Some(previous) = &previous {
-            let mut same = (**previous).clone();
-            (self.stamp)(&mut same, 0);
-            (self.stamp)(&mut object, 0);
-            if same == object {
+        if let Some((version, previous)) = inner.items.get(&key) {
+            (self.stamp)(&mut object, *version);
+            if **previous == object {
                 return None;
             }
         }
         let version = self.versions.next();
         (self.stamp)(&mut object, version);
         let object = Arc::new(object);
-        inner.items.insert(key, Arc::clone(&object));
+        let previous = inner.items.insert(key, (version, Arc::clone(&object))).map(|(_, previous)| previous);
         let kind = if previous.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
         self.record(&mut inner, kind, version, Arc::clone(&object), previous);
         Some(object)
@@ -184,7 +182,7 @@ impl<T: Clone + PartialEq> History<T> {
     /// Takes an object out; the watchers get its last state.
     pub fn remove(&self, key: &NamespacedName) {
         let mut inner = self.lock();
-        let Some(previous) = inner.items.remove(key) else {
+        let Some((_, previous)) = inner.items.remove(key) else {
             return;
         };
         let version = self.versions.next();
@@ -213,13 +211,16 @@ impl<T: Clone + PartialEq> History<T> {
 
     /// The object under this name.
     pub fn get(&self, key: &NamespacedName) -> Option<Arc<T>> {
-        self.lock().items.get(key).cloned()
+        self.lock().items.get(key).map(|(_, object)| Arc::clone(object))
     }
 
     /// Everything, and the version from which a watch goes on.
     pub fn list(&self) -> Listed<T> {
         let inner = self.lock();
-        Listed { resource_version: inner.version, items: inner.items.values().cloned().collect() }
+        Listed {
+            resource_version: inner.version,
+            items: inner.items.values().map(|(_, object)| Arc::clone(object)).collect(),
+        }
     }
 
     /// Watches from after `since`; `None` means from now on.

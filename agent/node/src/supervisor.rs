@@ -523,7 +523,7 @@ impl Supervisor {
                 let _ = answer.send(drain.names.clone());
             }
             for (key, record, pod) in self.ledger.pods() {
-                let mut pod = pod.clone();
+                let mut pod = (**pod).clone();
                 pod.metadata.uid = Some(record.uid.clone());
                 pod.metadata.creation_timestamp = Some(Time(record.admitted_at));
                 pod.status = Some(PodStatus {
@@ -754,8 +754,8 @@ fn retain<T: Clone + PartialEq>(list: &History<T>, keep: &BTreeSet<NamespacedNam
 }
 
 /// The wish for one pod of the ledger.
-fn desired(record: &Record, pod: &Pod) -> DesiredPod {
-    let mut desired = DesiredPod::new(PodUid(record.uid.clone()), Arc::new(pod.clone()), record.admitted_at);
+fn desired(record: &Record, pod: &Arc<Pod>) -> DesiredPod {
+    let mut desired = DesiredPod::new(PodUid(record.uid.clone()), Arc::clone(pod), record.admitted_at);
     desired.generation = record.generation;
     desired.changed_at = record.changed_at;
     desired.restart_requested_at = record.restart_requested_at;

@@ -1,5 +1,7 @@
 //! One document: decoded, defaulted, validated.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, PodStatus, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
@@ -53,31 +55,31 @@ fn ends_reading(finding: &Finding) -> bool {
 
 /// An object as decoded, with access to its metadata.
 fn decode_kind(kind: Kind, root: &Node) -> (Object, Vec<Finding>) {
-    fn boxed<T: DeserializeOwned + Default>(root: &Node, wrap: fn(Box<T>) -> Object) -> (Object, Vec<Finding>) {
+    fn shared<T: DeserializeOwned + Default>(root: &Node, wrap: fn(Arc<T>) -> Object) -> (Object, Vec<Finding>) {
         let (object, findings) = decode::decode::<T>(root);
-        (wrap(Box::new(object)), findings)
+        (wrap(Arc::new(object)), findings)
     }
     match kind {
-        Kind::Pod => boxed::<Pod>(root, Object::Pod),
-        Kind::ConfigMap => boxed::<ConfigMap>(root, Object::ConfigMap),
-        Kind::Secret => boxed::<Secret>(root, Object::Secret),
+        Kind::Pod => shared::<Pod>(root, Object::Pod),
+        Kind::ConfigMap => shared::<ConfigMap>(root, Object::ConfigMap),
+        Kind::Secret => shared::<Secret>(root, Object::Secret),
     }
 }
 
 fn metadata(object: &mut Object) -> &mut ObjectMeta {
     match object {
-        Object::Pod(pod) => &mut pod.metadata,
-        Object::ConfigMap(map) => &mut map.metadata,
-        Object::Secret(secret) => &mut secret.metadata,
+        Object::Pod(pod) => &mut Arc::make_mut(pod).metadata,
+        Object::ConfigMap(map) => &mut Arc::make_mut(map).metadata,
+        Object::Secret(secret) => &mut Arc::make_mut(secret).metadata,
     }
 }
 
 fn fill(object: &mut Object) {
     defaults::metadata(metadata(object));
     match object {
-        Object::Pod(pod) => defaults::pod(pod),
+        Object::Pod(pod) => defaults::pod(Arc::make_mut(pod)),
         Object::ConfigMap(_) => {}
-        Object::Secret(secret) => defaults::secret(secret),
+        Object::Secret(secret) => defaults::secret(Arc::make_mut(secret)),
     }
 }
 
@@ -172,7 +174,7 @@ pub(super) fn as_request(kind: Kind, namespace: &str, document: Option<yaml::Doc
         meta.name = Some(format!("{kept}xxxxx"));
     }
     if let Object::Pod(pod) = &mut object {
-        defaults::drop_gated(pod);
+        defaults::drop_gated(Arc::make_mut(pod));
     }
     fill(&mut object);
     let mut found = Findings::new(root);
@@ -208,7 +210,7 @@ fn server_side(object: &mut Object, unnamed: bool) {
             message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
             ..PodCondition::default()
         };
-        pod.status = Some(PodStatus {
+        Arc::make_mut(pod).status = Some(PodStatus {
             phase: Some("Pending".to_owned()),
             qos_class: Some(qos::qos_class(spec).to_string()),
             conditions: gated.then(|| vec![condition]),

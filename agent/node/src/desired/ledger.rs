@@ -172,9 +172,9 @@ impl Ledger {
     }
 
     /// The pods that should run.
-    pub fn pods(&self) -> impl Iterator<Item = (&ObjectKey, &Record, &Pod)> {
+    pub fn pods(&self) -> impl Iterator<Item = (&ObjectKey, &Record, &Arc<Pod>)> {
         self.objects.iter().filter_map(|(key, record)| match &*record.object {
-            Object::Pod(pod) => Some((key, record, &**pod)),
+            Object::Pod(pod) => Some((key, record, pod)),
             _ => None,
         })
     }
@@ -198,9 +198,9 @@ mod stored {
 
     #[derive(Deserialize)]
     enum In {
-        Pod(Box<Pod>),
-        ConfigMap(Box<ConfigMap>),
-        Secret(Box<Secret>),
+        Pod(Pod),
+        ConfigMap(ConfigMap),
+        Secret(Secret),
     }
 
     pub(super) fn serialize<S: Serializer>(object: &Arc<Object>, to: S) -> Result<S::Ok, S::Error> {
@@ -213,9 +213,9 @@ mod stored {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<Object>, D::Error> {
         Ok(Arc::new(match In::deserialize(from)? {
-            In::Pod(pod) => Object::Pod(pod),
-            In::ConfigMap(map) => Object::ConfigMap(map),
-            In::Secret(secret) => Object::Secret(secret),
+            In::Pod(pod) => Object::Pod(Arc::new(pod)),
+            In::ConfigMap(map) => Object::ConfigMap(Arc::new(map)),
+            In::Secret(secret) => Object::Secret(Arc::new(secret)),
         }))
     }
 }
