@@ -44,13 +44,14 @@ impl fmt::Debug for ImageId {
 pub struct Image {
     /// The digest of the configuration.
     pub id: ImageId,
-    /// Tags that point at it now, in order.
+    /// Tags that point at it now, in order; after a pull those of the name that was asked for come first.
     pub references: Vec<ImageRef>,
-    /// `registry/repository@sha256:...`, in order: the digests that it was pulled by.
+    /// `registry/repository@sha256:...`, in the same order: the digests that it was pulled by.
     pub repo_digests: Vec<String>,
     /// Bytes of its unpacked layers on disk; layers shared with other images count in each.
     pub size_bytes: u64,
-    /// What to run in it, and how.
+    /// What to run in it, and how: platform, user, variables, entrypoint, command, volumes, working
+    /// directory and stop signal. Labels, history and the rest are only in the blob.
     pub config: Arc<ImageConfiguration>,
     /// The `fs` directories of its layers, topmost first: the lower directories of an overlay.
     pub layers: Vec<PathBuf>,

@@ -15,6 +15,7 @@
 //! **Invariant:** nothing below `layers/` or `blobs/` was ever visible under its final name before its
 //! digests were verified, and an image is recorded only once all its layers are in place.
 
+mod configuration;
 mod credential;
 mod digest;
 mod flight;
@@ -25,7 +26,9 @@ mod platform;
 mod progress;
 mod reference;
 mod registry;
+mod slots;
 mod store;
+mod text;
 
 pub use credential::{Credential, CredentialError, Secret};
 pub use digest::{Digest, DigestError};
@@ -35,6 +38,7 @@ pub use platform::Platform;
 pub use progress::{LayerProgress, Phase, Progress, ProgressSink};
 pub use reference::{ImageRef, ReferenceError};
 pub use registry::RegistryError;
+pub use slots::{RegistrySlot, RegistrySlots};
 pub use store::{
     Config, Freed, KeepBlobs, LoadError, Preloaded, PullError, Removed, Retry, Snapshot, SnapshotError, Store,
     StoreError, Usage,

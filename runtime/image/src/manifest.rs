@@ -1,12 +1,10 @@
-//! Manifests, indexes and configurations: outside bytes, taken apart with care.
+//! Manifests and indexes: outside bytes, taken apart with care.
 //!
 //! A document is either a manifest or an index, never both at once (CVE-2021-41190), and what it
 //! says it is must agree with what the registry says and with what it has.
-//! Source: OCI image-spec `manifest.md`, `image-index.md`, `config.md`; Docker image manifest v2.2.
+//! Source: OCI image-spec `manifest.md`, `image-index.md`; Docker image manifest v2.2.
 
-use std::sync::Arc;
-
-use oci_spec::image::ImageConfiguration;
+use oci_client::manifest as media;
 use serde::{Deserialize, Serialize};
 
 use crate::{digest::Digest, platform::Platform};
@@ -16,15 +14,15 @@ pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest configuration that is read.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 /// Overlayfs takes at most 500 lower directories; one is kept for our own.
-const MAX_LAYERS: usize = 499;
+pub(crate) const MAX_LAYERS: usize = 499;
 
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub(crate) const OCI_MANIFEST: &str = media::OCI_IMAGE_MEDIA_TYPE;
+pub(crate) const OCI_INDEX: &str = media::OCI_IMAGE_INDEX_MEDIA_TYPE;
+pub(crate) const OCI_CONFIG: &str = media::IMAGE_CONFIG_MEDIA_TYPE;
+pub(crate) const OCI_LAYER: &str = media::IMAGE_LAYER_MEDIA_TYPE;
+const DOCKER_MANIFEST: &str = media::IMAGE_MANIFEST_MEDIA_TYPE;
+const DOCKER_INDEX: &str = media::IMAGE_MANIFEST_LIST_MEDIA_TYPE;
+const DOCKER_CONFIG: &str = media::IMAGE_DOCKER_CONFIG_MEDIA_TYPE;
 
 /// What to ask a registry for.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
@@ -84,7 +82,7 @@ struct Raw {
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<IndexEntry>>,
-    fs_layers: Option<serde_json::Value>,
+    fs_layers: Option<serde::de::IgnoredAny>,
 }
 
 /// Reads a manifest or an index; `content_type` is what the registry called it.
@@ -175,39 +173,6 @@ pub(crate) fn choose<'a>(entries: &'a [IndexEntry], wanted: &Platform) -> Result
     })
 }
 
-/// What is needed of an image's configuration.
-#[derive(Debug, Clone)]
-pub(crate) struct ImageConfig {
-    pub(crate) parsed: Arc<ImageConfiguration>,
-    /// Lowest first.
-    pub(crate) diff_ids: Vec<Digest>,
-    pub(crate) created: Option<jiff::Timestamp>,
-}
-
-/// Reads a configuration.
-pub(crate) fn parse_config(bytes: &[u8]) -> Result<ImageConfig, String> {
-    let parsed: ImageConfiguration = serde_json::from_slice(bytes).map_err(|e| format!("is not valid: {e}"))?;
-    let diff_ids = parsed
-        .rootfs()
-        .diff_ids()
-        .iter()
-        .map(|id| id.parse::<Digest>().map_err(|e| format!("has a bad diff id: {e}")))
-        .collect::<Result<Vec<_>, _>>()?;
-    let created = parsed.created().as_deref().and_then(|t| t.parse().ok());
-    Ok(ImageConfig { parsed: Arc::new(parsed), diff_ids, created })
-}
-
-impl ImageConfig {
-    /// `Err` names the platform that the image is for instead.
-    pub(crate) fn check_platform(&self, wanted: &Platform) -> Result<(), String> {
-        let (os, architecture) = (self.parsed.os().to_string(), self.parsed.architecture().to_string());
-        match wanted.distance(&os, &architecture, self.parsed.variant().as_deref()) {
-            Some(_) => Ok(()),
-            None => Err(format!("{os}/{architecture}")),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -282,7 +247,6 @@ mod tests {
         #[test]
         fn any_bytes_are_refused_or_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _refused = parse(&bytes, None);
-            let _refused = parse_config(&bytes);
         }
     }
 }

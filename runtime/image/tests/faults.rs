@@ -4,11 +4,15 @@
 
 mod support;
 
-use std::{fs, time::Duration};
+use std::{
+    error::Error,
+    fs,
+    time::{Duration, Instant},
+};
 
-use portreeve_image::{Config, Credential, ImageRef, PullError, Retry, Store};
+use portreeve_image::{Config, Credential, Digest, ImageRef, PullError, Retry, Store};
 use support::{
-    Layout, Pack,
+    Layout, Pack, Tar, arch, config_json,
     scripted::{Answer, Scripted},
     store, two_layers,
 };
@@ -267,5 +271,223 @@ async fn too_many_requests_and_broken_servers_are_worth_another_try() {
         assert_eq!(error.retry(), Retry::Later, "{error:?}");
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains(&status.to_string()) && !source.contains('\u{1b}'), "{source:?}");
+    }
+}
+
+/// An error and all its causes, as a person reads them.
+fn chain(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_without_end_costs_no_memory() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let mut work = tokio::task::JoinSet::new();
+    for status in [401, 404, 500] {
+        for what in ["/v2/", "/token", "manifest", "config", "layer"] {
+            let (server, reference) = serve(&layout);
+            let path = match what {
+                "manifest" => "/v2/r/manifests/x".to_owned(),
+                "config" => format!("/v2/r/blobs/{}", layout.config),
+                "layer" => format!("/v2/r/blobs/{}", layout.layers[0]),
+                other => other.to_owned(),
+            };
+            if what == "/token" {
+                let realm = format!(r#"Bearer realm="http://127.0.0.1:{}/token""#, server.port);
+                server.replace("/v2/", Answer::status(401).header("WWW-Authenticate", &realm));
+            }
+            let endless = Answer { endless: true, ..Answer::status(status) };
+            // Only this challenge makes the body of that refusal worth reading.
+            server.replace(&path, endless.header("WWW-Authenticate", r#"Basic realm="x""#));
+            work.spawn(async move {
+                let result = pull(&reference, &[]).await;
+                (status, what, result, server.endless_bytes())
+            });
+        }
+    }
+    while let Some(done) = work.join_next().await {
+        let (status, what, result, bytes) = done.unwrap();
+        if (status, what) == (404, "/v2/") {
+            // Nothing is known from it, and nothing of it is read.
+            result.unwrap();
+        } else {
+            let error = chain(&result.unwrap_err());
+            assert!(error.len() < 2000, "{status} {what}: {error}");
+        }
+        // What the kernel holds on its way, for some attempts.
+        assert!(bytes < 100 << 20, "{status} {what}: {bytes} bytes were taken");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_trickles_is_given_up() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let mut work = tokio::task::JoinSet::new();
+    for (what, status) in [("manifest", 200), ("manifest", 404), ("config", 200), ("layer", 200), ("layer", 404)] {
+        let (server, reference) = serve(&layout);
+        let path = match what {
+            "manifest" => "/v2/r/manifests/x".to_owned(),
+            "config" => format!("/v2/r/blobs/{}", layout.config),
+            _ => format!("/v2/r/blobs/{}", layout.layers[0]),
+        };
+        let trickle = Some(Duration::from_millis(20));
+        server.replace(&path, Answer { status, trickle, ..Answer::ok(vec![b'x'; 100_000]) });
+        work.spawn(async move {
+            let root = tempfile::tempdir().unwrap();
+            let config = Config { stall_timeout: Duration::from_millis(400), ..Config::new(root.path()) };
+            let store = Store::open(config).unwrap();
+            let begun = Instant::now();
+            let error = store.pull(&reference, &[], None).await.unwrap_err();
+            (what, status, error, begun.elapsed(), server)
+        });
+    }
+    while let Some(done) = work.join_next().await {
+        let (what, status, error, elapsed, _server) = done.unwrap();
+        let text = chain(&error);
+        assert!(elapsed < Duration::from_secs(30), "{what} {status}: {elapsed:?}");
+        if status == 200 {
+            assert!(text.contains("too slow"), "{what} {status}: {text}");
+            assert_eq!(error.retry(), Retry::Later, "{what} {status}: {text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_registry_holds_up_no_other() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(Config { max_concurrent_downloads: 2, ..Config::new(root.path()) }).unwrap();
+    let slow = Scripted::start();
+    let layouts: Vec<Layout> = (0..4)
+        .map(|i| Layout::new(&[Tar::new().file("x", format!("{i}").repeat(2000).as_bytes()).bytes()], Pack::Plain))
+        .collect();
+    for (i, layout) in layouts.iter().enumerate() {
+        let blob = |hex: &str| fs::read(layout.dir.path().join("blobs/sha256").join(hex)).unwrap();
+        slow.on(&format!("/v2/r{i}/manifests/x"), Answer::ok(blob(layout.manifest.hex())));
+        slow.on(&format!("/v2/r{i}/blobs/{}", layout.config), Answer::ok(blob(layout.config.hex())));
+        let layer = Answer { trickle: Some(Duration::from_millis(100)), ..Answer::ok(blob(layout.layers[0].hex())) };
+        slow.on(&format!("/v2/r{i}/blobs/{}", layout.layers[0]), layer);
+    }
+    let mut stuck = tokio::task::JoinSet::new();
+    for i in 0..layouts.len() {
+        let (store, reference) = (store.clone(), format!("127.0.0.1:{}/r{i}:x", slow.port).parse().unwrap());
+        stuck.spawn(async move { store.pull(&reference, &[], None).await });
+    }
+    let holding = || slow.requests().iter().filter(|r| r.path.contains("/blobs/") && r.range.is_some()).count();
+    let until = Instant::now() + Duration::from_secs(20);
+    while holding() < layouts.len() + 2 {
+        assert!(Instant::now() < until, "the slow registry was not asked for layers");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Its own layers, and the very layers that the slow one is sending.
+    for layout in [&Layout::new(&two_layers(), Pack::Gzip)].into_iter().chain(&layouts) {
+        let (_server, reference) = serve(layout);
+        let pull = store.pull(&reference, &[], None);
+        tokio::time::timeout(Duration::from_secs(10), pull).await.expect("it waited for the slow one").unwrap();
+    }
+    assert!(stuck.try_join_next().is_none(), "the slow ones should still be at work");
+    stuck.shutdown().await;
+    assert!(store.lookup(&format!("127.0.0.1:{}/r0:x", slow.port).parse().unwrap()).is_none());
+}
+
+#[tokio::test]
+async fn what_a_registry_says_reaches_nobodys_terminal_raw() {
+    const EVIL: &str = r"\u001b]0;pwn\u0007\u001b[31mred\u202e\r\nline";
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let blob = |digest: &Digest| fs::read_to_string(layout.dir.path().join("blobs/sha256").join(digest.hex())).unwrap();
+    let manifest = blob(&layout.manifest);
+    let said = format!(r#"{{"errors":[{{"code":"X","message":"{EVIL}"}}]}}"#);
+    let raw: String = serde_json::from_str(&format!("\"{EVIL}\"")).unwrap();
+    let mut cases = Vec::new();
+    for status in [400, 403, 404, 500] {
+        for body in [said.clone(), raw.clone()] {
+            let refuse = || Answer { status, ..Answer::ok(body.clone()) };
+            cases.push((format!("manifest {status}"), "/v2/r/manifests/x".to_owned(), refuse()));
+            cases.push((format!("config {status}"), format!("/v2/r/blobs/{}", layout.config), refuse()));
+        }
+    }
+    let layer = format!("/v2/r/blobs/{}", layout.layers[0]);
+    cases.push(("layer".to_owned(), layer, Answer { status: 400, ..Answer::ok(said) }));
+    for (from, to) in [
+        ("image.config.v1+json", format!("image.config.v1+json{EVIL}")),
+        ("image.layer.v1.tar+gzip", format!("image.layer.v1.tar+gzip{EVIL}")),
+        ("image.manifest.v1+json", format!("image.manifest.v1+json{EVIL}")),
+        (layout.config.as_str(), EVIL.to_owned()),
+    ] {
+        let answer = Answer::ok(manifest.replace(from, &to));
+        cases.push((format!("manifest without {from}"), "/v2/r/manifests/x".to_owned(), answer));
+    }
+    let platform = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{MANIFEST}","digest":"{}","size":1,
+            "platform":{{"os":"{EVIL}","architecture":"{EVIL}","variant":"{EVIL}"}}}}]}}"#,
+        layout.manifest
+    );
+    cases.push(("index".to_owned(), "/v2/r/manifests/x".to_owned(), Answer::ok(platform)));
+    for (name, path, answer) in cases {
+        let (server, reference) = serve(&layout);
+        server.replace(&path, answer);
+        let text = chain(&pull(&reference, &[]).await.unwrap_err());
+        assert!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{name}: {text:?}");
+        assert!(text.len() < 2000, "{name}: {} bytes", text.len());
+    }
+    // A configuration for another machine, and one that is none.
+    let bad_diff_id = config_json(&layout.diff_ids, arch(), "").replace("sha256:", EVIL);
+    for config in [config_json(&layout.diff_ids, &raw, ""), bad_diff_id] {
+        let (server, reference) = serve(&layout);
+        let digest = Digest::of(config.as_bytes());
+        let size = format!("\"size\":{}", blob(&layout.config).len());
+        let changed = manifest.replace(layout.config.as_str(), digest.as_str());
+        let changed = changed.replace(&size, &format!("\"size\":{}", config.len()));
+        server.replace("/v2/r/manifests/x", Answer::ok(changed));
+        server.on(&format!("/v2/r/blobs/{digest}"), Answer::ok(config));
+        let error = pull(&reference, &[]).await.unwrap_err();
+        let text = chain(&error);
+        assert!(matches!(error, PullError::Invalid { .. } | PullError::Platform { .. }), "{text:?}");
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_name_that_was_asked_for_comes_first() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let (server, _) = serve(&layout);
+    let manifest = fs::read(layout.dir.path().join("blobs/sha256").join(layout.manifest.hex())).unwrap();
+    for path in ["/v2/a/manifests/x", "/v2/z/manifests/x", "/v2/z/manifests/b"] {
+        server.on(path, Answer::ok(manifest.clone()));
+    }
+    server.on(&format!("/v2/z/manifests/{}", layout.manifest), Answer::ok(manifest));
+    for digest in layout.layers.iter().chain([&layout.config]) {
+        let bytes = fs::read(layout.dir.path().join("blobs/sha256").join(digest.hex())).unwrap();
+        server.on(&format!("/v2/a/blobs/{digest}"), Answer::ok(bytes));
+    }
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let host = format!("127.0.0.1:{}", server.port);
+    for (asked, first) in [("a:x", "a:x"), ("z:x", "z:x"), ("z:b", "z:b"), ("z:x", "z:x"), ("a:x", "a:x")] {
+        let image = store.pull(&format!("{host}/{asked}").parse().unwrap(), &[], None).await.unwrap();
+        assert_eq!(image.references[0].to_string(), format!("{host}/{first}"));
+        let name = asked.split(':').next().unwrap();
+        assert_eq!(image.repo_digests[0], format!("{host}/{name}@{}", layout.manifest));
+    }
+    let pinned = format!("{host}/z@{}", layout.manifest).parse().unwrap();
+    let image = store.pull(&pinned, &[], None).await.unwrap();
+    assert_eq!(image.references[0].repository(), "z");
+    assert_eq!(image.references.len(), 3);
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_only_where_a_login_may_go() {
+    for realm in ["http://registry.invalid/token", "https://user:pw@registry.invalid/token", "ftp://127.0.0.1/token"] {
+        let server = Scripted::start();
+        let challenge = format!(r#"Bearer realm="{realm}""#);
+        server.replace("/v2/", Answer::status(401).header("WWW-Authenticate", &challenge));
+        let host = format!("127.0.0.1:{}", server.port);
+        let login = Credential::basic(&host, "me", "pw");
+        let error = pull(&format!("{host}/r:x").parse().unwrap(), &[login]).await.unwrap_err();
+        // It was refused, not tried: there is no such host to be found.
+        assert!(chain(&error).contains("its token realm"), "{}", chain(&error));
+        assert_eq!(error.retry(), Retry::AfterChange);
     }
 }

@@ -79,8 +79,8 @@ fn no_archive_reaches_outside_its_root() {
         ("parent name inside", |_| Tar::new().file("a/../../outside/new", b"x"), false),
         ("parent directory", |_| Tar::new().dir("..", 0o777), false),
         ("absolute name", |out| Tar::new().file(&format!("{out}/secret"), b"x"), true),
-        ("absolute symlink, then through it", |out| Tar::new().symlink("l", out).file("l/secret", b"x"), false),
-        ("relative symlink, then through it", |_| Tar::new().symlink("l", "../outside").file("l/secret", b"x"), false),
+        ("absolute symlink, then through it", |out| Tar::new().symlink("l", out).file("l/secret", b"x"), true),
+        ("relative symlink, then through it", |_| Tar::new().symlink("l", "../outside").file("l/secret", b"x"), true),
         (
             "symlink of many steps",
             |_| Tar::new().dir("d", 0o755).symlink("d/l", "../../../../../../../../../..").file("d/l/etc/x", b"x"),
@@ -111,12 +111,12 @@ fn no_archive_reaches_outside_its_root() {
         ("whiteout of nothing", |_| Tar::new().file(".wh.", b""), false),
         ("whiteout of dot", |_| Tar::new().file("a/.wh..", b""), false),
         ("whiteout of parent", |_| Tar::new().file(".wh...", b""), false),
-        ("whiteout through a symlink", |out| Tar::new().symlink("l", out).file("l/.wh.secret", b""), false),
-        ("opaque through a symlink", |out| Tar::new().symlink("l", out).file("l/.wh..wh..opq", b""), false),
+        ("whiteout through a symlink", |out| Tar::new().symlink("l", out).file("l/.wh.secret", b""), true),
+        ("opaque through a symlink", |out| Tar::new().symlink("l", out).file("l/.wh..wh..opq", b""), true),
         ("below a whiteout", |_| Tar::new().file(".wh.x/y", b""), false),
         ("root as a file", |_| Tar::new().file("./", b"x"), false),
         ("root as a symlink", |out| Tar::new().symlink(".", out), false),
-        ("magic link", |_| Tar::new().symlink("l", "/proc/self/root").file("l/etc/x", b"x"), false),
+        ("magic link", |_| Tar::new().symlink("l", "/proc/self/root").file("l/etc/x", b"x"), true),
         ("loop of symlinks", |_| Tar::new().symlink("a", "b").symlink("b", "a").file("a/x", b"x"), false),
         (
             "NUL in a PAX path",
@@ -193,6 +193,119 @@ fn bounds_hold_before_anything_is_spent() {
     ] {
         let error = Ground::new().apply_with(&tar, &limits).unwrap_err();
         assert!(matches!(error, LayerError::Limit { .. }), "{name}: {error:?}");
+    }
+}
+
+#[test]
+fn names_that_must_be_remembered_are_bounded() {
+    let limits = Limits { directory_bytes: 10_000, implied_bytes: 10_000, ..Limits::default() };
+    let said = |n: usize| (0..n).fold(Tar::new(), |tar, i| tar.dir(&format!("{i:040}"), 0o755)).bytes();
+    let implied = |n: usize| (0..n).fold(Tar::new(), |tar, i| tar.file(&format!("{i:040}/x"), b"")).bytes();
+    for archive in [said(90), implied(90)] {
+        Ground::new().apply_with(&archive, &limits).unwrap();
+    }
+    for archive in [said(100), implied(100)] {
+        let error = Ground::new().apply_with(&archive, &limits).unwrap_err();
+        assert!(matches!(error, LayerError::Limit { .. }), "{error:?}");
+    }
+    // Many attributes in one header cost no more than their number.
+    let records: Vec<(String, Vec<u8>)> = (0..40_000).map(|i| (format!("SCHILY.xattr.x{i}"), Vec::new())).collect();
+    let records: Vec<(&str, &[u8])> = records.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
+    let mut tar = Tar::new();
+    for i in 0..8 {
+        tar.pax(&records);
+        tar = tar.file(&format!("f{i}"), b"");
+    }
+    let begun = std::time::Instant::now();
+    Ground::new().apply_with(&tar.bytes(), &Limits { header_bytes: 2 << 20, ..Limits::default() }).unwrap();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_size_that_lies_gives_an_error_and_no_space() {
+    let pax = |records: &[(&str, &[u8])], content: &[u8]| {
+        let mut tar = Tar::new();
+        tar.pax(records);
+        tar.file("f", content).file("g", b"").bytes()
+    };
+    let sparse = |size: &'static [u8], map: &'static [u8]| {
+        pax(&[("GNU.sparse.major", b"0"), ("GNU.sparse.realsize", size), ("GNU.sparse.map", map)], &[1; 512])
+    };
+    for (name, tar) in [
+        ("longer than the archive", pax(&[("size", b"100000")], &[1; 512])),
+        ("shorter than the content", pax(&[("size", b"512")], &[1; 1024])),
+        ("of all bits", pax(&[("size", b"18446744073709551615")], b"")),
+        ("beyond 64 bits", pax(&[("size", b"99999999999999999999")], b"")),
+        ("negative", pax(&[("size", b"-1")], b"")),
+        ("a hole beyond every bound", sparse(b"9223372036854775807", b"0,512")),
+        ("pieces beyond the end", sparse(b"512", b"512,512")),
+        ("pieces that overlap", sparse(b"4096", b"0,256,128,256")),
+        ("pieces that overflow", sparse(b"4096", b"18446744073709551615,512")),
+        ("more stored than there is", sparse(b"4096", b"0,4096")),
+        ("less stored than there is", sparse(b"4096", b"0,1")),
+        ("half a piece", sparse(b"4096", b"0,512,600")),
+        ("a map in the content that is none", {
+            pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"4096")], &[b'9'; 1024])
+        }),
+        ("a map in the content that is longer than it", {
+            pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"4096")], b"4294967295\n")
+        }),
+    ] {
+        let ground = Ground::new();
+        let error = ground.apply(&tar).unwrap_err();
+        assert!(matches!(error, LayerError::Malformed { .. } | LayerError::Limit { .. }), "{name}: {error:?}");
+        let file = fs::metadata(ground.root().join("f"));
+        assert!(file.map_or(0, |m| m.len()) <= 4096, "{name}: space was given");
+    }
+}
+
+#[tokio::test]
+async fn a_bomb_stops_at_its_bound_however_it_is_packed() {
+    const MIB: usize = 1 << 20;
+    let file = Tar::new().file("zeros", &vec![0; 8 * MIB]).bytes();
+    let tail = [Tar::new().file("x", b"y").bytes(), vec![0; 8 * MIB]].concat();
+    let members = |how: Pack| file.chunks(MIB / 4).flat_map(|part| support::pack(part, how)).collect::<Vec<u8>>();
+    let hole = {
+        let mut tar = Tar::new();
+        tar.pax(&[("GNU.sparse.major", b"0"), ("GNU.sparse.realsize", b"8388608"), ("GNU.sparse.map", b"0,512")]);
+        tar.file("hole", &[1; 512]).bytes()
+    };
+    let twice = support::pack(&support::pack(&file, Pack::Gzip), Pack::Gzip);
+    let registry = support::scripted::Scripted::start();
+    for (name, archive, packed, stopped) in [
+        ("gzip", &file, support::pack(&file, Pack::Gzip), true),
+        ("zstd", &file, support::pack(&file, Pack::Zstd), true),
+        ("gzip-members", &file, members(Pack::Gzip), true),
+        ("zstd-frames", &file, members(Pack::Zstd), true),
+        ("after-the-end", &tail, support::pack(&tail, Pack::Gzip), true),
+        ("hole", &hole, hole.clone(), true),
+        // Only one layer of compression is undone; what is below is no archive.
+        ("twice", &file, twice, false),
+    ] {
+        let (root, layer) = (tempfile::tempdir().unwrap(), portreeve_image::Digest::of(&packed));
+        let config = support::config_json(&[portreeve_image::Digest::of(archive)], support::arch(), name);
+        let config_digest = portreeve_image::Digest::of(config.as_bytes());
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest,
+                       "size": config.len()},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": packed.len()}],
+        });
+        let answer = |body: Vec<u8>| support::scripted::Answer::ok(body);
+        registry.on(&format!("/v2/{name}/manifests/latest"), answer(manifest.to_string().into()));
+        registry.on(&format!("/v2/{name}/blobs/{config_digest}"), answer(config.into()));
+        registry.on(&format!("/v2/{name}/blobs/{layer}"), answer(packed.clone()));
+        let limits = Limits { ratio_floor_bytes: MIB as u64, ratio: 2, ..Limits::default() };
+        let store = portreeve_image::Store::open(portreeve_image::Config {
+            limits,
+            ..portreeve_image::Config::new(root.path())
+        });
+        let reference = format!("127.0.0.1:{}/{name}", registry.port).parse().unwrap();
+        let store = store.unwrap();
+        let error = store.pull(&reference, &[], None).await.unwrap_err();
+        let limit = matches!(&error, portreeve_image::PullError::Layer { source: LayerError::Limit { .. }, .. });
+        assert_eq!(limit, stopped, "{name}: {error:?}");
+        assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0, "{name}");
     }
 }
 
@@ -337,6 +450,36 @@ fn a_whiteout_and_an_entry_of_one_layer_do_not_depend_on_their_order() {
         let mut value = [0; 4];
         let opaque = rustix::fs::getxattr(ground.root().join("d"), "trusted.overlay.opaque", &mut value);
         assert_eq!(opaque, Ok(1), "what lower layers have in d must not show");
+    }
+}
+
+#[test]
+fn directories_are_implied_where_they_really_are_and_only_while_lower_layers_count() {
+    type Case = (Tar, &'static [&'static str], &'static [&'static str]);
+    let cases: [Case; 6] = [
+        (Tar::new().file("a/b/c", b"1"), &["a/", "a/b/", "a/b/c = 1"], &["", "a", "a/b"]),
+        // What a whiteout or an opaque directory hides is made anew.
+        (Tar::new().file(".wh.a", b"").file("a/b/c", b"1"), &["a/", "a/b/", "a/b/c = 1"], &[""]),
+        (Tar::new().file("a/.wh..wh..opq", b"").file("a/b/c", b"1"), &["a/", "a/b/", "a/b/c = 1"], &["", "a"]),
+        // The link leads to what only lower layers have.
+        (
+            Tar::new().symlink("l", "/run/./x/../y").file("l/d/e", b"1"),
+            &["l -> /run/./x/../y", "run/", "run/x/", "run/y/", "run/y/d/", "run/y/d/e = 1"],
+            &["", "run", "run/x", "run/y", "run/y/d"],
+        ),
+        // An entry of its own counts by whichever way it comes.
+        (
+            Tar::new().symlink("l", "run").file("l/d/e", b"1").dir("run/d", 0o700).dir("l", 0o755),
+            &["l/", "run/", "run/d/", "run/d/e = 1"],
+            &["", "run"],
+        ),
+        (Tar::new().file("a/b/c", b"1").file("a", b"2").dir("a", 0o755), &["a/"], &[""]),
+    ];
+    for (tar, expect, implied) in cases {
+        let ground = Ground::new();
+        let applied = ground.apply(&tar.bytes()).unwrap();
+        assert_eq!(tree(&ground.root()), expect);
+        assert_eq!(applied.implied, implied.iter().map(|p| p.as_bytes().to_vec()).collect::<Vec<_>>());
     }
 }
 

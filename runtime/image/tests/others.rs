@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     os::unix::{
         ffi::OsStrExt,
         fs::{FileTypeExt, MetadataExt},
@@ -114,43 +114,133 @@ fn rich_layers() -> Vec<Vec<u8>> {
     vec![base.bytes(), middle.bytes(), top.bytes()]
 }
 
+/// Compares the mounted image with what umoci unpacks; `in_mount_namespace` only.
+fn compare_with_umoci(what: &str, layers: &[Vec<u8>]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(layers, Pack::Gzip);
+    let bundle = dir.path().join("bundle");
+    let output = Command::new("umoci")
+        .args(["unpack", "--image"])
+        .arg(format!("{}:x", layout.dir.path().display()))
+        .arg(&bundle)
+        .output()
+        .expect("umoci must be installed");
+    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_dir_all("", layout.dir.path()).unwrap();
+    let store = store(&dir.path().join("store"));
+    let archive = std::io::Cursor::new(archive.into_inner().unwrap());
+    let image = runtime.block_on(store.load(archive)).unwrap().remove(0);
+    let snapshot = store.snapshot("c", &image).unwrap();
+    let target = dir.path().join("merged");
+    fs::create_dir(&target).unwrap();
+    mount_overlay(&snapshot, &target);
+    let (mut ours, mut theirs) = (facts(&target), facts(&bundle.join("rootfs")));
+    nix::mount::umount(&target).unwrap();
+    // umoci leaves directories the time at which something was last put into them.
+    for fact in ours.values_mut().chain(theirs.values_mut()).filter(|f| f.starts_with('4')) {
+        *fact = fact.split(' ').enumerate().filter(|(i, _)| *i != 2).map(|(_, f)| f).collect::<Vec<_>>().join(" ");
+    }
+    for (name, fact) in &theirs {
+        let shown = String::from_utf8_lossy(name);
+        assert_eq!(ours.get(name), Some(fact), "{what}: {shown}");
+    }
+    let only_ours: Vec<_> =
+        ours.keys().filter(|n| !theirs.contains_key(*n)).map(|n| String::from_utf8_lossy(n)).collect();
+    assert!(only_ours.is_empty(), "{what}: {only_ours:?}");
+}
+
 #[test]
 fn the_mounted_image_is_what_umoci_unpacks() {
-    in_mount_namespace(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(&rich_layers(), Pack::Gzip);
-        let bundle = dir.path().join("bundle");
-        let output = Command::new("umoci")
-            .args(["unpack", "--image"])
-            .arg(format!("{}:x", layout.dir.path().display()))
-            .arg(&bundle)
-            .output()
-            .expect("umoci must be installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let archive = dir.path().join("oci.tar");
-        support::skopeo(&[
-            "copy",
-            &format!("oci:{}:x", layout.dir.path().display()),
-            &format!("oci-archive:{}:rich:1", archive.display()),
-        ]);
-        let store = store(&dir.path().join("store"));
-        let image = runtime.block_on(store.load(File::open(&archive).unwrap())).unwrap().remove(0);
-        let snapshot = store.snapshot("c", &image).unwrap();
-        let target = dir.path().join("merged");
-        fs::create_dir(&target).unwrap();
-        mount_overlay(&snapshot, &target);
-        let (mut ours, mut theirs) = (facts(&target), facts(&bundle.join("rootfs")));
-        nix::mount::umount(&target).unwrap();
-        // umoci leaves directories the time at which something was last put into them.
-        for fact in ours.values_mut().chain(theirs.values_mut()).filter(|f| f.starts_with('4')) {
-            *fact = fact.split(' ').enumerate().filter(|(i, _)| *i != 2).map(|(_, f)| f).collect::<Vec<_>>().join(" ");
+    in_mount_namespace(|| compare_with_umoci("rich", &rich_layers()));
+}
+
+fn owned(tar: Tar, path: &str, mode: u32, uid: u64) -> Tar {
+    let mut tar = tar;
+    let mut header = Tar::header(EntryType::Directory, mode, 0);
+    header.set_uid(uid);
+    tar.raw(header, path.as_bytes(), b"", b"");
+    tar
+}
+
+#[test]
+fn directories_without_an_entry_become_what_umoci_makes_of_them() {
+    let base = || {
+        let base = owned(Tar::new().dir("./", 0o755), "srv/", 0o1777, 5).file("srv/old", b"old").symlink("lnk", "srv");
+        let base = owned(base, "var/", 0o700, 1000).file("var/gone", b"1").file("var/kept", b"2");
+        let base = owned(owned(base, "var/sub/", 0o750, 7), "usr/", 0o711, 0);
+        let base = owned(base, "usr/lib/", 0o755, 0).file("usr/lib/libc", b"c").symlink("lib", "usr/lib");
+        let base = owned(base, "usr/lib/mod/", 0o700, 3).symlink("usr/lib/alias", "../../lib/mod");
+        base.symlink("far", "/opt/not/here").symlink("up", "../../../../../../srv").symlink("chain", "lnk")
+    };
+    let plain = |layers: Vec<Tar>| layers.into_iter().map(Tar::bytes).collect::<Vec<_>>();
+    let cases: Vec<(&str, Vec<Tar>)> = vec![
+        ("opaque keeps attributes", vec![base(), Tar::new().file("var/.wh..wh..opq", b"").file("var/b", b"b")]),
+        ("opaque twice", {
+            let opaque = |name| Tar::new().file("var/.wh..wh..opq", b"").file(name, b"b");
+            vec![base(), opaque("var/b"), opaque("var/c")]
+        }),
+        ("opaque first", { vec![base(), Tar::new().file("var/.wh..wh..opq", b"").file("var/sub/b", b"b")] }),
+        ("opaque last", vec![base(), Tar::new().file("var/sub/b", b"b").file("var/.wh..wh..opq", b"")]),
+        ("made anew", vec![base(), Tar::new().file(".wh.var", b"").file("var/sub/b", b"b")]),
+        ("made anew, told late", vec![base(), Tar::new().file("var/b", b"b").file(".wh.var", b"")]),
+        ("made anew, then more", {
+            vec![base(), Tar::new().file(".wh.var", b"").file("var/b", b"b"), Tar::new().file("var/c", b"c")]
+        }),
+        ("a link below", vec![base(), Tar::new().file("lnk/via", b"via")]),
+        ("links of links", vec![base(), Tar::new().file("chain/via", b"via").file("up/over", b"over")]),
+        ("a link to a link's inside", vec![base(), Tar::new().file("usr/lib/alias/deep/x", b"x").file("lib/y", b"y")]),
+        ("a link to nowhere", vec![base(), Tar::new().file("far/x", b"x")]),
+        ("both ways", vec![base(), Tar::new().file("lib/x", b"x").file("usr/lib/y", b"y").file("lib/mod/z", b"z")]),
+        ("everything behind a link", {
+            let upper = owned(Tar::new().file("lib/x", b"x").hardlink("lib/h", "lib/x"), "lib/own/", 0o750, 9);
+            let upper = upper.file("lib/own/in", b"in").symlink("lib/s", "x").file("lib/mod/m", b"m");
+            vec![base(), upper.file("lib/.wh.libc", b"")]
+        }),
+        ("a directory behind a link that is a link below", {
+            vec![
+                base(),
+                owned(Tar::new(), "lib/alias/", 0o750, 9).file("lib/alias/in", b"in").file("lib/alias/d/e", b"e"),
+            ]
+        }),
+        ("opaque behind a link", {
+            let upper = Tar::new().file("lnk/.wh..wh..opq", b"").file("lnk/a", b"a");
+            vec![base(), upper.file("srv/b", b"b"), Tar::new().file("lnk/c", b"c")]
+        }),
+        ("a whiteout behind a link, not for its own layer", {
+            let upper = Tar::new().file("lib/.wh.mod", b"").file("usr/lib/mod/n", b"n").file("lib/.wh.libc", b"");
+            vec![base(), upper.file("usr/lib/libc", b"new")]
+        }),
+        ("more layers on top", {
+            let third = Tar::new().file("srv/.wh.via", b"").file("lnk/third", b"3").file("lib/b", b"b");
+            let fourth = Tar::new().file(".wh.lnk", b"").file("lnk/dir", b"d").file("usr/lib/.wh.b", b"");
+            vec![base(), Tar::new().file("lnk/via", b"via").file("lib/a", b"a"), third, fourth]
+        }),
+        ("the link is replaced between", {
+            let between = Tar::new().dir("lnk/", 0o711).file("lnk/mine", b"m");
+            vec![base(), Tar::new().file("lnk/first", b"1"), between, Tar::new().file("lnk/second", b"2")]
+        }),
+        ("a link of its own to what only lower layers have", {
+            let upper =
+                Tar::new().symlink("own", "srv").file("own/x", b"x").symlink("two", "/own").file("two/d/y", b"y");
+            vec![base(), upper.symlink("three", "lnk").file("three/z", b"z")]
+        }),
+        ("a link of its own, its directory told late", {
+            let upper = Tar::new().symlink("own", "srv").file("own/d/x", b"x");
+            vec![base(), owned(upper, "srv/d/", 0o751, 4).file("own/d/y", b"y")]
+        }),
+        (
+            "no entry anywhere",
+            vec![Tar::new().file("a/b/c", b"c"), Tar::new().file("a/b/d", b"d").symlink("a/l", "b"), {
+                Tar::new().file("a/l/e", b"e")
+            }],
+        ),
+    ];
+    in_mount_namespace(move || {
+        for (what, layers) in cases {
+            compare_with_umoci(what, &plain(layers));
         }
-        for (name, fact) in &theirs {
-            let shown = String::from_utf8_lossy(name);
-            assert_eq!(ours.get(name), Some(fact), "{shown}");
-        }
-        assert_eq!(ours.len(), theirs.len());
     });
 }
 

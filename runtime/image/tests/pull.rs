@@ -361,6 +361,15 @@ async fn https_wants_a_certificate_that_a_given_authority_signed() {
     let stranger = store(&dir.path().join("stranger"));
     let error = stranger.pull(&reference, &[], None).await.unwrap_err();
     assert!(matches!(&error, PullError::CannotConnect { .. }), "{error:?}");
+    // That a registry is plain does not make a stranger's certificate good enough for a login.
+    let plain = support::scripted::Scripted::start();
+    let challenge = format!(r#"Bearer realm="https://{address}:{}/token""#, registry.port);
+    plain.replace("/v2/", support::scripted::Answer::status(401).header("WWW-Authenticate", &challenge));
+    let login = Credential::basic("", "me", "pw");
+    let named = format!("127.0.0.1:{}/tls", plain.port).parse().unwrap();
+    let error = stranger.pull(&named, &[login], None).await.unwrap_err();
+    assert!(matches!(&error, PullError::CannotConnect { .. }), "{error:?}");
+    assert!(!registry.log().contains("/token"), "{}", registry.log());
     let trusting = Config { ca_files: vec![dir.path().join("ca.pem")], ..Config::new(dir.path().join("trusting")) };
     let error = Store::open(trusting).unwrap().pull(&reference, &[], None).await.unwrap_err();
     // The certificate does not name this address: signed is not enough.

@@ -244,6 +244,52 @@ async fn bad_archives_say_what_is_wrong_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn an_archive_with_more_than_can_be_used_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let layer = Tar::new().file("x", b"1").bytes();
+    let archive = |count: usize, entries: usize| {
+        let config = support::config_json(&vec![portreeve_image::Digest::of(&layer); count], support::arch(), "");
+        let entry = serde_json::json!({"Config": "c.json", "RepoTags": null, "Layers": vec!["l.tar"; count]});
+        let manifest = serde_json::to_vec(&vec![entry; entries]).unwrap();
+        Tar::new().file("l.tar", &layer).file("c.json", config.as_bytes()).file("manifest.json", &manifest).bytes()
+    };
+    for (layers, images, expect) in [(600, 1, "600 layers"), (500, 1, "500 layers"), (1, 1001, "1001 images")] {
+        let error = store.load(std::io::Cursor::new(archive(layers, images))).await.unwrap_err();
+        assert!(matches!(&error, LoadError::Invalid { problem, .. } if problem.contains(expect)), "{error}");
+    }
+    store.load(std::io::Cursor::new(archive(499, 2))).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_archive_that_is_a_bomb_stops_at_its_bound() {
+    let root = tempfile::tempdir().unwrap();
+    let limits = portreeve_image::Limits { ratio_floor_bytes: 1 << 20, ratio: 20, ..Default::default() };
+    let store = Store::open(Config { limits, ..Config::new(root.path()) }).unwrap();
+    let big = archive(&[Tar::new().file("zeros", &vec![0; 8 << 20]).bytes()], "a:1", "");
+    for how in [Pack::Gzip, Pack::Zstd] {
+        let error = store.load(std::io::Cursor::new(pack(&big, how))).await.unwrap_err();
+        assert!(matches!(&error, LoadError::Archive(portreeve_image::LayerError::Limit { .. })), "{error:?}");
+        assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    }
+    store.load(std::io::Cursor::new(big)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_words_of_an_archive_are_harmless() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let foreign = support::config_json(&[], "\u{1b}[31mred\n", "");
+    let missing = serde_json::json!([{"Config": "\u{1b}[31mred\n", "RepoTags": null, "Layers": []}]).to_string();
+    let other = r#"[{"Config":"c.json","RepoTags":null,"Layers":[]}]"#.to_owned();
+    for manifest in [missing, other] {
+        let tar = Tar::new().file("c.json", foreign.as_bytes()).file("manifest.json", manifest.as_bytes()).bytes();
+        let error = store.load(std::io::Cursor::new(tar)).await.unwrap_err().to_string();
+        assert!(error.contains("red") && !error.chars().any(char::is_control), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_preloaded_image_is_pinned_until_its_file_is_gone() {
     let root = tempfile::tempdir().unwrap();
     let preload = root.path().join("preload");
@@ -338,4 +384,103 @@ async fn implied_directories_take_mode_and_owner_from_the_layer_that_says_them()
         (m.mode() & 0o7777, m.uid())
     };
     assert_eq!((facts("a"), facts("a/b")), ((0o700, 5), (0o2770, 6)));
+}
+
+#[tokio::test]
+async fn a_layer_on_two_bases_is_shared_and_right_on_both() {
+    let root = tempfile::tempdir().unwrap();
+    let merged = Tar::new().dir("usr/", 0o755).dir("usr/lib/", 0o755).symlink("lib", "usr/lib").bytes();
+    let apart = Tar::new().dir("lib/", 0o700).dir("usr/", 0o755).bytes();
+    let shared = Tar::new().file("lib/x", b"x").bytes();
+    let (first, second, names) = {
+        let store = store(root.path());
+        let first = load(&store, &[merged, shared.clone()], "merged", "1").await;
+        let second = load(&store, &[apart.clone(), shared], "apart", "2").await;
+        (first, second, store.list().len())
+    };
+    assert_eq!(names, 2);
+    let trees = |image: &Image| image.layers.iter().map(|l| tree(l)).collect::<Vec<_>>();
+    let on_merged: Vec<Vec<&str>> =
+        vec![vec!["lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/x = x"], vec!["lib/", "lib/x = x"]];
+    assert_eq!(trees(&first)[..2], on_merged);
+    assert_eq!(trees(&second)[..2], [vec!["lib/"], vec!["lib/", "lib/x = x"]]);
+    assert_eq!(fs::metadata(second.layers[0].join("lib")).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(first.layers[1], second.layers[1], "the layer itself is shared");
+    let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+    assert_eq!(inode(first.layers[0].join("usr/lib/x")), inode(first.layers[1].join("lib/x")), "its content, too");
+    // It is the same after a new start, and goes with its image.
+    let store = store(root.path());
+    assert_eq!(store.image(&first.id).unwrap().layers, first.layers);
+    store.remove_image(&first.id).unwrap();
+    assert!(!first.layers[0].exists());
+    assert_eq!(fs::read(second.layers[1].join("lib/x")).unwrap(), b"x");
+    store.remove_image(&second.id).unwrap();
+    assert_eq!(layer_dirs(root.path()), 0);
+}
+
+#[tokio::test]
+async fn an_image_without_what_follows_its_links_is_not_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let layers = [Tar::new().symlink("lib", "usr/lib").bytes(), Tar::new().file("lib/x", b"x").bytes()];
+    let image = load(&store(root.path()), &layers, "a", "").await;
+    fs::remove_dir_all(&image.layers[0]).unwrap();
+    let store = store(root.path());
+    assert!(store.list().is_empty());
+    let again = load(&store, &layers, "a", "").await;
+    assert_eq!(tree(&again.layers[0]), ["lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/x = x"]);
+}
+
+#[tokio::test]
+async fn an_image_that_is_here_keeps_what_containers_stand_on() {
+    let root = tempfile::tempdir().unwrap();
+    let layers = [Tar::new().symlink("lib", "usr/lib").bytes(), Tar::new().file("lib/x", b"x").bytes()];
+    load(&store(root.path()), &layers, "a", "").await;
+    // As a version left it that did not follow links.
+    let index = root.path().join("index.json");
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    assert_eq!(text["images"][0]["redirected"].as_array().unwrap().len(), 1);
+    text["images"][0].as_object_mut().unwrap().remove("redirected");
+    fs::write(&index, text.to_string()).unwrap();
+    let store = store(root.path());
+    assert_eq!(store.list()[0].layers.len(), 2);
+    let again = load(&store, &layers, "b", "").await;
+    assert_eq!((again.layers.len(), store.list().len()), (2, 1));
+    store.remove_image(&again.id).unwrap();
+    assert_eq!(load(&store, &layers, "a", "").await.layers.len(), 3);
+}
+
+#[tokio::test]
+async fn links_of_lower_layers_lead_nowhere_out_of_the_image() {
+    let root = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("victim"), "safe").unwrap();
+    let path = outside.path().to_str().unwrap();
+    let up = "../".repeat(40);
+    let lower = Tar::new()
+        .symlink("absolute", path)
+        .symlink("relative", &format!("{up}{path}"))
+        .symlink("loop", "loop")
+        .symlink("magic", "/proc/self/root")
+        .symlink("dots", "..")
+        .file("file", b"f");
+    let mut upper = Tar::new().file("absolute/.wh.victim", b"");
+    for name in ["absolute", "relative", "loop", "magic", "dots", "file"] {
+        upper = upper.file(&format!("{name}/victim-{name}"), name.as_bytes()).file(&format!("{name}/.wh.gone"), b"");
+    }
+    let store = store(root.path());
+    let image = load(&store, &[lower.bytes(), upper.bytes()], "a", "").await;
+    assert_eq!(tree(outside.path()), ["victim = safe"]);
+    let found = tree(&image.layers[0]);
+    let inside = path.trim_start_matches('/');
+    for expect in [
+        format!("{inside}/victim-absolute = absolute"),
+        format!("{inside}/victim-relative = relative"),
+        "proc/self/root/victim-magic = magic".to_owned(),
+        "victim-dots = dots".to_owned(),
+        format!("relative -> {up}{path}"),
+    ] {
+        assert!(found.contains(&expect), "{expect}: {found:?}");
+    }
+    // Where no directory can be meant the layer's own stands.
+    assert!(!found.iter().any(|f| f.starts_with("loop") || f.starts_with("file")), "{found:?}");
 }

@@ -28,7 +28,7 @@ use nix::{
 use crate::layer::{
     LayerError, Limits,
     archive::{Archive, Kind, Member},
-    place::{Place, Root, is_whiteout, open_in_root, remove, shown},
+    place::{NAME_COST, Place, Root, is_whiteout, open_in_root, remove, shown},
     xattr,
 };
 
@@ -44,7 +44,8 @@ pub struct Applied {
     /// Bytes of file content.
     pub bytes: u64,
     /// Directories that the archive has things in but no entry for, relative to the layer; the empty
-    /// name is the layer's own root. Their mode and owner are those of lower layers.
+    /// name is the layer's own root. Their mode and owner are those of lower layers, and where a lower layer
+    /// has a link instead, what is in them belongs to where that leads.
     pub implied: Vec<Vec<u8>>,
 }
 
@@ -63,9 +64,10 @@ pub(crate) fn apply<R: BufRead>(
     root: BorrowedFd<'_>,
     limits: &Limits,
 ) -> Result<Applied, LayerError> {
-    let mut layer = Layer { root: Root::new(root), limits, bytes: 0, times: BTreeMap::new() };
+    let mut layer = Layer { root: Root::new(root), limits, bytes: 0, times: BTreeMap::new(), time_bytes: 0 };
     while let Some(member) = archive.next()? {
         layer.member(archive, &member)?;
+        layer.check_names()?;
     }
     layer.finish(archive.entries())
 }
@@ -75,6 +77,8 @@ struct Layer<'a> {
     limits: &'a Limits,
     bytes: u64,
     times: BTreeMap<Vec<u8>, (i64, u32)>,
+    /// Of all names that were ever in `times`.
+    time_bytes: usize,
 }
 
 /// Carries a system call's name beside its error until the entry's name is put to it.
@@ -85,13 +89,26 @@ fn at<T, E: Into<io::Error>>(operation: &'static str, result: Result<T, E>) -> A
 }
 
 impl Layer<'_> {
+    /// One member adds few names, so this is soon enough.
+    fn check_names(&self) -> Result<(), LayerError> {
+        let what = "bytes of names of directories";
+        for (bytes, limit) in
+            [(self.time_bytes, self.limits.directory_bytes), (self.root.implied_bytes(), self.limits.implied_bytes)]
+        {
+            if bytes > limit {
+                return Err(LayerError::Limit { what, limit: limit as u64 });
+            }
+        }
+        Ok(())
+    }
+
     fn member<R: BufRead>(&mut self, archive: &mut Archive<R>, member: &Member) -> Result<(), LayerError> {
         let place = Place::new(&member.path, self.limits.path_bytes)?;
         let refused = |problem| LayerError::Refused { path: shown(&member.path), problem };
         let Some((directory, name)) = place.split() else {
             return match member.kind {
                 Kind::Directory => {
-                    self.root.explicit(&[]);
+                    self.root.explicit_root();
                     let done = self.root.fd().try_clone_to_owned().map_err(|e| ("opening the layer", e));
                     let done = done.and_then(|fd| self.directory_metadata(&fd, &place, member));
                     done.map_err(|e| write_error(member, e))
@@ -183,14 +200,14 @@ impl Layer<'_> {
                     if over_whiteout {
                         at("marking it opaque", xattr::set_opaque(fd.as_fd()))?;
                     }
-                    self.root.forget(place.bytes());
+                    self.root.forget();
                     fd
                 }
                 Err(e) => return Err(("opening the directory", e.into())),
             },
             Err(e) => return Err(("making the directory", e.into())),
         };
-        self.root.explicit(place.bytes());
+        at("asking for the directory", self.root.explicit(&fd))?;
         self.directory_metadata(&fd, place, member)
     }
 
@@ -198,7 +215,9 @@ impl Layer<'_> {
         at("setting its owner", fchown(fd, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid))))?;
         at("setting its mode", fchmod(fd, Mode::from_bits_truncate(member.mode)))?;
         at("setting its attributes", xattr::set_all(fd, &member.xattrs))?;
-        self.times.insert(place.bytes().to_vec(), member.mtime);
+        if self.times.insert(place.bytes().to_vec(), member.mtime).is_none() {
+            self.time_bytes += place.bytes().len() + NAME_COST;
+        }
         Ok(())
     }
 
@@ -278,7 +297,7 @@ impl Layer<'_> {
                 at("replacing an earlier entry", remove(parent, name))?;
                 let made = at("making the entry", make(parent, name_os));
                 // What was removed may have been a directory, or a link that led to one.
-                self.root.forget(place.bytes());
+                self.root.forget();
                 self.times.retain(|path, _| {
                     path != place.bytes()
                         && !path.strip_prefix(place.bytes()).is_some_and(|rest| rest.starts_with(b"/"))

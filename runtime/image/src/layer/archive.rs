@@ -6,6 +6,7 @@
 //! Source: POSIX pax, GNU tar manual "Basic Tar Format" and "Sparse Formats", Go `archive/tar`.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufRead},
     sync::Arc,
 };
@@ -42,7 +43,7 @@ pub(crate) struct Member {
     /// Length of the file, holes included.
     pub(crate) size: u64,
     pub(crate) device: (u32, u32),
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Offset and length of what is stored, when the file has holes.
     pub(crate) sparse: Option<Vec<(u64, u64)>>,
 }

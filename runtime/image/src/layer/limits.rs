@@ -15,6 +15,11 @@ pub struct Limits {
     pub path_bytes: usize,
     /// Bytes of the headers that describe one entry: long names, PAX records, extended attributes.
     pub header_bytes: usize,
+    /// Bytes of the names of all directories, which are remembered until their times are set.
+    pub directory_bytes: usize,
+    /// Bytes of the names of directories without an entry of their own, which are remembered for good, and of
+    /// the links that lead to them.
+    pub implied_bytes: usize,
 }
 
 impl Default for Limits {
@@ -26,6 +31,8 @@ impl Default for Limits {
             ratio: 200,
             path_bytes: 4095,
             header_bytes: 1 << 20,
+            directory_bytes: 64 << 20,
+            implied_bytes: 4 << 20,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! PAX extended headers: `<length> <key>=<value>\n`, values being any bytes.
 
+use std::collections::BTreeMap;
+
 /// What PAX headers say about the next member.
 #[derive(Debug, Default)]
 pub(crate) struct Pax {
@@ -9,7 +11,7 @@ pub(crate) struct Pax {
     pub(crate) uid: Option<u64>,
     pub(crate) gid: Option<u64>,
     pub(crate) mtime: Option<(i64, u32)>,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     sparse_path: Option<Vec<u8>>,
     pub(crate) sparse_size: Option<u64>,
     pub(crate) sparse_map: Vec<u64>,
@@ -91,8 +93,7 @@ impl Pax {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattrs.retain(|(n, _)| n != name);
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                    self.xattrs.insert(name.to_vec(), value.to_vec());
                 }
             }
         }
@@ -133,7 +134,7 @@ mod tests {
         text.push(b'\n');
         text.extend_from_slice(b"16 mtime=-1.250\n");
         pax.parse(&text).unwrap();
-        assert_eq!(pax.xattrs, [(b"security.capability".to_vec(), value.to_vec())]);
+        assert_eq!(pax.xattrs, BTreeMap::from([(b"security.capability".to_vec(), value.to_vec())]));
         assert_eq!(pax.mtime, Some((-2, 750_000_000)));
     }
 

@@ -1,6 +1,7 @@
 //! Extended attributes: which of an archive's are kept, and overlayfs' own.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     io,
     os::{
@@ -42,7 +43,7 @@ fn is_kept(name: &[u8]) -> bool {
 }
 
 /// Sets an archive's attributes on an open file or directory.
-pub(crate) fn set_all(file: impl AsFd, xattrs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
+pub(crate) fn set_all(file: impl AsFd, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> io::Result<()> {
     for (name, value) in xattrs.iter().filter(|(n, _)| is_kept(n)) {
         tolerate(fsetxattr(file.as_fd(), OsStr::from_bytes(name), value, XattrFlags::empty()))?;
     }
@@ -50,8 +51,8 @@ pub(crate) fn set_all(file: impl AsFd, xattrs: &[(Vec<u8>, Vec<u8>)]) -> io::Res
 }
 
 /// The same for what cannot be opened: links, devices, fifos.
-pub(crate) fn set_all_at(parent: BorrowedFd<'_>, name: &[u8], xattrs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
-    if !xattrs.iter().any(|(n, _)| is_kept(n)) {
+pub(crate) fn set_all_at(parent: BorrowedFd<'_>, name: &[u8], xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> io::Result<()> {
+    if !xattrs.keys().any(|n| is_kept(n)) {
         return Ok(());
     }
     let path = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(OsStr::from_bytes(name));

@@ -2,6 +2,8 @@
 
 use std::{error::Error, sync::Arc};
 
+use crate::text::shown;
+
 /// What a registry, or the way to it, did wrong. Cheap to clone.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistryError {
@@ -31,6 +33,16 @@ pub enum RegistryError {
         /// Why.
         #[source]
         source: Arc<dyn Error + Send + Sync>,
+    },
+    /// Bytes came, but so few that the transfer would not end.
+    #[error("transfer from {url} was too slow: it sent less than {bytes} bytes in {window:?}")]
+    TooSlow {
+        /// Where to.
+        url: String,
+        /// What would have been enough.
+        bytes: u64,
+        /// The time for that.
+        window: std::time::Duration,
     },
     /// An answer with a status that does not help.
     #[error("{url} answered {status}: {message}")]
@@ -79,7 +91,7 @@ impl RegistryError {
     /// Worth trying again at once, within the same pull.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Transfer { .. } => true,
+            Self::Transfer { .. } | Self::TooSlow { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             _ => false,
         }
@@ -102,7 +114,7 @@ impl RegistryError {
             texts.push(source.to_string());
             error = source;
         }
-        let last = texts.pop().unwrap_or_else(|| self.to_string());
+        let last = shown(&texts.pop().unwrap_or_else(|| self.to_string()));
         match texts.iter().any(|t| t.contains("dns error")) {
             true => format!("no such host ({last})"),
             false => last,

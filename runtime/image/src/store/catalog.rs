@@ -12,9 +12,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    configuration::ImageConfig,
     digest::Digest,
     image::{Image, ImageId},
-    manifest::ImageConfig,
     reference::ImageRef,
     store::{StoreError, layout::Layout},
 };
@@ -55,8 +55,11 @@ pub(crate) struct Record {
     /// Blobs that are kept for it besides its configuration: manifests, indexes, layers.
     pub(crate) blobs: BTreeSet<Digest>,
     pub(crate) size_bytes: u64,
-    /// There is a `finish-<id>` directory to go on top of the layers.
+    /// There is a `finish-<id>/fs` directory to go on top of the layers.
     pub(crate) finish: bool,
+    /// Layers that have a `finish-<id>/<diff id>` directory to go on top of them; see `redirect`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) redirected: BTreeSet<Digest>,
     pub(crate) root: RootMeta,
     pub(crate) pinned: bool,
     pub(crate) added_at: jiff::Timestamp,
@@ -148,11 +151,16 @@ impl Catalog {
 
     pub(crate) fn image(&self, entry: &Entry) -> Image {
         let Entry { record, config } = entry;
-        let mut layers = Vec::with_capacity(record.layers.len() + 1);
+        let mut layers = Vec::with_capacity(record.layers.len() + record.redirected.len() + 1);
         if record.finish {
             layers.push(self.layout.finish(record.id.digest()).join("fs"));
         }
-        layers.extend(distinct(&record.layers).map(|l| self.layout.layer(l).join("fs")));
+        for layer in distinct(&record.layers) {
+            if record.redirected.contains(layer) {
+                layers.push(self.layout.redirected(record.id.digest(), layer));
+            }
+            layers.push(self.layout.layer(layer).join("fs"));
+        }
         Image {
             id: record.id.clone(),
             references: record.references.iter().cloned().collect(),
@@ -219,6 +227,11 @@ impl State {
 }
 
 impl Record {
+    /// It has a `finish-<id>` directory.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finish || !self.redirected.is_empty()
+    }
+
     /// Everything it is called.
     pub(crate) fn names(&self) -> impl Iterator<Item = &ImageRef> {
         self.references.iter().chain(&self.repo_digests)

@@ -24,7 +24,8 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// PEM files with certificate authorities to trust besides those of the system.
     pub ca_files: Vec<PathBuf>,
-    /// Layers that are downloaded and unpacked at once, over all pulls.
+    /// Layers that are downloaded and unpacked at once, over all pulls. When several registries are at
+    /// work each has at least one slot, so that there may be more: one for each of them but the first.
     pub max_concurrent_downloads: usize,
     /// Directory of image tars that are always loaded, and pinned.
     pub preload_dir: Option<PathBuf>,
@@ -34,7 +35,7 @@ pub struct Config {
     pub keep_blobs: KeepBlobs,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
-    /// How long a transfer may stand still.
+    /// How long a transfer may stand still, or go on with less than 1 KiB per second.
     pub stall_timeout: Duration,
     /// Bounds on one layer.
     pub limits: Limits,

@@ -29,13 +29,16 @@ pub(crate) struct LayerFile {
     pub(crate) boot: String,
 }
 
-/// Why a layer is not in place.
+/// Why a layer is not in place, or layers not together.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlaceError {
     #[error(transparent)]
     Layer(#[from] LayerError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The layers make no image together.
+    #[error("layers {0}")]
+    Image(String),
 }
 
 impl PlaceError {
@@ -43,6 +46,7 @@ impl PlaceError {
         match self {
             Self::Layer(e) => e.is_disk_full(),
             Self::Store(e) => e.is_disk_full(),
+            Self::Image(_) => false,
         }
     }
 }
@@ -87,21 +91,28 @@ pub(crate) fn place_blocking(
     Ok(file)
 }
 
-/// One lock per layer, so that a layer that several images share is fetched by one of them.
+/// One lock per layer and source, so that a layer that several images share is fetched by one of them.
+///
+/// The same layer in two registries is fetched from both: a diff id is public, and whoever serves it
+/// slowly must not hold up those who have it elsewhere. Both are verified, the first in place stays.
 #[derive(Debug, Default)]
 pub(crate) struct LayerLocks {
-    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    locks: Mutex<HashMap<(String, Digest), Weak<LayerLock>>>,
 }
 
+type LayerLock = tokio::sync::Mutex<()>;
+
 impl LayerLocks {
-    pub(crate) fn of(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+    /// `source` is a registry, or [`ARCHIVES`](crate::slots::ARCHIVES).
+    pub(crate) fn of(&self, source: &str, diff_id: &Digest) -> Arc<LayerLock> {
+        let key = (source.to_owned(), diff_id.clone());
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = locks.get(diff_id).and_then(Weak::upgrade) {
+        if let Some(lock) = locks.get(&key).and_then(Weak::upgrade) {
             return lock;
         }
         locks.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::new(tokio::sync::Mutex::new(()));
-        locks.insert(diff_id.clone(), Arc::downgrade(&lock));
+        let lock = Arc::new(LayerLock::new(()));
+        locks.insert(key, Arc::downgrade(&lock));
         lock
     }
 }

@@ -56,6 +56,11 @@ impl Layout {
         self.layers().join(format!("finish-{}", image.hex()))
     }
 
+    /// What lies on top of one layer of an image; see `redirect`.
+    pub(crate) fn redirected(&self, image: &Digest, diff_id: &Digest) -> PathBuf {
+        self.finish(image).join(diff_id.hex())
+    }
+
     pub(crate) fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
     }

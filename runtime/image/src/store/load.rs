@@ -5,10 +5,12 @@
 //! Source: OCI image-spec `image-layout.md`; Docker image spec v1.2 §Combined Image JSON.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, BufReader, Read, Write},
     path::PathBuf,
+    rc::Rc,
     sync::Arc,
 };
 
@@ -17,20 +19,29 @@ use serde::Deserialize;
 use sha2::Digest as _;
 
 use crate::{
+    configuration::{ImageConfig, parse_config},
     digest::Digest,
     image::{Image, ImageId},
     layer::{Archive, Decompressor, Expected, Kind, LayerError, Limits},
     manifest::{self, Descriptor, Document, IndexEntry, MAX_CONFIG, MAX_MANIFEST, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST},
     reference::ImageRef,
+    slots::ARCHIVES,
     store::{
         Inner, KeepBlobs, LoadError, NewImage, StoreError,
         layers::{PlaceError, place_blocking, read_layer},
         layout::{Staging, create_private},
     },
+    text::shown,
 };
 
 /// Files in one image archive.
 const MAX_FILES: u64 = 100_000;
+/// Bytes of their names.
+const MAX_NAMES: usize = 64 << 20;
+/// Bytes of all configurations, manifests and indexes of the images in one archive.
+const MAX_DOCUMENTS: usize = 256 << 20;
+/// Images in one archive.
+const MAX_IMAGES: usize = 1000;
 
 /// The archive's files, laid out in staging.
 struct Spool {
@@ -44,11 +55,25 @@ enum Item {
     Link(Vec<u8>),
 }
 
+/// Counts what was taken of an archive, for what may become of it.
+struct Tally<R> {
+    inner: R,
+    taken: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Tally<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        self.taken.set(self.taken.get() + length as u64);
+        Ok(length)
+    }
+}
+
 /// One image of the archive, before its layers are unpacked.
 struct Plan {
     names: BTreeSet<ImageRef>,
     config_bytes: Vec<u8>,
-    config: manifest::ImageConfig,
+    config: ImageConfig,
     manifest: (Digest, Vec<u8>),
     /// Index documents that lead to it.
     documents: Vec<(Digest, Vec<u8>)>,
@@ -75,7 +100,7 @@ pub(crate) async fn load(
         let plans = plan(&spooling, &spool)?;
         Ok((spool, plans))
     });
-    let (_spool, plans) = planned.await.map_err(|e| full(inner, e))?;
+    let (_spool, plans) = planned.await.map_err(|e| told(inner, e))?;
     let mut images = Vec::new();
     for plan in plans {
         let _lease = inner.catalog.lease(&plan.config.diff_ids);
@@ -87,11 +112,11 @@ pub(crate) async fn load(
         }
         drop(work);
         if let Some(error) = failure {
-            return Err(full(inner, error));
+            return Err(told(inner, error));
         }
         let committing = inner.clone();
         let done = blocking(move || commit(&committing, plan, pinned));
-        images.push(done.await.map_err(|e| full(inner, e))?);
+        images.push(done.await.map_err(|e| told(inner, e))?);
     }
     Ok(images)
 }
@@ -103,59 +128,68 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
 
-/// A full disk is one error, wherever it was met.
-fn full(inner: &Inner, error: LoadError) -> LoadError {
+/// The error for a person: a full disk is one error, wherever it was met, and the archive's own words
+/// are harmless.
+fn told(inner: &Inner, error: LoadError) -> LoadError {
     let disk_full = match &error {
         LoadError::Archive(e) | LoadError::Layer { source: e, .. } => e.is_disk_full(),
         LoadError::Store(e) => e.is_disk_full(),
         _ => false,
     };
-    if disk_full { LoadError::DiskFull { path: inner.config.root.clone() } } else { error }
+    match error {
+        _ if disk_full => LoadError::DiskFull { path: inner.config.root.clone() },
+        LoadError::Invalid { what, problem } => LoadError::Invalid { what: shown(&what), problem: shown(&problem) },
+        LoadError::Platform { wanted, offered } => LoadError::Platform { wanted, offered: shown(&offered) },
+        other => other,
+    }
 }
 
 async fn layer(inner: &Arc<Inner>, expected: &Expected, path: &std::path::Path) -> Result<(), LoadError> {
-    let lock = inner.layer_locks.of(&expected.diff_id);
+    let lock = inner.layer_locks.of(ARCHIVES, &expected.diff_id);
     let _only_one = lock.lock().await;
     if read_layer(&inner.catalog.layout, &expected.diff_id).is_some() {
         return Ok(());
     }
-    let stopped = || LoadError::Archive(LayerError::Read(Arc::new(io::ErrorKind::Interrupted.into())));
-    let _slot = inner.downloads.acquire().await.map_err(|_| stopped())?;
+    let _slot = inner.downloads.take(ARCHIVES).await;
     let (inner, expected, path) = (inner.clone(), expected.clone(), path.to_owned());
     blocking(move || {
         let failed = |source| LoadError::Store(StoreError::Io { operation: "reading", path: path.clone(), source });
         let input = BufReader::with_capacity(1 << 18, File::open(&path).map_err(failed)?);
         let placed = place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &inner.boot);
-        match placed {
-            Ok(_) => Ok(()),
-            Err(PlaceError::Store(e)) => Err(LoadError::Store(e)),
-            Err(PlaceError::Layer(source)) => {
-                let layer = expected.blob.as_ref().unwrap_or(&expected.diff_id).to_string();
-                Err(LoadError::Layer { layer, source })
-            }
-        }
+        placed.map(drop).map_err(|e| place_error(expected.blob.as_ref().unwrap_or(&expected.diff_id), e))
     })
     .await
+}
+
+/// `content` is the layer's blob, or the configuration of an image whose layers are all in place.
+fn place_error(content: &Digest, error: PlaceError) -> LoadError {
+    match error {
+        PlaceError::Store(e) => LoadError::Store(e),
+        PlaceError::Layer(source) => LoadError::Layer { layer: content.to_string(), source },
+        PlaceError::Image(_) => LoadError::Invalid { what: format!("image {content}"), problem: error.to_string() },
+    }
 }
 
 fn spool(inner: &Inner, tar: impl Read) -> Result<Spool, LoadError> {
     let directory = inner.catalog.layout.stage("load").map_err(LoadError::Store)?;
     let limits = Limits { entries: MAX_FILES, ..inner.config.limits.clone() };
+    let taken = Rc::new(Cell::new(0));
+    let tar = Tally { inner: tar, taken: taken.clone() };
     let input = Decompressor::new(BufReader::with_capacity(1 << 18, tar)).map_err(LoadError::Archive)?;
     let mut archive = Archive::new(BufReader::with_capacity(1 << 18, input), &limits);
     let mut items = BTreeMap::new();
-    let mut total = 0_u64;
+    let (mut total, mut names) = (0_u64, 0_usize);
     while let Some(member) = archive.next().map_err(LoadError::Archive)? {
         let Some(name) = inside(b"", &member.path) else { continue };
         let item = match member.kind {
             Kind::File if member.sparse.is_none() => {
-                total = total.saturating_add(member.size);
-                if total > limits.unpacked_bytes {
-                    let limit = limits.unpacked_bytes;
-                    return Err(LoadError::Archive(LayerError::Limit { what: "bytes of content", limit }));
-                }
                 let path = directory.path().join(items.len().to_string());
-                write_out(&mut archive, &path)?;
+                write_out(&mut archive, &path, |bytes| {
+                    total += bytes;
+                    let by_ratio = taken.get().saturating_mul(limits.ratio).max(limits.ratio_floor_bytes);
+                    let limit = limits.unpacked_bytes.min(by_ratio);
+                    if total > limit { Err(LayerError::Limit { what: "bytes of content", limit }) } else { Ok(()) }
+                })?;
                 Item::File { path, size: member.size }
             }
             Kind::Symlink => {
@@ -171,12 +205,22 @@ fn spool(inner: &Inner, tar: impl Read) -> Result<Spool, LoadError> {
             },
             _ => continue,
         };
+        names += name.len() + if let Item::Link(target) = &item { target.len() } else { 0 };
+        if names > MAX_NAMES {
+            let limit = MAX_NAMES as u64;
+            return Err(LoadError::Archive(LayerError::Limit { what: "bytes of file names", limit }));
+        }
         items.insert(name, item);
     }
     Ok(Spool { _directory: directory, items })
 }
 
-fn write_out<R: io::BufRead>(archive: &mut Archive<R>, path: &std::path::Path) -> Result<(), LoadError> {
+/// `allow` is asked before bytes are written.
+fn write_out<R: io::BufRead>(
+    archive: &mut Archive<R>,
+    path: &std::path::Path,
+    mut allow: impl FnMut(u64) -> Result<(), LayerError>,
+) -> Result<(), LoadError> {
     let failed = |source| LoadError::Store(StoreError::Io { operation: "writing", path: path.to_owned(), source });
     let mut file = create_private(path).map_err(failed)?;
     loop {
@@ -185,6 +229,7 @@ fn write_out<R: io::BufRead>(archive: &mut Archive<R>, path: &std::path::Path) -
             return Ok(());
         }
         let length = chunk.len();
+        allow(length as u64).map_err(LoadError::Archive)?;
         file.write_all(chunk).map_err(failed)?;
         archive.consume(length);
     }
@@ -250,6 +295,7 @@ fn plan(inner: &Inner, spool: &Spool) -> Result<Vec<Plan>, LoadError> {
             .map_err(|e| LoadError::Invalid { what: "manifest.json".to_owned(), problem: e.to_string() })?,
         None => Vec::new(),
     };
+    check_images(docker.len(), "manifest.json")?;
     let mut offered = BTreeSet::new();
     let plans = match spool.read("index.json", MAX_MANIFEST)? {
         Some(index) => plan_layout(inner, spool, &index, &docker, &mut offered)?,
@@ -274,6 +320,7 @@ fn plan_layout(
     let Document::Index(entries) = manifest::parse(index, None).map_err(invalid)? else {
         return Err(invalid("is a manifest, not an index".to_owned()));
     };
+    check_images(entries.len(), "index.json")?;
     let mut plans: Vec<Plan> = Vec::new();
     for entry in &entries {
         let Some(mut plan) = plan_entry(inner, spool, entry, offered)? else { continue };
@@ -286,6 +333,7 @@ fn plan_layout(
             Some(same) => same.names.extend(plan.names),
             None => plans.push(plan),
         }
+        check_documents(&plans, "index.json")?;
     }
     Ok(plans)
 }
@@ -363,8 +411,8 @@ fn config_for_here(
     digest: &Digest,
     bytes: &[u8],
     offered: &mut BTreeSet<String>,
-) -> Result<Option<manifest::ImageConfig>, LoadError> {
-    let config = manifest::parse_config(bytes)
+) -> Result<Option<ImageConfig>, LoadError> {
+    let config = parse_config(bytes)
         .map_err(|problem| LoadError::Invalid { what: format!("configuration {digest}"), problem })?;
     if let Err(other) = config.check_platform(&inner.config.platform) {
         offered.insert(other);
@@ -399,6 +447,8 @@ fn plan_docker(
     offered: &mut BTreeSet<String>,
 ) -> Result<Vec<Plan>, LoadError> {
     let mut plans = Vec::new();
+    // Images of one archive share layers; each file is read once.
+    let mut described: BTreeMap<&PathBuf, (Digest, String)> = BTreeMap::new();
     for entry in docker {
         let missing = |what: &String| LoadError::Invalid { what: what.clone(), problem: "is missing".to_owned() };
         let config_bytes = spool.read(&entry.config, MAX_CONFIG)?.ok_or_else(|| missing(&entry.config))?;
@@ -409,7 +459,10 @@ fn plan_docker(
         let mut blobs = Vec::new();
         for (name, diff_id) in entry.layers.iter().zip(&config.diff_ids) {
             let (path, size) = spool.file(name).ok_or_else(|| missing(name))?;
-            let (blob, media_type) = describe_file(path)?;
+            let (blob, media_type) = match described.get(path) {
+                Some(known) => known.clone(),
+                None => described.entry(path).or_insert(describe_file(path)?).clone(),
+            };
             blobs.push(Descriptor { media_type, digest: blob.clone(), size });
             layers.push((Expected { blob: Some(blob), length: size, diff_id: diff_id.clone() }, path.clone()));
         }
@@ -428,8 +481,28 @@ fn plan_docker(
         let manifest = (Digest::of(&bytes), bytes);
         let names = docker_names(entry)?;
         plans.push(Plan { names, config_bytes, config, manifest, documents: Vec::new(), layers });
+        check_documents(&plans, "manifest.json")?;
     }
     Ok(plans)
+}
+
+fn check_images(count: usize, what: &str) -> Result<(), LoadError> {
+    if count <= MAX_IMAGES {
+        return Ok(());
+    }
+    let problem = format!("lists {count} images, more than {MAX_IMAGES}");
+    Err(LoadError::Invalid { what: what.to_owned(), problem })
+}
+
+/// Plans stay in memory until their images are committed.
+fn check_documents(plans: &[Plan], what: &str) -> Result<(), LoadError> {
+    let documents = plans.iter().flat_map(|p| p.documents.iter().chain([&p.manifest]));
+    let bytes: usize = plans.iter().map(|p| p.config_bytes.len()).chain(documents.map(|(_, d)| d.len())).sum();
+    if bytes <= MAX_DOCUMENTS {
+        return Ok(());
+    }
+    let problem = format!("leads to more than {MAX_DOCUMENTS} bytes of manifests and configurations");
+    Err(LoadError::Invalid { what: what.to_owned(), problem })
 }
 
 /// Digest and media type of a layer file.
@@ -483,7 +556,7 @@ fn commit(inner: &Inner, plan: Plan, pinned: bool) -> Result<Image, LoadError> {
     }
     let top = plan.documents.first().map_or(&plan.manifest.0, |(digest, _)| digest);
     let new = NewImage {
-        id: ImageId::new(id),
+        id: ImageId::new(id.clone()),
         manifest: plan.manifest.0.clone(),
         repo_digests: plan.names.iter().map(|n| n.with_digest(top.clone())).collect(),
         references: plan.names.into_iter().filter(|n| n.digest().is_none()).collect(),
@@ -491,5 +564,5 @@ fn commit(inner: &Inner, plan: Plan, pinned: bool) -> Result<Image, LoadError> {
         config: plan.config,
         pinned,
     };
-    inner.commit_blocking(new).map_err(store)
+    inner.commit_blocking(new).map_err(|e| place_error(&id, e))
 }

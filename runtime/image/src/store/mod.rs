@@ -8,7 +8,9 @@
 //!    layers/<diff id hex>/
 //!      fs/                      the unpacked layer: a lower directory of overlays
 //!      layer.json               its size, and what it only implies
-//!    layers/finish-<image id hex>/fs   directories that must lie on top of an image's layers (rare)
+//!    layers/finish-<image id hex>/     only for images that leave entries of directories out
+//!      fs/                      directories that must lie on top of all its layers
+//!      <diff id hex>/           what must lie on top of that layer: its things, where lower layers' links lead
 //!    snapshots/<container id>/
 //!      upper/ work/ image       the writable part of one container; `image` is a link naming what it stands on
 //!    staging/                   whatever is not finished; emptied when the store is opened
@@ -25,26 +27,29 @@ mod meta;
 mod open;
 mod preload;
 mod pull;
+mod redirect;
 mod snapshot;
 mod sync;
+mod view;
 
 use std::{collections::BTreeSet, fs::File, io::Read, sync::Arc};
 
 use nix::fcntl::Flock;
 
 use crate::{
+    configuration::ImageConfig,
     credential::Credential,
     digest::Digest,
     flight::Flights,
     image::{Image, ImageId},
-    manifest::ImageConfig,
     progress::{Progress, ProgressSink},
     reference::ImageRef,
     registry::Registries,
+    slots::RegistrySlots,
 };
 
 use catalog::{Catalog, Entry, Record};
-use layers::{LayerLocks, read_layer};
+use layers::{LayerLocks, PlaceError, read_layer};
 use sync::Syncer;
 
 pub use config::{Config, KeepBlobs};
@@ -66,8 +71,8 @@ struct Inner {
     /// First, so that it ends before the lock is given back.
     syncer: Syncer,
     catalog: Arc<Catalog>,
-    registries: Registries,
-    downloads: Arc<tokio::sync::Semaphore>,
+    registries: Arc<Registries>,
+    downloads: RegistrySlots,
     layer_locks: LayerLocks,
     flights: Flights<PullKey, Progress, Result<Image, PullError>>,
     boot: String,
@@ -115,7 +120,8 @@ impl Store {
     }
 
     /// Fetches an image that is complete when this returns. The same image asked for twice at once
-    /// (with the same credentials) is fetched once; a layer that several images share is fetched once.
+    /// (with the same credentials) is fetched once; so is a layer that several images of one registry share.
+    /// No registry waits for another, however slow that is.
     /// `auth` are the logins that may be tried, the best match first; without a match it asks anonymously.
     ///
     /// # Errors
@@ -273,13 +279,13 @@ impl Store {
 
 impl Inner {
     /// Gives a complete image its record. Its layers are in place and leased.
-    fn commit_blocking(&self, new: NewImage) -> Result<Image, StoreError> {
+    fn commit_blocking(&self, new: NewImage) -> Result<Image, PlaceError> {
         let layout = &self.catalog.layout;
         let layers = &new.config.diff_ids;
         let sizes = catalog::distinct(layers).filter_map(|l| read_layer(layout, l)).map(|l| l.size_bytes);
         let size_bytes = sizes.sum();
         let finish = meta::finish_blocking(layout, layers)?;
-        let record = Record {
+        let mut record = Record {
             id: new.id.clone(),
             manifest: new.manifest,
             references: new.references,
@@ -287,25 +293,35 @@ impl Inner {
             layers: layers.clone(),
             blobs: new.blobs,
             size_bytes,
-            finish: finish.staging.is_some(),
+            finish: finish.top,
+            redirected: finish.redirected,
             root: finish.root,
             pinned: new.pinned,
             added_at: jiff::Timestamp::now(),
             unsynced_boot: Some(self.boot.clone()),
         };
         let image = self.catalog.change(|state| {
-            if let Some(staging) = finish.staging {
-                staging.commit(&layout.finish(new.id.digest()))?;
+            match (state.images.get(&new.id), finish.staging) {
+                // Containers may stand on what an earlier commit made of the same layers.
+                (Some(present), _) => {
+                    record.finish = present.record.finish;
+                    record.redirected = present.record.redirected.clone();
+                }
+                (None, Some(staging)) => {
+                    let target = layout.finish(new.id.digest());
+                    drop(layout.discard(&target)?);
+                    staging.commit(&target)?;
+                }
+                (None, None) => {}
             }
             state.insert(Entry { record, config: new.config });
             let entry = state.images.get(&new.id);
             Ok(entry.map(|e| self.catalog.image(e)))
         })?;
         self.syncer.committed(new.id.clone());
-        image.ok_or_else(|| StoreError::Io {
-            operation: "recording",
-            path: layout.index(),
-            source: std::io::ErrorKind::NotFound.into(),
+        image.ok_or_else(|| {
+            let source = std::io::ErrorKind::NotFound.into();
+            PlaceError::Store(StoreError::Io { operation: "recording", path: layout.index(), source })
         })
     }
 

@@ -14,9 +14,10 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 
 use crate::{
+    configuration::parse_config,
     digest::Digest,
-    manifest,
     registry::Registries,
+    slots::RegistrySlots,
     store::{
         Config, Inner, StoreError,
         catalog::{Catalog, Entry, IndexFile, Record, State, VERSION},
@@ -70,12 +71,11 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
     for image in unsynced {
         syncer.committed(image);
     }
-    let downloads = Arc::new(tokio::sync::Semaphore::new(config.max_concurrent_downloads.max(1)));
     Ok(Inner {
         syncer,
         catalog,
-        registries,
-        downloads,
+        registries: Arc::new(registries),
+        downloads: RegistrySlots::new(config.max_concurrent_downloads),
         layer_locks: LayerLocks::default(),
         flights: crate::flight::Flights::default(),
         boot,
@@ -152,7 +152,7 @@ fn check(layout: &Layout, record: Record, boot: &str) -> Result<Entry, (Digest, 
     if Digest::of(&bytes) != id {
         return Err((id, "its configuration is missing or damaged"));
     }
-    let Ok(config) = manifest::parse_config(&bytes) else {
+    let Ok(config) = parse_config(&bytes) else {
         return Err((id, "its configuration cannot be read"));
     };
     if config.diff_ids != record.layers || record.layers.iter().any(|l| read_layer(layout, l).is_none()) {
@@ -160,6 +160,9 @@ fn check(layout: &Layout, record: Record, boot: &str) -> Result<Entry, (Digest, 
     }
     if record.finish && !layout.finish(&id).join("fs").is_dir() {
         return Err((id, "its topmost layer is missing"));
+    }
+    if record.redirected.iter().any(|l| !layout.redirected(&id, l).is_dir()) {
+        return Err((id, "what follows a layer's links is missing"));
     }
     Ok(Entry { record, config })
 }
@@ -171,7 +174,7 @@ fn remove_untrusted_layers(layout: &Layout, state: &State, boot: &str) -> Result
     for path in entries(&layout.layers())? {
         let Some(name) = name_of(&path) else { continue };
         let recorded = match name.strip_prefix("finish-") {
-            Some(hex) => state.images.values().any(|e| e.record.finish && e.record.id.digest().hex() == hex),
+            Some(hex) => state.images.values().any(|e| e.record.is_finished() && e.record.id.digest().hex() == hex),
             None => needed.contains(name),
         };
         if recorded || read_layer_at(&path).is_some_and(|l| l.boot == boot) {

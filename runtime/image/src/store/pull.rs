@@ -11,11 +11,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    configuration::{ImageConfig, parse_config},
     credential::Credential,
     digest::Digest,
     image::{Image, ImageId},
     layer::{Expected, LayerError},
-    manifest::{self, Descriptor, Document, ImageConfig, MAX_CONFIG, Manifest},
+    manifest::{self, Descriptor, Document, MAX_CONFIG, Manifest},
     progress::{LayerProgress, Phase, Progress},
     reference::ImageRef,
     registry::{Fetched, RegistryError, Session, describe},
@@ -24,11 +25,14 @@ use crate::{
         catalog::Record,
         layers::{PlaceError, place_blocking, read_layer},
     },
+    text::shown,
 };
 
 /// An index may point at an index; nobody does so more than once.
 const MAX_INDEXES: usize = 3;
-/// How often a cut transfer is taken up again where it broke off, without a byte in between.
+/// What a transfer must have brought before it was cut off to count as one that gets on, in bytes.
+const WORTHWHILE: u64 = 64 << 10;
+/// How often a cut transfer that does not get on is taken up again where it broke off.
 const MAX_RESUMPTIONS: u32 = 4;
 /// Chunks that wait between network and disk, per layer; each may have some 100 KiB.
 const CHUNKS_IN_FLIGHT: usize = 8;
@@ -55,10 +59,19 @@ struct Resolved {
 
 impl Pull {
     pub(crate) async fn run(self, auth: &[Credential]) -> Result<Image, PullError> {
+        let mut image = self.complete(auth).await?;
+        self.progress.send_modify(|p| p.phase = Phase::Done);
+        // The image may have other names as well; what was asked for is what the caller wants to read.
+        let (asked, name) = (&self.reference, self.reference.name() + "@");
+        image.references.sort_by_key(|r| (r != asked, r.name() != asked.name()));
+        image.repo_digests.sort_by_key(|r| !r.starts_with(&name));
+        Ok(image)
+    }
+
+    async fn complete(&self, auth: &[Credential]) -> Result<Image, PullError> {
         let _at_work = self.inner.catalog.lease(&[]);
         let resolved = self.resolve(auth).await?;
         if let Some(image) = self.already_here(&resolved).await? {
-            self.progress.send_modify(|p| p.phase = Phase::Done);
             return Ok(image);
         }
         let (config_bytes, config) = self.config(&resolved).await?;
@@ -88,9 +101,7 @@ impl Pull {
         if let Some(error) = failure {
             return Err(error);
         }
-        let image = self.commit(resolved, config_bytes, config).await?;
-        self.progress.send_modify(|p| p.phase = Phase::Done);
-        Ok(image)
+        self.commit(resolved, config_bytes, config).await
     }
 
     /// Asks the registry, with each login that fits until one is accepted.
@@ -200,7 +211,7 @@ impl Pull {
         if actual != blob.digest {
             return Err(self.mismatch("configuration", &blob.digest, &actual));
         }
-        let config = manifest::parse_config(&bytes).map_err(|problem| self.invalid("configuration", problem))?;
+        let config = parse_config(&bytes).map_err(|problem| self.invalid("configuration", problem))?;
         Ok((bytes, config))
     }
 
@@ -210,8 +221,7 @@ impl Pull {
         let (mut stream, _) = session.blob(blob, 0).await.map_err(|e| self.registry_error(what, e, session.login()))?;
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await {
-            // The stream may complain of the digest at its end; then ours says so better.
-            let Ok(chunk) = chunk else { break };
+            let chunk = chunk.map_err(|e| self.registry_error(what, e, session.login()))?;
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(self.invalid("configuration", format!("has more than the {limit} bytes promised")));
@@ -252,14 +262,14 @@ impl Pull {
         blob: &Descriptor,
         diff_id: &Digest,
     ) -> Result<(), PullError> {
-        let lock = self.inner.layer_locks.of(diff_id);
+        let registry = self.reference.registry();
+        let lock = self.inner.layer_locks.of(registry, diff_id);
         let _only_one = lock.lock().await;
         if read_layer(&self.inner.catalog.layout, diff_id).is_some() {
             self.show(number, |l| (l.done, l.present) = (true, true));
             return Ok(());
         }
-        let slot = self.inner.downloads.acquire().await;
-        let _slot = slot.map_err(|_| PullError::Interrupted { image: self.reference.to_string() })?;
+        let _slot = self.inner.downloads.take(registry).await;
         if self.broken_off.is_cancelled() {
             return Err(PullError::Interrupted { image: self.reference.to_string() });
         }
@@ -318,11 +328,10 @@ impl Pull {
                                 offset += length;
                                 self.show(number, |l| l.fetched_bytes = offset);
                             }
-                            Some(Err(e)) => break Some(e),
-                            None => break None,
+                            Some(Err(e)) => break io::Error::other(e),
+                            None => break io::ErrorKind::UnexpectedEof.into(),
                         }
                     }
-                    .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())
                 }
                 Err(e) if e.is_transient() && resumptions < MAX_RESUMPTIONS => io::Error::other(e),
                 Err(e) => return Err(self.registry_error("a layer", e, session.login())),
@@ -330,7 +339,7 @@ impl Pull {
             if offset >= blob.size {
                 break;
             }
-            resumptions = if offset > begun_at { 0 } else { resumptions + 1 };
+            resumptions = if offset - begun_at >= WORTHWHILE { 0 } else { resumptions + 1 };
             if resumptions > MAX_RESUMPTIONS {
                 // Whoever unpacks learns it in the place where the bytes are missing.
                 let _given_up = sink.send(Err(LayerError::Read(Arc::new(error)))).await;
@@ -362,7 +371,7 @@ impl Pull {
             };
             inner.commit_blocking(new)
         });
-        done.await?.map_err(|e| self.place_error(None, PlaceError::Store(e)))
+        done.await?.map_err(|e| self.place_error(None, e))
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, PullError> {
@@ -371,12 +380,12 @@ impl Pull {
     }
 
     fn invalid(&self, what: &'static str, problem: String) -> PullError {
-        PullError::Invalid { image: self.reference.to_string(), what, problem }
+        PullError::Invalid { image: self.reference.to_string(), what, problem: shown(&problem) }
     }
 
     fn platform(&self, offered: String) -> PullError {
         let wanted = self.inner.config.platform.to_string();
-        PullError::Platform { image: self.reference.to_string(), wanted, offered }
+        PullError::Platform { image: self.reference.to_string(), wanted, offered: shown(&offered) }
     }
 
     fn mismatch(&self, what: &str, expected: &Digest, actual: &Digest) -> PullError {
@@ -417,6 +426,7 @@ impl Pull {
             (PlaceError::Layer(source), None) => {
                 PullError::Invalid { image, what: "layer", problem: source.to_string() }
             }
+            (PlaceError::Image(problem), _) => PullError::Invalid { image, what: "layers", problem },
             (PlaceError::Store(source), _) => PullError::Store { image, source: Arc::new(source) },
         }
     }

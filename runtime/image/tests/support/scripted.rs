@@ -4,8 +4,15 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
+
+/// What stands for a body without an end: far more than any bound, and less than a machine's memory.
+const ENDLESS: u64 = 1 << 29;
 
 /// One answer.
 #[derive(Clone)]
@@ -19,11 +26,21 @@ pub struct Answer {
     pub ranges: bool,
     /// Promise this length instead of the true one; the body repeats until then.
     pub endless: bool,
+    /// Send one byte of the body after each such time.
+    pub trickle: Option<Duration>,
 }
 
 impl Answer {
     pub fn ok(body: impl Into<Vec<u8>>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: body.into(), cut_at: None, ranges: false, endless: false }
+        Self {
+            status: 200,
+            headers: Vec::new(),
+            body: body.into(),
+            cut_at: None,
+            ranges: false,
+            endless: false,
+            trickle: None,
+        }
     }
 
     pub fn status(status: u16) -> Self {
@@ -55,12 +72,14 @@ pub struct Request {
 pub struct Scripted {
     pub port: u16,
     script: Arc<Mutex<Script>>,
+    endless_bytes: Arc<AtomicU64>,
 }
 
 impl Scripted {
     pub fn start() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let this = Self { port: listener.local_addr().unwrap().port(), script: Arc::default() };
+        let this =
+            Self { port: listener.local_addr().unwrap().port(), script: Arc::default(), endless_bytes: Arc::default() };
         this.on("/v2/", Answer::ok("{}"));
         let serving = this.clone();
         std::thread::spawn(move || {
@@ -76,8 +95,18 @@ impl Scripted {
         self.script.lock().unwrap().answers.entry(path.to_owned()).or_default().push(answer);
     }
 
+    /// From now on this is the only answer.
+    pub fn replace(&self, path: &str, answer: Answer) {
+        self.script.lock().unwrap().answers.insert(path.to_owned(), vec![answer]);
+    }
+
     pub fn requests(&self) -> Vec<Request> {
         self.script.lock().unwrap().requests.clone()
+    }
+
+    /// How much of bodies without an end was taken from it.
+    pub fn endless_bytes(&self) -> u64 {
+        self.endless_bytes.load(Ordering::Relaxed)
     }
 
     fn serve(&self, stream: TcpStream) {
@@ -141,8 +170,21 @@ impl Scripted {
         }
         if answer.endless {
             let block = vec![b' '; 1 << 16];
-            while stream.write_all(&block).is_ok() {}
+            let mut sent = 0;
+            while sent < ENDLESS && stream.write_all(&block).is_ok() {
+                sent += block.len() as u64;
+                self.endless_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+            }
             return false;
+        }
+        if let Some(pause) = answer.trickle {
+            for byte in &body {
+                std::thread::sleep(pause);
+                if stream.write_all(&[*byte]).is_err() {
+                    return false;
+                }
+            }
+            return true;
         }
         let end = answer.cut_at.unwrap_or(body.len()).min(body.len());
         let whole = stream.write_all(&body[..end]).is_ok() && end == body.len();

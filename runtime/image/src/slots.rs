@@ -1,0 +1,90 @@
+//! Who may download now.
+//!
+//! **Invariant:** no registry waits for another. Each has one slot of its own; the others are shared by
+//! all. A registry that answers slowly can take all the shared ones, and then every other registry still
+//! goes on, one layer at a time.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Stands for archives that are loaded; no registry has an empty name.
+pub(crate) const ARCHIVES: &str = "";
+
+/// Places for a bounded number of downloads, given out so that no registry waits for another.
+#[derive(Debug)]
+pub struct RegistrySlots {
+    shared: Arc<Semaphore>,
+    own: Mutex<BTreeMap<String, Weak<Semaphore>>>,
+}
+
+impl RegistrySlots {
+    /// One registry alone gets `count` slots, and at least one; each further registry at work adds one.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        Self { shared: Arc::new(Semaphore::new(count.saturating_sub(1))), own: Mutex::default() }
+    }
+
+    /// Waits for a slot of `registry` (host and port), which lasts as long as what is returned.
+    ///
+    /// # Cancel safety
+    /// Whoever waits no longer has no place in a queue.
+    pub async fn take(&self, registry: &str) -> RegistrySlot {
+        let (own, shared) = (self.own_of(registry).acquire_owned(), self.shared.clone().acquire_owned());
+        let permit = tokio::select! {
+            biased;
+            // cancel-safe: both give their place in the queue back.
+            permit = own => permit,
+            permit = shared => permit,
+        };
+        RegistrySlot { _permit: permit.expect("nobody closes these semaphores") }
+    }
+
+    fn own_of(&self, registry: &str) -> Arc<Semaphore> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = own.get(registry).and_then(Weak::upgrade) {
+            return slot;
+        }
+        // Permits keep their semaphore: one that is gone has neither holders nor waiters.
+        own.retain(|_, slot| slot.strong_count() > 0);
+        let slot = Arc::new(Semaphore::new(1));
+        own.insert(registry.to_owned(), Arc::downgrade(&slot));
+        slot
+    }
+}
+
+/// A slot that is taken; dropping it gives it back.
+#[derive(Debug)]
+pub struct RegistrySlot {
+    _permit: OwnedSemaphorePermit,
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_registry_that_holds_all_it_can_leaves_one_to_every_other() {
+        for count in [0, 1, 3] {
+            let slots = RegistrySlots::new(count);
+            let mut held: Vec<_> = (0..count.max(1)).filter_map(|_| slots.take("slow").now_or_never()).collect();
+            assert_eq!(held.len(), count.max(1));
+            assert!(slots.take("slow").now_or_never().is_none());
+            for other in ["a", "b", ARCHIVES] {
+                held.extend(slots.take(other).now_or_never());
+                assert!(slots.take(other).now_or_never().is_none(), "{other}");
+            }
+            assert_eq!(held.len(), count.max(1) + 3);
+            drop(held);
+            assert_eq!(
+                (0..9).filter_map(|_| slots.take("slow").now_or_never().map(std::mem::forget)).count(),
+                1.max(count)
+            );
+        }
+    }
+}
