@@ -46,12 +46,32 @@ pub(crate) fn read(layers: &[PathBuf], path: &str, limit: u64) -> io::Result<Opt
     Ok(Some(bytes))
 }
 
-/// Whether the image has a directory there.
-pub(crate) fn has_directory(layers: &[PathBuf], path: &Path) -> io::Result<bool> {
-    match find(layers, path)? {
-        Some(fd) => Ok(FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) == FileType::Directory),
-        None => Ok(false),
-    }
+/// What is at a path of an image.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A directory: the host's directories that it is made of, topmost first.
+    Directory(Vec<PathBuf>),
+    /// A file.
+    File,
+    /// Nothing.
+    Absent,
+}
+
+/// What the image has at a path; links are followed within the image.
+///
+/// # Errors
+/// Those of reading the layers; `InvalidInput` for a device.
+pub(crate) fn place(layers: &[PathBuf], path: &Path) -> io::Result<Place> {
+    Ok(match walk(layers, path)? {
+        Entry::Directory(merged) => Place::Directory(paths(&merged)?),
+        Entry::File(_) => Place::File,
+        Entry::Absent | Entry::Link(_) => Place::Absent,
+    })
+}
+
+/// The paths of descriptors, not ones put together: layers are read-only and ours, and no link of theirs was followed.
+fn paths(merged: &Merged) -> io::Result<Vec<PathBuf>> {
+    merged.iter().map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))).collect()
 }
 
 /// The host directories that make up one directory of the image, topmost first; links in the path are refused.
@@ -67,11 +87,19 @@ pub(crate) fn directories(layers: &[PathBuf], path: &Path) -> io::Result<Vec<Pat
             Entry::Link(_) => return Err(Errno::LOOP.into()),
         };
     }
-    // The path of a descriptor, not one put together: layers are read-only and ours, and no link was followed.
-    here.iter().map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))).collect()
+    paths(&here)
 }
 
 fn find(layers: &[PathBuf], path: &Path) -> io::Result<Option<OwnedFd>> {
+    Ok(match walk(layers, path)? {
+        Entry::Directory(merged) => merged.into_iter().next(),
+        Entry::File(fd) => Some(fd),
+        Entry::Absent | Entry::Link(_) => None,
+    })
+}
+
+/// Goes to a path and follows links within the image; never ends in a link.
+fn walk(layers: &[PathBuf], path: &Path) -> io::Result<Entry> {
     let root = || -> io::Result<Merged> {
         layers.iter().map(|layer| Ok(rustix::fs::openat(CWD, layer, DIRECTORY, Mode::empty())?)).collect()
     };
@@ -85,11 +113,12 @@ fn find(layers: &[PathBuf], path: &Path) -> io::Result<Option<OwnedFd>> {
             }
             continue;
         }
-        let Some(here) = parents.last() else { return Ok(None) };
+        let Some(here) = parents.last() else { return Ok(Entry::Absent) };
         match entry(here, &name)? {
-            Entry::Absent => return Ok(None),
+            Entry::Absent => return Ok(Entry::Absent),
             Entry::Directory(merged) => parents.push(merged),
-            Entry::File(fd) => return Ok(todo.is_empty().then_some(fd)),
+            Entry::File(fd) if todo.is_empty() => return Ok(Entry::File(fd)),
+            Entry::File(_) => return Ok(Entry::Absent),
             Entry::Link(target) => {
                 links += 1;
                 if links > LINKS {
@@ -105,7 +134,7 @@ fn find(layers: &[PathBuf], path: &Path) -> io::Result<Option<OwnedFd>> {
             }
         }
     }
-    Ok(parents.pop().and_then(|merged| merged.into_iter().next()))
+    Ok(parents.pop().map_or(Entry::Absent, Entry::Directory))
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -185,8 +214,8 @@ mod tests {
         symlink("/../../usr/lib/passwd", layers[0].join("etc/passwd")).unwrap();
         assert_eq!(read(&layers, "etc/group", 10).unwrap().unwrap(), b"top");
         assert_eq!(read(&layers, "etc/passwd", 10).unwrap().unwrap(), b"linked");
-        assert!(has_directory(&layers, Path::new("/usr/lib")).unwrap());
-        assert!(!has_directory(&layers, Path::new("/usr/none")).unwrap());
+        assert!(matches!(place(&layers, Path::new("/usr/lib")).unwrap(), Place::Directory(_)));
+        assert_eq!(place(&layers, Path::new("/usr/none")).unwrap(), Place::Absent);
     }
 
     #[test]

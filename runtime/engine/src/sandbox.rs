@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   run_sandbox --> Ready --stop_sandbox--> NotReady{stopped} --remove_sandbox--> (gone)
-//!                     \---shim dies-------> NotReady{shim died} ---^
+//!                     \                        ^ stop_sandbox                ^
+//!                      \--shim dies--> NotReady{shim died} --remove_sandbox--/
 //! ```
 
 use std::collections::BTreeMap;

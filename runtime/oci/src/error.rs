@@ -56,7 +56,16 @@ pub enum StartError {
         /// The directories that were searched; `not searched` for a name with a slash.
         search: String,
     },
-    /// The program exists and cannot be executed: permission, format, or interpreter.
+    /// The program exists, and what it is to be run by does not.
+    #[error(
+        "executing {program:?} in the container: the file is there, but its interpreter is not: \
+         see the #! line of a script, and add the dynamic loader and C library that a binary was linked for"
+    )]
+    NoInterpreter {
+        /// First argument of the process.
+        program: String,
+    },
+    /// The program exists and cannot be executed: permission or format.
     #[error("executing {program:?} in the container")]
     NotExecutable {
         /// First argument of the process.
@@ -78,7 +87,7 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::NotFound { .. } => 127,
+            Self::NotFound { .. } | Self::NoInterpreter { .. } => 127,
             Self::NotExecutable { .. } => 126,
             Self::Setup(_) | Self::Gone => 128,
         }

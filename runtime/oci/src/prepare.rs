@@ -116,9 +116,14 @@ fn source(op: &MountOp, cgroup: &Cgroup, user_namespace: Option<BorrowedFd<'_>>)
                 mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", source)?;
             }
             if let Some(map) = id_map {
-                apply_id_map(tree.as_fd(), map, user_namespace).step("mapping the ids of", source)?;
+                apply_id_map(tree.as_fd(), map, user_namespace).map_err(|error| unmappable(source, op, error))?;
             }
             Ok(Source::Tree { tree, directory })
+        }
+        What::Layers { lower, writable, id_map, attributes } => {
+            let namespace = user_namespace.filter(|_| *id_map);
+            let writable = writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
+            Ok(Source::Tree { tree: overlay(lower, writable, namespace, *attributes)?, directory: true })
         }
         What::Cgroup { own } => {
             let change = Change { set: own.set, clear: own.clear, ..Change::default() };
@@ -139,6 +144,17 @@ fn source(op: &MountOp, cgroup: &Cgroup, user_namespace: Option<BorrowedFd<'_>>)
             }
         }
     }
+}
+
+/// Says what is in the way of a bind whose ids cannot be mapped.
+fn unmappable(source: &Path, op: &MountOp, error: io::Error) -> SetupError {
+    let hint = if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
+        "its file system has no id-mapped mounts: give the container the node's users, or another volume"
+    } else {
+        "of a container with users of its own"
+    };
+    let operation = format!("mapping the ids of {} ({hint}) for the mount on", source.display());
+    SetupError { operation, path: op.destination.clone(), source: error }
 }
 
 fn apply_id_map(tree: BorrowedFd<'_>, map: &IdMap, user_namespace: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -197,29 +213,32 @@ pub(crate) fn root(
                 .step("setting the propagation of", path)?;
             Ok(tree)
         }
-        RootFs::Overlay { lower, upper, work } => overlay(lower, upper, work, user_namespace, owner),
+        RootFs::Overlay { lower, upper, work } => {
+            if user_namespace.is_some() {
+                // What the container creates is stored with the ids of the host that it is mapped to.
+                let (user, group) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
+                rustix::fs::chown(upper, Some(user), Some(group))
+                    .step("giving the writable layer to the container's root user:", upper)?;
+            }
+            overlay(lower, Some((upper, work)), user_namespace, 0)
+        }
     }
 }
 
+/// An overlay as a detached mount; without a place to write (layer, work directory) it has at least two layers.
 fn overlay(
     lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
+    writable: Option<(&Path, &Path)>,
     user_namespace: Option<BorrowedFd<'_>>,
-    owner: (u32, u32),
+    attributes: u64,
 ) -> Result<OwnedFd, SetupError> {
-    if user_namespace.is_some() {
-        // What the container creates is stored with the ids of the host that it is mapped to.
-        rustix::fs::chown(upper, Some(rustix::fs::Uid::from_raw(owner.0)), Some(rustix::fs::Gid::from_raw(owner.1)))
-            .step("giving the writable layer to the container's root user:", upper)?;
-    }
-    match overlay_by_layers(lower, upper, work, user_namespace) {
+    match overlay_by_layers(lower, writable, user_namespace, attributes) {
         // `lowerdir+` came with Linux 6.8; before, all layers are one string.
         Err(error)
             if error.source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
                 && user_namespace.is_none() =>
         {
-            overlay_by_string(lower, upper, work).map_err(|_| error)
+            overlay_by_string(lower, writable, attributes).map_err(|_| error)
         }
         other => other,
     }
@@ -227,9 +246,9 @@ fn overlay(
 
 fn overlay_by_layers(
     lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
+    writable: Option<(&Path, &Path)>,
     user_namespace: Option<BorrowedFd<'_>>,
+    attributes: u64,
 ) -> Result<OwnedFd, SetupError> {
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
     let filesystem = filesystem.as_fd();
@@ -248,11 +267,15 @@ fn overlay_by_layers(
             set_path(filesystem, "lowerdir+", layer).step("adding the layer", layer)?;
         }
     }
-    finish_overlay(filesystem, upper, work)
+    finish_overlay(filesystem, lower, writable, attributes)
 }
 
 /// All layers as one option of at most 255 bytes: their descriptors' names, relative to /proc/self/fd.
-fn overlay_by_string(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, SetupError> {
+fn overlay_by_string(
+    lower: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+    attributes: u64,
+) -> Result<OwnedFd, SetupError> {
     use std::os::fd::AsRawFd;
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
     let mut layers = Vec::new();
@@ -267,17 +290,25 @@ fn overlay_by_string(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Own
     rustix::process::chdir("/proc/self/fd").step("entering", "/proc/self/fd")?;
     let made = mount::set_string(filesystem.as_fd(), "lowerdir", &value)
         .step("adding the layers (more than about 60 need Linux 6.8)", "")
-        .and_then(|()| finish_overlay(filesystem.as_fd(), upper, work));
+        .and_then(|()| finish_overlay(filesystem.as_fd(), lower, writable, attributes));
     rustix::process::fchdir(&before).step("returning to the working directory", "")?;
     made
 }
 
-fn finish_overlay(filesystem: BorrowedFd<'_>, upper: &Path, work: &Path) -> Result<OwnedFd, SetupError> {
-    set_path(filesystem, "upperdir", upper).step("setting the writable layer", upper)?;
-    set_path(filesystem, "workdir", work).step("setting overlay's work directory", work)?;
-    mount::create(filesystem, 0).map_err(|source| {
+fn finish_overlay(
+    filesystem: BorrowedFd<'_>,
+    lower: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+    attributes: u64,
+) -> Result<OwnedFd, SetupError> {
+    if let Some((upper, work)) = writable {
+        set_path(filesystem, "upperdir", upper).step("setting the writable layer", upper)?;
+        set_path(filesystem, "workdir", work).step("setting overlay's work directory", work)?;
+    }
+    mount::create(filesystem, attributes).map_err(|source| {
         let words = mount::complaint(filesystem).map_or_else(String::new, |words| format!(" ({words})"));
-        SetupError { operation: format!("mounting the overlay{words} over"), path: upper.to_owned(), source }
+        let top = writable.map(|(upper, _)| upper).or(lower.first().map(PathBuf::as_path)).unwrap_or(Path::new(""));
+        SetupError { operation: format!("mounting the overlay{words} over"), path: top.to_owned(), source }
     })
 }
 
@@ -312,10 +343,15 @@ mod tests {
         std::fs::write(bottom.join("both"), "bottom").expect("write");
         std::fs::write(bottom.join("only"), "below").expect("write");
         let before = std::env::current_dir().expect("directory");
-        for make in [overlay_by_string, |lower: &[PathBuf], upper: &Path, work: &Path| {
-            overlay_by_layers(lower, upper, work, None)
-        }] {
-            let root = make(&[top.clone(), bottom.clone()], &upper, &work).expect("overlay");
+        let layers = [top, bottom];
+        let writable = Some((upper.as_path(), work.as_path()));
+        for root in [
+            overlay_by_string(&layers, writable, 0),
+            overlay_by_layers(&layers, writable, None, 0),
+            overlay_by_string(&layers, None, READ_ONLY),
+            overlay_by_layers(&layers, None, None, READ_ONLY),
+        ] {
+            let root = root.expect("overlay");
             let read = |name: &str| {
                 let fd =
                     rustix::fs::openat(&root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");

@@ -196,6 +196,7 @@ pub(crate) fn start(socket: BorrowedFd<'_>) -> Result<(), StartError> {
                 Err(StartError::NotExecutable { program, source })
             }
         }
+        Message::NoInterpreter { program } => Err(StartError::NoInterpreter { program }),
         _ => Err(StartError::Gone),
     }
 }

@@ -198,9 +198,9 @@ mod stored {
 
     #[derive(Deserialize)]
     enum In {
-        Pod(Pod),
-        ConfigMap(ConfigMap),
-        Secret(Secret),
+        Pod(Box<Pod>),
+        ConfigMap(Box<ConfigMap>),
+        Secret(Box<Secret>),
     }
 
     pub(super) fn serialize<S: Serializer>(object: &Arc<Object>, to: S) -> Result<S::Ok, S::Error> {
@@ -213,9 +213,9 @@ mod stored {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<Object>, D::Error> {
         Ok(Arc::new(match In::deserialize(from)? {
-            In::Pod(pod) => Object::Pod(Arc::new(pod)),
-            In::ConfigMap(map) => Object::ConfigMap(Arc::new(map)),
-            In::Secret(secret) => Object::Secret(Arc::new(secret)),
+            In::Pod(pod) => Object::Pod(pod.into()),
+            In::ConfigMap(map) => Object::ConfigMap(map.into()),
+            In::Secret(secret) => Object::Secret(secret.into()),
         }))
     }
 }

@@ -12,12 +12,7 @@ const LONGEST: usize = 64 << 10;
 
 /// Writes both files.
 pub(super) fn write(directory: &Path, config: &SandboxConfig) -> Result<(), EngineError> {
-    let hostname = match config.namespaces.network {
-        NetworkNamespace::Pod => config.hostname.clone(),
-        NetworkNamespace::Node => {
-            fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim_end().to_owned()
-        }
-    };
+    let hostname = hostname(config);
     let resolver = if config.dns == DnsConfig::default() {
         let mut text = fs::read("/etc/resolv.conf").unwrap_or_default();
         text.truncate(LONGEST);
@@ -33,6 +28,16 @@ pub(super) fn write(directory: &Path, config: &SandboxConfig) -> Result<(), Engi
             .map_err(EngineError::file("opening up", &path))?;
     }
     Ok(())
+}
+
+/// The hostname inside: the pod's own, or with the node's network the node's.
+pub(super) fn hostname(config: &SandboxConfig) -> String {
+    match config.namespaces.network {
+        NetworkNamespace::Pod => config.hostname.clone(),
+        NetworkNamespace::Node => {
+            fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim_end().to_owned()
+        }
+    }
 }
 
 fn resolver(dns: &DnsConfig) -> String {

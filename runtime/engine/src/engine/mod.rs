@@ -10,6 +10,7 @@ mod exec;
 mod files;
 mod live;
 mod prepare;
+mod quiet;
 mod recover;
 mod sandbox;
 mod spawn;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxResources;
 use tokio::net::TcpStream;
 use tokio::sync::broadcast;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub(crate) use exec::ExecKill;
 pub use terminal::Resizer;
@@ -41,7 +42,7 @@ use spawn::Executable;
 use table::{Container, Sandbox, Table};
 
 /// A listener that falls so far behind misses events.
-const EVENTS: usize = 4096;
+const EVENTS: usize = 1024;
 
 /// Sandboxes and containers of one node. Cheap to share; all verbs may be called at once from many tasks, those on one
 /// sandbox or container take turns.
@@ -49,6 +50,7 @@ const EVENTS: usize = 4096;
 pub struct Engine {
     core: Arc<Core>,
     upkeep: Upkeep,
+    _quiet: AbortOnDropHandle<()>,
 }
 
 /// What the engine's tasks share.
@@ -75,7 +77,8 @@ impl Engine {
     pub async fn open(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
         let core = recover::open(config).await?;
         let upkeep = Upkeep::start(&core)?;
-        Ok(Arc::new(Self { core, upkeep }))
+        let quiet = AbortOnDropHandle::new(tokio::spawn(quiet::give_back(core.events.subscribe())));
+        Ok(Arc::new(Self { core, upkeep, _quiet: quiet }))
     }
 
     /// The images.
@@ -107,6 +110,8 @@ impl Engine {
     }
 
     /// Kills what runs in a sandbox and releases its network; its containers' records stay. Absent is `Ok`.
+    ///
+    /// Then it is `NotReady` with reason `stopped`, also one that was lost before.
     ///
     /// # Errors
     /// [`EngineError::Teardown`]: what could be stopped is; call again.
@@ -147,6 +152,15 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let (id, resources) = (id.clone(), resources.clone());
         self.finish(|core| async move { core.update_sandbox_resources(&id, resources).await }).await
+    }
+
+    /// Sets what a cgroup above pods enforces, and makes it if it is absent; it must be below the engine's root.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] for any other cgroup, [`EngineError::Cgroup`] with nothing half done.
+    pub async fn update_cgroup_resources(&self, path: &str, resources: &LinuxResources) -> Result<(), EngineError> {
+        let (path, resources) = (path.to_owned(), resources.clone());
+        self.finish(|core| async move { core.update_cgroup_resources(path, resources).await }).await
     }
 
     /// Replaces a sandbox's labels and annotations; nothing that runs notices.

@@ -1,24 +1,31 @@
 //! Everything of a container that is decided before the shim sets it up. Blocking.
 
-use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxSeccomp};
-use portreeve_image::Image;
+use portreeve_image::{Image, Snapshot};
 
 use super::table::Sandbox;
-use super::{Core, spawn};
+use super::{Core, files, spawn};
 use crate::container::{ContainerConfig, MountSource, SeccompProfile};
 use crate::protocol::{CreateCall, LogCall, RootFsCall};
 use crate::record::{self, ContainerPhase, ContainerRecord};
-use crate::spec::{self, ImageMount, Inputs, SandboxFiles};
-use crate::{ContainerId, EngineError, rootfs};
+use crate::rootfs::{self, Place};
+use crate::sandbox::{IdMapping, UserNamespace};
+use crate::spec::{self, ImageMount, ImageVolume, Inputs, SandboxFiles};
+use crate::{ContainerId, EngineError};
 
 /// A node's seccomp profile is never longer.
 const PROFILE: u64 = 1 << 20;
+/// Volumes of an image that are made; an image with more is none that somebody uses.
+const VOLUMES: usize = 256;
+/// Source: `/proc/sys/kernel/overflowuid`, proc(5).
+const OVERFLOW: u32 = 65534;
 
 /// Writes the container's directory and makes its snapshot.
 pub(super) fn prepare(
@@ -44,7 +51,7 @@ pub(super) fn prepare(
     let stop_signal = signal(stop_signal.unwrap_or_default())?;
     let devices = devices(&config)?;
     let images = image_mounts(core, &config)?;
-    let volumes = volumes(&image, config.security.readonly_rootfs)?;
+    let wanted = image_volumes(&image, config.security.readonly_rootfs)?;
     let seccomp = match &config.security.seccomp {
         SeccompProfile::Localhost(path) if !config.security.privileged => Some(profile(path)?),
         _ => None,
@@ -52,22 +59,6 @@ pub(super) fn prepare(
     let (hostname, resolv_conf, shm) =
         (sandbox.directory.join("hostname"), sandbox.directory.join("resolv.conf"), sandbox.directory.join("shm"));
     let own_shm = sandbox_config.namespaces.ipc == crate::IpcNamespace::Pod;
-    let specification = spec::specification(Inputs {
-        config: &config,
-        sandbox: &sandbox_config,
-        image: &image.config,
-        identity: &identity,
-        cgroup: &cgroup,
-        files: SandboxFiles { hostname: &hostname, resolv_conf: &resolv_conf, shm: own_shm.then_some(shm.as_path()) },
-        user_namespace: user_namespace.as_deref(),
-        pid_namespace: pid_namespace.as_deref(),
-        devices: &devices,
-        seccomp,
-        images: &images,
-        volumes: &volumes,
-        capabilities: core.capabilities,
-    })?;
-
     // From here on something exists: the record says so first.
     spawn::private_directory(directory, 0o700)?;
     let (tty, stdin, stdin_once) = (config.tty, config.stdin, config.stdin_once);
@@ -89,6 +80,25 @@ pub(super) fn prepare(
     let snapshot = core.images.snapshot(id.as_str(), &image).map_err(|error| EngineError::Images {
         action: format!("making the root file system of {}", record.config.metadata.name),
         source: error.into(),
+    })?;
+    let users = &sandbox_config.namespaces.user;
+    let volumes =
+        make_volumes(wanted, &snapshot, users).map_err(EngineError::file("making volumes in", &snapshot.upper))?;
+    let specification = spec::specification(Inputs {
+        config: &record.config,
+        sandbox: &sandbox_config,
+        image: &image.config,
+        identity: &identity,
+        hostname: &files::hostname(&sandbox_config),
+        cgroup: &cgroup,
+        files: SandboxFiles { hostname: &hostname, resolv_conf: &resolv_conf, shm: own_shm.then_some(shm.as_path()) },
+        user_namespace: user_namespace.as_deref(),
+        pid_namespace: pid_namespace.as_deref(),
+        devices: &devices,
+        seccomp,
+        images: &images,
+        volumes: &volumes,
+        capabilities: core.capabilities,
     })?;
     let path = directory.join("config.json");
     let bytes =
@@ -238,17 +248,64 @@ fn sub_directory(layers: &[PathBuf], path: &Path) -> Result<ImageMount, EngineEr
     }
 }
 
+/// A volume that an image names, and what the image has there, topmost first.
+type Wanted = (PathBuf, Vec<PathBuf>);
+
 /// Volumes of the image that its own writable layer does not serve: on a read-only root, or not in the image.
-fn volumes(image: &Image, readonly: bool) -> Result<Vec<PathBuf>, EngineError> {
+fn image_volumes(image: &Image, readonly: bool) -> Result<Vec<Wanted>, EngineError> {
     let named = image.config.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default();
     let mut all = Vec::new();
-    for volume in named.into_iter().take(256).map(PathBuf::from) {
-        let there = rootfs::has_directory(&image.layers, &volume).unwrap_or(false);
-        if readonly || !there {
-            all.push(volume);
+    for path in named.into_iter().take(VOLUMES).map(PathBuf::from) {
+        match rootfs::place(&image.layers, &path).map_err(EngineError::file("looking for the image's volume", &path))? {
+            Place::Directory(lower) if readonly => all.push((path, lower)),
+            // What is written there goes where all that is written goes.
+            Place::Directory(_) | Place::File => {}
+            Place::Absent => all.push((path, Vec::new())),
         }
     }
+    // Parents before what is in them.
+    all.sort_by_key(|(path, _)| path.components().count());
     Ok(all)
+}
+
+/// Makes a place beside the container's writable layer, with which it goes, for each volume.
+fn make_volumes(wanted: Vec<Wanted>, snapshot: &Snapshot, users: &UserNamespace) -> io::Result<Vec<ImageVolume>> {
+    let Some(home) = snapshot.upper.parent().map(|home| home.join("volumes")).filter(|_| !wanted.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let private = |path: &Path| DirBuilder::new().mode(0o700).create(path);
+    private(&home)?;
+    let mut made = Vec::new();
+    for (number, (path, lower)) in wanted.into_iter().enumerate() {
+        let place = home.join(number.to_string());
+        let (upper, work) = (place.join("upper"), place.join("work"));
+        for directory in [&place, &upper, &work] {
+            private(directory)?;
+        }
+        // A new directory is root's; one of the image is as the image has it.
+        let mut mode = 0o755;
+        if let Some(top) = lower.first() {
+            let top = fs::symlink_metadata(top)?;
+            mode = top.mode() & 0o7777;
+            let owner = match users {
+                UserNamespace::Node => (top.uid(), top.gid()),
+                // What is written to an overlay is stored with the node's ids.
+                UserNamespace::Pod { uid_maps, gid_maps } => {
+                    (on_node(uid_maps, top.uid()), on_node(gid_maps, top.gid()))
+                }
+            };
+            std::os::unix::fs::chown(&upper, Some(owner.0), Some(owner.1))?;
+        }
+        fs::set_permissions(&upper, fs::Permissions::from_mode(mode))?;
+        made.push(ImageVolume { path, lower, upper, work });
+    }
+    Ok(made)
+}
+
+/// The node's id of one of a pod with its own; the overflow id where it has none.
+fn on_node(maps: &[IdMapping], id: u32) -> u32 {
+    let row = maps.iter().find(|row| id.checked_sub(row.container).is_some_and(|offset| offset < row.length));
+    row.and_then(|row| row.host.checked_add(id - row.container)).unwrap_or(OVERFLOW)
 }
 
 fn profile(path: &Path) -> Result<LinuxSeccomp, EngineError> {

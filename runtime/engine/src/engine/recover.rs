@@ -201,7 +201,12 @@ impl Core {
                 }
             }
             _ if ready => Arc::clone(self).sandbox_lost(&id).await,
-            _ => Arc::clone(self).stop_sandbox(&id).await?,
+            _ => {
+                let _turn = sandbox.turn.write().await;
+                // For its own reason: nobody has asked yet to stop one that was lost.
+                let reason = sandbox.facts().record.reason.clone();
+                self.halt(&sandbox, &reason).await?;
+            }
         }
         Ok(netns)
     }

@@ -27,6 +27,8 @@ use crate::{EngineError, EngineEvent, SandboxId};
 
 /// How long a shim may take to say hello, and to end when asked.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Why a sandbox is not ready that was asked to stop.
+const STOPPED: &str = "stopped";
 /// Bound of a pod's `/dev/shm`, as everywhere.
 const SHM_BYTES: u64 = 64 << 20;
 
@@ -189,39 +191,46 @@ impl Core {
     pub(super) async fn stop_sandbox(self: Arc<Self>, id: &SandboxId) -> Result<(), EngineError> {
         let Ok(sandbox) = self.find_sandbox(id) else { return Ok(()) };
         let _turn = sandbox.turn.write().await;
-        self.halt(&sandbox, "stopped").await
+        self.halt(&sandbox, STOPPED).await
     }
 
     /// Ends everything of a sandbox but its records. The intent is recorded first; whoever comes after goes on.
-    async fn halt(self: &Arc<Self>, sandbox: &Sandbox, reason: &str) -> Result<(), EngineError> {
-        let (client, child, was_ready, record) = {
+    ///
+    /// One that was lost becomes [`STOPPED`] when that is asked for and nothing of it is left.
+    pub(super) async fn halt(self: &Arc<Self>, sandbox: &Sandbox, reason: &str) -> Result<(), EngineError> {
+        let (client, child, was_ready, released, mut record) = {
             let mut facts = sandbox.facts();
-            if facts.released {
-                return Ok(());
-            }
             let was_ready = facts.record.phase == SandboxPhase::Ready;
             if was_ready {
                 facts.record.phase = SandboxPhase::Stopped;
                 facts.record.reason = reason.to_owned();
             }
-            (facts.client.take(), facts.child.take(), was_ready, facts.record.clone())
+            (facts.client.take(), facts.child.take(), was_ready, facts.released, facts.record.clone())
         };
         if was_ready {
             record::write(&sandbox.directory.join("sandbox.json"), &record)?;
         }
-        // The network takes its time to go, and needs nobody inside.
-        let (ended, released) =
-            tokio::join!(self.end_shim(sandbox, client, child), self.release(&sandbox.id, &sandbox.directory));
-        let errors: Vec<EngineError> = [ended, released].into_iter().filter_map(Result::err).collect();
-        if errors.is_empty() {
+        if !released {
+            // The network takes its time to go, and needs nobody inside.
+            let (ended, released) =
+                tokio::join!(self.end_shim(sandbox, client, child), self.release(&sandbox.id, &sandbox.directory));
+            let errors: Vec<EngineError> = [ended, released].into_iter().filter_map(Result::err).collect();
+            if was_ready && reason == STOPPED {
+                self.tell(EngineEvent::SandboxStopped(sandbox.id.clone()));
+            }
+            all(errors)?;
             let mut facts = sandbox.facts();
             facts.record.ips.clear();
             facts.released = true;
         }
-        if was_ready && reason == "stopped" {
+        if reason == STOPPED && record.reason != STOPPED {
+            record.reason = STOPPED.to_owned();
+            record.ips.clear();
+            record::write(&sandbox.directory.join("sandbox.json"), &record)?;
+            sandbox.facts().record.reason = record.reason;
             self.tell(EngineEvent::SandboxStopped(sandbox.id.clone()));
         }
-        all(errors)
+        Ok(())
     }
 
     /// Asks the shim to end with all its containers; a shim that does not listen is killed with them.
@@ -282,7 +291,7 @@ impl Core {
     pub(super) async fn remove_sandbox(self: Arc<Self>, id: &SandboxId) -> Result<(), EngineError> {
         let Ok(sandbox) = self.find_sandbox(id) else { return Ok(()) };
         let _turn = sandbox.turn.write().await;
-        self.halt(&sandbox, "stopped").await?;
+        self.halt(&sandbox, STOPPED).await?;
         let mut errors = Vec::new();
         for container in self.containers_of(id) {
             if let Err(error) = self.remove_one(&container).await {
@@ -354,6 +363,21 @@ impl Core {
             facts.record.clone()
         };
         record::write(&sandbox.directory.join("sandbox.json"), &record)
+    }
+
+    pub(super) async fn update_cgroup_resources(
+        self: Arc<Self>,
+        path: String,
+        resources: LinuxResources,
+    ) -> Result<(), EngineError> {
+        if !self.is_ours(&path) {
+            return Err(EngineError::invalid("cgroup", format!("{path} is not below {}", self.config.cgroup_root)));
+        }
+        blocking(move || {
+            let cgroup = Cgroup::open_or_create(&path).map_err(cgroup_error("making", &path))?;
+            cgroup.apply(&resources).map_err(cgroup_error("limiting", &path))
+        })
+        .await
     }
 
     pub(super) async fn annotate_sandbox(

@@ -23,6 +23,9 @@ use crate::protocol::{Answer, ContainerReport, CreateCall, ExitRecord, Failure};
 
 /// So much of what an ended container left in its pipes is read before its exit is announced.
 const LAST_READS: usize = 64;
+/// The exit code of a container whose program could not be run, whatever the reason.
+/// Source: containerd internal/cri/server/helpers.go, `errorStartExitCode`.
+const START_ERROR: i32 = 128;
 
 /// A container.
 #[derive(Debug)]
@@ -35,8 +38,8 @@ pub(super) struct Container {
     waiting: Option<Created>,
     started_at: Option<Timestamp>,
     exit: Option<ExitRecord>,
-    /// Its program could not be run: why, and the code that is recorded.
-    unstartable: Option<(String, i32)>,
+    /// Its program could not be run: why.
+    unstartable: Option<String>,
     /// Its first process ends all others with it.
     own_pids: bool,
     log: Option<Log>,
@@ -151,9 +154,9 @@ impl Container {
                 Ok(now)
             }
             Err(error) => {
-                let (message, code) = (crate::error::chain(&error), error.exit_code());
-                self.unstartable = Some((message.clone(), code));
-                Err(Refusal { message, kind: Failure::Program, code })
+                let message = crate::error::chain(&error);
+                self.unstartable = Some(message.clone());
+                Err(Refusal { message, kind: Failure::Program, code: START_ERROR })
             }
         }
     }
@@ -200,8 +203,8 @@ impl Container {
             process::Exit::Signal(signal) => Exit { code: 128 + signal, signal: Some(signal), oom_killed: false },
         };
         let (reason, message) = match self.unstartable.take() {
-            Some((message, code)) => {
-                exit = Exit { code, ..Exit::default() };
+            Some(message) => {
+                exit = Exit { code: START_ERROR, ..Exit::default() };
                 ("StartError".to_owned(), message)
             }
             None => Default::default(),

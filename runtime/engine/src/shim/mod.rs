@@ -23,6 +23,7 @@ mod container;
 mod exec;
 mod log;
 mod output;
+mod pause;
 mod pod;
 mod run;
 

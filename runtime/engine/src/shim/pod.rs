@@ -6,16 +6,18 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use portreeve_oci::cgroup::Cgroup;
-use portreeve_sys::clone::{self, Clone3, clone3};
+use portreeve_sys::clone;
 use portreeve_sys::{namespace, process};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
+use super::pause::Pause;
+
 /// The newest version of `shim.json` that this program reads.
 const VERSION: u64 = 1;
+/// User and group of a first process among the node's users, as the usual pause image has it.
+const NOBODY: u32 = 65_535;
 
 /// What the agent wants of a shim: the content of `<dir>/shim.json`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -76,6 +78,8 @@ pub(crate) enum PodError {
     Newer { path: PathBuf, found: u64 },
     #[error("joining the shims' cgroup")]
     Cgroup(#[from] portreeve_oci::cgroup::CgroupError),
+    #[error("setting up the pod's first process: {0}")]
+    Pause(String),
     #[error("{action}")]
     Namespace {
         action: &'static str,
@@ -90,7 +94,7 @@ pub(crate) enum PodError {
     },
 }
 
-fn step<T, E: Into<io::Error>>(action: &'static str, result: Result<T, E>) -> Result<T, PodError> {
+pub(super) fn step<T, E: Into<io::Error>>(action: &'static str, result: Result<T, E>) -> Result<T, PodError> {
     result.map_err(|source| PodError::Namespace { action, source: source.into() })
 }
 
@@ -115,11 +119,11 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
         own |= clone::NEW_IPC;
     }
     let mut namespaces = Namespaces::default();
-    if pod.user.is_some() || pod.pid {
-        first_process(&pod, own, &mut namespaces)?;
-    }
     if pod.user.is_none() {
         step("making the pod's namespaces", namespace::unshare(own))?;
+    }
+    if pod.user.is_some() || pod.pid {
+        first_process(&pod, own, &mut namespaces)?;
     }
     if pod.network {
         let file = step("opening the pod's network namespace", fs::File::open("/proc/self/ns/net"))?;
@@ -137,26 +141,29 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
     Ok(namespaces)
 }
 
-/// Clones the process that the pod's user namespace is made with, and that is the first of its pid namespace.
+/// Starts the process that the pod's user namespace is made with, and that is the first of its pid namespace.
 ///
-/// Net, ipc and uts made in the same call belong to that user namespace; the shim enters them and stays a user of
-/// the node itself.
+/// Its net, ipc and uts belong to its user namespace; the shim enters them and stays a user of the node itself.
 fn first_process(pod: &Pod, own: u64, namespaces: &mut Namespaces) -> Result<(), PodError> {
-    let mut kinds = 0;
-    if pod.user.is_some() {
-        kinds |= clone::NEW_USER | own;
-    }
+    let mut pause = Pause { born: 0, own: 0, user: NOBODY, group: NOBODY };
     if pod.pid {
-        kinds |= clone::NEW_PID;
+        pause.born |= clone::NEW_PID;
     }
-    let how = Clone3 { namespaces: kinds, ..Clone3::default() };
-    let keep = pod.pid;
-    let child = step("cloning the pod's first process", clone3(&how, pause))?;
-    let proc = format!("/proc/{}", child.pid.as_raw_nonzero());
     if let Some((uids, gids)) = &pod.user {
-        step("mapping users", write_map(&format!("{proc}/uid_map"), uids))?;
-        step("mapping groups", write_map(&format!("{proc}/gid_map"), gids))?;
-        let open = |kind: &str| step("opening the pod's namespaces", fs::File::open(format!("{proc}/ns/{kind}")));
+        pause.born |= clone::NEW_USER;
+        pause.own = own;
+        (pause.user, pause.group) = (last_id(uids), last_id(gids));
+    }
+    let proc = |child: &clone::Child| format!("/proc/{}", child.pid.as_raw_nonzero());
+    let child = pause.start(|child| match &pod.user {
+        Some((uids, gids)) => {
+            step("mapping users", write_map(&format!("{}/uid_map", proc(child)), uids))?;
+            step("mapping groups", write_map(&format!("{}/gid_map", proc(child)), gids))
+        }
+        None => Ok(()),
+    })?;
+    let open = |kind: &str| step("opening the pod's namespaces", fs::File::open(format!("{}/ns/{kind}", proc(&child))));
+    if pod.user.is_some() {
         namespaces.user = Some(open("user")?.into());
         for (flag, kind) in [(clone::NEW_NET, "net"), (clone::NEW_UTS, "uts"), (clone::NEW_IPC, "ipc")] {
             if own & flag != 0 {
@@ -164,9 +171,8 @@ fn first_process(pod: &Pod, own: u64, namespaces: &mut Namespaces) -> Result<(),
             }
         }
     }
-    if keep {
-        let file = step("opening the pod's pid namespace", fs::File::open(format!("{proc}/ns/pid")))?;
-        namespaces.pid = Some(file.into());
+    if pod.pid {
+        namespaces.pid = Some(open("pid")?.into());
         namespaces.pause = Some(child);
     } else {
         step("ending a child", process::pidfd_send_signal(child.pidfd.as_fd(), nix::libc::SIGKILL))?;
@@ -175,27 +181,9 @@ fn first_process(pod: &Pod, own: u64, namespaces: &mut Namespaces) -> Result<(),
     Ok(())
 }
 
-/// The first process of a pod's pid namespace: it reaps what is left to it, and the kernel ends it with the shim.
-fn pause() -> i32 {
-    let _name = process::set_name(c"pause");
-    if process::set_parent_death_signal(Some(nix::libc::SIGKILL)).is_err() {
-        return 1;
-    }
-    let mut children = SigSet::empty();
-    children.add(Signal::SIGCHLD);
-    if children.thread_block().is_err() {
-        return 1;
-    }
-    loop {
-        while let Ok(status) = nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            if status == WaitStatus::StillAlive {
-                break;
-            }
-        }
-        if children.wait().is_err() {
-            return 1;
-        }
-    }
+/// The last id that a pod has: as far from anybody's as can be.
+fn last_id(rows: &[IdMap]) -> u32 {
+    rows.last().map_or(NOBODY, |(inside, _, length)| inside.saturating_add(length.saturating_sub(1)))
 }
 
 fn write_map(path: &str, rows: &[IdMap]) -> io::Result<()> {

@@ -17,7 +17,7 @@ use oci_spec::runtime::{
 pub use user::{Accounts, Identity, resolve};
 
 use crate::container::ContainerConfig;
-use crate::sandbox::{IdMapping, NetworkNamespace, PidNamespace, SandboxConfig, UserNamespace};
+use crate::sandbox::{IdMapping, PidNamespace, SandboxConfig, UserNamespace};
 use crate::{EngineError, SeccompProfile};
 
 /// All that a specification depends on.
@@ -31,6 +31,8 @@ pub struct Inputs<'a> {
     pub image: &'a ImageConfiguration,
     /// Who its processes are.
     pub identity: &'a Identity,
+    /// The hostname inside.
+    pub hostname: &'a str,
     /// Its cgroup, a path from the cgroup root.
     pub cgroup: &'a str,
     /// The sandbox's own files.
@@ -46,7 +48,7 @@ pub struct Inputs<'a> {
     /// The layers of each image that is mounted, topmost first, in the order of such mounts.
     pub images: &'a [ImageMount],
     /// The image's volumes that need a place of their own.
-    pub volumes: &'a [PathBuf],
+    pub volumes: &'a [ImageVolume],
     /// Capabilities that this agent can give, one bit each.
     pub capabilities: u64,
 }
@@ -60,6 +62,19 @@ pub struct SandboxFiles<'a> {
     pub resolv_conf: &'a Path,
     /// `/dev/shm`, a mount of the pod's own; `None`: the node's.
     pub shm: Option<&'a Path>,
+}
+
+/// A directory that the image wants to be writable whatever its root is, and that is there before anything writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageVolume {
+    /// Where the image wants it.
+    pub path: PathBuf,
+    /// What the image has there, topmost first.
+    pub lower: Vec<PathBuf>,
+    /// What is written.
+    pub upper: PathBuf,
+    /// Overlayfs' own directory beside it.
+    pub work: PathBuf,
 }
 
 /// What is mounted of an image.
@@ -78,6 +93,7 @@ pub enum ImageMount {
 pub fn specification(inputs: Inputs<'_>) -> Result<Spec, EngineError> {
     let Inputs { config, sandbox, .. } = &inputs;
     let security = &config.security;
+    user::check(inputs.identity, &sandbox.namespaces.user)?;
     let capabilities = security::capabilities(security, inputs.capabilities)?;
     let seccomp = match (&security.seccomp, security.privileged) {
         (_, true) | (SeccompProfile::Unconfined, _) => None,
@@ -180,11 +196,6 @@ fn resources(inputs: &Inputs<'_>) -> oci_spec::runtime::LinuxResources {
     }
     resources.set_devices(Some(rules));
     resources
-}
-
-/// Whether the pod's hostname is its own.
-fn own_hostname(inputs: &Inputs<'_>) -> bool {
-    inputs.sandbox.namespaces.network == NetworkNamespace::Pod
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount as OciMount;
 
-use super::{ImageMount, Inputs};
+use super::{ImageMount, ImageVolume, Inputs};
 use crate::EngineError;
 use crate::container::{ContainerConfig, Mount, MountSource, Propagation};
 use crate::sandbox::{IpcNamespace, NetworkNamespace, UserNamespace};
@@ -27,19 +27,48 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<OciMount>, EngineError> 
         let path = clean(&one.container_path).ok_or_else(|| {
             EngineError::invalid(format!("mounts[{index}].containerPath"), "must be an absolute path other than /")
         })?;
-        given.push((path.clone(), translate(index, one, &path, &mut images)?));
+        let one = mapped(inputs, translate(index, one, &path, &mut images)?);
+        given.push((path, one));
     }
     let taken = |path: &Path| given.iter().any(|(other, _)| other == path);
     let mut all: Vec<OciMount> = own(inputs).into_iter().filter(|one| !taken(one.destination())).collect();
     for volume in inputs.volumes {
-        if let Some(path) = clean(volume).filter(|path| !taken(path)) {
-            all.push(mount(path, "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755", "tmpcopyup"]));
+        if let Some(path) = clean(&volume.path).filter(|path| !taken(path)) {
+            all.push(mapped(inputs, image_volume(path, volume)));
         }
     }
     let mut given: Vec<OciMount> = given.into_iter().map(|(_, one)| one).collect();
     given.sort_by_key(|one| one.destination().components().count());
     all.extend(given);
     Ok(all)
+}
+
+fn image_volume(path: PathBuf, volume: &ImageVolume) -> OciMount {
+    if volume.lower.is_empty() {
+        return mount(path, "bind", &volume.upper, &["bind", "rprivate", "rw", "nosuid", "nodev"]);
+    }
+    let (upper, work) = (volume.upper.display(), volume.work.display());
+    let options =
+        [format!("lowerdir={}", layers(&volume.lower)), format!("upperdir={upper}"), format!("workdir={work}")];
+    let [lower, upper, work] = &options;
+    mount(path, "overlay", "overlay", &["rw", "nosuid", "nodev", lower, upper, work])
+}
+
+/// Directories as overlayfs lists them. A name is the image's choice: a colon in it must not begin another directory.
+fn layers(directories: &[PathBuf]) -> String {
+    let names = directories.iter().map(|one| one.display().to_string().replace('\\', "\\\\").replace(':', "\\:"));
+    names.collect::<Vec<_>>().join(":")
+}
+
+/// With users of its own a pod knows what it is given, volumes as well as files, by its own ids.
+fn mapped(inputs: &Inputs<'_>, mut given: OciMount) -> OciMount {
+    let can = matches!(given.typ().as_deref(), Some("bind" | "overlay"));
+    if can && inputs.sandbox.namespaces.user != UserNamespace::Node {
+        let mut options = given.options().clone().unwrap_or_default();
+        options.push("idmap".to_owned());
+        given.set_options(Some(options));
+    }
+    given
 }
 
 fn own(inputs: &Inputs<'_>) -> Vec<OciMount> {
@@ -64,17 +93,20 @@ fn own(inputs: &Inputs<'_>) -> Vec<OciMount> {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", ro])
     });
     all.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", ro]));
-    all.push(match namespaces.ipc {
-        IpcNamespace::Pod => mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        IpcNamespace::Node => mount("/dev/mqueue", "bind", "/dev/mqueue", &["bind", "nosuid", "noexec", "nodev"]),
+    // It shows the queues of whatever ipc the container is in; the node's may be shown to the node's users only.
+    if namespaces.ipc == IpcNamespace::Pod || namespaces.user == UserNamespace::Node {
+        all.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+    }
+    let shm = |source: &Path| mount("/dev/shm", "bind", source, &["bind", "nosuid", "noexec", "nodev", "rprivate"]);
+    all.push(match inputs.files.shm {
+        Some(own) => mapped(inputs, shm(own)),
+        None => shm(Path::new("/dev/shm")),
     });
-    let shm = inputs.files.shm.unwrap_or(Path::new("/dev/shm"));
-    all.push(mount("/dev/shm", "bind", shm, &["bind", "nosuid", "noexec", "nodev", "rprivate"]));
     let ro = if inputs.config.security.readonly_rootfs { "ro" } else { "rw" };
     for (destination, source) in
         [("/etc/hostname", inputs.files.hostname), ("/etc/resolv.conf", inputs.files.resolv_conf)]
     {
-        all.push(mount(destination, "bind", source, &["bind", "rprivate", ro]));
+        all.push(mapped(inputs, mount(destination, "bind", source, &["bind", "rprivate", ro])));
     }
     all
 }
@@ -109,9 +141,8 @@ fn translate<'a>(
             Some(ImageMount::Directory(source)) => {
                 mount(path, "bind", source, &["bind", "rprivate", "ro", "nosuid", "nodev"])
             }
-            Some(ImageMount::Layers(layers)) => {
-                let lower: Vec<String> = layers.iter().map(|layer| layer.display().to_string()).collect();
-                let lower = format!("lowerdir={}", lower.join(":"));
+            Some(ImageMount::Layers(found)) => {
+                let lower = format!("lowerdir={}", layers(found));
                 mount(path, "overlay", "overlay", &["ro", "nosuid", "nodev", lower.as_str()])
             }
             None => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxCapabilities, Process, User};
 
-use super::{Inputs, own_hostname};
+use super::Inputs;
 use crate::EngineError;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -56,9 +56,7 @@ fn environment(inputs: &Inputs<'_>) -> Result<Vec<String>, EngineError> {
     let image = inputs.image.config().as_ref();
     let mut env = Environment::default();
     env.set(PATH.to_owned());
-    if own_hostname(inputs) {
-        env.set(format!("HOSTNAME={}", inputs.sandbox.hostname));
-    }
+    env.set(format!("HOSTNAME={}", inputs.hostname));
     if inputs.config.tty {
         env.set("TERM=xterm".to_owned());
     }

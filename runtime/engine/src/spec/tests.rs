@@ -55,6 +55,7 @@ fn spec(config: &ContainerConfig, sandbox: &SandboxConfig) -> Result<Value, Engi
         sandbox,
         image: &image(),
         identity: &identity,
+        hostname: "web",
         cgroup: "/portreeve/podu/c",
         files,
         user_namespace: None,

@@ -2,6 +2,7 @@
 
 use crate::EngineError;
 use crate::container::{SecurityContext, SupplementalGroupsPolicy};
+use crate::sandbox::{IdMapping, UserNamespace};
 
 /// Ids beyond this are refused, as in containerd and Docker: they wrap somewhere.
 const LARGEST: u64 = i32::MAX as u64;
@@ -119,6 +120,29 @@ pub fn resolve(security: &SecurityContext, image_user: &str, accounts: &Accounts
     Ok(Identity { uid, gid, groups, home })
 }
 
+/// Refuses ids that a pod with users of its own does not have.
+pub(super) fn check(identity: &Identity, users: &UserNamespace) -> Result<(), EngineError> {
+    let UserNamespace::Pod { uid_maps, gid_maps } = users else { return Ok(()) };
+    let has = |maps: &[IdMapping], id: u32| {
+        maps.iter().any(|row| id.checked_sub(row.container).is_some_and(|offset| offset < row.length))
+    };
+    let refused = |field: &str, id: u32, maps: &[IdMapping]| {
+        let last = maps.iter().map(|row| row.container.saturating_add(row.length.saturating_sub(1))).max();
+        let last = last.unwrap_or_default();
+        EngineError::invalid(field, format!("{id} is not among the pod's own users and groups, which end at {last}"))
+    };
+    if !has(uid_maps, identity.uid) {
+        return Err(refused("runAsUser", identity.uid, uid_maps));
+    }
+    if !has(gid_maps, identity.gid) {
+        return Err(refused("runAsGroup", identity.gid, gid_maps));
+    }
+    match identity.groups.iter().find(|gid| !has(gid_maps, **gid)) {
+        Some(gid) => Err(refused("supplementalGroups", *gid, gid_maps)),
+        None => Ok(()),
+    }
+}
+
 fn find_user<'a>(user: &str, asked: &str, accounts: &'a Accounts) -> Result<(u32, Option<&'a User>), EngineError> {
     if user.is_empty() && asked.is_empty() {
         return Ok((0, accounts.users.iter().find(|entry| entry.uid == 0)));
@@ -225,5 +249,22 @@ mod tests {
             assert!(matches!(resolve(&security, user, &accounts()), Err(EngineError::RunsAsRoot { .. })), "{user}");
         }
         assert_eq!(resolve(&security, "web", &accounts()).unwrap().uid, 100);
+    }
+
+    #[test]
+    fn a_pod_with_users_of_its_own_has_no_others() {
+        let map = vec![IdMapping { container: 0, host: 200_000, length: 65_536 }];
+        let users = UserNamespace::Pod { uid_maps: map.clone(), gid_maps: map };
+        let identity = |uid, gid, group| Identity { uid, gid, groups: vec![gid, group], home: None };
+        check(&identity(65_535, 0, 65_535), &users).unwrap();
+        check(&identity(70_000, 70_000, 70_000), &UserNamespace::Node).unwrap();
+        for (field, refused) in [
+            ("runAsUser", identity(65_536, 0, 0)),
+            ("runAsGroup", identity(0, 70_000, 0)),
+            ("supplementalGroups", identity(0, 0, 70_000)),
+        ] {
+            let error = check(&refused, &users).unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains("65535"), "{error}");
+        }
     }
 }

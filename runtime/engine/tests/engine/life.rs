@@ -1,11 +1,12 @@
 //! What a container's life looks like from outside.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxMemory, LinuxPids, LinuxResources};
 use portreeve_engine::{
-    ContainerConfig, ContainerState, EngineError, EngineEvent, IdMapping, Mount, MountSource, Namespaces,
+    ContainerConfig, ContainerState, EngineError, EngineEvent, IdMapping, IpcNamespace, Mount, MountSource, Namespaces,
     NetworkNamespace, PidNamespace, Propagation, SandboxConfig, SandboxState, SecurityContext, UserNamespace,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -78,7 +79,9 @@ pub(crate) async fn containers_of_a_pod_share_network_hostname_and_shm() {
 pub(crate) async fn a_program_that_is_not_there_is_a_start_error() {
     let world = World::new().await;
     let pod = world.pod().await;
-    for (program, code) in [("/bin/nothing", 127), ("nothing", 127), ("/bin/notexec", 126)] {
+    // With a kubelet scripts look for this code, beside the reason.
+    let code = 128;
+    for program in ["/bin/nothing", "nothing", "/bin/notexec"] {
         let config = ContainerConfig { command: vec![program.into()], ..sh("") };
         let id = world.create(&pod, config).await;
         let error = world.engine().start_container(&id).await.unwrap_err();
@@ -332,6 +335,69 @@ pub(crate) async fn a_pod_with_its_own_users_is_root_inside_only() {
         assert_eq!(output.stdout, b"0\n");
         assert!(world.status(&id).cgroup.starts_with(&world.engine().sandbox(&pod).unwrap().cgroup_parent));
     }
+}
+
+pub(crate) async fn what_a_pod_with_its_own_users_is_given_has_its_ids() {
+    let world = World::new().await;
+    let map = IdMapping { container: 0, host: 200_000, length: 65_536 };
+    let mut config = world.sandbox();
+    config.namespaces =
+        Namespaces { user: UserNamespace::Pod { uid_maps: vec![map], gid_maps: vec![map] }, ..Namespaces::default() };
+    let pod = world.run(config).await;
+    let volume = world.path("volume");
+    fs::create_dir(&volume).unwrap();
+    for (name, group) in [("secret", 0), ("shared", 2000)] {
+        fs::write(volume.join(name), format!("{name}\n")).unwrap();
+        fs::set_permissions(volume.join(name), fs::Permissions::from_mode(0o440)).unwrap();
+        std::os::unix::fs::chown(volume.join(name), Some(0), Some(group)).unwrap();
+    }
+    let hosts = world.path("hosts");
+    fs::write(&hosts, "localhost\n").unwrap();
+    let mount = |source, path: &str| Mount {
+        container_path: path.into(),
+        source,
+        readonly: false,
+        recursive_readonly: false,
+        propagation: Propagation::Private,
+    };
+    let host = |source: &std::path::Path, path: &str| mount(MountSource::HostPath(source.to_owned()), path);
+    let image = MountSource::Image { reference: crate::world::IMAGE.into(), sub_path: None };
+    let run = async |security: SecurityContext, script: &str| {
+        let mounts = vec![host(&volume, "/v"), host(&hosts, "/etc/hosts"), mount(image.clone(), "/image")];
+        let id = world.start(&pod, ContainerConfig { mounts, security, ..sh(script) }).await;
+        let status = world.engine().wait_container(&id).await.unwrap();
+        crate::world::texts(&fs::read_to_string(status.log_path.unwrap()).unwrap())
+    };
+    let script = "cat /v/secret; echo ours >> /etc/hosts && touch /v/new; \
+        for file in /v /etc/hosts /etc/hostname /etc/resolv.conf /image/etc/passwd /dev/shm /dev/mqueue; do \
+            ls -lnd $file; done | grep -v ' 0 *0 '";
+    assert_eq!(run(SecurityContext::default(), script).await, "secret\n");
+    assert_eq!(fs::metadata(volume.join("new")).unwrap().uid(), 0);
+    assert_eq!(fs::read_to_string(&hosts).unwrap(), "localhost\nours\n");
+    let security = SecurityContext {
+        run_as_user: Some(1000),
+        run_as_group: Some(1000),
+        supplemental_groups: vec![2000],
+        ..SecurityContext::default()
+    };
+    assert_eq!(run(security, "cat /v/shared /v/secret 2>/dev/null").await, "shared\n");
+
+    let config = ContainerConfig { mounts: vec![host("/proc/sys".as_ref(), "/data")], ..sh("true") };
+    let error = chain(&world.engine().create_container(&pod, config).await.unwrap_err());
+    assert!(error.contains("/proc/sys") && error.contains("id-mapped") && error.contains("/data"), "{error}");
+    let security = SecurityContext { run_as_user: Some(70_000), ..SecurityContext::default() };
+    let answer = world.engine().create_container(&pod, ContainerConfig { security, ..sh("true") }).await;
+    assert!(matches!(answer, Err(EngineError::Invalid { .. })), "{answer:?}");
+}
+
+pub(crate) async fn a_pod_on_the_nodes_network_and_ipc_has_its_hostname_and_queues() {
+    let world = World::new().await;
+    let mut config = world.sandbox();
+    config.namespaces.ipc = IpcNamespace::Node;
+    let pod = world.run(config).await;
+    let (_, text) = world.script(&pod, "echo $HOSTNAME; grep -c ' /dev/mqueue .* mqueue ' /proc/self/mountinfo").await;
+    let node = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_eq!(text, format!("{}\n1\n", node.trim()));
 }
 
 pub(crate) async fn configuration_reaches_the_process() {

@@ -48,6 +48,8 @@ const TESTS: &[Test] = tests![
     life::a_pod_with_a_network_has_an_address_and_ports_are_forwarded,
     life::processes_are_shared_when_asked,
     life::a_pod_with_its_own_users_is_root_inside_only,
+    life::what_a_pod_with_its_own_users_is_given_has_its_ids,
+    life::a_pod_on_the_nodes_network_and_ipc_has_its_hostname_and_queues,
     life::configuration_reaches_the_process,
     exec::a_command_runs_beside_the_first_process,
     exec::output_is_capped_and_a_timeout_kills_the_tree,
@@ -60,6 +62,7 @@ const TESTS: &[Test] = tests![
     streams::a_slow_client_is_detached_and_the_container_goes_on,
     streams::a_container_with_a_terminal,
     recovery::a_killed_shim_leaves_no_orphans,
+    recovery::a_lost_sandbox_that_is_stopped_is_stopped,
     recovery::a_new_engine_finds_everything_again,
     recovery::an_exit_without_an_agent_is_known_later,
     recovery::an_agent_killed_at_any_moment_leaves_nothing_behind,
@@ -70,6 +73,7 @@ const TESTS: &[Test] = tests![
     hostile::a_log_path_stays_below_its_directory,
     hostile::nobody_else_can_look_into_the_state,
     hostile::the_program_of_the_shim_cannot_be_written,
+    hostile::process_one_of_a_shared_pid_namespace_gives_nothing_away,
 ];
 
 fn main() {

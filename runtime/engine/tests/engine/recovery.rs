@@ -48,6 +48,29 @@ pub(crate) async fn a_killed_shim_leaves_no_orphans() {
     assert_eq!(world.engine().sandboxes().len(), 1);
 }
 
+pub(crate) async fn a_lost_sandbox_that_is_stopped_is_stopped() {
+    let mut world = World::new().await;
+    let pod = world.pod().await;
+    let state = |world: &World| world.engine().sandbox(&pod).unwrap().state;
+    let reason = |reason: &str| SandboxState::NotReady { reason: reason.into() };
+    kill(world.engine().sandbox(&pod).unwrap().shim_pid.unwrap());
+    wait_until("it is lost", || state(&world) == reason("shim died")).await;
+    // Another agent is not an order.
+    world.close().await;
+    world.open().await;
+    assert_eq!(state(&world), reason("shim died"));
+    let mut events = world.engine().subscribe();
+    for _ in 0..2 {
+        world.engine().stop_sandbox(&pod).await.unwrap();
+        assert_eq!(state(&world), reason("stopped"));
+    }
+    assert_eq!(events.try_recv().unwrap(), EngineEvent::SandboxStopped(pod.clone()));
+    assert!(events.try_recv().is_err());
+    world.close().await;
+    world.open().await;
+    assert_eq!(state(&world), reason("stopped"));
+}
+
 pub(crate) async fn a_new_engine_finds_everything_again() {
     let mut world = World::new().await;
     let mut sandbox = world.sandbox();

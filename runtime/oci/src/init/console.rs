@@ -49,8 +49,10 @@ pub(super) fn bind(console: &Console, root: BorrowedFd<'_>) -> Result<(), SetupE
     mount::attach(tree.as_fd(), target.as_fd()).step("mounting the terminal on", path)
 }
 
-/// Puts the streams on 0, 1 and 2 and sends the terminal's master to the maker.
+/// Puts the streams on 0, 1 and 2 and sends the terminal's master to the maker. The process leads a session then.
 pub(super) fn streams(stdio: &Stdio, console: Option<Console>, socket: BorrowedFd<'_>) -> Result<(), SetupError> {
+    // In the maker's process group `kill 0` would signal the maker and all that it has made.
+    rustix::process::setsid().step("becoming a session leader", "")?;
     match (stdio, console) {
         (Stdio::Pipes { stdin, stdout, stderr }, _) => {
             let stdin = stdin.as_ref().map(OwnedFd::as_fd);
@@ -60,7 +62,6 @@ pub(super) fn streams(stdio: &Stdio, console: Option<Console>, socket: BorrowedF
         (Stdio::Terminal { .. }, Some(console)) => {
             handshake::terminal(socket, console.master.as_fd()).step("sending the terminal to the caller", "")?;
             drop(console.master);
-            rustix::process::setsid().step("becoming a session leader", "")?;
             terminal::control(console.slave.as_fd()).step("taking the controlling terminal", "")?;
             place([console.slave.as_fd(); 3])
         }

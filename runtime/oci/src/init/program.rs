@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use portreeve_sys::path::{Limits, in_root};
-use portreeve_sys::{exec, fd, process, seccomp};
+use portreeve_sys::{exec, fd, process};
 use rustix::fs::{Mode, OFlags};
 
 use super::{Failure, Process, console};
@@ -50,7 +50,7 @@ pub(super) fn first_free(process: &Process<'_>) -> i32 {
 
 pub(super) fn load_filter(filter: Option<&Filter>) -> Result<(), SetupError> {
     let Some(filter) = filter else { return Ok(()) };
-    seccomp::load(&filter.program, filter.flags).map(|_| ()).step("loading the seccomp filter", "")
+    filter.load().step("loading the seccomp filter", "")
 }
 
 /// The environment, with HOME from the container's /etc/passwd when the configuration does not say it.
@@ -94,6 +94,7 @@ pub(super) fn execute(process: &Process<'_>, environment: &[CString]) -> Failure
     let Some(program) = identity.arguments.first() else { return Failure::Said(1) };
     let search = search_path(environment);
     let mut worst = rustix::io::Errno::NOENT.raw_os_error();
+    let mut there = false;
     let has_slash = program.as_bytes().contains(&b'/');
     for directory in if has_slash { "" } else { search.as_str() }.split(':') {
         let path = if has_slash {
@@ -111,13 +112,18 @@ pub(super) fn execute(process: &Process<'_>, environment: &[CString]) -> Failure
             continue;
         }
         worst = errno;
+        there = true;
         if errno != rustix::io::Errno::ACCESS.raw_os_error() {
             break;
         }
     }
     let searched = if has_slash { "not searched" } else { search.as_str() };
     let absent = worst == rustix::io::Errno::NOENT.raw_os_error();
-    let _ = handshake::not_executed(process.socket, program.as_bytes(), searched.as_bytes(), worst);
+    let _ = if absent && there {
+        handshake::no_interpreter(process.socket, program.as_bytes())
+    } else {
+        handshake::not_executed(process.socket, program.as_bytes(), searched.as_bytes(), worst)
+    };
     Failure::Said(if absent { 127 } else { 126 })
 }
 

@@ -8,6 +8,9 @@ use portreeve_sys::mount::Propagation;
 use super::PlanError;
 use super::options::{Attributes, parse};
 
+/// The upper directory of an overlay and its work directory.
+pub(crate) type Writable = (PathBuf, PathBuf);
+
 /// One mount to make, in the order of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountOp {
@@ -22,6 +25,8 @@ pub(crate) struct MountOp {
 pub(crate) enum What {
     /// A copy of a tree of the host.
     Bind { source: PathBuf, recursive: bool, own: Attributes, tree: Attributes, id_map: Option<IdMap> },
+    /// Layers over one another, topmost first, and where what is written goes.
+    Layers { lower: Vec<PathBuf>, writable: Option<Writable>, id_map: bool, attributes: u64 },
     /// A new file system.
     Filesystem { kind: String, options: Vec<(String, Option<String>)>, attributes: u64 },
     /// The container's own cgroups.
@@ -82,6 +87,10 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
         }
     } else if kind == "cgroup" || kind == "cgroup2" {
         What::Cgroup { own: options.own }
+    } else if let Some((lower, writable)) = layers(kind, &options.filesystem) {
+        // Made by whoever makes the container: its own users may neither open the layers nor have their ids.
+        let attributes = options.own.set | options.tree.set;
+        What::Layers { lower, writable, id_map: options.id_map.is_some(), attributes }
     } else if kind.is_empty() {
         return Err(PlanError::new(field("type"), "is missing, and it is no bind mount"));
     } else {
@@ -101,6 +110,50 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
     // Without a word on it, nothing travels between the host and the container.
     let default = matches!(what, What::Bind { .. } | What::Cgroup { .. }).then_some((Propagation::Private, true));
     Ok(MountOp { destination, what, propagation: options.propagation.or(default) })
+}
+
+/// The directories of an overlay that is nothing but them: the lower ones, and the upper one with its work directory.
+fn layers(kind: &str, options: &[(String, Option<String>)]) -> Option<(Vec<PathBuf>, Option<Writable>)> {
+    if kind != "overlay" {
+        return None;
+    }
+    let (mut lower, mut upper, mut work) = (None, None, None);
+    for (key, value) in options {
+        let place = match key.as_str() {
+            "lowerdir" => &mut lower,
+            "upperdir" => &mut upper,
+            "workdir" => &mut work,
+            _ => return None,
+        };
+        *place = Some(value.as_deref()?);
+    }
+    let writable = match (upper, work) {
+        (Some(upper), Some(work)) => Some((upper.into(), work.into())),
+        (None, None) => None,
+        _ => return None,
+    };
+    Some((split_layers(lower?), writable))
+}
+
+/// Splits at colons; a backslash takes the meaning from a colon or a backslash in a directory's name.
+/// Source: the kernel's documentation of overlayfs, "Multiple lower layers".
+fn split_layers(value: &str) -> Vec<PathBuf> {
+    let mut layers = vec![String::new()];
+    let mut characters = value.chars();
+    while let Some(character) = characters.next() {
+        let next = match character {
+            ':' => {
+                layers.push(String::new());
+                continue;
+            }
+            '\\' => characters.next().unwrap_or('\\'),
+            other => other,
+        };
+        if let Some(layer) = layers.last_mut() {
+            layer.push(next);
+        }
+    }
+    layers.into_iter().map(PathBuf::from).collect()
 }
 
 /// A path of the container as an absolute one without `.` and `..`, which cannot leave the root.
@@ -146,6 +199,10 @@ mod tests {
                     .collect();
                 format!("{kind} [{}] -> {to} attributes={attributes:#x}{propagation}", options.join(" "))
             }
+            What::Layers { lower, writable, id_map, attributes } => {
+                let writable = writable.as_ref().map_or(String::new(), |places| format!(" writable={places:?}"));
+                format!("layers {lower:?} -> {to} attributes={attributes:#x} mapped={id_map}{writable}{propagation}")
+            }
             What::Cgroup { own } => format!("cgroup -> {to}{}{propagation}", attributes(own)),
         }
     }
@@ -178,6 +235,22 @@ mod tests {
                 cgroup -> /sys/fs/cgroup set=0xf clear=0x70 recursively Private
                 rbind /srv/data -> /data tree(set=0x1 clear=0x0) recursively Slave
                 bind /run/hosts -> /etc/hosts set=0x1 clear=0x0 recursively Private
+            "#]],
+        );
+    }
+
+    #[test]
+    fn layers_are_no_file_system_of_the_container() {
+        check(
+            r#"[
+            {"destination": "/m", "type": "overlay", "source": "overlay", "options": ["ro", "idmap", "lowerdir=/l/1:/l/0"]},
+            {"destination": "/c", "type": "overlay", "source": "overlay", "options": ["lowerdir=/l/a\\:/etc:/l/b\\\\"]},
+            {"destination": "/w", "type": "overlay", "source": "overlay", "options": ["lowerdir=/l/0", "upperdir=/u", "workdir=/v"]}
+        ]"#,
+            &expect![[r#"
+                layers ["/l/1", "/l/0"] -> /m attributes=0x1 mapped=true
+                layers ["/l/a:/etc", "/l/b\\"] -> /c attributes=0x0 mapped=false
+                layers ["/l/0"] -> /w attributes=0x0 mapped=false writable=("/u", "/v")
             "#]],
         );
     }

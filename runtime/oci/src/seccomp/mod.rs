@@ -4,6 +4,8 @@ mod compile;
 mod profile;
 mod syscalls;
 
+use std::io;
+
 use oci_spec::runtime::{Arch, LinuxSeccomp};
 use portreeve_sys::seccomp::Instruction;
 
@@ -49,6 +51,14 @@ impl Filter {
     /// `SCMP_ACT_NOTIFY` (not in this version), or a profile too large for the kernel.
     pub fn compile(profile: &LinuxSeccomp) -> Result<Self, SeccompError> {
         compile::compile(profile)
+    }
+
+    /// Binds the calling thread to it, for ever.
+    ///
+    /// # Errors
+    /// `EACCES` without no_new_privs and CAP_SYS_ADMIN, `EINVAL` for a flag that this kernel does not know.
+    pub fn load(&self) -> io::Result<()> {
+        portreeve_sys::seccomp::load(&self.program, self.flags).map(drop)
     }
 
     /// Number of BPF instructions.

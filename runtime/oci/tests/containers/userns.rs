@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_joined_user_namespace_owns_the_new_namespaces", a_joined_user_namespace_owns_the_new_namespaces),
     ("exec_enters_the_user_namespace", exec_enters_the_user_namespace),
     ("a_bind_mount_can_have_its_ids_mapped", a_bind_mount_can_have_its_ids_mapped),
+    ("many_layers_are_mounted_with_the_ids_of_the_container", many_layers_are_mounted_with_the_ids_of_the_container),
     ("a_shared_pid_namespace_is_joined_by_path", a_shared_pid_namespace_is_joined_by_path),
     ("joined_network_ipc_and_uts_namespaces_are_shared", joined_network_ipc_and_uts_namespaces_are_shared),
 ];
@@ -75,6 +76,27 @@ fn a_bind_mount_can_have_its_ids_mapped() {
         0,
         "root of the container is root of the volume"
     );
+}
+
+fn many_layers_are_mounted_with_the_ids_of_the_container() {
+    for own_users in [true, false] {
+        let mut world =
+            World::shell("stat -c %u /model /model/*; cat /model/file; touch /model/x 2>/dev/null || echo ro");
+        if own_users {
+            world = world.with(namespaces(json!({"type": "user"})));
+        }
+        // Together longer than one option of a file system may be.
+        let layers: Vec<_> = (0..6).map(|layer| world.path(&format!("{layer}-{}", "long".repeat(20)))).collect();
+        for (number, layer) in layers.iter().enumerate() {
+            std::fs::create_dir(layer).expect("mkdir");
+            std::fs::write(layer.join("file"), format!("{number}\n")).expect("write");
+        }
+        let lower = layers.iter().map(|layer| layer.display().to_string()).collect::<Vec<_>>().join(":");
+        let world = world.mount(json!({"destination": "/model", "type": "overlay", "source": "overlay",
+            "options": ["ro", "nosuid", "nodev", "idmap", format!("lowerdir={lower}")]}));
+        let outcome = world.run();
+        assert_eq!(outcome.out, "0\n0\n0\nro\n", "{outcome:?}");
+    }
 }
 
 fn a_shared_pid_namespace_is_joined_by_path() {
