@@ -86,9 +86,15 @@ pub enum EngineError {
         /// How long it had.
         timeout: Duration,
     },
-    /// The shim is gone or does not answer.
+    /// The shim is gone.
     #[error("the sandbox's shim is gone")]
     ShimLost,
+    /// The shim does not answer: its sandbox is given up, and what runs in it is killed.
+    #[error("the sandbox's shim did not answer within {waited:?}, its sandbox is given up")]
+    ShimSilent {
+        /// How long was waited for it.
+        waited: Duration,
+    },
     /// The shim could not do what it was asked.
     #[error("{0}")]
     Shim(String),
@@ -173,6 +179,15 @@ pub enum EngineError {
         found: u64,
         /// The newest one known.
         known: u64,
+    },
+    /// A state file cannot be understood.
+    #[error("understanding {path}")]
+    DamagedState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: io::Error,
     },
     /// Several parts of a teardown failed; the others were done.
     #[error("{}", crate::error::lines(.0))]

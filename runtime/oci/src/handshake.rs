@@ -32,6 +32,8 @@ pub(crate) enum Message {
     Failed(SetupError),
     /// execve failed for this program.
     NotExecuted { program: String, search: String, errno: i32 },
+    /// This program is there, its interpreter is not.
+    NoInterpreter { program: String },
     /// The other side has closed: the program runs, or the process has ended.
     Closed,
 }
@@ -41,6 +43,7 @@ const TERMINAL: u8 = 2;
 const READY: u8 = 4;
 const FAILED: u8 = 5;
 const NOT_EXECUTED: u8 = 6;
+const NO_INTERPRETER: u8 = 7;
 
 /// A message is at most this long; longer names are cut.
 const LIMIT: usize = 8192;
@@ -75,6 +78,7 @@ fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
             source: io::Error::from_raw_os_error(number),
         }),
         NOT_EXECUTED => Message::NotExecuted { program: text(first), search: text(second), errno: number },
+        NO_INTERPRETER => Message::NoInterpreter { program: text(first) },
         _ => return None,
     })
 }
@@ -116,6 +120,10 @@ pub(crate) fn failed(socket: BorrowedFd<'_>, error: &SetupError) -> io::Result<(
 
 pub(crate) fn not_executed(socket: BorrowedFd<'_>, program: &[u8], search: &[u8], errno: i32) -> io::Result<()> {
     send(socket, &encode(NOT_EXECUTED, errno, program, search), &[]).map(|_| ())
+}
+
+pub(crate) fn no_interpreter(socket: BorrowedFd<'_>, program: &[u8]) -> io::Result<()> {
+    send(socket, &encode(NO_INTERPRETER, 0, program, b""), &[]).map(|_| ())
 }
 
 /// Tells the container's process to go on.

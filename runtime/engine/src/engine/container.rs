@@ -130,7 +130,7 @@ impl Core {
             return Ok(());
         };
         match client.ask(Call::Kill { container: container.id.to_string(), signal, all }).await {
-            Ok(_) | Err(EngineError::ShimLost) => Ok(()),
+            Ok(_) | Err(EngineError::ShimLost | EngineError::ShimSilent { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

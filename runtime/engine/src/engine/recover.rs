@@ -27,7 +27,7 @@ use super::sandbox::{Ear, PATIENCE, kill_if_shim, remove_tree, shim_directory};
 use super::spawn::{self, Executable};
 use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
 use super::{Core, EVENTS, blocking, cgroup_error};
-use crate::client::Client;
+use crate::client::{Client, End};
 use crate::error::chain;
 use crate::protocol::{Answer, Call, ContainerReport};
 use crate::record::{self, ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
@@ -196,11 +196,11 @@ impl Core {
                         }
                     }
                 }
-                if client.ended() {
-                    Arc::clone(self).sandbox_lost(&id).await;
+                if let Some(end) = client.ended() {
+                    Arc::clone(self).sandbox_lost(&id, end.reason()).await;
                 }
             }
-            _ if ready => Arc::clone(self).sandbox_lost(&id).await,
+            _ if ready => Arc::clone(self).sandbox_lost(&id, End::Died.reason()).await,
             _ => {
                 let _turn = sandbox.turn.write().await;
                 // For its own reason: nobody has asked yet to stop one that was lost.

@@ -17,7 +17,7 @@ use rustix::mount::UnmountFlags;
 
 use super::table::{Sandbox, SandboxFacts};
 use super::{Core, blocking, cgroup_error, files, spawn};
-use crate::client::{Client, Listener};
+use crate::client::{Client, End, Listener};
 use crate::error::all;
 use crate::protocol::{Answer, Call, Event};
 use crate::record::{self, SandboxPhase, SandboxRecord};
@@ -52,10 +52,10 @@ impl Listener for Ear {
         }
     }
 
-    fn lost(&self) {
+    fn lost(&self, end: End) {
         if let Some(core) = self.core.upgrade() {
             let id = self.sandbox.clone();
-            core.tasks.clone().spawn(async move { core.sandbox_lost(&id).await });
+            core.tasks.clone().spawn(async move { core.sandbox_lost(&id, end.reason()).await });
         }
     }
 }
@@ -70,8 +70,8 @@ impl Core {
                 self.tell(EngineEvent::SandboxReady(id.clone()));
                 // Its end may have come before it was in the table.
                 let client = sandbox.facts().client.clone();
-                if client.is_some_and(|client| client.ended()) {
-                    Arc::clone(&self).sandbox_lost(&id).await;
+                if let Some(end) = client.and_then(|client| client.ended()) {
+                    Arc::clone(&self).sandbox_lost(&id, end.reason()).await;
                 }
                 Ok(id)
             }
@@ -240,16 +240,20 @@ impl Core {
         client: Option<Arc<Client>>,
         child: Option<Child>,
     ) -> Result<(), EngineError> {
-        let asked = match &client {
-            Some(client) => matches!(tokio::time::timeout(PATIENCE, client.ask(Call::Shutdown)).await, Ok(Ok(_))),
-            None => false,
+        let (asked, silent) = match &client {
+            Some(client) => match tokio::time::timeout(PATIENCE, client.ask(Call::Shutdown)).await {
+                Ok(answer) => (answer.is_ok(), client.ended() == Some(End::Silent)),
+                Err(_elapsed) => (false, true),
+            },
+            None => (false, false),
         };
         let reaper = Reaper(child);
         if !asked {
             let pid = sandbox.facts().record.shim_pid;
             let directory = sandbox.directory.clone();
             blocking(move || {
-                kill_shim(pid, &directory);
+                // One that does not listen is not asked again.
+                kill_shim(pid, &directory, !silent);
                 Ok(())
             })
             .await?;
@@ -274,18 +278,18 @@ impl Core {
         .await
     }
 
-    /// The shim's socket has ended. When nobody asked for that, its containers are killed, and everybody hears of it.
-    pub(super) async fn sandbox_lost(self: Arc<Self>, id: &SandboxId) {
+    /// There is no shim to speak to any more. When nobody asked for that, its containers are killed, and everybody hears
+    /// of it.
+    pub(super) async fn sandbox_lost(self: Arc<Self>, id: &SandboxId, reason: &str) {
         let Ok(sandbox) = self.find_sandbox(id) else { return };
         let _turn = sandbox.turn.write().await;
         if sandbox.facts().record.phase != SandboxPhase::Ready {
             return;
         }
-        let reason = "shim died".to_owned();
-        if let Err(error) = self.halt(&sandbox, &reason).await {
+        if let Err(error) = self.halt(&sandbox, reason).await {
             tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&error), "lost sandbox not cleared");
         }
-        self.tell(EngineEvent::SandboxLost { id: id.clone(), reason });
+        self.tell(EngineEvent::SandboxLost { id: id.clone(), reason: reason.to_owned() });
     }
 
     pub(super) async fn remove_sandbox(self: Arc<Self>, id: &SandboxId) -> Result<(), EngineError> {
@@ -334,7 +338,7 @@ impl Core {
     ) -> Result<(), EngineError> {
         let place = directory.to_owned();
         blocking(move || {
-            kill_shim(shim_pid, &place);
+            kill_shim(shim_pid, &place, true);
             Ok(())
         })
         .await?;
@@ -470,10 +474,11 @@ fn check(config: &SandboxConfig) -> Result<(), EngineError> {
     files::check(&config.dns)
 }
 
-/// Ends a shim that cannot be asked by its own client: over its socket if it listens, else by its process.
-pub(super) fn kill_shim(recorded: Option<u32>, directory: &Path) {
+/// Ends a shim that cannot be asked by its own client: over its socket if it `listens`, else by its process.
+pub(super) fn kill_shim(recorded: Option<u32>, directory: &Path, listens: bool) {
     use std::io::Read as _;
-    if let Ok(mut stream) = spawn::connect(directory)
+    if listens
+        && let Ok(mut stream) = spawn::connect(directory)
         && let Ok(mut call) =
             crate::protocol::Outgoing::new(&crate::protocol::Request { id: 1, call: Call::Shutdown }, Vec::new())
     {
