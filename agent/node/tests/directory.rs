@@ -341,3 +341,25 @@ fn a_directory_that_goes_and_comes_back_is_watched_again() {
     fs::write(manifests.join("b.yaml"), map("b")).unwrap();
     wait_for(&source, "watched", |set| names(set) == ["a.yaml", "b.yaml"]);
 }
+
+#[test]
+fn a_watched_directory_rests_whether_it_is_empty_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path());
+    let listed_again = || {
+        std::thread::sleep(Duration::from_millis(300));
+        let before = source.sets().borrow().read_at;
+        std::thread::sleep(Duration::from_millis(500));
+        let after = source.sets().borrow().read_at;
+        assert!(before.is_some());
+        before != after
+    };
+    wait_for(&source, "the empty directory was read", |set| set.complete);
+    assert!(!listed_again(), "our own look at the empty directory was answered with another one");
+    fs::write(dir.path().join("a.yaml"), map("a")).unwrap();
+    wait_for(&source, "the file counts", |set| names(set) == ["a.yaml"]);
+    assert!(!listed_again());
+    fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    wait_for(&source, "the file is gone", |set| names(set).is_empty());
+    assert!(!listed_again());
+}

@@ -140,6 +140,11 @@ fn ours(settings: &Settings, report: &mut Report) {
     report.one("portreeve", "CPU per pod of those, ms", millis(cpu));
     std::thread::sleep(Duration::from_secs(3));
 
+    let before = account.nanoseconds();
+    std::thread::sleep(Duration::from_secs(settings.idle));
+    let used = Duration::from_nanos(account.nanoseconds() - before).as_secs_f64();
+    report.one("portreeve", "idle CPU, % of a core", 100.0 * used / settings.idle.max(1) as f64);
+
     let shims: Vec<u64> = agent
         .census()
         .processes
@@ -150,11 +155,6 @@ fn ours(settings: &Settings, report: &mut Report) {
     report.one("portreeve", "agent PSS, MiB", pss_kib(&agent.pid().to_string()) as f64 / 1024.0);
     report.one("portreeve", "shims", shims.len() as f64);
     report.one("portreeve", "PSS per shim, MiB", shims.iter().sum::<u64>() as f64 / 1024.0 / shims.len().max(1) as f64);
-
-    let before = account.nanoseconds();
-    std::thread::sleep(Duration::from_secs(settings.idle));
-    let used = Duration::from_nanos(account.nanoseconds() - before).as_secs_f64();
-    report.one("portreeve", "idle CPU, % of a core", 100.0 * used / settings.idle.max(1) as f64);
 
     let begun = Instant::now();
     for number in 0..settings.pods {
@@ -296,9 +296,10 @@ impl Account {
 
     /// Of a running agent, from now on.
     fn of(agent: &Agent<'_>) -> Self {
-        let tree = agent.census().cgroups.into_iter().min_by_key(|path| path.as_os_str().len());
-        let tree = tree.expect("the agent has cgroups");
-        let account = Self::new(&[Path::new(tree.file_name().expect("a name"))]);
+        let description = std::fs::read(agent.run_dir().join("agent.json")).expect("the agent's description");
+        let description: Value = serde_json::from_slice(&description).expect("JSON");
+        let tree = description["cgroupRoot"].as_str().expect("a cgroup root");
+        let account = Self::new(&[Path::new(tree.trim_start_matches('/'))]);
         std::fs::write(account.own.join("cgroup.procs"), agent.pid().to_string()).expect("moving the agent");
         account
     }

@@ -140,23 +140,29 @@ impl Watched {
             }
             hints.rescan |= Instant::now() >= due;
             while self.scanner.lists(&hints) && Instant::now() < rested {
-                if !self.collect(rested, &mut hints) {
+                let mut more = Hints::default();
+                if !self.collect(rested, &mut more) {
                     return;
                 }
+                hints.add(more);
             }
         }
     }
 
-    /// Takes up what is reported, waiting for the first report until `until`; false at the end.
+    /// Takes up what is reported, waiting until `until` for the first report that says something; false at the end.
+    ///
+    /// Our own reading is reported as well: what would answer it with more reading would never rest.
     fn collect(&mut self, until: Instant, hints: &mut Hints) -> bool {
-        match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(message) => {
-                if !self.note(message, hints) {
-                    return false;
+        while hints.is_empty() {
+            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(message) => {
+                    if !self.note(message, hints) {
+                        return false;
+                    }
                 }
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
-            Err(RecvTimeoutError::Timeout) => return true,
-            Err(RecvTimeoutError::Disconnected) => return false,
         }
         while let Ok(message) = self.inbox.try_recv() {
             if !self.note(message, hints) {

@@ -67,6 +67,21 @@ pub struct Hints {
     pub swapped: bool,
 }
 
+impl Hints {
+    /// Whether they name nothing at all.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes up further ones.
+    pub fn add(&mut self, more: Self) {
+        self.closed.extend(more.closed);
+        self.touched.extend(more.touched);
+        self.rescan |= more.rescan;
+        self.swapped |= more.swapped;
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -162,6 +177,7 @@ impl Scanner {
             self.list(hints, now);
             return;
         }
+        let had_files = !self.files.is_empty();
         let due: Vec<PathBuf> = self
             .files
             .iter()
@@ -172,7 +188,7 @@ impl Scanner {
         for path in paths {
             self.examine(&path, hints, now);
         }
-        if self.files.is_empty() {
+        if had_files && self.files.is_empty() {
             // The last file is gone: only the same directory may say so.
             self.list(&Hints { rescan: true, ..Hints::default() }, now);
         }
