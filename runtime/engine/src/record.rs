@@ -1,8 +1,10 @@
 //! What is on disk: versioned JSON, one file per sandbox and per container, replaced by rename.
 //!
 //! ```text
+//!   <run>/damaged/                  records that could not be understood, for whoever wants to know why
 //!   <run>/sandboxes/<sid>/          0700
 //!     sandbox.json                  phase making -> ready -> stopped
+//!     intent.json                   sandbox.json as it was first: says whose the sandbox is when that is damaged
 //!     shim.json shim.sock shim.log  what the shim was started with, how to reach it, what it complained about
 //!     hostname resolv.conf shm/     given to the containers
 //!     containers/<cid>/
@@ -102,15 +104,22 @@ struct Versioned {
 /// Reads a record; `None` when there is none, or when a crash left it empty.
 ///
 /// # Errors
-/// [`EngineError::NewerState`]; [`EngineError::File`] when it cannot be read or makes no sense.
+/// [`EngineError::NewerState`]; [`EngineError::DamagedState`] when it makes no sense; [`EngineError::File`] when it
+/// cannot be read.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EngineError> {
+    let damaged = |source| EngineError::DamagedState { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    match fs::File::open(path) {
-        Ok(file) => file.take(LONGEST).read_to_end(&mut bytes).map_err(EngineError::file("reading", path))?,
+    match fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes)) {
+        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(EngineError::file("opening", path)(error)),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err(damaged(error)),
+        Err(error) => return Err(EngineError::file("reading", path)(error)),
     };
-    let broken = |error: serde_json::Error| EngineError::file("understanding", path)(error.into());
+    // Some file systems keep the length of what was not written yet, and nothing else.
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let broken = |error: serde_json::Error| damaged(error.into());
     let versioned: Versioned = serde_json::from_slice(&bytes).map_err(broken)?;
     if versioned.version > VERSION {
         return Err(EngineError::NewerState { path: path.to_owned(), found: versioned.version, known: VERSION });

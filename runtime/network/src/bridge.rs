@@ -62,7 +62,8 @@ impl Network {
         }
         // From here on subnets are compared with those of others: one agent after the other.
         let lock = self.lock_machine()?;
-        let subnet = self.choose_subnet(known.as_ref(), found.as_ref())?;
+        let earlier = known.as_ref().map(|record| record.subnet).or_else(|| subnet_of(found.as_ref()?, &addresses));
+        let subnet = self.choose_subnet(earlier, found.as_ref())?;
         let fault = self.bridge_fault(found.as_ref(), &addresses, subnet);
         self.remember_subnet(subnet)?;
         let mtu = self.mtu()?;
@@ -107,11 +108,11 @@ impl Network {
     }
 
     /// The subnet: the configured one, else the one in use until now, else a free one.
-    fn choose_subnet(&self, known: Option<&NetworkRecord>, bridge: Option<&Link>) -> Result<Ipv4Net, NetworkError> {
+    fn choose_subnet(&self, earlier: Option<Ipv4Net>, bridge: Option<&Link>) -> Result<Ipv4Net, NetworkError> {
         let taken = self.taken_subnets(bridge)?;
         let refuse =
             |subnet, taken: &Taken| NetworkError::SubnetTaken { subnet, taken: taken.net, owner: taken.owner.clone() };
-        let wanted = self.config.pod_cidr.or_else(|| known.map(|record| record.subnet));
+        let wanted = self.config.pod_cidr.or(earlier);
         match wanted.map(|subnet| (subnet, taken_by(subnet, &taken))) {
             Some((subnet, None)) => Ok(subnet),
             Some((subnet, Some(taken))) if self.config.pod_cidr.is_some() || self.has_links()? => {
@@ -268,6 +269,12 @@ impl Network {
         let out = links.iter().find(|link| link.index == default.link);
         Ok(out.map_or(ETHERNET_MTU, |link| link.mtu))
     }
+}
+
+/// The subnet that a bridge of ours serves, by the address that it has.
+fn subnet_of(bridge: &Link, addresses: &[link::Address]) -> Option<Ipv4Net> {
+    let subnets = addresses.iter().filter(|address| address.link == bridge.index).map(|address| address.net);
+    subnets.filter(|net| net.addr() == gateway(net.trunc())).map(|net| net.trunc()).next()
 }
 
 /// The bridge's address with the length of its subnet.

@@ -126,6 +126,10 @@ impl Network {
         let records = Records::open(&config.state_dir)?;
         let record = records.network()?;
         let attachments = records.attachments()?;
+        let record = match record {
+            None => remade(&config, &records, attachments.values().next())?,
+            record => record,
+        };
         let socket = |family, action: &str| {
             Socket::open(family).map_err(|source| NetworkError::Route { action: action.to_owned(), source })
         };
@@ -209,6 +213,21 @@ impl Network {
         let source = std::io::Error::new(refusal.source.kind(), format!("{}: {}", refusal.action, refusal.source));
         NetworkError::Nftables { action, table: self.config.nft_table.clone(), source }
     }
+}
+
+/// A lost record, from that of any pod; without pods the bridge alone can tell, which is asked when it is needed.
+///
+/// Whether it was this agent that turned `ip_forward` on is not known any more: then it stays on.
+fn remade(config: &Config, records: &Records, any: Option<&Attachment>) -> Result<Option<NetworkRecord>, NetworkError> {
+    let subnet = any.and_then(|any| Ipv4Net::new(any.gateway, any.prefix).ok());
+    let record = subnet.map(|subnet| NetworkRecord {
+        bridge: config.bridge.clone(),
+        nft_table: config.nft_table.clone(),
+        subnet: subnet.trunc(),
+        turned_ip_forward_on: false,
+    });
+    record.as_ref().map_or(Ok(()), |record| records.set_network(record))?;
+    Ok(record)
 }
 
 /// The network namespace of the calling thread.

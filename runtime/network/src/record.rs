@@ -65,8 +65,22 @@ impl Records {
     }
 
     /// The record of the network, if there is one.
+    ///
+    /// One that does not parse is put aside: what it says can be had again.
     pub(crate) fn network(&self) -> Result<Option<NetworkRecord>, NetworkError> {
-        read(&self.root.join("network.json"))
+        let path = self.root.join("network.json");
+        match read(&path) {
+            Err(NetworkError::Record { source, .. })
+                if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory) =>
+            {
+                let aside = path.with_extension("json.damaged");
+                tracing::warn!(path = %path.display(), error = %source, kept_as = %aside.display(),
+                    "record of the network damaged, it is made again from those of the pods and the bridge");
+                fs::rename(&path, &aside).map_err(|source| at(&path, source))?;
+                Ok(None)
+            }
+            other => other,
+        }
     }
 
     /// Writes the record of the network.
@@ -167,7 +181,7 @@ fn write<T: Serialize>(path: &Path, content: &T) -> Result<(), NetworkError> {
     written.map_err(|source| at(path, source))
 }
 
-/// Reads a record; absent is `None`, what does not parse is `InvalidData`.
+/// Reads a record; absent and empty, as a crash can leave it, is `None`, what does not parse is `InvalidData`.
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError> {
     let invalid = |error: serde_json::Error| at(path, io::Error::new(io::ErrorKind::InvalidData, error));
     match fs::metadata(path) {
@@ -178,6 +192,9 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError> {
         _ => {}
     }
     let bytes = fs::read(path).map_err(|source| at(path, source))?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
     let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(invalid)?;
     let version = value.get("version").and_then(serde_json::Value::as_u64);
     match version {

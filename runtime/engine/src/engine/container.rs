@@ -41,7 +41,7 @@ impl Core {
                 Ok(id)
             }
             Err(error) => {
-                let cgroup = format!("{}/{id}", sandbox.facts().record.config.cgroup_parent.trim_end_matches('/'));
+                let cgroup = container_cgroup(&sandbox.facts().record.config.cgroup_parent, &id);
                 if let Err(leftover) = self.clear_container(Some(&client), &id, &directory, &cgroup).await {
                     tracing::debug!(container_id = %id, error = %crate::error::chain(&leftover), "half-made container not cleared");
                 }
@@ -280,6 +280,11 @@ impl Core {
     }
 }
 
+/// The cgroup of a container below its pod's.
+pub(super) fn container_cgroup(parent: &str, id: &ContainerId) -> String {
+    format!("{}/{id}", parent.trim_end_matches('/'))
+}
+
 /// Kills everything in a cgroup and waits until it is empty; absent is fine. Blocking.
 pub(super) fn kill_cgroup(path: &str) -> Result<(), EngineError> {
     let cgroup = Cgroup::at(path).map_err(cgroup_error("naming", path))?;
@@ -305,9 +310,14 @@ fn remove_cgroup(cgroup: &Cgroup) -> Result<(), portreeve_oci::cgroup::CgroupErr
 /// What the shim recorded, or, when it died before it could, a record that says so.
 pub(super) fn recorded_exit(directory: &Path, started_at: Option<Timestamp>) -> Result<ExitRecord, EngineError> {
     let path = directory.join("exit.json");
-    if let Some(record) = record::read::<ExitRecord>(&path)? {
-        return Ok(record);
-    }
+    let message = match record::read::<ExitRecord>(&path) {
+        Ok(Some(record)) => return Ok(record),
+        Ok(None) => "killed because its sandbox's shim had died".to_owned(),
+        Err(damage @ EngineError::DamagedState { .. }) => {
+            format!("how it ended is not known: {}", crate::error::chain(&damage))
+        }
+        Err(error) => return Err(error),
+    };
     let exit = Exit { code: 128 + nix::libc::SIGKILL, signal: Some(nix::libc::SIGKILL), oom_killed: false };
     let record = ExitRecord {
         version: record::VERSION,
@@ -315,7 +325,7 @@ pub(super) fn recorded_exit(directory: &Path, started_at: Option<Timestamp>) -> 
         started_at,
         finished_at: Timestamp::now(),
         reason: String::new(),
-        message: "killed because its sandbox's shim had died".to_owned(),
+        message,
     };
     record::write(&path, &record)?;
     Ok(record)

@@ -8,6 +8,7 @@ mod drift;
 mod erase;
 mod exec;
 mod files;
+mod ground;
 mod live;
 mod prepare;
 mod quiet;
@@ -51,6 +52,7 @@ pub struct Engine {
     core: Arc<Core>,
     upkeep: Upkeep,
     _quiet: AbortOnDropHandle<()>,
+    ground: AbortOnDropHandle<()>,
 }
 
 /// What the engine's tasks share.
@@ -78,7 +80,8 @@ impl Engine {
         let core = recover::open(config).await?;
         let upkeep = Upkeep::start(&core)?;
         let quiet = AbortOnDropHandle::new(tokio::spawn(quiet::give_back(core.events.subscribe())));
-        Ok(Arc::new(Self { core, upkeep, _quiet: quiet }))
+        let ground = AbortOnDropHandle::new(tokio::spawn(ground::guard(core.sandboxes_directory())));
+        Ok(Arc::new(Self { core, upkeep, _quiet: quiet, ground }))
     }
 
     /// The images.
@@ -333,12 +336,14 @@ impl Engine {
     /// # Errors
     /// What could not be removed; the rest is, and calling again goes on.
     pub async fn erase(&self) -> Result<(), EngineError> {
+        self.ground.abort();
         self.upkeep.end().await;
         self.finish(|core| async move { core.erase().await }).await
     }
 
     /// Finishes what is under way and lets go of every shim; containers go on.
     pub async fn shutdown(&self) {
+        self.ground.abort();
         self.upkeep.end().await;
         self.core.tasks.close();
         self.core.tasks.wait().await;

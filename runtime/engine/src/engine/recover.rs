@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   records on disk --newer than us?--> refuse, nothing touched
+//!     | any       damaged          -> its sandbox is killed, NotReady{why}; the file is kept in <run>/damaged
 //!     | sandbox   making           -> cleared
 //!     |           stopped          -> what may be left of it is released again
 //!     |           ready            -> shim answers: kept;  does not: its containers are killed, NotReady{shim died}
@@ -18,12 +19,13 @@ use std::sync::{Arc, RwLock};
 
 use portreeve_network::Network;
 use portreeve_oci::cgroup::{self, Cgroup};
+use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use super::container::{kill_cgroup, recorded_exit};
-use super::sandbox::{Ear, PATIENCE, kill_if_shim, remove_tree, shim_directory};
+use super::container::{container_cgroup, kill_cgroup, recorded_exit};
+use super::sandbox::{Ear, PATIENCE, kill_if_shim, kill_shim, remove_tree, shim_directory};
 use super::spawn::{self, Executable};
 use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
 use super::{Core, EVENTS, blocking, cgroup_error};
@@ -40,6 +42,26 @@ struct Found {
     directory: PathBuf,
     record: Option<SandboxRecord>,
     containers: Vec<(ContainerId, PathBuf, Option<ContainerRecord>)>,
+    damages: Vec<Damage>,
+}
+
+/// A record that cannot be understood.
+struct Damage {
+    path: PathBuf,
+    error: EngineError,
+}
+
+impl Found {
+    /// Reads a record; what is wrong with a damaged one is kept.
+    fn read<T: DeserializeOwned>(&mut self, path: PathBuf) -> Result<Option<T>, EngineError> {
+        match record::read(&path) {
+            Err(error @ EngineError::DamagedState { .. }) => {
+                self.damages.push(Damage { path, error });
+                Ok(None)
+            }
+            other => other,
+        }
+    }
 }
 
 pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError> {
@@ -110,18 +132,18 @@ fn scan(sandboxes: &Path) -> Result<(Vec<Found>, Vec<PathBuf>), EngineError> {
             strangers.push(directory);
             continue;
         };
-        let record = record::read(&directory.join("sandbox.json"))?;
-        let mut containers = Vec::new();
-        for (name, directory) in entries(&directory.join("containers"))? {
+        let mut one = Found { id, directory, record: None, containers: Vec::new(), damages: Vec::new() };
+        one.record = one.read(one.directory.join("sandbox.json"))?;
+        for (name, directory) in entries(&one.directory.join("containers"))? {
             match name.parse::<ContainerId>() {
                 Ok(id) => {
-                    let record = record::read(&directory.join("container.json"))?;
-                    containers.push((id, directory, record));
+                    let record = one.read(directory.join("container.json"))?;
+                    one.containers.push((id, directory, record));
                 }
                 Err(_) => strangers.push(directory),
             }
         }
-        found.push(Found { id, directory, record, containers });
+        found.push(one);
     }
     Ok((found, strangers))
 }
@@ -151,7 +173,10 @@ fn remove_tree_of_mounts(path: &Path) -> Result<(), EngineError> {
 impl Core {
     /// Takes a sandbox back into the table, or clears it. The network namespace of a living one comes back.
     async fn recover_sandbox(self: &Arc<Self>, found: Found) -> Result<Option<OwnedFd>, EngineError> {
-        let Found { id, directory, record, containers } = found;
+        let Found { id, directory, mut record, containers, damages } = found;
+        if !damages.is_empty() {
+            record = self.give_up(&id, &directory, record, damages).await?;
+        }
         let Some(record) = record.filter(|record| record.phase != SandboxPhase::Making) else {
             for (container, directory, record) in containers {
                 let cgroup = record.map(|record| record.cgroup).unwrap_or_default();
@@ -183,7 +208,9 @@ impl Core {
         let sandbox = Arc::new(Sandbox::new(directory, facts));
         self.table_mut().sandboxes.insert(id.clone(), Arc::clone(&sandbox));
         for (container, directory, record) in containers {
-            self.recover_container(client.as_deref(), reports.as_deref(), container, directory, record).await?;
+            let recovered =
+                self.recover_container(&sandbox, client.as_deref(), reports.as_deref(), container, directory, record);
+            recovered.await?;
         }
         match (client, reports) {
             (Some(client), Some(reports)) => {
@@ -209,6 +236,50 @@ impl Core {
             }
         }
         Ok(netns)
+    }
+
+    /// A sandbox of which not all is known cannot be judged: it ends, and its owner learns why. Without a record of it
+    /// nobody can say whose it was.
+    async fn give_up(
+        &self,
+        id: &SandboxId,
+        directory: &Path,
+        record: Option<SandboxRecord>,
+        damages: Vec<Damage>,
+    ) -> Result<Option<SandboxRecord>, EngineError> {
+        let kept = self.config.run.join("damaged");
+        let (id, place) = (id.clone(), directory.to_owned());
+        blocking(move || {
+            spawn::private_directory(&kept, 0o700)?;
+            let mut reason = String::new();
+            let mut lost = false;
+            for Damage { path, error } in damages {
+                let inside = path.strip_prefix(&place).unwrap_or(&path).display().to_string().replace('/', ".");
+                let aside = kept.join(format!("{id}.{inside}.damaged"));
+                let (kept_as, error) = (aside.display(), chain(&error));
+                tracing::warn!(sandbox_id = %id, %error, %kept_as, "record damaged, its sandbox is given up");
+                reason = format!("a record of it was damaged ({error}) and is kept as {kept_as}");
+                lost |= path.parent() == Some(&place);
+                fs::rename(&path, &aside).map_err(EngineError::file("putting aside", &path))?;
+            }
+            let record = match record {
+                // What became of it later is not known.
+                None if lost => match record::read::<SandboxRecord>(&place.join("intent.json")) {
+                    Err(EngineError::DamagedState { .. }) => None,
+                    first => first?.map(|first| SandboxRecord { phase: SandboxPhase::Ready, ..first }),
+                },
+                record => record,
+            };
+            let Some(mut record) = record else { return Ok(None) };
+            kill_shim(record.shim_pid, &place, true);
+            if record.phase == SandboxPhase::Ready {
+                record.phase = SandboxPhase::Stopped;
+                record.reason = reason;
+                record::write(&place.join("sandbox.json"), &record)?;
+            }
+            Ok(Some(record))
+        })
+        .await
     }
 
     async fn find_shim(self: &Arc<Self>, id: &SandboxId, directory: &Path) -> Option<Shim> {
@@ -237,6 +308,7 @@ impl Core {
 
     async fn recover_container(
         self: &Arc<Self>,
+        sandbox: &Sandbox,
         client: Option<&Client>,
         reports: Option<&[ContainerReport]>,
         id: ContainerId,
@@ -244,10 +316,8 @@ impl Core {
         record: Option<ContainerRecord>,
     ) -> Result<(), EngineError> {
         let Some(record) = record.filter(|record| record.phase == ContainerPhase::Made) else {
-            // It never was a container to anybody: its program has not been started.
-            let found = fs::read(directory.join("container.json")).ok();
-            let cgroup = found.and_then(|bytes| serde_json::from_slice::<ContainerRecord>(&bytes).ok());
-            let cgroup = cgroup.map(|record| record.cgroup).unwrap_or_default();
+            // It never was a container to anybody, or is none any more.
+            let cgroup = container_cgroup(&sandbox.facts().record.config.cgroup_parent, &id);
             return self.clear_container(client, &id, &directory, &cgroup).await;
         };
         let report = reports.and_then(|all| all.iter().find(|report| report.container == id.as_str()));
@@ -317,7 +387,10 @@ impl Core {
             }));
         }
         let reconciled = self.network.reconcile(&netns.keys().cloned().collect()).map_err(EngineError::NetworkOpen)?;
-        for id in reconciled.detached {
+        let attached: BTreeSet<String> = self.network.attachments().into_iter().map(|one| one.sandbox_id).collect();
+        // Of an attachment whose record was damaged nothing is left.
+        let forgotten = netns.keys().filter(|id| !attached.contains(*id)).cloned();
+        for id in reconciled.detached.into_iter().chain(forgotten) {
             self.attach_again(&id, netns);
         }
         Ok(())

@@ -145,6 +145,7 @@ impl Core {
     fn spawn_shim(&self, directory: &Path, record: &SandboxRecord) -> Result<(Child, UnixStream), EngineError> {
         spawn::private_directory(directory, 0o700)?;
         record::write(&directory.join("sandbox.json"), record)?;
+        record::write(&directory.join("intent.json"), record)?;
         spawn::private_directory(&directory.join("containers"), 0o700)?;
         let config = &record.config;
         let shm = directory.join("shm");
@@ -537,7 +538,11 @@ pub(super) fn remove_tree(path: &Path) -> Result<(), EngineError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(EngineError::file("removing", path)(error)),
     }
-    match fs::remove_dir_all(aside) {
+    let removed = match fs::remove_dir_all(aside) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => fs::remove_file(aside),
+        removed => removed,
+    };
+    match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::file("removing", aside)(error)),
         _ => Ok(()),
     }

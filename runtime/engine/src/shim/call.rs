@@ -78,11 +78,10 @@ impl Shim {
             Call::Kill { container, signal, all } => done(self.container(&container)?.kill(signal, all)),
             Call::Delete { container } => self.delete(&container),
             Call::Exec(call) => {
-                let container = self.container(&call.container)?;
-                if !container.running() {
-                    return Err(Refusal::new(Failure::NotFound, "the container does not run"));
-                }
-                let (running, terminal) = exec::exec(container, call, fds)?;
+                let missing = || Refusal::new(Failure::NotFound, "the container does not run");
+                let (of, container) =
+                    self.find(&call.container).filter(|(_, one)| one.running()).ok_or_else(missing)?;
+                let (running, terminal) = exec::exec(of, container, call, fds)?;
                 let pid = u32::try_from(running.pid).unwrap_or(0);
                 let number = self.number();
                 self.execs.insert(number, running);
@@ -90,7 +89,7 @@ impl Shim {
             }
             Call::KillExec { exec } => {
                 if let Some(running) = self.execs.get(&exec) {
-                    exec::kill_tree(running);
+                    exec::kill_tree(running, self.containers.get(&running.container).map(|one| &one.cgroup));
                 }
                 Ok((Answer::Done, Vec::new()))
             }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::Process;
+use portreeve_oci::cgroup::Cgroup;
 use portreeve_oci::{ContainerRef, Stdio, WindowSize};
 
 use super::container::{Container, Refusal, specification};
@@ -15,12 +16,15 @@ const PASSES: usize = 8;
 /// A process that runs.
 #[derive(Debug)]
 pub(super) struct Running {
+    /// The number of its container.
+    pub(super) container: u64,
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
 }
 
 /// Runs a process with the container's user, environment and limits; the terminal's master comes back.
 pub(super) fn exec(
+    number: u64,
     container: &Container,
     call: ExecCall,
     fds: Vec<OwnedFd>,
@@ -38,7 +42,7 @@ pub(super) fn exec(
     match portreeve_oci::exec(&reference, &process, stdio) {
         Ok(execed) => {
             let pid = execed.pid.as_raw_nonzero().get();
-            Ok((Running { pid, pidfd: execed.pidfd }, execed.terminal))
+            Ok((Running { container: number, pid, pidfd: execed.pidfd }, execed.terminal))
         }
         Err(error) => {
             Err(Refusal { message: crate::error::chain(&error), kind: Failure::Program, code: error.exit_code() })
@@ -77,8 +81,11 @@ fn pipes(call: &ExecCall, fds: Vec<OwnedFd>) -> Result<Stdio, Refusal> {
     Ok(Stdio::Pipes { stdin, stdout: or_null(stdout).map_err(context)?, stderr: or_null(stderr).map_err(context)? })
 }
 
-/// Kills a process and its descendants. They are stopped first, so that none escapes by forking meanwhile.
-pub(super) fn kill_tree(process: &Running) {
+/// Kills a process, its descendants, and what its ended descendants left in its session, of which it is the leader.
+/// They are stopped first, so that none escapes by forking meanwhile.
+///
+/// What has made a session of its own and outlived its parent is a daemon, and stays.
+pub(super) fn kill_tree(process: &Running, cgroup: Option<&Cgroup>) {
     let signal = |pid: i32, signal| {
         // Descendants are named by number, from a list just read: they are stopped, or children of stopped ones.
         let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
@@ -88,6 +95,13 @@ pub(super) fn kill_tree(process: &Running) {
     signal(process.pid, stop);
     for _ in 0..PASSES {
         let before = tree.len();
+        // The leader has not been reaped, so nobody else's session has its number.
+        for pid in cgroup.map(members).unwrap_or_default() {
+            if session(pid) == Some(process.pid) && !tree.contains(&pid) {
+                signal(pid, stop);
+                tree.push(pid);
+            }
+        }
         let mut next = 0;
         while let Some(&parent) = tree.get(next) {
             for child in children(parent) {
@@ -106,6 +120,17 @@ pub(super) fn kill_tree(process: &Running) {
         signal(*pid, nix::sys::signal::Signal::SIGKILL);
     }
     let _gone = portreeve_sys::process::pidfd_send_signal(process.pidfd.as_fd(), nix::libc::SIGKILL);
+}
+
+fn members(cgroup: &Cgroup) -> Vec<i32> {
+    cgroup.processes().unwrap_or_default().into_iter().map(|pid| pid.as_raw_nonzero().get()).collect()
+}
+
+/// The session of a process. Source: proc_pid_stat(5), field 6; the name before it may have any byte in it.
+fn session(pid: i32) -> Option<i32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().nth(3)?.parse().ok()
 }
 
 fn children(pid: i32) -> Vec<i32> {

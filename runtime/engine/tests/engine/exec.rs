@@ -44,7 +44,8 @@ pub(crate) async fn output_is_capped_and_a_timeout_kills_the_tree() {
     assert_eq!((output.stdout.len(), output.truncated, output.stderr.as_slice()), (1000, true, &b"done\n"[..]));
 
     let begin = Instant::now();
-    let script = "(sleep 4321 & sleep 4321) & yes > /dev/null & sleep 4321";
+    // In the last place one whose parent has gone.
+    let script = "(sleep 4321 & sleep 4321) & yes > /dev/null & (sleep 4321 &); sleep 4321";
     let answer = world.engine().exec_sync(&id, shell(script), Duration::from_millis(200), 1000).await;
     assert!(matches!(answer, Err(EngineError::ExecTimeout { .. })), "{answer:?}");
     assert!(begin.elapsed() < Duration::from_secs(5));

@@ -67,6 +67,8 @@ const TESTS: &[Test] = tests![
     recovery::an_exit_without_an_agent_is_known_later,
     recovery::an_agent_killed_at_any_moment_leaves_nothing_behind,
     recovery::half_made_and_foreign_things_are_cleaned,
+    recovery::a_damaged_record_costs_its_sandbox_alone,
+    recovery::a_stopped_shim_is_given_up,
     recovery::newer_state_is_refused_and_left_alone,
     recovery::a_shim_is_small,
     hostile::users_that_are_no_users_are_refused,

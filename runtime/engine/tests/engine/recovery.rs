@@ -6,13 +6,19 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use portreeve_engine::{ContainerConfig, ContainerState, Engine, EngineError, EngineEvent, Namespaces, SandboxState};
+use portreeve_engine::{
+    ContainerConfig, ContainerId, ContainerState, Engine, EngineError, EngineEvent, Namespaces, SandboxId, SandboxState,
+};
 
 use crate::world::{World, config, sh, wait_until};
 
 fn kill(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 pub(crate) async fn a_killed_shim_leaves_no_orphans() {
@@ -226,6 +232,99 @@ pub(crate) async fn half_made_and_foreign_things_are_cleaned() {
     assert!(world.engine().images().snapshots().unwrap().is_empty());
     assert_eq!(world.processes().len(), 1, "{:?}", world.processes());
     world.script(&pod, "true").await;
+}
+
+pub(crate) async fn a_damaged_record_costs_its_sandbox_alone() {
+    let mut world = World::new().await;
+    let (mut pods, mut ids) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        let mut config = world.sandbox();
+        config.namespaces = Namespaces::default();
+        let pod = world.run(config).await;
+        ids.push(world.start(&pod, sh("sleep 100")).await);
+        pods.push(pod);
+    }
+    let [broken, directory, empty, container, whole] = &pods[..] else { panic!("five pods") };
+    let stopped = world.pod().await;
+    let ended = world.start(&stopped, sh("exit 3")).await;
+    world.engine().wait_container(&ended).await.unwrap();
+    world.engine().stop_sandbox(&stopped).await.unwrap();
+    world.close().await;
+
+    let sandboxes = world.path("run/sandboxes");
+    let record = |pod: &SandboxId| sandboxes.join(pod.as_str()).join("sandbox.json");
+    let of = |pod: &SandboxId, id: &ContainerId, name: &str| {
+        sandboxes.join(pod.as_str()).join("containers").join(id.as_str()).join(name)
+    };
+    fs::write(record(broken), "{broken").unwrap();
+    fs::remove_file(record(directory)).unwrap();
+    fs::create_dir(record(directory)).unwrap();
+    fs::write(record(empty), "").unwrap();
+    fs::write(of(container, &ids[3], "container.json"), "[]").unwrap();
+    fs::write(of(&stopped, &ended, "exit.json"), "{").unwrap();
+    fs::write(world.path("root/network/network.json"), "?").unwrap();
+    fs::write(world.path(&format!("root/network/attachments/{whole}.json")), "").unwrap();
+    fs::write(sandboxes.join("stranger"), "").unwrap();
+    world.open().await;
+
+    // Whose record is empty has been cleared; the others say why they ended, and whose they were.
+    assert!(world.engine().sandbox(empty).is_none());
+    for (pod, file) in [
+        (broken, format!("{broken}.sandbox.json.damaged")),
+        (directory, format!("{directory}.sandbox.json.damaged")),
+        (container, format!("{container}.containers.{}.container.json.damaged", ids[3])),
+    ] {
+        let status = world.engine().sandbox(pod).unwrap();
+        let SandboxState::NotReady { reason } = status.state else { panic!("{:?}", status.state) };
+        assert!(reason.contains("damaged") && reason.contains(&file), "{reason}");
+        assert_eq!((status.metadata.name.as_str(), status.shim_pid), ("pod", None));
+        assert!(world.path("run/damaged").join(file).exists());
+    }
+    assert_eq!(world.status(&ids[0]).exit.unwrap().code, 137);
+    assert!(world.engine().container(&ids[3]).is_none());
+    assert!(world.status(&ended).message.contains("exit.json"), "{:?}", world.status(&ended));
+    // The others have noticed nothing.
+    assert_eq!(world.engine().sandbox(whole).unwrap().state, SandboxState::Ready);
+    assert_eq!(world.status(&ids[4]).state, ContainerState::Running);
+    assert_eq!(world.engine().network().attachments().len(), 1);
+    let output = world
+        .engine()
+        .exec_sync(&ids[4], vec!["ip".into(), "addr".into()], Duration::from_secs(5), 4096)
+        .await
+        .unwrap();
+    let address = world.engine().sandbox(whole).unwrap().ips[0].to_string();
+    assert!(String::from_utf8_lossy(&output.stdout).contains(&address));
+    assert_eq!(world.processes().len(), 2, "{:?}", world.processes());
+
+    // It is not tried for ever: another start finds them as they are, and all can go.
+    world.close().await;
+    world.open().await;
+    assert_eq!(world.engine().sandboxes().len(), 5);
+    for sandbox in world.engine().sandboxes() {
+        world.engine().remove_sandbox(&sandbox.id).await.unwrap();
+    }
+    wait_until("nothing is left", || world.traces().iter().all(|one| one.ends_with("/burstable"))).await;
+}
+
+pub(crate) async fn a_stopped_shim_is_given_up() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let id = world.start(&pod, sh("sleep 100")).await;
+    let shim = world.engine().sandbox(&pod).unwrap().shim_pid.unwrap();
+    signal(shim, rustix::process::Signal::STOP);
+    let begin = std::time::Instant::now();
+    let (exec, stop) = tokio::join!(
+        world.engine().exec_sync(&id, vec!["true".into()], Duration::ZERO, 10),
+        world.engine().stop_container(&id, Duration::from_secs(5)),
+    );
+    assert!(matches!(exec, Err(EngineError::ShimSilent { .. })), "{exec:?}");
+    stop.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(40), "{:?}", begin.elapsed());
+    assert_eq!(world.status(&id).exit.unwrap().code, 137);
+    let state = world.engine().sandbox(&pod).unwrap().state;
+    assert_eq!(state, SandboxState::NotReady { reason: "shim did not answer".into() });
+    world.engine().remove_sandbox(&pod).await.unwrap();
+    assert_eq!(world.processes(), Vec::<String>::new());
 }
 
 pub(crate) async fn newer_state_is_refused_and_left_alone() {

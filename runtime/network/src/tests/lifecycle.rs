@@ -311,6 +311,45 @@ fn records_of_a_newer_version_are_refused_and_kept() {
 }
 
 #[test]
+fn a_damaged_record_of_the_network_is_made_again() {
+    world(|world| {
+        // The second subnet of the pool: a free one would be the first.
+        let mut early = world.config();
+        early.pod_cidr = Some("10.85.1.0/24".parse().unwrap());
+        let network = Network::open(early).unwrap();
+        let pod = Netns::new();
+        let ports = where_possible(&[tcp(8080, 80)]);
+        let at = network.attach(&id('a'), pod.as_fd(), &ports).unwrap();
+        drop(network);
+        let state = world.directory.path().join("state");
+        let path = state.join("network.json");
+        for (text, kept) in [("{broken", true), ("", false), ("\0\0\0", false)] {
+            std::fs::write(&path, text).unwrap();
+            let network = world.open();
+            assert_eq!(network.subnet(), Some("10.85.1.0/24".parse().unwrap()), "{text:?}");
+            let reconciled = network.reconcile(&BTreeSet::from([id('a')])).unwrap();
+            assert_eq!(reconciled, crate::Reconciled::default(), "{text:?}");
+            assert_eq!(network.attachments(), std::slice::from_ref(&at));
+            let aside = state.join("network.json.damaged");
+            assert_eq!(std::fs::read_to_string(&aside).ok().as_deref(), kept.then_some(text));
+            let _kept_for_nobody = std::fs::remove_file(aside);
+            assert_eq!(world.open().subnet(), network.subnet());
+        }
+        // Without pods the bridge tells.
+        let network = world.open();
+        network.detach(&id('a')).unwrap();
+        drop(network);
+        std::fs::write(&path, "[]").unwrap();
+        let network = world.open();
+        network.ensure().unwrap();
+        assert_eq!(network.subnet(), Some("10.85.1.0/24".parse().unwrap()));
+        let bridge = link::link(&mut world.host.route(), "prtest0").unwrap().unwrap().index;
+        let addresses = link::addresses(&mut world.host.route()).unwrap();
+        assert_eq!(addresses.iter().filter(|one| one.link == bridge).count(), 1);
+    });
+}
+
+#[test]
 fn pods_have_the_mtu_of_the_way_out() {
     world(|world| {
         let uplink = link::link(&mut world.host.route(), "uplink").unwrap().unwrap();

@@ -16,6 +16,11 @@ pub(crate) const TESTS: &[Test] = &[
         "a_program_that_may_not_be_executed_is_reported_with_126",
         a_program_that_may_not_be_executed_is_reported_with_126,
     ),
+    (
+        "a_program_without_its_interpreter_is_told_from_one_that_is_not_there",
+        a_program_without_its_interpreter_is_told_from_one_that_is_not_there,
+    ),
+    ("every_process_leads_a_session", every_process_leads_a_session),
     ("writes_go_to_the_upper_layer_alone", writes_go_to_the_upper_layer_alone),
     ("dropping_a_created_container_ends_it", dropping_a_created_container_ends_it),
     ("exec_runs_in_the_containers_namespaces_and_cgroup", exec_runs_in_the_containers_namespaces_and_cgroup),
@@ -76,6 +81,33 @@ fn a_program_that_may_not_be_executed_is_reported_with_126() {
     let (stdio, ..) = world.streams();
     let error = world.create(&spec, stdio).expect("create").start().expect_err("no program");
     assert_eq!(error.exit_code(), 126, "{}", chain(&error));
+}
+
+fn a_program_without_its_interpreter_is_told_from_one_that_is_not_there() {
+    for (program, path) in [("/bin/script", "bin/script"), ("script", "bin/script")] {
+        let world = World::new(&[program]);
+        let file = world.layer().join(path);
+        std::fs::write(&file, "#!/no/such/interpreter\n").expect("write");
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+        let spec = world.typed();
+        let (stdio, ..) = world.streams();
+        let error = world.create(&spec, stdio).expect("create").start().expect_err("no interpreter");
+        assert_eq!(error.exit_code(), 127);
+        let text = chain(&error);
+        assert!(text.contains(program) && text.contains("interpreter") && !text.contains("not found"), "{text}");
+    }
+}
+
+fn every_process_leads_a_session() {
+    // In the session of its maker, `kill 0` would end the maker too.
+    let world = World::shell(
+        "read -r pid name state parent group session rest < /proc/self/stat; echo $group $session; echo up; sleep 100",
+    );
+    let live = world.start();
+    live.wait_for("up");
+    let outcome = live.exec("read -r pid name state parent group session rest < /proc/self/stat; test $pid = $group && test $pid = $session && echo leads");
+    assert_eq!(outcome.out, "leads\n", "{outcome:?}");
+    live.wait_for("1 1");
 }
 
 fn writes_go_to_the_upper_layer_alone() {
