@@ -42,6 +42,7 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
     SigSet::all().thread_unblock().context("unblocking signals")?;
     let config = resolve(args.config.as_deref(), Settings { run, ..args.settings })?;
     log_to_stderr(&config)?;
+    let node = node_config(&config)?;
     check_machine()?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
@@ -53,17 +54,17 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(serve(&config, args.ephemeral))?;
+    runtime.block_on(serve(&config, node, args.ephemeral))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
+async fn serve(config: &Config, node: NodeConfig, ephemeral: bool) -> anyhow::Result<()> {
     // Before anything is made, so that a signal during the start ends it as orderly as later.
     let mut signals = Signals::new()?;
     // An address that is taken is found before anything was made. Clients wait in the backlog.
     let doors = Doors::bind(&doors_config(config)?).await?;
     let engine = Engine::open(engine_config(config)).await.context("opening the engine")?;
-    let served = run_node(config, &engine, doors, ephemeral, &mut signals).await;
+    let served = run_node(config, node, &engine, doors, ephemeral, &mut signals).await;
     if ephemeral {
         engine.erase().await.context("removing what the agent made")?;
     }
@@ -83,16 +84,18 @@ async fn serve(config: &Config, ephemeral: bool) -> anyhow::Result<()> {
 /// Runs the node and the doors until a signal says stop; the node that was shut down.
 async fn run_node(
     config: &Config,
+    node: NodeConfig,
     engine: &Arc<Engine>,
     doors: Doors,
     ephemeral: bool,
     signals: &mut Signals,
 ) -> anyhow::Result<Node> {
-    let node = Node::start(node_config(config), Arc::clone(engine)).await.context("starting the node")?;
+    let name = node.node_name.clone();
+    let node = Node::start(node, Arc::clone(engine)).await.context("starting the node")?;
     let listen = doors.listen_address();
     let description = write_description(config, listen)?;
     info!(
-        node = config.node_name,
+        node = name,
         manifests = %config.manifests.display(),
         metrics = listen.map(|address| address.to_string()),
         "the agent is ready"
@@ -169,11 +172,11 @@ fn engine_config(config: &Config) -> EngineConfig {
     }
 }
 
-fn node_config(config: &Config) -> NodeConfig {
-    let mut node = NodeConfig::new(&config.node_name, &config.manifests, &config.root, &config.run);
+fn node_config(config: &Config) -> anyhow::Result<NodeConfig> {
+    let mut node = NodeConfig::new(config.node_name()?, &config.manifests, &config.root, &config.run);
     node.labels.clone_from(&config.node_labels);
     node.cgroup_root.clone_from(&config.cgroup_root);
-    node
+    Ok(node)
 }
 
 fn doors_config(config: &Config) -> anyhow::Result<portreeve_api::Config> {

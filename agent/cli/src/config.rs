@@ -93,7 +93,8 @@ pub(crate) struct Config {
     pub(crate) manifests: PathBuf,
     pub(crate) root: PathBuf,
     pub(crate) run: PathBuf,
-    pub(crate) node_name: String,
+    /// `None`: the host name; see [`Config::node_name`].
+    node_name: Option<String>,
     pub(crate) node_labels: BTreeMap<String, String>,
     pub(crate) listen: SocketAddr,
     pub(crate) socket_group: Option<String>,
@@ -173,21 +174,11 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
     if cgroup_root.split('/').any(|part| part.starts_with("kubepods")) {
         bail!("cgroupRoot: `{cgroup_root}` belongs to a kubelet, which kills what it does not know there");
     }
-    let node_name = match settings.node_name {
-        Some(name) => name,
-        None => nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().to_lowercase(),
-    };
-    if !is_subdomain(&node_name) {
-        bail!(
-            "nodeName: `{node_name}` cannot be the name of a node: at most 253 lower-case letters, digits, `-` and `.`, \
-             each part beginning and ending with a letter or digit; set it by --node-name"
-        );
-    }
     Ok(Config {
         manifests: absolute(settings.manifests.unwrap_or_else(|| DEFAULT_MANIFESTS.into()))?,
         root: absolute(settings.root.unwrap_or_else(|| DEFAULT_ROOT.into()))?,
         run,
-        node_name,
+        node_name: settings.node_name,
         node_labels: settings.node_labels.into_iter().collect(),
         listen: match settings.listen {
             Some(address) => address,
@@ -204,6 +195,27 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         log_format: settings.log_format.unwrap_or(LogFormat::Text),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
     })
+}
+
+impl Config {
+    /// The node's name. Only an agent needs one: who asks this machine a question is answered
+    /// on a host without a usable name too.
+    ///
+    /// # Errors
+    /// A name, set or the host's, that no node can have.
+    pub(crate) fn node_name(&self) -> anyhow::Result<String> {
+        let name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().to_lowercase(),
+        };
+        if !is_subdomain(&name) {
+            bail!(
+                "nodeName: `{name}` cannot be the name of a node: at most 253 lower-case letters, digits, `-` and `.`, \
+                 each part beginning and ending with a letter or digit; set it by --node-name"
+            );
+        }
+        Ok(name)
+    }
 }
 
 /// Source: RFC 1123 and Kubernetes' validation of node names.
@@ -303,7 +315,7 @@ mod tests {
         let flags = Settings { root: Some("/flag".into()), ..Settings::default() };
         let config = config("root: /file\nnodeName: from-file\n", flags);
         assert_eq!(config.root, Path::new("/flag"));
-        assert_eq!(config.node_name, "from-file");
+        assert_eq!(config.node_name().unwrap(), "from-file");
     }
 
     #[test]
@@ -338,13 +350,18 @@ mod tests {
             ("cgroupRoot: /", "cgroupRoot"),
             ("cgroupRoot: relative", "cgroupRoot"),
             ("cgroupRoot: /kubepods/x", "kubelet"),
-            ("nodeName: A_B", "nodeName"),
-            ("nodeName: ''", "nodeName"),
-            ("nodeName: a..b", "nodeName"),
-            ("nodeName: -a", "nodeName"),
         ] {
             let error = complete(parse(text).unwrap()).unwrap_err().to_string();
             assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_node_can_have_stops_the_agent_and_nothing_else() {
+        for name in ["A_B", "", "a..b", "-a", "(none)"] {
+            let config = config("", Settings { node_name: Some(name.to_owned()), ..Settings::default() });
+            let error = config.node_name().unwrap_err().to_string();
+            assert!(error.contains("nodeName") && error.contains("--node-name"), "{name}: {error}");
         }
     }
 }
