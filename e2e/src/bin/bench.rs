@@ -63,7 +63,13 @@ fn machine() -> String {
     let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let size = std::fs::metadata(binary()).map_or(0, |file| file.len());
-    format!("Linux {}, {cpus} cores, load {}, binary {:.1} MB", kernel.trim(), load.trim(), size as f64 / 1e6)
+    let commit = std::env::var("PORTREEVE_BENCH_COMMIT").unwrap_or_else(|_| "unknown".to_owned());
+    format!(
+        "commit {commit}, Linux {}, {cpus} cores, load {}, binary {:.1} MB",
+        kernel.trim(),
+        load.trim(),
+        size as f64 / 1e6
+    )
 }
 
 fn installed(program: &str) -> bool {
@@ -74,22 +80,31 @@ fn installed(program: &str) -> bool {
         .is_ok_and(|s| s.success())
 }
 
-/// A pod that touches `/out/<name>` and sleeps.
+/// A pod that adds a line to `/out/<name>` each time it starts, and sleeps.
 fn toucher(name: &str, image: &str, out: &Path) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  volumes: \
          [{{name: out, hostPath: {{path: '{}'}}}}]\n  containers:\n  - {{name: main, image: '{image}', command: [sh, -c, \
-         'touch /out/{name}; exec sleep 100000'], volumeMounts: [{{name: out, mountPath: /out}}]}}\n",
+         'echo started >> /out/{name}; exec sleep 100000'], volumeMounts: [{{name: out, mountPath: /out}}]}}\n",
         out.display()
     )
 }
 
-/// Waits until `count` further files have appeared in the watched directory.
-fn appeared(inotify: &Inotify, mut count: usize) {
-    while count > 0 {
+/// Waits until `count` further files have appeared in the watched directory: which, and when.
+fn appeared(inotify: &Inotify, count: usize) -> Vec<(String, Instant)> {
+    let mut seen = Vec::new();
+    while seen.len() < count {
         let events = inotify.read_events().expect("inotify");
-        count = count.saturating_sub(events.len());
+        let now = Instant::now();
+        seen.extend(events.into_iter().map(|event| (event.name.unwrap_or_default().to_string_lossy().into(), now)));
     }
+    seen
+}
+
+/// How many programs were started in excess of one for each file in the directory.
+fn started_again(out: &Path) -> usize {
+    let files = std::fs::read_dir(out).expect("the output directory").map(|entry| entry.expect("an entry").path());
+    files.map(|file| std::fs::read_to_string(file).expect("a file of a pod").lines().count() - 1).sum()
 }
 
 fn watch(directory: &Path) -> Inotify {
@@ -127,15 +142,17 @@ fn ours(settings: &Settings, report: &mut Report) {
 
     let before = account.nanoseconds();
     let begun = Instant::now();
+    let mut dropped = BTreeMap::new();
     for number in 0..settings.pods {
-        agent.drop_manifest(&format!("m{number}.yaml"), &toucher(&format!("m{number}"), BUSYBOX, &out));
+        let name = format!("m{number}");
+        dropped.insert(name.clone(), Instant::now());
+        agent.drop_manifest(&format!("{name}.yaml"), &toucher(&name, BUSYBOX, &out));
     }
-    appeared(&inotify, settings.pods);
-    report.one(
-        "portreeve",
-        &format!("{} pods dropped at once to all running, ms", settings.pods),
-        millis(begun.elapsed()),
-    );
+    let running = appeared(&inotify, settings.pods);
+    let took = millis(begun.elapsed());
+    report.one("portreeve", &format!("{} pods dropped at once to all running, ms", settings.pods), took);
+    let each: Vec<Duration> = running.iter().map(|(name, at)| at.duration_since(dropped[name])).collect();
+    report.times("portreeve", "each of those, dropped to running", &each);
     let cpu = Duration::from_nanos((account.nanoseconds() - before) / settings.pods.max(1) as u64);
     report.one("portreeve", "CPU per pod of those, ms", millis(cpu));
     std::thread::sleep(Duration::from_secs(3));
@@ -144,6 +161,7 @@ fn ours(settings: &Settings, report: &mut Report) {
     std::thread::sleep(Duration::from_secs(settings.idle));
     let used = Duration::from_nanos(account.nanoseconds() - before).as_secs_f64();
     report.one("portreeve", "idle CPU, % of a core", 100.0 * used / settings.idle.max(1) as f64);
+    report.one("portreeve", "containers started twice", started_again(&out) as f64);
 
     let shims: Vec<u64> = agent
         .census()
@@ -183,16 +201,26 @@ fn until_no_pod(agent: &Agent<'_>) {
     }
 }
 
-/// A cold pull and unpack of an image of four layers, half of it compressible.
+fn pulled(mebibytes: usize) -> String {
+    format!("cold pull and unpack of {mebibytes} MiB, ms")
+}
+
+/// A cold pull and unpack.
 fn pull(world: &World, agent: &Agent<'_>, mebibytes: usize, report: &mut Report) {
+    let (_registry, reference) = big(world, mebibytes);
+    let begun = Instant::now();
+    let answer = agent.client(&["image", "pull", &reference]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    report.one("portreeve", &pulled(mebibytes), millis(begun.elapsed()));
+}
+
+/// An image of four layers, half of it compressible, in a registry.
+fn big(world: &World, mebibytes: usize) -> (Registry<'_>, String) {
     let layers: Vec<Vec<u8>> = (0..4u64).map(|layer| filler(layer, mebibytes / 4)).collect();
     let image = Image::archive(world.home(), "big:1", &layers);
     let registry = Registry::start(world, 5000);
     let reference = registry.push(&image, "big:1");
-    let begun = Instant::now();
-    let answer = agent.client(&["image", "pull", &reference]);
-    assert_eq!(answer.code, 0, "{}", answer.stderr);
-    report.one("portreeve", &format!("cold pull and unpack of {mebibytes} MiB, ms"), millis(begun.elapsed()));
+    (registry, reference)
 }
 
 /// A layer of files of 1 MiB, each half noise and half zeros.
@@ -217,12 +245,20 @@ fn filler(seed: u64, mebibytes: usize) -> Vec<u8> {
 }
 
 fn podman(settings: &Settings, report: &mut Report) {
-    const PROGRAM: &str = "podman kube play";
     let world = World::new("podman");
+    let program = world.sh("podman --version").trim().replace(" version", "") + " kube play";
+    let program = program.as_str();
+    // Where this process may not raise limits, podman's own defaults are refused; and crun
+    // refuses a cgroup v1 machine that shows it the v2 hierarchy as well. Neither costs time.
+    let configuration = world.path("containers.conf");
+    std::fs::write(&configuration, "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n")
+        .expect("writing podman's configuration");
+    world.sh("! [ -d /sys/fs/cgroup/unified ] || mount -t tmpfs none /sys/fs/cgroup/unified");
     let image = Image::busybox(world.home(), BUSYBOX);
     let account = Account::new(&[Path::new("libpod_parent")]);
     let podman = |arguments: &[&str]| {
         let mut command = account.command(&world, "podman");
+        command.env("CONTAINERS_CONF", &configuration);
         command.arg("--root").arg(world.path("podman")).arg("--runroot").arg(world.path("podman-run"));
         let output = command.args(["--cgroup-manager", "cgroupfs"]).args(arguments).output().expect("podman");
         output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
@@ -247,13 +283,13 @@ fn podman(settings: &Settings, report: &mut Report) {
         appeared(&inotify, 1);
         up.push(begun.elapsed());
         let begun = Instant::now();
-        podman(&["kube", "down", "--force", &file]).expect("podman kube down");
+        podman(&["kube", "down", &file]).expect("podman kube down");
         down.push(begun.elapsed());
     }
     let cpu = Duration::from_nanos((account.nanoseconds() - before) / cycles.max(1) as u64);
-    report.times(PROGRAM, "file dropped to running", &up);
-    report.times(PROGRAM, "file removed to gone", &down);
-    report.one(PROGRAM, "CPU per whole cycle, ms", millis(cpu));
+    report.times(program, "file dropped to running", &up);
+    report.times(program, "file removed to gone", &down);
+    report.one(program, "CPU per whole cycle, ms", millis(cpu));
 
     let all: Vec<String> = (0..settings.pods).map(|number| toucher(&format!("m{number}"), BUSYBOX, &out)).collect();
     std::fs::write(&file, all.join("---\n")).expect("writing a manifest");
@@ -264,17 +300,30 @@ fn podman(settings: &Settings, report: &mut Report) {
     } else {
         appeared(&inotify, settings.pods);
         let took = millis(begun.elapsed());
-        report.one(PROGRAM, &format!("{} pods dropped at once to all running, ms", settings.pods), took);
+        report.one(program, &format!("{} pods dropped at once to all running, ms", settings.pods), took);
         let keepers: Vec<u64> = account.processes("conmon").iter().map(|pid| pss_kib(pid)).collect();
-        report.one(PROGRAM, "shims", keepers.len() as f64);
+        report.one(program, "shims", keepers.len() as f64);
         let each = keepers.iter().sum::<u64>() as f64 / 1024.0 / keepers.len().max(1) as f64;
-        report.one(PROGRAM, "PSS per shim, MiB", each);
+        report.one(program, "PSS per shim, MiB", each);
+        let before = account.nanoseconds();
+        std::thread::sleep(Duration::from_secs(settings.idle));
+        let used = Duration::from_nanos(account.nanoseconds() - before).as_secs_f64();
+        report.one(program, "idle CPU, % of a core", 100.0 * used / settings.idle.max(1) as f64);
     }
     let begun = Instant::now();
-    podman(&["kube", "down", "--force", &file]).expect("podman kube down");
+    podman(&["kube", "down", &file]).expect("podman kube down");
     if played.is_ok() {
         let took = millis(begun.elapsed());
-        report.one(PROGRAM, &format!("{} pods removed at once to all gone, ms", settings.pods), took);
+        report.one(program, &format!("{} pods removed at once to all gone, ms", settings.pods), took);
+    }
+
+    if settings.pull > 0 {
+        let (_registry, reference) = big(&world, settings.pull);
+        let begun = Instant::now();
+        match podman(&["pull", "-q", "--tls-verify=false", &reference]) {
+            Ok(()) => report.one(program, &pulled(settings.pull), millis(begun.elapsed())),
+            Err(error) => println!("podman pull does not run here: {error}"),
+        }
     }
 }
 
