@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 
 use serde::de::DeserializeOwned;
 
-use crate::findings::{Finding, has_room, push};
+use crate::findings::{Finding, has_room, near_or, push};
 use crate::path::Path;
 use crate::problem::{Reason, Severity};
 use crate::yaml::{Entry, Node, Value};
@@ -22,8 +22,6 @@ use crate::yaml::{Entry, Node, Value};
 #[derive(Debug, Default)]
 struct Shared {
     faults: RefCell<Vec<Finding>>,
-    /// The last fault was kept, so what is said about it is said about the list's last.
-    kept: Cell<bool>,
     /// Leave out what says nothing.
     lean: bool,
     /// Something was read that says nothing.
@@ -33,11 +31,10 @@ struct Shared {
 impl Shared {
     /// Whether another fault is kept.
     fn keeps(&self) -> bool {
-        self.kept.set(has_room(&self.faults.borrow(), Severity::Error));
-        self.kept.get()
+        has_room(&self.faults.borrow(), Severity::Error)
     }
 
-    fn fault(&self, node: &Node, path: &Path<'_>, reason: Reason, message: String) {
+    fn fault(&self, node: &Node, path: &Path<'_>, reason: Reason, message: String, fix: impl Into<String>) {
         if !self.keeps() {
             return;
         }
@@ -49,15 +46,9 @@ impl Shared {
                 field: path.to_string(),
                 reason,
                 message,
-                fix: None,
+                fix: fix.into(),
             },
         );
-    }
-
-    fn fix(&self, fix: String) {
-        if let Some(last) = self.faults.borrow_mut().last_mut().filter(|_| self.kept.get()) {
-            last.fix = Some(fix);
-        }
     }
 
     fn mismatch(&self, node: &Node, path: &Path<'_>, expected: &str) {
@@ -71,48 +62,64 @@ impl Shared {
             _ => String::new(),
         };
         let message = format!("expected {expected}, found {}{shown}", node.type_name());
-        self.fault(node, path, Reason::TypeMismatch, message);
-        match &node.value {
-            Value::Bool(_) if expected == "a string" => {
-                self.fix("put it in quotes; y, yes, on, n, no, off are booleans too".to_owned());
-            }
-            Value::Integer(_) | Value::Float(_) if expected == "a string" => {
-                self.fix("put it in quotes".to_owned());
-            }
-            Value::Text(text) if expected.contains("integer") && text.parse::<i64>().is_ok() => {
-                self.fix("remove the quotes".to_owned());
-            }
-            Value::Text(text) if expected == "a boolean" && (&**text == "true" || &**text == "false") => {
-                self.fix("remove the quotes".to_owned());
-            }
-            Value::Map(_) if expected == "a list" => {
-                self.fix("begin each item with `- `".to_owned());
-            }
-            _ => {}
-        }
+        self.fault(node, path, Reason::TypeMismatch, message, of_type(expected, &node.value));
     }
 
     fn unknown_field(&self, entry: &Entry, owner: &str, fields: &[&'static str], path: &Path<'_>) {
         if !self.keeps() {
             return;
         }
-        let field = path.field(&entry.key).to_string();
+        let fields = || fields.iter().copied().filter(|field| !read::is_newer(owner, field));
+        let fix = match misplaced(owner, &entry.key) {
+            Some(hint) => hint.to_owned(),
+            None => near_or(&entry.key, fields(), || remove(owner, &fields().collect::<Vec<_>>())),
+        };
         push(
             &mut self.faults.borrow_mut(),
             Finding {
                 severity: Severity::Error,
                 position: entry.key_position,
-                field,
+                field: path.field(&entry.key).to_string(),
                 reason: Reason::StrictUnknownField,
                 message: format!("unknown field `{}`", entry.key),
-                fix: None,
+                fix,
             },
         );
-        if let Some(hint) = misplaced(owner, &entry.key) {
-            self.fix(hint.to_owned());
-        } else if let Some(near) = crate::near::nearest(&entry.key, fields.iter().copied()) {
-            self.fix(format!("did you mean `{near}`?"));
+    }
+}
+
+/// How to make a value one of the expected type.
+fn of_type(expected: &str, value: &Value) -> &'static str {
+    match (expected, value) {
+        ("a string", Value::Bool(_)) => "put it in quotes; y, yes, on, n, no, off are booleans too",
+        ("a string", Value::List(_)) => "write one text, without `- ` or brackets",
+        ("a string", Value::Map(_)) => "write one text; one that begins with `{` or has `: ` in it needs quotes",
+        ("a string", _) => "put it in quotes",
+        ("a boolean", Value::Text(text)) if matches!(&**text, "true" | "false") => "remove the quotes",
+        ("a boolean", _) => "write `true` or `false`",
+        ("a list", Value::Map(_)) => "begin each item with `- `",
+        ("a list", _) => "write it as a list: each item on a line of its own, after `- `",
+        ("a mapping", Value::List(_)) => "remove the `- `: write `key: value` on lines of their own",
+        ("a mapping", _) => "write `key: value` below it, with a space after each colon",
+        ("an integer or a string", _) => "write a number, or a name",
+        (_, Value::Text(text)) if text.parse::<i64>().is_ok() => "remove the quotes",
+        ("a 32-bit integer", Value::Integer(_) | Value::Unsigned(_) | Value::Huge(_)) => {
+            "write a number from -2147483648 to 2147483647"
         }
+        (_, Value::Integer(_) | Value::Unsigned(_) | Value::Huge(_)) => "write a number of at most 18 digits",
+        (_, Value::Float(_)) => "write a whole number",
+        _ => "write a whole number, without quotes",
+    }
+}
+
+/// What to do with a field that nobody knows, and what may stand in its place.
+fn remove(owner: &str, fields: &[&str]) -> String {
+    // More than these are read faster in the API's reference.
+    const FEW: usize = 12;
+    if fields.len() <= FEW {
+        format!("remove it; the fields of {owner} are {}", fields.join(", "))
+    } else {
+        format!("remove it; the fields of {owner} are in the Kubernetes API reference")
     }
 }
 
@@ -158,7 +165,8 @@ fn decode_once<T: DeserializeOwned + Default>(root: &Node, shared: &Shared) -> T
     let reader = read::Reader { node: root, path: &Path::ROOT, shared };
     T::deserialize(reader).unwrap_or_else(|error| {
         // The reader itself never fails; a visitor of the types might.
-        shared.fault(root, &Path::ROOT, Reason::JSONDecode, error.to_string());
+        let fix = "compare the document with the Kubernetes API reference of its kind";
+        shared.fault(root, &Path::ROOT, Reason::JSONDecode, error.to_string(), fix);
         T::default()
     })
 }

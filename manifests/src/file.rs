@@ -75,17 +75,25 @@ impl ParsedFile {
 /// error refuses the file. The problems come in order of position.
 #[must_use]
 pub fn parse_file(file: &Path, bytes: &[u8]) -> ParsedFile {
-    let mut reading = Reading { file: file.to_owned(), parsed: ParsedFile::default(), seen: BTreeMap::new() };
+    parse_file_in(file, bytes, "default")
+}
+
+/// As [`parse_file`], with objects without a namespace in `namespace`.
+#[must_use]
+pub fn parse_file_in(file: &Path, bytes: &[u8], namespace: &str) -> ParsedFile {
+    let namespace = namespace.to_owned();
+    let (parsed, seen) = (ParsedFile::default(), BTreeMap::new());
+    let mut reading = Reading { file: file.to_owned(), namespace, parsed, seen };
     if bytes.len() > MAX_FILE {
         let message = format!("the file has {} bytes; at most {MAX_FILE} are read", bytes.len());
-        reading.unreadable(Position::default(), Reason::LimitExceeded, message);
+        reading.unreadable(Position::default(), Reason::LimitExceeded, message, "split it into several files");
         return reading.parsed;
     }
     let documents = match yaml::read(bytes, false) {
         Ok(documents) => documents,
         Err(broken) => {
             let reason = if broken.over_limit { Reason::LimitExceeded } else { Reason::YAMLSyntax };
-            reading.unreadable(broken.position, reason, broken.message);
+            reading.unreadable(broken.position, reason, broken.message, broken.fix);
             return reading.parsed;
         }
     };
@@ -96,7 +104,7 @@ pub fn parse_file(file: &Path, bytes: &[u8]) -> ParsedFile {
     }
     if reading.parsed.documents.len() > MAX_OBJECTS {
         let message = format!("the file has more than {MAX_OBJECTS} objects");
-        reading.unreadable(Position::default(), Reason::LimitExceeded, message);
+        reading.unreadable(Position::default(), Reason::LimitExceeded, message, "split it into several files");
     } else if documents.iter().all(|it| it.root.value == Value::Null) {
         reading.problem(
             0,
@@ -107,7 +115,7 @@ pub fn parse_file(file: &Path, bytes: &[u8]) -> ParsedFile {
                 field: String::new(),
                 reason: Reason::Empty,
                 message: "the file declares no object".to_owned(),
-                fix: None,
+                fix: "delete the file, or declare an object in it".to_owned(),
             },
         );
     }
@@ -118,16 +126,18 @@ pub fn parse_file(file: &Path, bytes: &[u8]) -> ParsedFile {
 /// A file that is being read.
 struct Reading {
     file: PathBuf,
+    /// Of objects that do not say theirs.
+    namespace: String,
     parsed: ParsedFile,
     /// Where each object was declared first.
     seen: BTreeMap<ObjectKey, Position>,
 }
 
 impl Reading {
-    fn unreadable(&mut self, position: Position, reason: Reason, message: String) {
+    fn unreadable(&mut self, position: Position, reason: Reason, message: String, fix: &str) {
         self.parsed.documents.clear();
         self.parsed.unreadable = true;
-        let finding = Finding { severity: Severity::Error, position, field: String::new(), reason, message, fix: None };
+        let finding = document::error(position, "", reason, message, fix);
         self.problem(0, None, finding);
     }
 
@@ -163,7 +173,8 @@ impl Reading {
             Some(_) => {
                 let position = root.get("items").map_or(root.position, |it| it.position);
                 let message = "`items` must be a list".to_owned();
-                let finding = document::error(position, "items", Reason::TypeMismatch, message);
+                let fix = "begin each item with `- `, below `items:`";
+                let finding = document::error(position, "items", Reason::TypeMismatch, message, fix);
                 return self.refuse(index, root.position, finding);
             }
         };
@@ -171,7 +182,9 @@ impl Reading {
             for entry in entries {
                 if !matches!(&*entry.key, "apiVersion" | "kind" | "metadata" | "items") {
                     let message = format!("unknown field `{}`", entry.key);
-                    let finding = document::error(entry.key_position, &entry.key, Reason::StrictUnknownField, message);
+                    let fix = "remove it; a list has apiVersion, kind, metadata and items";
+                    let (position, reason) = (entry.key_position, Reason::StrictUnknownField);
+                    let finding = document::error(position, &entry.key, reason, message, fix);
                     self.refuse(index, root.position, finding);
                 }
             }
@@ -208,7 +221,7 @@ impl Reading {
         };
         match known {
             Known::Ours(kind) => {
-                let answer = document::in_file(kind, root, faults);
+                let answer = document::in_file(kind, root, faults, &self.namespace);
                 self.answer(index, root, answer, prefix);
             }
             Known::NotYet(name) => {
@@ -237,7 +250,8 @@ impl Reading {
             let message = format!("{} is declared already, at {first}", known.key());
             let field = document::prefixed(prefix, "metadata.name");
             let position = document::name_position(root);
-            let finding = document::error(position, &field, Reason::FieldValueDuplicate, message);
+            let fix = "rename or remove one of the two";
+            let finding = document::error(position, &field, Reason::FieldValueDuplicate, message, fix);
             self.problem(index, key.clone(), finding);
             object = None;
         }
@@ -287,7 +301,7 @@ pub fn parse_document_as(kind: Kind, namespace: &str, file: &Path, bytes: &[u8])
         Err(broken) => document::Answer {
             key: None,
             object: None,
-            findings: vec![document::error(broken.position, "", Reason::YAMLSyntax, broken.message)],
+            findings: vec![document::error(broken.position, "", Reason::YAMLSyntax, broken.message, broken.fix)],
         },
     };
     let mut problems: Vec<Problem> =

@@ -12,7 +12,8 @@ pub(crate) struct Finding {
     pub(crate) field: String,
     pub(crate) reason: Reason,
     pub(crate) message: String,
-    pub(crate) fix: Option<String>,
+    /// How to fix it: short, and never what the message says already.
+    pub(crate) fix: String,
 }
 
 /// No document gets more findings than this: who has so many mistakes made one, many times.
@@ -39,13 +40,11 @@ pub(crate) fn has_room(list: &[Finding], severity: Severity) -> bool {
 pub(crate) struct Findings<'n> {
     root: &'n Node,
     pub(crate) list: Vec<Finding>,
-    /// The last finding was kept, so what is said about it is said about the list's last.
-    kept: bool,
 }
 
 impl<'n> Findings<'n> {
     pub(crate) fn new(root: &'n Node) -> Self {
-        Self { root, list: Vec::new(), kept: false }
+        Self { root, list: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -63,24 +62,30 @@ impl<'n> Findings<'n> {
     }
 
     /// Adds an error; the API server's path is the field's own.
-    pub(crate) fn add(&mut self, path: &Path<'_>, reason: Reason, message: impl Into<String>) {
-        self.add_as(path.to_string(), path, reason, message);
+    pub(crate) fn add(&mut self, path: &Path<'_>, reason: Reason, message: impl Into<String>, fix: impl Into<String>) {
+        if self.has_room() {
+            self.add_as(path.to_string(), path, reason, message, fix);
+        }
     }
 
     /// Adds an error that the API server reports under another path than the field's own.
-    pub(crate) fn add_as(&mut self, field: String, path: &Path<'_>, reason: Reason, message: impl Into<String>) {
-        self.kept = has_room(&self.list, Severity::Error);
-        if !self.kept {
+    pub(crate) fn add_as(
+        &mut self,
+        field: String,
+        path: &Path<'_>,
+        reason: Reason,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        if !self.has_room() {
             return;
         }
         let position = match reason {
             Reason::FieldValueRequired | Reason::FieldValueForbidden => path.position(self.root),
             _ => path.value_position(self.root),
         };
-        push(
-            &mut self.list,
-            Finding { severity: Severity::Error, position, field, reason, message: message.into(), fix: None },
-        );
+        let (message, fix) = (message.into(), fix.into());
+        self.list.push(Finding { severity: Severity::Error, position, field, reason, message, fix });
     }
 
     /// Adds a finding of portreeve's own rules.
@@ -90,68 +95,98 @@ impl<'n> Findings<'n> {
         severity: Severity,
         reason: Reason,
         message: impl Into<String>,
-        fix: Option<String>,
+        fix: impl Into<String>,
     ) {
-        self.kept = has_room(&self.list, severity);
-        if !self.kept {
-            return;
-        }
-        push(
-            &mut self.list,
-            Finding {
-                severity,
-                position: path.position(self.root),
-                field: path.to_string(),
-                reason,
-                message: message.into(),
-                fix,
-            },
-        );
-    }
-
-    /// Says how to fix the last finding.
-    pub(crate) fn fix(&mut self, fix: impl Into<String>) {
-        if let Some(last) = self.list.last_mut().filter(|_| self.kept) {
-            last.fix = Some(fix.into());
+        if has_room(&self.list, severity) {
+            let (position, field) = (path.position(self.root), path.to_string());
+            let (message, fix) = (message.into(), fix.into());
+            self.list.push(Finding { severity, position, field, reason, message, fix });
         }
     }
 
-    /// `must be given`, with what the API server adds, when it adds something.
-    pub(crate) fn required(&mut self, path: &Path<'_>, detail: &str) {
+    /// `must be given`, with what the API server adds, when it adds something, and an example.
+    pub(crate) fn required(&mut self, path: &Path<'_>, detail: &str, example: &str) {
         let message = if detail.is_empty() { "a value is required" } else { detail };
-        self.add(path, Reason::FieldValueRequired, message);
+        self.add(path, Reason::FieldValueRequired, message, format!("set it, for example `{example}`"));
     }
 
-    pub(crate) fn invalid(&mut self, path: &Path<'_>, value: &dyn std::fmt::Debug, detail: impl AsRef<str>) {
+    pub(crate) fn invalid(
+        &mut self,
+        path: &Path<'_>,
+        value: &dyn std::fmt::Debug,
+        detail: impl AsRef<str>,
+        fix: impl Into<String>,
+    ) {
         let message = format!("{value:?} {}", detail.as_ref());
-        self.add(path, Reason::FieldValueInvalid, message);
+        self.add(path, Reason::FieldValueInvalid, message, fix);
     }
 
-    pub(crate) fn forbidden(&mut self, path: &Path<'_>, detail: &str) {
-        self.add(path, Reason::FieldValueForbidden, detail);
+    pub(crate) fn forbidden(&mut self, path: &Path<'_>, detail: &str, fix: impl Into<String>) {
+        self.add(path, Reason::FieldValueForbidden, detail, fix);
     }
 
-    pub(crate) fn duplicate(&mut self, path: &Path<'_>, value: &dyn std::fmt::Debug) {
-        let message = format!("{value:?} is there already, and must be unique");
-        self.add(path, Reason::FieldValueDuplicate, message);
-    }
-
-    pub(crate) fn not_found(&mut self, path: &Path<'_>, value: &dyn std::fmt::Debug, what: &str) {
-        self.add(path, Reason::FieldValueNotFound, format!("{value:?} {what}"));
-    }
-
-    pub(crate) fn not_supported(&mut self, path: &Path<'_>, value: &str, allowed: &[&str]) {
-        let named: Vec<&str> = allowed.iter().copied().filter(|name| !name.is_empty()).collect();
-        let message = format!("{value:?} is none of {}", named.join(", "));
-        self.add(path, Reason::FieldValueNotSupported, message);
-        if self.kept
-            && let Some(near) = crate::near::nearest(value, allowed.iter().copied())
-        {
-            self.fix(format!("did you mean `{near}`?"));
+    /// A value that is there already; `other` is where.
+    pub(crate) fn duplicate(&mut self, path: &Path<'_>, value: &dyn std::fmt::Debug, other: &Path<'_>) {
+        if self.has_room() {
+            self.duplicate_as(path.to_string(), path, value, other);
         }
     }
 
-    pub(crate) fn too_long(&mut self, path: &Path<'_>, limit: usize) {
-        self.add(path, Reason::FieldValueTooLong, format!("may not be longer than {limit} bytes"));
+    /// As [`Self::duplicate`], reported under another path.
+    pub(crate) fn duplicate_as(
+        &mut self,
+        field: String,
+        path: &Path<'_>,
+        value: &dyn std::fmt::Debug,
+        other: &Path<'_>,
+    ) {
+        let message = format!("{value:?} is there already, and must be unique");
+        let fix = format!("change or remove one of the two; the other is at {}", other.position(self.root));
+        self.add_as(field, path, Reason::FieldValueDuplicate, message, fix);
+    }
+
+    /// A value that names none of the known; `otherwise` says what to do when it resembles none.
+    pub(crate) fn not_found<'a>(
+        &mut self,
+        path: &Path<'_>,
+        value: &str,
+        what: &str,
+        known: impl Iterator<Item = &'a str>,
+        otherwise: &str,
+    ) {
+        // Comparing names costs more than the rest.
+        if self.has_room() {
+            let message = format!("{value:?} {what}");
+            self.add(path, Reason::FieldValueNotFound, message, near_or(value, known, || otherwise.to_owned()));
+        }
+    }
+
+    /// A value that is none of the allowed; `otherwise` says what to do when it resembles none.
+    pub(crate) fn not_supported(&mut self, path: &Path<'_>, value: &str, allowed: &[&str], otherwise: &str) {
+        if self.has_room() {
+            let named: Vec<&str> = allowed.iter().copied().filter(|name| !name.is_empty()).collect();
+            let message = format!("{value:?} is none of {}", named.join(", "));
+            let fix = near_or(value, named.into_iter(), || otherwise.to_owned());
+            self.add(path, Reason::FieldValueNotSupported, message, fix);
+        }
+    }
+
+    /// A text of `length` bytes where `limit` are allowed; `how` says what to do besides shortening it.
+    pub(crate) fn too_long(&mut self, path: &Path<'_>, length: usize, limit: usize, how: &str) {
+        let message = format!("may not be longer than {limit} bytes");
+        let fix = format!("{} too many: {how}", length.saturating_sub(limit));
+        self.add(path, Reason::FieldValueTooLong, message, fix);
+    }
+}
+
+/// The candidate that may have been meant, or what else to do.
+pub(crate) fn near_or<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+    otherwise: impl FnOnce() -> String,
+) -> String {
+    match crate::near::nearest(word, candidates) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => otherwise(),
     }
 }

@@ -101,11 +101,7 @@ pub(crate) fn list_of(kind: &str) -> Option<Option<Kind>> {
 
 /// Whether a list is of the only version that there is of lists.
 pub(crate) fn check_list(root: &Node, kind: &str) -> Result<(), Finding> {
-    let wrong = |field, position, message| {
-        let mut wrong = finding(position, field, Reason::KindMismatch, message);
-        wrong.fix = Some("use `apiVersion: v1`".to_owned());
-        wrong
-    };
+    let wrong = |field, position, message| finding(position, field, Reason::KindMismatch, message, VERSION);
     match top(root, "apiVersion")? {
         Some("v1") => Ok(()),
         Some(other) => {
@@ -125,8 +121,12 @@ fn is_kubernetes_group(api_version: &str) -> bool {
     }
 }
 
-fn finding(position: Position, field: &str, reason: Reason, message: String) -> Finding {
-    Finding { severity: Severity::Error, position, field: field.to_owned(), reason, message, fix: None }
+/// How a manifest begins.
+pub(crate) const BEGINNING: &str = "for a pod: `apiVersion: v1` and `kind: Pod`";
+const VERSION: &str = "use `apiVersion: v1`";
+
+fn finding(position: Position, field: &str, reason: Reason, message: String, fix: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Error, position, field: field.to_owned(), reason, message, fix: fix.into() }
 }
 
 /// A text field at the top, missing or empty texts as `None`.
@@ -138,7 +138,7 @@ fn top<'n>(root: &'n Node, field: &str) -> Result<Option<&'n str>, Finding> {
             Value::Text(text) => Ok(Some(&**text).filter(|text| !text.is_empty())),
             _ => {
                 let message = format!("expected a string, found {}", node.type_name());
-                Err(finding(node.position, field, Reason::TypeMismatch, message))
+                Err(finding(node.position, field, Reason::TypeMismatch, message, BEGINNING))
             }
         },
     }
@@ -152,23 +152,23 @@ fn value_position(root: &Node, field: &str) -> Position {
 pub(crate) fn identify(root: &Node, listed: Option<Kind>) -> Result<Known, Finding> {
     if !matches!(root.value, Value::Map(_)) {
         let message = format!("expected an object, found {}", root.type_name());
-        return Err(finding(root.position, "", Reason::TypeMismatch, message));
+        return Err(finding(root.position, "", Reason::TypeMismatch, message, BEGINNING));
     }
     let api_version = top(root, "apiVersion")?;
     let kind = top(root, "kind")?;
     let (Some(kind), Some(api_version)) = (kind.or(listed.map(Kind::as_str)), api_version.or(listed.map(|_| "v1")))
     else {
         let field = if kind.is_none() { "kind" } else { "apiVersion" };
-        let mut missing = finding(root.position, field, Reason::KindMismatch, format!("a manifest needs `{field}`"));
-        missing.fix = Some("for a pod: `apiVersion: v1` and `kind: Pod`".to_owned());
-        return Err(missing);
+        let message = format!("a manifest needs `{field}`");
+        return Err(finding(root.position, field, Reason::KindMismatch, message, BEGINNING));
     };
     if let Some(listed) = listed
         && kind != listed.as_str()
     {
         let message = format!("expected {listed}, as the list says, found {kind}");
         let position = value_position(root, "kind");
-        return Err(finding(position, "kind", Reason::KindMismatch, message));
+        let fix = "remove it, or make the list a `kind: List`, which takes any";
+        return Err(finding(position, "kind", Reason::KindMismatch, message, fix));
     }
     if let Ok(ours) = kind.parse::<Kind>() {
         return match api_version {
@@ -176,9 +176,7 @@ pub(crate) fn identify(root: &Node, listed: Option<Kind>) -> Result<Known, Findi
             other => {
                 let position = value_position(root, "apiVersion");
                 let message = format!("there is no {kind} in apiVersion {other}");
-                let mut wrong = finding(position, "kind", Reason::KindMismatch, message);
-                wrong.fix = Some("use `apiVersion: v1`".to_owned());
-                Err(wrong)
+                Err(finding(position, "kind", Reason::KindMismatch, message, VERSION))
             }
         };
     }
@@ -192,17 +190,16 @@ pub(crate) fn identify(root: &Node, listed: Option<Kind>) -> Result<Known, Findi
     }
     let position = value_position(root, "kind");
     let message = format!("unknown kind {kind} in apiVersion {api_version}");
-    let mut unknown = finding(position, "kind", Reason::KindMismatch, message);
     let names = Kind::ALL
         .into_iter()
         .map(Kind::as_str)
         .chain(NOT_YET.iter().map(|(name, _)| *name))
         .chain(CLUSTER_ONLY.iter().copied());
-    unknown.fix = Some(match crate::near::nearest(kind, names) {
+    let fix = match crate::near::nearest(kind, names) {
         Some(near) if near != kind => format!("did you mean `{near}`?"),
         _ => "remove the document, or keep it where a cluster reads it".to_owned(),
-    });
-    Err(unknown)
+    };
+    Err(finding(position, "kind", Reason::KindMismatch, message, fix))
 }
 
 /// Whether a request's body is of the kind that its address names.
@@ -212,7 +209,7 @@ pub(crate) fn must_be(kind: Kind, root: &Node) -> Result<(), Finding> {
     if said_kind == Some("List") {
         let position = value_position(root, "kind");
         let message = "a list cannot be created as one object".to_owned();
-        return Err(finding(position, "", Reason::BadRequest, message));
+        return Err(finding(position, "", Reason::BadRequest, message, "send its items one by one"));
     }
     let kind_agrees = said_kind.is_none_or(|said| said == kind.as_str());
     if kind_agrees && said_version.is_none_or(|said| said == "v1") {
@@ -221,16 +218,16 @@ pub(crate) fn must_be(kind: Kind, root: &Node) -> Result<(), Finding> {
     let field = if kind_agrees { "apiVersion" } else { "kind" };
     let position = value_position(root, field);
     let message = format!("expected v1 {kind}");
-    Err(finding(position, "kind", Reason::KindMismatch, message))
+    let fix = format!("use `apiVersion: v1` and `kind: {kind}`");
+    Err(finding(position, "kind", Reason::KindMismatch, message, fix))
 }
 
 /// The answer to a kind that is not supported by this version.
 pub(crate) fn not_yet(root: &Node, kind: &str) -> Finding {
     let position = value_position(root, "kind");
     let message = format!("{kind} is not supported by this version");
-    let mut refused = finding(position, "kind", Reason::UnsupportedHere, message);
-    refused.fix = NOT_YET.iter().find(|(name, _)| *name == kind).map(|(_, instead)| (*instead).to_owned());
-    refused
+    let instead = NOT_YET.iter().find(|(name, _)| *name == kind).map_or("declare a pod", |(_, instead)| *instead);
+    finding(position, "kind", Reason::UnsupportedHere, message, instead)
 }
 
 /// The answer to a kind that only a cluster has a use for.
@@ -242,6 +239,22 @@ pub(crate) fn cluster_only(root: &Node, kind: &str) -> Finding {
             "kind",
             Reason::ClusterOnly,
             format!("{kind} has no effect here: only a cluster knows it"),
+            instead(kind),
         )
+    }
+}
+
+/// What does here what a kind does in a cluster.
+fn instead(kind: &str) -> &'static str {
+    match kind {
+        "Service" | "Endpoints" | "EndpointSlice" => "publish a port of the pod by `hostPort`",
+        "Ingress" | "IngressClass" | "Gateway" | "GatewayClass" | "HTTPRoute" | "GRPCRoute" => {
+            "run a proxy as a pod that publishes its port by `hostPort`"
+        }
+        "PersistentVolume" | "StorageClass" => "use a hostPath volume",
+        "Namespace" => "nothing to do: a namespace need not be declared",
+        "LimitRange" | "ResourceQuota" => "set the resources of the containers",
+        "PodTemplate" => "declare a pod",
+        _ => "remove it, or keep it for a cluster",
     }
 }

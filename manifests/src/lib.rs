@@ -42,9 +42,10 @@ pub fn to_yaml(value: &serde_json::Value) -> String {
     print::to_yaml(value)
 }
 
-pub use file::{ApiAnswer, Document, ParsedFile, Verdict, parse_document_as, parse_file};
+pub use file::{ApiAnswer, Document, ParsedFile, Verdict, parse_document_as, parse_file, parse_file_in};
 pub use object::{Kind, Object, ObjectKey, UnknownKind};
 pub use problem::{Position, Problem, Reason, Severity};
 pub use qos::{QosClass, qos_class};
 pub use references::references;
 pub use support::{Support, SupportRow, support_table};
+pub use validation::{check_label_key, check_label_value, check_subdomain};

@@ -9,7 +9,8 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
         return None;
     }
     let lower = word.to_ascii_lowercase();
-    let most = (word.chars().count() / 3).clamp(1, 3);
+    // Any two words of one or two letters are alike.
+    let most = (word.chars().count() / 3).min(3);
     candidates
         .into_iter()
         .filter(|candidate| !candidate.is_empty())

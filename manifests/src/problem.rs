@@ -136,8 +136,8 @@ pub struct Problem {
     pub reason: Reason,
     /// What is wrong.
     pub message: String,
-    /// How to fix it.
-    pub fix: Option<String>,
+    /// How to fix it; never empty.
+    pub fix: String,
 }
 
 impl fmt::Display for Problem {
@@ -147,10 +147,6 @@ impl fmt::Display for Problem {
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }
-        f.write_str(&self.message)?;
-        match &self.fix {
-            Some(fix) => write!(f, " ({fix})"),
-            None => Ok(()),
-        }
+        write!(f, "{} ({})", self.message, self.fix)
     }
 }

@@ -93,8 +93,7 @@ fn report(row: &Row, path: &crate::path::Path<'_>, found: &mut Findings<'_>) {
             (Severity::Warning, Reason::ClusterOnly, format!("{} has no effect here", row.what(path)))
         }
     };
-    let fix = (!row.hint.is_empty()).then(|| row.hint.to_owned());
-    found.own(path, severity, reason, message, fix);
+    found.own(path, severity, reason, message, row.hint);
 }
 
 #[cfg(test)]

@@ -24,6 +24,30 @@ mod windows;
 pub(crate) use objects::{config_map, secret};
 pub(crate) use pod::pod;
 
+/// Whether a text can be the key of a label: a name, below a DNS subdomain or not.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_label_key(text: &str) -> Result<(), &'static str> {
+    names::qualified(text)
+}
+
+/// Whether a text can be the value of a label.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_label_value(text: &str) -> Result<(), &'static str> {
+    names::label_value(text)
+}
+
+/// Whether a text can be the name of what Kubernetes names by a DNS subdomain (RFC 1123): a node, a pod.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_subdomain(text: &str) -> Result<(), &'static str> {
+    names::subdomain(text)
+}
+
 /// Whether an optional text says something.
 fn given(text: Option<&String>) -> Option<&str> {
     text.map(String::as_str).filter(|text| !text.is_empty())

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use portreeve_manifests::{ApiAnswer, Kind, Problem, Reason, Severity, parse_document_as, parse_file};
@@ -23,7 +23,11 @@ fn directory() -> PathBuf {
 fn cases() -> Option<Vec<Value>> {
     let file = directory().join("validation.jsonl.gz");
     let Ok(packed) = std::fs::read(&file) else {
-        eprintln!("SKIPPED: no conformance cases at {}; set PORTREEVE_CONFORMANCE to their directory", file.display());
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no conformance cases at {}; set PORTREEVE_CONFORMANCE to their directory",
+            file.display()
+        );
         return None;
     };
     let mut text = String::new();
@@ -216,4 +220,33 @@ fn a_file_is_judged_as_a_request_is() {
         }
     }
     assert!(unexplained.is_empty(), "{unexplained}");
+}
+
+/// Whether a problem says what to do, briefly and beyond what its message says.
+fn has_a_fix(problem: &Problem) -> bool {
+    const LONGEST: usize = 120;
+    let fix = problem.fix.as_str();
+    let plain = !fix.is_empty() && !fix.contains('\n') && fix.trim() == fix && !fix.ends_with('.');
+    // The fields that may stand in the place of an unknown one can be many.
+    let short = fix.len() <= LONGEST || problem.reason == Reason::StrictUnknownField;
+    plain && short && !problem.message.contains(fix) && !fix.contains(&problem.message)
+}
+
+#[test]
+fn every_problem_of_every_case_says_how_to_fix_it() {
+    let Some(cases) = cases() else { return };
+    let mut without = BTreeSet::new();
+    let mut seen = 0;
+    for case in &cases {
+        let file = Path::new("case.yaml");
+        let bytes = case["manifest"].as_str().unwrap().as_bytes();
+        let mut problems = parse_file(file, bytes).problems;
+        if let Ok(kind) = case["kind"].as_str().unwrap().parse::<Kind>() {
+            problems.extend(parse_document_as(kind, case["namespace"].as_str().unwrap(), file, bytes).problems);
+        }
+        seen += problems.len();
+        without.extend(problems.iter().filter(|it| !has_a_fix(it)).map(ToString::to_string));
+    }
+    assert!(seen > cases.len(), "only {seen} problems");
+    assert!(without.is_empty(), "problems without a fix:\n{}", without.into_iter().collect::<Vec<_>>().join("\n"));
 }

@@ -53,7 +53,7 @@ fn a_syntax_error_holds_back_the_whole_file() {
     check(
         &format!("{GOOD}---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: [web\n"),
         &expect![[r#"
-            pods/web.yaml:10:1: error: expected `,` or `]` for what was opened at 9:9
+            pods/web.yaml:10:1: error: expected `,` or `]` for what was opened at 9:9 (close it, put a comma before the next item, or quote a text that begins with a bracket)
             unreadable
         "#]],
     );
@@ -64,11 +64,11 @@ fn an_invalid_document_is_refused_alone() {
     check(
         &format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: Web}}\nspec: {{}}\n---\n{GOOD}"),
         &expect![[r#"
-        pods/web.yaml:3:18: error: metadata.name: "Web" must be lower-case letters, digits, `-` and `.`, each part beginning and ending with a letter or digit
-        pods/web.yaml:4:1: error: spec.containers: a pod needs at least one container
-        0: refused Pod default/Web
-        1: accepted ConfigMap default/good
-    "#]],
+            pods/web.yaml:3:18: error: metadata.name: "Web" must be lower-case letters, digits, `-` and `.`, each part beginning and ending with a letter or digit (for example `web`)
+            pods/web.yaml:4:1: error: spec.containers: a pod needs at least one container (set it, for example `containers: [{name: web, image: nginx}]`)
+            0: refused Pod default/Web
+            1: accepted ConfigMap default/good
+        "#]],
     );
 }
 
@@ -83,8 +83,8 @@ fn empty_documents_are_nothing() {
     check(
         "# nothing\n",
         &expect![[r#"
-        pods/web.yaml:1:1: warning: the file declares no object
-    "#]],
+            pods/web.yaml:1:1: warning: the file declares no object (delete the file, or declare an object in it)
+        "#]],
     );
 }
 
@@ -106,13 +106,13 @@ fn every_fault_of_a_document_is_reported_at_once() {
         "apiVersion: v1\nkind: Pod\nmetadata: {name: 80}\nspec:\n  hostNetwork: \"yes\"\n  containers:\n  - name: c\n    name: d\n    image: i\n    env:\n    - {name: A, value: yes}\n    - {name: B, value: 1}\n    resources: {limits: {cpu: 1 core, memory: 1gb}}\n    ports:\n    - containerPort: 99999999999\n",
         &expect![[r#"
             pods/web.yaml:3:18: error: metadata.name: expected a string, found a number (80) (put it in quotes)
-            pods/web.yaml:5:16: error: spec.hostNetwork: expected a boolean, found a string ("yes")
-            pods/web.yaml:8:5: error: spec.containers[0].name: the key `name` is already there, at 7:5
+            pods/web.yaml:5:16: error: spec.hostNetwork: expected a boolean, found a string ("yes") (write `true` or `false`)
+            pods/web.yaml:8:5: error: spec.containers[0].name: the key `name` is already there, at 7:5 (remove one of the two, or join what stands below them)
             pods/web.yaml:11:24: error: spec.containers[0].env[0].value: expected a string, found a boolean (true) (put it in quotes; y, yes, on, n, no, off are booleans too)
             pods/web.yaml:12:24: error: spec.containers[0].env[1].value: expected a string, found a number (1) (put it in quotes)
             pods/web.yaml:13:31: error: spec.containers[0].resources.limits[cpu]: "1 core" is no quantity: a number with an optional suffix (m, k, M, G, Ki, Mi, Gi, ...) (for example 500m, 2, 128Mi or 1.5Gi)
-            pods/web.yaml:13:47: error: spec.containers[0].resources.limits[memory]: "1gb" is no quantity: a number with an optional suffix (m, k, M, G, Ki, Mi, Gi, ...) (for example 500m, 2, 128Mi or 1.5Gi)
-            pods/web.yaml:15:22: error: spec.containers[0].ports[0].containerPort: expected a 32-bit integer, found a number (99999999999)
+            pods/web.yaml:13:47: error: spec.containers[0].resources.limits[memory]: "1gb" is no quantity: a number with an optional suffix (m, k, M, G, Ki, Mi, Gi, ...) (did you mean `1G`?)
+            pods/web.yaml:15:22: error: spec.containers[0].ports[0].containerPort: expected a 32-bit integer, found a number (99999999999) (write a number from -2147483648 to 2147483647)
             0: refused 
         "#]],
     );
@@ -123,9 +123,9 @@ fn lists_hold_objects_of_any_kind() {
     check(
         "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n- {apiVersion: v1, kind: Service, metadata: {name: s}}\n- {apiVersion: v1, kind: Secret, metadata: {name: a}, data: {x: '!'}}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: b}, data: {x: 1, x: 2}}\n",
         &expect![[r#"
-            pods/web.yaml:5:26: warning: items[1].kind: Service has no effect here: only a cluster knows it
+            pods/web.yaml:5:26: warning: items[1].kind: Service has no effect here: only a cluster knows it (publish a port of the pod by `hostPort`)
             pods/web.yaml:6:65: error: items[2].data[x]: not base64: Invalid symbol 33, offset 0. (encode it (`base64 -w0`), or use `stringData` for plain text)
-            pods/web.yaml:7:71: error: items[3].data.x: the key `x` is already there, at 7:65
+            pods/web.yaml:7:71: error: items[3].data.x: the key `x` is already there, at 7:65 (remove one of the two, or join what stands below them)
             pods/web.yaml:7:74: error: items[3].data[x]: expected a string, found a number (2) (put it in quotes)
             0: accepted ConfigMap default/a
             0: ignored
@@ -136,8 +136,8 @@ fn lists_hold_objects_of_any_kind() {
     check(
         "apiVersion: v1\nkind: ConfigMapList\nmetadata: {resourceVersion: '1'}\nitems:\n- metadata: {name: a}\n- {kind: Secret, apiVersion: v1, metadata: {name: a}}\nextra: 1\n",
         &expect![[r#"
-            pods/web.yaml:6:10: error: items[1].kind: expected ConfigMap, as the list says, found Secret
-            pods/web.yaml:7:1: error: extra: unknown field `extra`
+            pods/web.yaml:6:10: error: items[1].kind: expected ConfigMap, as the list says, found Secret (remove it, or make the list a `kind: List`, which takes any)
+            pods/web.yaml:7:1: error: extra: unknown field `extra` (remove it; a list has apiVersion, kind, metadata and items)
             0: refused 
             0: accepted ConfigMap default/a
             0: refused 
@@ -197,9 +197,9 @@ fn kinds_are_run_refused_or_ignored_by_the_rule() {
     check(
         "- a\n",
         &expect![[r#"
-        pods/web.yaml:1:1: error: expected an object, found a list
-        0: refused 
-    "#]],
+            pods/web.yaml:1:1: error: expected an object, found a list (for a pod: `apiVersion: v1` and `kind: Pod`)
+            0: refused 
+        "#]],
     );
 }
 
@@ -208,10 +208,10 @@ fn the_same_object_twice_in_a_file_is_an_error() {
     check(
         &format!("{GOOD}---\n{GOOD}"),
         &expect![[r#"
-        pods/web.yaml:8:12: error: metadata.name: ConfigMap default/good is declared already, at 1:1
-        0: accepted ConfigMap default/good
-        1: refused ConfigMap default/good
-    "#]],
+            pods/web.yaml:8:12: error: metadata.name: ConfigMap default/good is declared already, at 1:1 (rename or remove one of the two)
+            0: accepted ConfigMap default/good
+            1: refused ConfigMap default/good
+        "#]],
     );
 }
 
@@ -235,7 +235,7 @@ fn a_name_that_is_generated_is_no_identity() {
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: a-}\n",
         &expect![[r#"
             pods/web.yaml:3:1: error: metadata.name: a name is required (set `metadata.name`; `generateName` would make another object at each reading)
-            pods/web.yaml:3:12: warning: metadata.generateName: `generateName` has no effect here (the name is taken as it is)
+            pods/web.yaml:3:12: warning: metadata.generateName: `generateName` has no effect here (remove it: the name is taken as it is)
             0: refused 
         "#]],
     );
@@ -249,12 +249,12 @@ fn what_only_steers_a_cluster_is_a_warning() {
             "",
         ),
         &expect![[r#"
-            pods/web.yaml:5:3: warning: spec.affinity: `affinity` has no effect here (there is one node)
-            pods/web.yaml:6:3: warning: spec.tolerations: `tolerations` has no effect here (there are no taints)
-            pods/web.yaml:7:3: warning: spec.serviceAccountName: `serviceAccountName` has no effect here (no token is mounted: there is no API server to use it with)
-            pods/web.yaml:8:3: warning: spec.priorityClassName: `priorityClassName` has no effect here (no pod is evicted for another)
-            pods/web.yaml:9:3: warning: spec.schedulerName: `schedulerName` has no effect here (there is no scheduler)
-            pods/web.yaml:10:3: warning: spec.subdomain: `subdomain` has no effect here (there is no cluster DNS)
+            pods/web.yaml:5:3: warning: spec.affinity: `affinity` has no effect here (remove it, or leave it: there is one node)
+            pods/web.yaml:6:3: warning: spec.tolerations: `tolerations` has no effect here (remove it, or leave it: there are no taints)
+            pods/web.yaml:7:3: warning: spec.serviceAccountName: `serviceAccountName` has no effect here (remove it, or leave it: no token is mounted, as there is no API server to use it with)
+            pods/web.yaml:8:3: warning: spec.priorityClassName: `priorityClassName` has no effect here (remove it, or leave it: no pod is evicted for another)
+            pods/web.yaml:9:3: warning: spec.schedulerName: `schedulerName` has no effect here (remove it, or leave it: there is no scheduler)
+            pods/web.yaml:10:3: warning: spec.subdomain: `subdomain` has no effect here (remove it, or leave it: there is no cluster DNS)
             0: accepted Pod default/web
         "#]],
     );
@@ -268,18 +268,18 @@ fn what_changes_a_container_is_an_error_until_it_is_supported() {
             "livenessProbe: {grpc: {port: 1}}\nresources: {limits: {nvidia.com/gpu: 1, portreeve.dev/pids: 10}}\nports: [{containerPort: 1, hostPort: 1, protocol: SCTP}]\nlifecycle: {stopSignal: TERM}",
         ),
         &expect![[r#"
-            pods/web.yaml:5:3: error: spec.runtimeClassName: `runtimeClassName` is not supported by this version (there is one runtime; remove it)
+            pods/web.yaml:5:3: error: spec.runtimeClassName: `runtimeClassName` is not supported by this version (remove it: there is one runtime)
             pods/web.yaml:6:3: error: spec.hostnameOverride: `hostnameOverride` is not supported by this version (use `hostname`)
             pods/web.yaml:7:21: error: spec.securityContext.seLinuxOptions: `seLinuxOptions` is not supported by this version (remove it; seccomp and capabilities confine)
             pods/web.yaml:7:68: error: spec.securityContext.appArmorProfile.type: `appArmorProfile.type` (other than Unconfined) is not supported by this version (use Unconfined, or remove it: seccomp and capabilities confine here)
             pods/web.yaml:8:3: error: spec.resources: `resources` (of the whole pod) is not supported by this version (set the resources of the containers)
             pods/web.yaml:10:15: error: spec.volumes[0].persistentVolumeClaim: `persistentVolumeClaim` is not supported by this version (use a hostPath volume)
             pods/web.yaml:11:15: error: spec.volumes[1].emptyDir: `emptyDir` (sizeLimit on disk) is not supported by this version (use `medium: Memory`, or remove the sizeLimit)
-            pods/web.yaml:12:38: error: spec.volumes[2].projected.sources[0].serviceAccountToken: `serviceAccountToken` is not supported by this version (there is no API server to use it with; use a Secret)
+            pods/web.yaml:12:38: error: spec.volumes[2].projected.sources[0].serviceAccountToken: `serviceAccountToken` is not supported by this version (use a Secret: there is no API server to use a token with)
             pods/web.yaml:17:21: error: spec.containers[0].livenessProbe.grpc: `grpc` is not supported by this version (use tcpSocket, or exec with a gRPC client)
-            pods/web.yaml:18:26: error: spec.containers[0].resources.limits[nvidia.com/gpu]: `nvidia.com/gpu` (extended resources) is not supported by this version (devices are not handed out here)
+            pods/web.yaml:18:26: error: spec.containers[0].resources.limits[nvidia.com/gpu]: `nvidia.com/gpu` (extended resources) is not supported by this version (remove it: devices are not handed out here)
             pods/web.yaml:19:13: error: spec.containers[0].ports[0]: `ports[0]` (SCTP on a hostPort) is not supported by this version (publish TCP or UDP, or use hostNetwork)
-            pods/web.yaml:20:17: error: spec.containers[0].lifecycle.stopSignal: `stopSignal` (an unknown signal) is not supported by this version (a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3)
+            pods/web.yaml:20:17: error: spec.containers[0].lifecycle.stopSignal: `stopSignal` (an unknown signal) is not supported by this version (use a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3)
             0: refused Pod default/web
         "#]],
     );
@@ -323,9 +323,9 @@ fn what_can_never_be_mounted_is_refused_before_it_is_tried() {
             "volumeMounts: [{name: d, mountPath: rel/dir}, {name: e, mountPath: /}, {name: e, mountPath: /a/..}]",
         ),
         &expect![[r#"
-            pods/web.yaml:5:34: error: spec.volumes[0].hostPath.path: `path` (a relative path) is not supported by this version (nothing says where on the host it begins; begin it with /)
-            pods/web.yaml:9:61: error: spec.containers[0].volumeMounts[1].mountPath: `mountPath` (the root directory) is not supported by this version (the container's own root is there; mount it on a directory below)
-            pods/web.yaml:9:86: error: spec.containers[0].volumeMounts[2].mountPath: `mountPath` (the root directory) is not supported by this version (the container's own root is there; mount it on a directory below)
+            pods/web.yaml:5:34: error: spec.volumes[0].hostPath.path: `path` (a relative path) is not supported by this version (begin it with `/`: nothing says where on the host it begins)
+            pods/web.yaml:9:61: error: spec.containers[0].volumeMounts[1].mountPath: `mountPath` (the root directory) is not supported by this version (mount it on a directory below: the container's own root is there)
+            pods/web.yaml:9:86: error: spec.containers[0].volumeMounts[2].mountPath: `mountPath` (the root directory) is not supported by this version (mount it on a directory below: the container's own root is there)
             0: refused Pod default/web
         "#]],
     );
@@ -336,9 +336,9 @@ fn a_problem_of_a_secrets_text_stands_where_the_text_stands() {
     check(
         "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ntype: kubernetes.io/dockercfg\nstringData:\n  a b: x\n  .dockercfg: '['\ndata:\n  c d: eA==\n",
         &expect![[r#"
-            pods/web.yaml:6:8: error: data[a b]: "a b" must be letters, digits, `-`, `_` and `.`
-            pods/web.yaml:7:15: error: data[.dockercfg]: is no JSON (line 1, column 1 of it)
-            pods/web.yaml:9:8: error: data[c d]: "c d" must be letters, digits, `-`, `_` and `.`
+            pods/web.yaml:6:8: error: data[a b]: "a b" must be letters, digits, `-`, `_` and `.` (for example `a_b`)
+            pods/web.yaml:7:15: error: data[.dockercfg]: is no JSON (line 1, column 1 of it) (write `{"HOST": {"auth": "..."}}`, or use the type Opaque)
+            pods/web.yaml:9:8: error: data[c d]: "c d" must be letters, digits, `-`, `_` and `.` (for example `c_d`)
             0: refused Secret default/s
         "#]],
     );
@@ -352,10 +352,10 @@ fn resources_that_are_not_handed_out_are_named_where_they_stand() {
             "resources:\n  limits:\n    cpu: 1\n    hugepages-2Mi: 4Mi\n    ephemeral-storage: 1Gi\n    nvidia.com/gpu: 1\n  requests: {ephemeral-storage: 1Gi}",
         ),
         &expect![[r#"
-            pods/web.yaml:11:9: error: spec.containers[0].resources.limits[hugepages-2Mi]: `hugepages-2Mi` (huge pages) is not supported by this version (huge pages are not handed out here)
+            pods/web.yaml:11:9: error: spec.containers[0].resources.limits[hugepages-2Mi]: `hugepages-2Mi` (huge pages) is not supported by this version (remove it: huge pages are not handed out here)
             pods/web.yaml:12:9: error: spec.containers[0].resources.limits[ephemeral-storage]: `ephemeral-storage` is not supported by this version (remove it; disk use is not limited here)
-            pods/web.yaml:13:9: error: spec.containers[0].resources.limits[nvidia.com/gpu]: `nvidia.com/gpu` (extended resources) is not supported by this version (devices are not handed out here)
-            pods/web.yaml:14:18: warning: spec.containers[0].resources.requests[ephemeral-storage]: `ephemeral-storage` has no effect here (disk space is not set aside)
+            pods/web.yaml:13:9: error: spec.containers[0].resources.limits[nvidia.com/gpu]: `nvidia.com/gpu` (extended resources) is not supported by this version (remove it: devices are not handed out here)
+            pods/web.yaml:14:18: warning: spec.containers[0].resources.requests[ephemeral-storage]: `ephemeral-storage` has no effect here (remove it, or leave it: disk space is not set aside)
             0: refused Pod default/web
         "#]],
     );
@@ -369,10 +369,10 @@ fn what_is_no_value_at_all_is_not_also_called_unsupported() {
             "terminationMessagePolicy: X\nlivenessProbe: {}\nlifecycle: {preStop: {}}",
         ),
         &expect![[r#"
-            pods/web.yaml:5:50: error: spec.volumes[0].hostPath.type: "Dir" is none of DirectoryOrCreate, Directory, FileOrCreate, File, Socket, CharDevice, BlockDevice
-            pods/web.yaml:9:31: error: spec.containers[0].terminationMessagePolicy: "X" is none of File, FallbackToLogsOnError
-            pods/web.yaml:10:5: error: spec.containers[0].livenessProbe: must have one of exec, httpGet, tcpSocket or grpc
-            pods/web.yaml:11:17: error: spec.containers[0].lifecycle.preStop: must have one of exec, httpGet, tcpSocket or sleep
+            pods/web.yaml:5:50: error: spec.volumes[0].hostPath.type: "Dir" is none of DirectoryOrCreate, Directory, FileOrCreate, File, Socket, CharDevice, BlockDevice (remove it, and the path is not checked)
+            pods/web.yaml:9:31: error: spec.containers[0].terminationMessagePolicy: "X" is none of File, FallbackToLogsOnError (remove it for the default, `File`)
+            pods/web.yaml:10:5: error: spec.containers[0].livenessProbe: must have one of exec, httpGet, tcpSocket or grpc (set it, for example `tcpSocket: {port: 80}`)
+            pods/web.yaml:11:17: error: spec.containers[0].lifecycle.preStop: must have one of exec, httpGet, tcpSocket or sleep (set it, for example `exec: {command: [sleep, "5"]}`)
             0: refused Pod default/web
         "#]],
     );
@@ -409,6 +409,42 @@ fn json_is_read_by_the_same_rules() {
 }
 
 #[test]
+fn every_unknown_field_comes_with_what_to_do_about_it() {
+    check(
+        &pod("wibble: 1", "ports: [{zzz: 1, containerPort: 1}]\nimge: x"),
+        &expect![[r#"
+            pods/web.yaml:5:3: error: spec.wibble: unknown field `wibble` (remove it; the fields of PodSpec are in the Kubernetes API reference)
+            pods/web.yaml:9:14: error: spec.containers[0].ports[0].zzz: unknown field `zzz` (remove it; the fields of ContainerPort are containerPort, hostIP, hostPort, name, protocol)
+            pods/web.yaml:10:5: error: spec.containers[0].imge: unknown field `imge` (did you mean `image`?)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
+fn a_fix_names_what_was_meant_or_where_the_other_stands() {
+    check(
+        &pod(
+            "volumes: [{name: bad, hostPath: {path: /a/../b}}, {name: twice, emptyDir: {}}, {name: twice, emptyDir: {}}]\n\
+             initContainers:\n- {name: i, image: i}\n- {name: j, image: i, ports: [{containerPort: 1, hostPort: 2}, {containerPort: 3, hostPort: 2}]}",
+            "volumeMounts: [{name: bad, mountPath: /bad}, {name: other, mountPath: /other}]\n\
+             resources: {limits: {cpus: 1}}\nlivenessProbe: {httpGet: {port: '70000'}}",
+        ),
+        &expect![[r#"
+            pods/web.yaml:5:42: error: spec.volumes[0].hostPath.path: "/a/../b" may not contain `..` (name the place directly, without steps up)
+            pods/web.yaml:5:89: error: spec.volumes[2].name: "twice" is there already, and must be unique (change or remove one of the two; the other is at 5:54)
+            pods/web.yaml:8:95: error: spec.initContainers[0].ports[1].hostPort: "TCP//2" is there already, and must be unique (change or remove one of the two; the other is at 8:52)
+            pods/web.yaml:12:27: error: spec.containers[0].volumeMounts[0].name: "bad" is no volume of this pod (mend that volume: it has errors of its own)
+            pods/web.yaml:12:57: error: spec.containers[0].volumeMounts[1].name: "other" is no volume of this pod (add it to `spec.volumes`)
+            pods/web.yaml:13:5: error: spec.containers[0].resources.requests[cpus]: "cpus" is no resource (did you mean `cpu`?)
+            pods/web.yaml:13:32: error: spec.containers[0].resources.limits[cpus]: "cpus" is no resource (did you mean `cpu`?)
+            pods/web.yaml:14:37: error: spec.containers[0].livenessProbe.httpGet.port: "70000" needs at least one letter (use a number from 1 to 65535, without quotes)
+            0: refused Pod default/web
+        "#]],
+    );
+}
+
+#[test]
 fn a_mount_names_a_volume() {
     check(
         &pod(
@@ -417,7 +453,7 @@ fn a_mount_names_a_volume() {
         ),
         &expect![[r#"
             pods/web.yaml:9:27: error: spec.containers[0].volumeMounts[0].name: "dta" is no volume of this pod (did you mean `data`?)
-            pods/web.yaml:9:85: error: spec.containers[0].volumeMounts.subPath: "../x" may not contain `..`
+            pods/web.yaml:9:85: error: spec.containers[0].volumeMounts.subPath: "../x" may not contain `..` (name the place directly, without steps up)
             0: refused Pod default/web
         "#]],
     );

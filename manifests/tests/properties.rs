@@ -86,6 +86,9 @@ fn sound(parsed: &ParsedFile) {
             Verdict::Ignored => {}
         }
     }
+    for problem in &parsed.problems {
+        assert!(!problem.fix.is_empty() && !problem.fix.contains('\n'), "{problem}");
+    }
     let positions: Vec<_> = parsed.problems.iter().map(|problem| problem.position).collect();
     assert!(positions.is_sorted());
 }
@@ -106,8 +109,15 @@ fn text() -> impl Strategy<Value = String> {
     ]
 }
 
+/// 512 cases, or as many as `PROPTEST_CASES` says.
+fn settings() -> ProptestConfig {
+    let given = ProptestConfig::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { given.cases } else { 512 };
+    ProptestConfig { cases, failure_persistence: None, ..given }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(settings())]
 
     #[test]
     fn any_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

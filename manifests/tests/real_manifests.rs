@@ -8,6 +8,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use expect_test::expect_file;
@@ -22,7 +23,11 @@ fn directory() -> PathBuf {
 fn real_manifests_get_the_verdicts_that_were_agreed_on() {
     let directory = directory();
     let Ok(entries) = std::fs::read_dir(&directory) else {
-        eprintln!("SKIPPED: no manifests in {}; set PORTREEVE_REAL_MANIFESTS to their directory", directory.display());
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no manifests in {}; set PORTREEVE_REAL_MANIFESTS to their directory",
+            directory.display()
+        );
         return;
     };
     let mut names: Vec<String> = entries
@@ -45,6 +50,7 @@ fn real_manifests_get_the_verdicts_that_were_agreed_on() {
             writeln!(out, "{} {verdict}", document.position).unwrap();
         }
         for problem in &parsed.problems {
+            assert!(!problem.fix.is_empty() && !problem.message.contains(&problem.fix), "{name}: {problem}");
             let line = problem.to_string();
             writeln!(out, "  {}", line.strip_prefix("file:").unwrap()).unwrap();
         }

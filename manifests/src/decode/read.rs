@@ -33,6 +33,22 @@ fn expectation<'de, V: Visitor<'de>>(visitor: &V) -> String {
     Shown(visitor).to_string()
 }
 
+const QUANTITY: &str = "for example 500m, 2, 128Mi or 1.5Gi";
+
+/// What may have been meant by a text that is no quantity: `1 gb` by `1G`.
+fn near_quantity(text: &str) -> String {
+    const SUFFIXES: [&str; 12] = ["k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let suffix = suffix.trim_start().trim_end_matches(['b', 'B']);
+    let near = SUFFIXES.into_iter().find(|known| known.eq_ignore_ascii_case(suffix));
+    match near.map(|suffix| format!("{number}{suffix}")).filter(|near| Amount::parse(near).is_ok()) {
+        Some(near) if near.len() <= 40 => format!("did you mean `{near}`?"),
+        _ => QUANTITY.to_owned(),
+    }
+}
+
 fn text_reader(text: &str) -> StrDeserializer<'_, Error> {
     text.into_deserializer()
 }
@@ -70,15 +86,14 @@ impl Reader<'_> {
             Value::Float(value) => float_text(*value),
             Value::Bool(_) | Value::List(_) | Value::Map(_) => {
                 let message = format!("expected a quantity, found {}", self.node.type_name());
-                self.fault(Reason::QuantityParse, message);
+                self.fault(Reason::QuantityParse, message, QUANTITY);
                 return "0".to_owned();
             }
         };
         match Amount::parse(&text) {
             Ok(amount) => amount.to_string(),
             Err(error) => {
-                self.fault(Reason::QuantityParse, error.to_string());
-                self.shared.fix("for example 500m, 2, 128Mi or 1.5Gi".to_owned());
+                self.fault(Reason::QuantityParse, error.to_string(), near_quantity(&text));
                 "0".to_owned()
             }
         }
@@ -92,8 +107,7 @@ impl Reader<'_> {
                 Ok(time) if text.contains('T') => time.to_string(),
                 _ => {
                     let message = format!("{text:?} is no time");
-                    self.fault(Reason::TimeParse, message);
-                    self.shared.fix("for example 2026-01-31T12:00:00Z".to_owned());
+                    self.fault(Reason::TimeParse, message, "for example 2026-01-31T12:00:00Z");
                     EPOCH.to_owned()
                 }
             },
@@ -115,15 +129,17 @@ impl Reader<'_> {
         match base64::Engine::decode(&engine, &compact) {
             Ok(_) => Some(compact),
             Err(error) => {
-                self.fault(Reason::Base64, format!("not base64: {error}"));
-                self.shared.fix("encode it (`base64 -w0`), or use `stringData` for plain text".to_owned());
+                // A ConfigMap has plain text elsewhere than a Secret.
+                let plain = if self.path.to_string().starts_with("binaryData") { "data" } else { "stringData" };
+                let fix = format!("encode it (`base64 -w0`), or use `{plain}` for plain text");
+                self.fault(Reason::Base64, format!("not base64: {error}"), fix);
                 None
             }
         }
     }
 
-    fn fault(&self, reason: Reason, message: String) {
-        self.shared.fault(self.node, self.path, reason, message);
+    fn fault(&self, reason: Reason, message: String, fix: impl Into<String>) {
+        self.shared.fault(self.node, self.path, reason, message, fix);
     }
 }
 
@@ -328,7 +344,7 @@ struct Fields<'a> {
 }
 
 /// Fields of the types that came after the rules here: Kubernetes 1.36 does not know them.
-fn is_newer(name: &str, key: &str) -> bool {
+pub(super) fn is_newer(name: &str, key: &str) -> bool {
     matches!(
         (name, key),
         ("HTTPGetAction", "protocol")

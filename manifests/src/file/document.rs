@@ -22,8 +22,14 @@ pub(super) struct Answer {
     pub(super) findings: Vec<Finding>,
 }
 
-pub(super) fn error(position: Position, field: &str, reason: Reason, message: String) -> Finding {
-    Finding { severity: Severity::Error, position, field: field.to_owned(), reason, message, fix: None }
+pub(super) fn error(
+    position: Position,
+    field: &str,
+    reason: Reason,
+    message: String,
+    fix: impl Into<String>,
+) -> Finding {
+    Finding { severity: Severity::Error, position, field: field.to_owned(), reason, message, fix: fix.into() }
 }
 
 pub(super) fn fault(fault: &Fault) -> Finding {
@@ -32,7 +38,7 @@ pub(super) fn fault(fault: &Fault) -> Finding {
         FaultKind::BadKey => Reason::BadRequest,
         FaultKind::NotANumber => Reason::JSONDecode,
     };
-    error(fault.position, &fault.field, reason, fault.message.clone())
+    error(fault.position, &fault.field, reason, fault.message.clone(), fault.fix)
 }
 
 /// `items[0].spec`, or `spec` outside of a list.
@@ -97,14 +103,14 @@ fn key_of(object: &Object) -> Option<ObjectKey> {
     (!key.name.is_empty()).then_some(key)
 }
 
-/// Reads an object of a file.
-pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault]) -> Answer {
+/// Reads an object of a file; one without a namespace is in `namespace`.
+pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault], namespace: &str) -> Answer {
     let mut findings: Vec<Finding> = faults.iter().map(fault).collect();
     let (mut object, decoded) = decode_kind(kind, root);
     findings.extend(decoded);
     let meta = metadata(&mut object);
     if meta.namespace.as_deref().unwrap_or_default().is_empty() {
-        meta.namespace = Some("default".to_owned());
+        meta.namespace = Some(namespace.to_owned());
     }
     let key = key_of(&object);
     if findings.iter().any(ends_reading) {
@@ -146,7 +152,7 @@ pub(super) fn as_request(kind: Kind, namespace: &str, document: Option<yaml::Doc
     }
     if !matches!(root.value, Value::Map(_) | Value::Null) {
         let message = format!("expected an object, found {}", root.type_name());
-        return refused(vec![error(root.position, "", Reason::TypeMismatch, message)]);
+        return refused(vec![error(root.position, "", Reason::TypeMismatch, message, kinds::BEGINNING)]);
     }
     if let Err(finding) = kinds::must_be(kind, root) {
         return refused(vec![finding]);
@@ -164,7 +170,8 @@ pub(super) fn as_request(kind: Kind, namespace: &str, document: Option<yaml::Doc
     if !own.is_empty() && own != namespace {
         let path = Path::ROOT.field("metadata").field("namespace").position(root);
         let message = format!("the namespace {own:?} is not the request's {namespace:?}");
-        return refused(vec![error(path, "", Reason::BadRequest, message)]);
+        let fix = format!("remove it, or send the object to the namespace {own:?}");
+        return refused(vec![error(path, "", Reason::BadRequest, message, fix)]);
     }
     meta.namespace = Some(namespace.to_owned());
     let unnamed = meta.name.as_deref().unwrap_or_default().is_empty();

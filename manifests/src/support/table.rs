@@ -129,9 +129,10 @@ impl Row {
     }
 }
 
-const SERVER: &str = "an API server writes this; remove it";
+const SERVER: &str = "remove it: an API server writes this";
 const VOLUME: &str = "mount it on the host and use a hostPath volume";
 const ELSEWHERE: &str = "a pod that asks for another node does not run here";
+const PROFILES: &str = "Localhost profiles lie below /var/lib/kubelet/seccomp, as with a kubelet";
 const CONFINED: &str = "use Unconfined, or remove it: seccomp and capabilities confine here";
 
 fn is_no_uuid(node: &Node) -> bool {
@@ -240,9 +241,9 @@ pub(super) static ROWS: &[Row] = &[
     meta("metadata.uid", Supported, ""),
     meta("metadata.uid", Error, "remove it, and the object gets one")
         .when(When::Node(is_no_uuid), "other than a UUID"),
-    meta("metadata.generateName", Warning, "the name is taken as it is"),
-    meta("metadata.finalizers", Warning, "removing the file removes the object"),
-    meta("metadata.ownerReferences", Warning, "removing the file removes the object"),
+    meta("metadata.generateName", Warning, "remove it: the name is taken as it is"),
+    meta("metadata.finalizers", Warning, "remove it: removing the file removes the object"),
+    meta("metadata.ownerReferences", Warning, "remove it: removing the file removes the object"),
     meta("metadata.creationTimestamp", Warning, SERVER),
     meta("metadata.deletionTimestamp", Warning, SERVER),
     meta("metadata.deletionGracePeriodSeconds", Warning, SERVER),
@@ -254,11 +255,11 @@ pub(super) static ROWS: &[Row] = &[
     // ConfigMap and Secret.
     yes("data").of(Kind::ConfigMap),
     yes("binaryData").of(Kind::ConfigMap),
-    idle("immutable", "an edit of the file counts").of(Kind::ConfigMap).when(When::True, ""),
+    idle("immutable", "remove it: an edit of the file counts").of(Kind::ConfigMap).when(When::True, ""),
     yes("data").of(Kind::Secret),
     yes("stringData").of(Kind::Secret),
     yes("type").of(Kind::Secret),
-    idle("immutable", "an edit of the file counts").of(Kind::Secret).when(When::True, ""),
+    idle("immutable", "remove it: an edit of the file counts").of(Kind::Secret).when(When::True, ""),
 
     // The pod.
     idle("status", SERVER),
@@ -280,7 +281,7 @@ pub(super) static ROWS: &[Row] = &[
     yes("spec.hostname"),
     no("spec.hostnameOverride", "use `hostname`"),
     no("spec.setHostnameAsFQDN", "use `hostname`").when(When::True, ""),
-    idle("spec.subdomain", "there is no cluster DNS"),
+    idle("spec.subdomain", "remove it, or leave it: there is no cluster DNS"),
     yes("spec.imagePullSecrets"),
     yes("spec.securityContext.runAsUser"),
     yes("spec.securityContext.runAsGroup"),
@@ -290,36 +291,36 @@ pub(super) static ROWS: &[Row] = &[
     yes("spec.securityContext.fsGroup"),
     yes("spec.securityContext.fsGroupChangePolicy"),
     yes("spec.securityContext.sysctls"),
-    yes("spec.securityContext.seccompProfile"),
+    yes("spec.securityContext.seccompProfile").noted(PROFILES),
     no("spec.securityContext.seLinuxOptions", "remove it; seccomp and capabilities confine"),
-    idle("spec.securityContext.seLinuxChangePolicy", "there are no SELinux labels here"),
+    idle("spec.securityContext.seLinuxChangePolicy", "remove it, or leave it: there are no SELinux labels here"),
     no("spec.securityContext.appArmorProfile.type", CONFINED)
         .when(When::Not(&["Unconfined"]), "other than Unconfined"),
-    no("spec.securityContext.windowsOptions", "only Linux runs here"),
-    no("spec.os.name", "only Linux runs here").when(When::Not(&["linux"]), "other than linux"),
-    no("spec.runtimeClassName", "there is one runtime; remove it"),
+    no("spec.securityContext.windowsOptions", "remove it: only Linux runs here"),
+    no("spec.os.name", "remove it: only Linux runs here").when(When::Not(&["linux"]), "other than linux"),
+    no("spec.runtimeClassName", "remove it: there is one runtime"),
     no("spec.resources", "set the resources of the containers").noted("of the whole pod"),
-    no("spec.resourceClaims", "devices are not claimed here"),
-    idle("spec.serviceAccountName", "no token is mounted: there is no API server to use it with")
+    no("spec.resourceClaims", "remove it: devices are not claimed here"),
+    idle("spec.serviceAccountName", "remove it, or leave it: no token is mounted, as there is no API server to use it with")
         .when(When::Not(&["default"]), ""),
-    idle("spec.serviceAccount", "no token is mounted: there is no API server to use it with")
+    idle("spec.serviceAccount", "remove it, or leave it: no token is mounted, as there is no API server to use it with")
         .when(When::Not(&["default"]), ""),
-    idle("spec.automountServiceAccountToken", "no token is mounted: there is no API server to use it with")
+    idle("spec.automountServiceAccountToken", "remove it, or leave it: no token is mounted, as there is no API server to use it with")
         .when(When::True, ""),
-    idle("spec.enableServiceLinks", "there are no services").when(When::True, ""),
+    idle("spec.enableServiceLinks", "remove it, or leave it: there are no services").when(When::True, ""),
     yes("spec.nodeName").noted(ELSEWHERE),
     yes("spec.nodeSelector").noted(ELSEWHERE),
-    idle("spec.affinity", "there is one node"),
-    idle("spec.tolerations", "there are no taints"),
-    idle("spec.topologySpreadConstraints", "there is one node"),
-    idle("spec.schedulerName", "there is no scheduler").when(When::Not(&["default-scheduler"]), ""),
-    idle("spec.schedulingGates", "there is no scheduler; the pod starts at once"),
-    idle("spec.schedulingGroup", "there is no scheduler"),
-    idle("spec.readinessGates", "nothing sets such conditions; the pod's containers decide"),
-    idle("spec.priorityClassName", "no pod is evicted for another"),
-    idle("spec.priority", "no pod is evicted for another"),
-    idle("spec.preemptionPolicy", "no pod is evicted for another"),
-    idle("spec.overhead", "there is no scheduler"),
+    idle("spec.affinity", "remove it, or leave it: there is one node"),
+    idle("spec.tolerations", "remove it, or leave it: there are no taints"),
+    idle("spec.topologySpreadConstraints", "remove it, or leave it: there is one node"),
+    idle("spec.schedulerName", "remove it, or leave it: there is no scheduler").when(When::Not(&["default-scheduler"]), ""),
+    idle("spec.schedulingGates", "remove it: there is no scheduler, and the pod starts at once"),
+    idle("spec.schedulingGroup", "remove it, or leave it: there is no scheduler"),
+    idle("spec.readinessGates", "remove it: the pod is ready when its containers are"),
+    idle("spec.priorityClassName", "remove it, or leave it: no pod is evicted for another"),
+    idle("spec.priority", "remove it, or leave it: no pod is evicted for another"),
+    idle("spec.preemptionPolicy", "remove it, or leave it: no pod is evicted for another"),
+    idle("spec.overhead", "remove it, or leave it: there is no scheduler"),
 
     // Containers; init containers follow the same rows.
     yes("spec.containers[].name"),
@@ -342,14 +343,14 @@ pub(super) static ROWS: &[Row] = &[
     yes("spec.containers[].resources").noted("cpu, memory, and portreeve.dev/pids"),
     no("spec.containers[].resources.limits{}", "remove it; disk use is not limited here")
         .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),
-    idle("spec.containers[].resources.requests{}", "disk space is not set aside")
+    idle("spec.containers[].resources.requests{}", "remove it, or leave it: disk space is not set aside")
         .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),
-    no("spec.containers[].resources.limits{}", "huge pages are not handed out here")
+    no("spec.containers[].resources.limits{}", "remove it: huge pages are not handed out here")
         .when(When::Key(is_huge_pages), "huge pages"),
-    no("spec.containers[].resources.limits{}", "devices are not handed out here")
+    no("spec.containers[].resources.limits{}", "remove it: devices are not handed out here")
         .when(When::Key(is_extended), "extended resources"),
-    no("spec.containers[].resources.claims", "devices are not claimed here"),
-    no("spec.containers[].resizePolicy[].restartPolicy", "cpu and memory change without a restart")
+    no("spec.containers[].resources.claims", "remove it: devices are not claimed here"),
+    no("spec.containers[].resizePolicy[].restartPolicy", "use NotRequired: cpu and memory change without a restart")
         .when(When::Not(&["NotRequired"]), "RestartContainer"),
     no("spec.containers[].restartPolicy", "use the pod's restartPolicy").noted("of one container"),
     yes("spec.initContainers[].restartPolicy").noted("Always: a sidecar"),
@@ -357,7 +358,7 @@ pub(super) static ROWS: &[Row] = &[
         .when(When::Not(&["Always"]), "other than Always"),
     no("spec.containers[].restartPolicyRules", "use the pod's restartPolicy"),
     yes("spec.containers[].volumeMounts").noted("with subPath, subPathExpr, mountPropagation, recursiveReadOnly"),
-    no("spec.containers[].volumeMounts[].mountPath", "the container's own root is there; mount it on a directory below")
+    no("spec.containers[].volumeMounts[].mountPath", "mount it on a directory below: the container's own root is there")
         .when(When::Node(is_root), "the root directory"),
     no("spec.containers[].volumeDevices", "mount a hostPath volume of type BlockDevice"),
     yes("spec.containers[].livenessProbe").noted("exec, httpGet, tcpSocket"),
@@ -367,7 +368,7 @@ pub(super) static ROWS: &[Row] = &[
     no("spec.containers[].readinessProbe.grpc", "use tcpSocket, or exec with a gRPC client"),
     no("spec.containers[].startupProbe.grpc", "use tcpSocket, or exec with a gRPC client"),
     yes("spec.containers[].lifecycle").noted("exec, httpGet, sleep; stopSignal"),
-    no("spec.containers[].lifecycle.stopSignal", "a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3")
+    no("spec.containers[].lifecycle.stopSignal", "use a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3")
         .when(When::Node(is_unknown_signal), "an unknown signal"),
     idle("spec.containers[].lifecycle.postStart", "use exec or httpGet")
         .when(When::Node(has_tcp_socket), "tcpSocket; Kubernetes does nothing with it either"),
@@ -386,11 +387,11 @@ pub(super) static ROWS: &[Row] = &[
     yes("spec.containers[].securityContext.runAsGroup"),
     yes("spec.containers[].securityContext.runAsNonRoot"),
     yes("spec.containers[].securityContext.procMount"),
-    yes("spec.containers[].securityContext.seccompProfile"),
+    yes("spec.containers[].securityContext.seccompProfile").noted(PROFILES),
     no("spec.containers[].securityContext.seLinuxOptions", "remove it; seccomp and capabilities confine"),
     no("spec.containers[].securityContext.appArmorProfile.type", CONFINED)
         .when(When::Not(&["Unconfined"]), "other than Unconfined"),
-    no("spec.containers[].securityContext.windowsOptions", "only Linux runs here"),
+    no("spec.containers[].securityContext.windowsOptions", "remove it: only Linux runs here"),
 
     // Volumes.
     yes("spec.volumes[].name"),
@@ -399,13 +400,13 @@ pub(super) static ROWS: &[Row] = &[
         .when(When::Node(is_bounded_disk), "sizeLimit on disk"),
     no("spec.volumes[].emptyDir.medium", "use Memory, or none").when(When::Not(&["Memory"]), "other than Memory"),
     yes("spec.volumes[].hostPath"),
-    no("spec.volumes[].hostPath.path", "nothing says where on the host it begins; begin it with /")
+    no("spec.volumes[].hostPath.path", "begin it with `/`: nothing says where on the host it begins")
         .when(When::Node(is_relative), "a relative path"),
     yes("spec.volumes[].configMap"),
     yes("spec.volumes[].secret"),
     yes("spec.volumes[].downwardAPI"),
     yes("spec.volumes[].projected").noted("configMap, secret, downwardAPI"),
-    no("spec.volumes[].projected.sources[].serviceAccountToken", "there is no API server to use it with; use a Secret"),
+    no("spec.volumes[].projected.sources[].serviceAccountToken", "use a Secret: there is no API server to use a token with"),
     no("spec.volumes[].projected.sources[].clusterTrustBundle", "use a ConfigMap"),
     no("spec.volumes[].projected.sources[].podCertificate", "use a Secret"),
     no("spec.volumes[].persistentVolumeClaim", "use a hostPath volume"),

@@ -1,6 +1,6 @@
 //! Containers and init containers.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, PodSpec, ResourceRequirements};
 
@@ -17,7 +17,7 @@ use crate::problem::Reason;
 #[derive(Debug)]
 pub(super) struct Scope<'a> {
     pub(super) volumes: &'a Volumes<'a>,
-    pub(super) claims: &'a BTreeSet<&'a str>,
+    pub(super) claims: &'a resources::Claims<'a>,
     pub(super) grace: i64,
     pub(super) restart_policy: &'a str,
     pub(super) host_users: bool,
@@ -40,40 +40,43 @@ pub(super) fn each(spec: &PodSpec, path: &Path<'_>, mut visit: impl FnMut(&Conta
 
 pub(super) fn containers(containers: &[Container], scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     if containers.is_empty() {
-        found.required(path, "a pod needs at least one container");
+        found.required(path, "a pod needs at least one container", "containers: [{name: web, image: nginx}]");
         return;
     }
-    let mut names = BTreeSet::new();
+    let mut names = BTreeMap::new();
+    let list = path;
     for (index, container) in containers.iter().enumerate() {
-        let path = path.index(index);
+        let path = list.index(index);
         common(container, scope, &path, found);
-        if !names.insert(container.name.as_str()) {
-            found.duplicate(&path.field("name"), &container.name);
+        let first = *names.entry(container.name.as_str()).or_insert(index);
+        if first != index {
+            found.duplicate(&path.field("name"), &container.name, &list.index(first).field("name"));
         }
         probes::lifecycle(container, scope, &path, found);
         probes::probes(container, scope, &path, found);
         restart_policy(container, &path, found);
         restart_rules(container, &path, found);
     }
-    ports::host_port_conflicts(containers, path, found);
+    ports::host_port_conflicts(containers, 0, list, found);
 }
 
 pub(super) fn init_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
-    let mut names: BTreeSet<&str> = spec.containers.iter().map(|container| container.name.as_str()).collect();
+    let mut names = Names::new();
+    add_names("containers", &spec.containers, &mut names);
     for (index, container) in spec.init_containers.iter().flatten().enumerate() {
         let own = path.index(index);
         common(container, scope, &own, found);
-        if names.contains(container.name.as_str()) {
-            found.duplicate(&own.field("name"), &container.name);
+        if let Some(first) = names.get(container.name.as_str()) {
+            duplicate(&own, &container.name, *first, found);
         } else if !container.name.is_empty() {
-            names.insert(&container.name);
+            names.insert(&container.name, ("initContainers", index));
         }
         restart_policy(container, &own, found);
         // Without a policy the server does not look at the rules.
         if container.restart_policy.is_some() {
             restart_rules(container, &own, found);
         }
-        ports::host_port_conflicts(std::slice::from_ref(container), path, found);
+        ports::host_port_conflicts(std::slice::from_ref(container), index, path, found);
         if container.restart_policy.as_deref() == Some("Always") {
             probes::lifecycle(container, scope, &own, found);
             probes::probes(container, scope, &own, found);
@@ -86,7 +89,7 @@ pub(super) fn init_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>
                 ("startupProbe", container.startup_probe.is_some()),
             ] {
                 if given {
-                    found.forbidden(&own.field(field), WHY);
+                    found.forbidden(&own.field(field), WHY, "remove it, or make a sidecar of it by that policy");
                 }
             }
             for (at, policy) in container.resize_policy.iter().flatten().enumerate() {
@@ -97,6 +100,7 @@ pub(super) fn init_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>
                         &path.field("restartPolicy"),
                         &policy.restart_policy,
                         "may not be set for an init container without `restartPolicy: Always`",
+                        "use `NotRequired`, or remove the policy",
                     );
                 }
             }
@@ -107,21 +111,30 @@ pub(super) fn init_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>
 /// Ephemeral containers; a manifest cannot have them at all, and their own faults are named too.
 pub(super) fn ephemeral_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     const WHY: &str = "an ephemeral container may not have this";
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let others: BTreeSet<&str> = containers.map(|container| container.name.as_str()).collect();
+    let mut others = Names::new();
+    add_names("containers", &spec.containers, &mut others);
+    add_names("initContainers", spec.init_containers.as_deref().unwrap_or_default(), &mut others);
     let mut names = others.clone();
     for (index, ephemeral) in spec.ephemeral_containers.iter().flatten().enumerate() {
         let path = path.index(index);
         let container = defaults::as_container(ephemeral);
         common(&container, scope, &path, found);
         images::padded(&container, &path, found);
-        if !names.insert(&ephemeral.name) {
-            found.duplicate(&path.field("name"), &ephemeral.name);
+        let own = ("ephemeralContainers", index);
+        let first = *names.entry(&ephemeral.name).or_insert(own);
+        if first != own {
+            duplicate(&path, &ephemeral.name, first, found);
         }
         if let Some(target) = given(ephemeral.target_container_name.as_ref())
-            && !others.contains(target)
+            && !others.contains_key(target)
         {
-            found.not_found(&path.field("targetContainerName"), &target, "is no container of this pod");
+            found.not_found(
+                &path.field("targetContainerName"),
+                target,
+                "is no container of this pod",
+                others.keys().copied(),
+                "name a container of the pod",
+            );
         }
         let unused = ResourceRequirements::default();
         for (field, given) in [
@@ -136,7 +149,7 @@ pub(super) fn ephemeral_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Pat
             ("lifecycle", container.lifecycle.is_some()),
         ] {
             if given {
-                found.forbidden(&path.field(field), WHY);
+                found.forbidden(&path.field(field), WHY, "remove it, or add a container to `spec.containers`");
             }
         }
         for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
@@ -144,25 +157,42 @@ pub(super) fn ephemeral_containers(spec: &PodSpec, scope: &Scope<'_>, path: &Pat
             let path = path.index(at);
             for (field, text) in [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)] {
                 if given(text.as_ref()).is_some() {
-                    found.forbidden(&path.field(field), WHY);
+                    found.forbidden(&path.field(field), WHY, "remove it, and mount the whole volume");
                 }
             }
         }
     }
 }
 
+/// In which list, and where in it, each name stands first.
+type Names<'a> = BTreeMap<&'a str, (&'static str, usize)>;
+
+fn add_names<'a>(list: &'static str, containers: &'a [Container], names: &mut Names<'a>) {
+    for (index, container) in containers.iter().enumerate() {
+        names.entry(&container.name).or_insert((list, index));
+    }
+}
+
+fn duplicate(path: &Path<'_>, name: &str, (list, index): (&str, usize), found: &mut Findings<'_>) {
+    let first = Path::ROOT;
+    let first = first.field("spec");
+    let first = first.field(list);
+    found.duplicate(&path.field("name"), &name, &first.index(index).field("name"));
+}
+
 fn common(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     if container.name.is_empty() {
-        found.required(&path.field("name"), "a container needs a name");
+        found.required(&path.field("name"), "a container needs a name", "name: web");
     } else {
         label(&container.name, &path.field("name"), found);
     }
     if given(container.image.as_ref()).is_none() {
-        found.required(&path.field("image"), "a container needs an image");
+        found.required(&path.field("image"), "a container needs an image", "image: docker.io/library/nginx:1.29");
     }
     choice(
         container.termination_message_policy.as_deref(),
         &["File", "FallbackToLogsOnError"],
+        "remove it for the default, `File`",
         &path.field("terminationMessagePolicy"),
         found,
     );
@@ -174,6 +204,7 @@ fn common(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut
     choice(
         container.image_pull_policy.as_deref(),
         &["Always", "IfNotPresent", "Never"],
+        "remove it: the default follows from the image's tag",
         &path.field("imagePullPolicy"),
         found,
     );
@@ -183,21 +214,23 @@ fn common(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut
 }
 
 fn resize_policy(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
     for (index, policy) in container.resize_policy.iter().flatten().enumerate() {
-        if !seen.insert(policy.resource_name.as_str()) {
-            found.duplicate(&path.index(index), &policy.resource_name);
+        let first = *seen.entry(policy.resource_name.as_str()).or_insert(index);
+        if first != index {
+            found.duplicate(&path.index(index), &policy.resource_name, &path.index(first));
         }
         match policy.resource_name.as_str() {
-            "" => found.required(path, "a resourceName is required"),
-            name => choice(Some(name), &["cpu", "memory"], path, found),
+            "" => found.required(path, "a resourceName is required", "resourceName: cpu"),
+            name => choice(Some(name), &["cpu", "memory"], "remove the policy", path, found),
         }
         match policy.restart_policy.as_str() {
-            "" => found.required(path, "a restartPolicy is required"),
-            name => choice(Some(name), &["NotRequired", "RestartContainer"], path, found),
+            "" => found.required(path, "a restartPolicy is required", "restartPolicy: NotRequired"),
+            name => choice(Some(name), &["NotRequired", "RestartContainer"], "for example `NotRequired`", path, found),
         }
         if scope.restart_policy == "Never" && policy.restart_policy != "NotRequired" {
-            found.invalid(path, &policy.restart_policy, "must be NotRequired when the pod's restartPolicy is Never");
+            let message = "must be NotRequired when the pod's restartPolicy is Never";
+            found.invalid(path, &policy.restart_policy, message, "change it, or remove the policy");
         }
     }
 }
@@ -207,8 +240,11 @@ fn restart_policy(container: &Container, path: &Path<'_>, found: &mut Findings<'
     let own = path.field("restartPolicy");
     let ruled = container.restart_policy_rules.as_ref().is_some_and(|rules| !rules.is_empty());
     match &container.restart_policy {
-        Some(policy) => choice(Some(policy), &["Always", "OnFailure", "Never"], &own, found),
-        None if ruled => found.required(&own, "must be set when `restartPolicyRules` is"),
+        Some(policy) => {
+            let otherwise = "remove it, and the pod's restartPolicy counts";
+            choice(Some(policy), &["Always", "OnFailure", "Never"], otherwise, &own, found);
+        }
+        None if ruled => found.required(&own, "must be set when `restartPolicyRules` is", "restartPolicy: Never"),
         None => {}
     }
 }
@@ -219,7 +255,8 @@ fn restart_rules(container: &Container, path: &Path<'_>, found: &mut Findings<'_
     let rules = container.restart_policy_rules.as_deref().unwrap_or_default();
     let path = path.field("restartPolicyRules");
     if rules.len() > RULES {
-        found.add(&path, Reason::FieldValueTooMany, format!("there may be at most {RULES} rules"));
+        let fix = format!("remove or join {} of them", rules.len() - RULES);
+        found.add(&path, Reason::FieldValueTooMany, format!("there may be at most {RULES} rules"), fix);
     }
     for (index, rule) in rules.iter().enumerate() {
         restart_rule(rule, &path.index(index), found);
@@ -228,19 +265,21 @@ fn restart_rules(container: &Container, path: &Path<'_>, found: &mut Findings<'_
 
 fn restart_rule(rule: &ContainerRestartRule, path: &Path<'_>, found: &mut Findings<'_>) {
     const VALUES: usize = 255;
-    choice(Some(&rule.action), &["Restart", "RestartAllContainers"], &path.field("action"), found);
+    let actions = ["Restart", "RestartAllContainers"];
+    choice(Some(&rule.action), &actions, "for example `Restart`", &path.field("action"), found);
     let path = path.field("exitCodes");
     let Some(codes) = &rule.exit_codes else {
-        found.required(&path, "must be specified");
+        found.required(&path, "must be specified", "exitCodes: {operator: In, values: [42]}");
         return;
     };
-    choice(Some(&codes.operator), &["In", "NotIn"], &path.field("operator"), found);
+    choice(Some(&codes.operator), &["In", "NotIn"], "for example `In`", &path.field("operator"), found);
     let values = codes.values.as_deref().unwrap_or_default();
     if values.len() > VALUES {
         found.add(
             &path.field("values"),
             Reason::FieldValueTooMany,
             format!("there may be at most {VALUES} exit codes"),
+            format!("remove {} of them, or use the other operator", values.len() - VALUES),
         );
     }
 }

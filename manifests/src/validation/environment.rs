@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{
 use super::container;
 use super::metadata::{check, label};
 use super::{given, names, volumes};
-use crate::findings::Findings;
+use crate::findings::{Findings, near_or};
 use crate::path::Path;
 use crate::problem::Reason;
 use crate::quantity::Amount;
@@ -18,7 +18,7 @@ pub(super) fn env(container: &Container, path: &Path<'_>, found: &mut Findings<'
     for (index, variable) in container.env.iter().flatten().enumerate() {
         let path = path.index(index);
         if variable.name.is_empty() {
-            found.required(&path.field("name"), "a variable needs a name");
+            found.required(&path.field("name"), "a variable needs a name", "name: PORT");
         } else {
             check(&variable.name, names::variable, &path.field("name"), found);
         }
@@ -67,18 +67,21 @@ fn source(variable: &EnvVar, path: &Path<'_>, found: &mut Findings<'_>) {
             path,
             Reason::FieldValueInvalid,
             "must have one of fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef",
+            "add one, or give the text itself as `value`",
         );
     } else if given(variable.value.as_ref()).is_some() {
-        found.add(path, Reason::FieldValueInvalid, "a variable has either `value` or `valueFrom`");
+        let fix = "remove one of the two";
+        found.add(path, Reason::FieldValueInvalid, "a variable has either `value` or `valueFrom`", fix);
     } else if sources > 1 {
-        found.add(path, Reason::FieldValueInvalid, "may not have more than one source");
+        let fix = "keep one, and give each other one a variable of its own";
+        found.add(path, Reason::FieldValueInvalid, "may not have more than one source", fix);
     }
 }
 
 fn key_of(name: &str, key: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     check(name, names::subdomain, &path.field("name"), found);
     if key.is_empty() {
-        found.required(&path.field("key"), "a key is required");
+        found.required(&path.field("key"), "a key is required", "key: host");
     } else {
         check(key, names::config_key, &path.field("key"), found);
     }
@@ -86,18 +89,18 @@ fn key_of(name: &str, key: &str, path: &Path<'_>, found: &mut Findings<'_>) {
 
 fn file_key(file: &FileKeySelector, path: &Path<'_>, found: &mut Findings<'_>) {
     if file.key.is_empty() {
-        found.required(&path.field("key"), "a key is required");
+        found.required(&path.field("key"), "a key is required", "key: PORT");
     } else {
         check(&file.key, names::variable, &path.field("key"), found);
     }
     let volume = path.field("volumeName");
     if file.volume_name.is_empty() {
-        found.required(&volume, "a volume is required");
+        found.required(&volume, "a volume is required", "volumeName: settings");
     } else {
         label(&file.volume_name, &volume, found);
     }
     if file.path.is_empty() {
-        found.required(&path.field("path"), "a path is required");
+        found.required(&path.field("path"), "a path is required", "path: app.env");
     } else {
         volumes::no_steps_back(&file.path, &path.field("path"), found);
     }
@@ -118,9 +121,13 @@ pub(super) fn file_volumes(spec: &PodSpec, path: &Path<'_>, found: &mut Findings
             let path = path.field("fileKeyRef");
             let own = path.field("volumeName");
             match volumes.get(file.volume_name.as_str()) {
-                None => found.not_found(&own, &file.volume_name, "is no volume of this pod"),
+                None => {
+                    let (name, known) = (file.volume_name.as_str(), volumes.keys().copied());
+                    found.not_found(&own, name, "is no volume of this pod", known, "add it to `spec.volumes`");
+                }
                 Some(volume) if volume.empty_dir.is_none() => {
-                    found.invalid(&own, &file.volume_name, "is no emptyDir volume");
+                    let fix = "make it one: the variables are written by an init container";
+                    found.invalid(&own, &file.volume_name, "is no emptyDir volume", fix);
                 }
                 Some(_) => {}
             }
@@ -143,19 +150,19 @@ pub(super) fn env_from(container: &Container, path: &Path<'_>, found: &mut Findi
             sources += 1;
             let path = own.field(field);
             if name.is_empty() {
-                found.required(&path.field("name"), "a name is required");
-            } else if let Err(message) = names::prefix_of(name, names::subdomain) {
-                found.invalid(&path.field("name"), name, message);
+                found.required(&path.field("name"), "a name is required", "name: settings");
+            } else {
+                check(name, |text| names::prefix_of(text, names::subdomain), &path.field("name"), found);
             }
         }
         // The API server gives these no index.
         if sources != 1 {
-            let message = if sources == 0 {
-                "must have one of configMapRef, secretRef"
+            let (message, fix) = if sources == 0 {
+                ("must have one of configMapRef, secretRef", "for example `configMapRef: {name: settings}`")
             } else {
-                "may not have more than one source"
+                ("may not have more than one source", "make each an item of its own")
             };
-            found.add_as(path.to_string(), &own, Reason::FieldValueInvalid, message);
+            found.add_as(path.to_string(), &own, Reason::FieldValueInvalid, message, fix);
         }
     }
 }
@@ -178,12 +185,12 @@ pub(super) fn object_field(field: &ObjectFieldSelector, allowed: &[&str], path: 
     ];
     let name = field.field_path.as_str();
     if name.is_empty() {
-        found.required(&path.field("fieldPath"), "a fieldPath is required");
+        found.required(&path.field("fieldPath"), "a fieldPath is required", "fieldPath: metadata.name");
         return;
     }
     let own = path.field("fieldPath");
     if field.api_version.as_deref() != Some("v1") {
-        found.invalid(&own, &name, "can only be read with apiVersion v1");
+        found.invalid(&own, &name, "can only be read with apiVersion v1", "remove `apiVersion`: v1 is the default");
         return;
     }
     if let Some((base, key)) = subscript(name) {
@@ -193,20 +200,31 @@ pub(super) fn object_field(field: &ObjectFieldSelector, allowed: &[&str], path: 
             }
             "metadata.labels" => check(key, names::qualified, path, found),
             _ if KNOWN.contains(&base) || base == "spec.host" => {
-                found.invalid(&own, &name, "has no keys");
+                found.invalid(&own, &name, "has no keys", "remove the `['...']`");
             }
-            _ => found.invalid(&own, &name, "is no field of a pod that can be read here"),
+            _ => found.invalid(
+                &own,
+                &name,
+                "is no field of a pod that can be read here",
+                "for example `metadata.labels['app']`",
+            ),
         }
         return;
     }
     let known = KNOWN.contains(&name) || matches!(name, "spec.host" | "status.hostIPs" | "status.podIPs");
     if !known {
-        found.invalid(&own, &name, "is no field of a pod that can be read here");
-        if let Some(near) = crate::near::nearest(name, allowed.iter().copied()) {
-            found.fix(format!("did you mean `{near}`?"));
-        }
+        let fix = near_or(name, allowed.iter().copied(), || {
+            "for example `metadata.name` or `metadata.labels['app']`".to_owned()
+        });
+        found.invalid(&own, &name, "is no field of a pod that can be read here", fix);
     } else if !allowed.contains(&if name == "spec.host" { "spec.nodeName" } else { name }) {
-        found.not_supported(&own, name, allowed);
+        // Variables cannot have all labels, and files cannot have what is known only later.
+        let otherwise = match name {
+            "metadata.labels" | "metadata.annotations" => "name one of them, as in `metadata.labels['app']`",
+            "spec.restartPolicy" | "spec.schedulerName" | "status.phase" => "remove it: no pod can read this field",
+            _ => "give it to a container by `env` instead",
+        };
+        found.not_supported(&own, name, allowed, otherwise);
     }
 }
 
@@ -235,11 +253,11 @@ pub(super) fn resource_field(
     let name = field.resource.as_str();
     let pages = name.starts_with("limits.hugepages-") || name.starts_with("requests.hugepages-");
     if in_volume && given(field.container_name.as_ref()).is_none() {
-        found.required(&path.field("containerName"), "a containerName is required");
+        found.required(&path.field("containerName"), "a containerName is required", "containerName: web");
     } else if name.is_empty() {
-        found.required(&path.field("resource"), "a resource is required");
+        found.required(&path.field("resource"), "a resource is required", "resource: limits.memory");
     } else if !RESOURCES.contains(&name) && !pages {
-        found.not_supported(&path.field("resource"), name, &RESOURCES);
+        found.not_supported(&path.field("resource"), name, &RESOURCES, "for example `limits.memory`");
     }
     divisor(field, pages, &path.field("divisor"), found);
 }
@@ -257,6 +275,8 @@ fn divisor(field: &ResourceFieldSelector, pages: bool, path: &Path<'_>, found: &
         _ => return,
     };
     if !allowed.contains(&text) {
-        found.invalid(path, &text, format!("must be one of {}", allowed.join(", ")));
+        let whole = if allowed.len() == BYTES.len() { "bytes" } else { "whole cores" };
+        let fix = format!("remove it, and the value is in {whole}");
+        found.invalid(path, &text, format!("must be one of {}", allowed.join(", ")), fix);
     }
 }

@@ -15,11 +15,12 @@ pub(super) fn dns(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let nameservers = config.and_then(|config| config.nameservers.as_deref()).unwrap_or_default();
     if spec.dns_policy.as_deref() == Some("None") {
         if config.is_none() {
-            found.required(path, "must be given when `dnsPolicy` is None");
+            found.required(path, "must be given when `dnsPolicy` is None", "dnsConfig: {nameservers: [192.0.2.53]}");
             return;
         }
         if nameservers.is_empty() {
-            found.required(&path.field("nameservers"), "needs a nameserver when `dnsPolicy` is None");
+            let message = "needs a nameserver when `dnsPolicy` is None";
+            found.required(&path.field("nameservers"), message, "nameservers: [192.0.2.53]");
             return;
         }
     }
@@ -29,21 +30,29 @@ pub(super) fn dns(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
             &path.field("nameservers"),
             &nameservers.len(),
             format!("nameservers are too many; at most {NAMESERVERS}"),
+            format!("remove {} of them", nameservers.len() - NAMESERVERS),
         );
     }
     for (index, server) in nameservers.iter().enumerate() {
-        check(server, names::ip, &path.field("nameservers").index(index), found);
+        address(server, &path.field("nameservers").index(index), found);
     }
     let searches = config.searches.as_deref().unwrap_or_default();
     let own = path.field("searches");
     if searches.len() > SEARCHES {
-        found.invalid(&own, &searches.len(), format!("search domains are too many; at most {SEARCHES}"));
+        found.invalid(
+            &own,
+            &searches.len(),
+            format!("search domains are too many; at most {SEARCHES}"),
+            format!("remove {} of them", searches.len() - SEARCHES),
+        );
     }
-    if searches.join(" ").len() > SEARCH_LENGTH {
+    let length = searches.iter().map(|search| search.len() + 1).sum::<usize>().saturating_sub(1);
+    if length > SEARCH_LENGTH {
         found.invalid(
             &own,
             &searches.len(),
             format!("search domains are too long together; at most {SEARCH_LENGTH} characters"),
+            format!("remove domains of {} characters", length - SEARCH_LENGTH),
         );
     }
     for (index, search) in searches.iter().enumerate() {
@@ -54,15 +63,21 @@ pub(super) fn dns(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     }
     for (index, option) in config.options.iter().flatten().enumerate() {
         if option.name.as_deref().unwrap_or_default().is_empty() {
-            found.required(&path.field("options").index(index), "an option needs a name");
+            found.required(&path.field("options").index(index), "an option needs a name", "name: ndots");
         }
+    }
+}
+
+fn address(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Err(message) = names::ip(text) {
+        found.invalid(path, &text, message, names::mended_ip(text));
     }
 }
 
 pub(super) fn aliases(aliases: &[HostAlias], path: &Path<'_>, found: &mut Findings<'_>) {
     for (index, alias) in aliases.iter().enumerate() {
         let path = path.index(index);
-        check(&alias.ip, names::ip, &path.field("ip"), found);
+        address(&alias.ip, &path.field("ip"), found);
         for (at, name) in alias.hostnames.iter().flatten().enumerate() {
             check(name, names::subdomain, &path.field("hostnames").index(at), found);
         }
@@ -76,13 +91,13 @@ pub(super) fn hostname_override(spec: &PodSpec, path: &Path<'_>, found: &mut Fin
     };
     let own = path.field("hostnameOverride");
     if spec.set_hostname_as_fqdn == Some(true) {
-        found.forbidden(&own, "may not be set together with setHostnameAsFQDN");
+        found.forbidden(&own, "may not be set together with setHostnameAsFQDN", "use `hostname` instead of both");
     }
     if spec.host_network == Some(true) {
-        found.forbidden(&own, "may not be set with `hostNetwork: true`");
+        found.forbidden(&own, "may not be set with `hostNetwork: true`", "remove it: the pod has the host's name then");
     }
     if name.len() > LONGEST {
-        found.too_long(&own, LONGEST);
+        found.too_long(&own, name.len(), LONGEST, "shorten it, or use `hostname`");
     }
     check(name, names::subdomain, &own, found);
 }

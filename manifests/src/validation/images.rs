@@ -10,6 +10,6 @@ pub(super) fn padded(container: &Container, path: &Path<'_>, found: &mut Finding
     if let Some(image) = &container.image
         && image.trim() != image
     {
-        found.invalid(&path.field("image"), image, "may not have spaces around it");
+        found.invalid(&path.field("image"), image, "may not have spaces around it", "remove them");
     }
 }

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 
 use super::given;
 use super::names::{self, Check};
-use crate::findings::Findings;
+use crate::findings::{Findings, near_or};
 use crate::path::Path;
 use crate::problem::Reason;
 
@@ -17,13 +17,14 @@ pub(super) fn metadata(meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<
     if let Some(prefix) = given(meta.generate_name.as_ref())
         && let Err(message) = names::prefix_of(prefix, names::subdomain)
     {
-        found.invalid(&path.field("generateName"), &prefix, message);
+        let fix = names::mended(prefix, |text| names::prefix_of(text, names::subdomain));
+        found.invalid(&path.field("generateName"), &prefix, message, fix);
     }
     let name_path = path.field("name");
     match given(meta.name.as_ref()) {
         None => {
-            found.required(&name_path, "a name is required");
-            found.fix("set `metadata.name`; `generateName` would make another object at each reading");
+            let fix = "set `metadata.name`; `generateName` would make another object at each reading";
+            found.add(&name_path, Reason::FieldValueRequired, "a name is required", fix);
         }
         Some(name) => {
             check(name, names::subdomain, &name_path, found);
@@ -41,14 +42,18 @@ pub(super) fn metadata(meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<
 /// The generation, of kinds for which the API server keeps what is given; a pod's becomes 1.
 pub(super) fn generation(meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(generation) = meta.generation.filter(|it| *it < 0) {
-        found.invalid(&path.field("generation"), &generation, "may not be below zero");
+        let fix = "remove it: an API server writes this";
+        found.invalid(&path.field("generation"), &generation, "may not be below zero", fix);
     }
 }
 
-/// A text that must pass a check.
+/// A text that must pass a check of names.
 pub(super) fn check(text: &str, check: fn(&str) -> Check, path: &Path<'_>, found: &mut Findings<'_>) {
-    if let Err(message) = check(text) {
-        found.invalid(path, &text, message);
+    // Looking for a better text takes longer than the check.
+    if let Err(message) = check(text)
+        && found.has_room()
+    {
+        found.invalid(path, &text, message, names::mended(text, check));
     }
 }
 
@@ -59,11 +64,17 @@ pub(super) fn label(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
 
 pub(super) fn labels(labels: Option<&BTreeMap<String, String>>, path: &Path<'_>, found: &mut Findings<'_>) {
     for (key, value) in labels.into_iter().flatten() {
-        if let Err(message) = names::qualified(key) {
-            found.add_as(path.to_string(), &path.key(key), Reason::FieldValueInvalid, format!("{key:?}: {message}"));
+        if let Err(message) = names::qualified(key)
+            && found.has_room()
+        {
+            let (message, fix) = (format!("{key:?}: {message}"), names::mended(key, names::qualified));
+            found.add_as(path.to_string(), &path.key(key), Reason::FieldValueInvalid, message, fix);
         }
-        if let Err(message) = names::label_value(value) {
-            found.add_as(path.to_string(), &path.key(key), Reason::FieldValueInvalid, format!("{value:?} {message}"));
+        if let Err(message) = names::label_value(value)
+            && found.has_room()
+        {
+            let (message, fix) = (format!("{value:?} {message}"), names::mended(value, names::label_value));
+            found.add_as(path.to_string(), &path.key(key), Reason::FieldValueInvalid, message, fix);
         }
     }
 }
@@ -71,13 +82,16 @@ pub(super) fn labels(labels: Option<&BTreeMap<String, String>>, path: &Path<'_>,
 pub(super) fn annotations(annotations: Option<&BTreeMap<String, String>>, path: &Path<'_>, found: &mut Findings<'_>) {
     let mut size = 0;
     for (key, value) in annotations.into_iter().flatten() {
-        if let Err(message) = names::qualified(&key.to_lowercase()) {
-            found.add_as(path.to_string(), &path.key(key), Reason::FieldValueInvalid, format!("{key:?}: {message}"));
+        if let Err(message) = names::qualified(&key.to_lowercase())
+            && found.has_room()
+        {
+            let (message, fix) = (format!("{key:?}: {message}"), names::mended(key, names::qualified));
+            found.add_as(path.to_string(), &path.key(key), Reason::FieldValueInvalid, message, fix);
         }
         size += key.len() + value.len();
     }
     if size > MAX_ANNOTATIONS {
-        found.too_long(path, MAX_ANNOTATIONS);
+        found.too_long(path, size, MAX_ANNOTATIONS, "move large values to a ConfigMap");
     }
 }
 
@@ -88,24 +102,39 @@ fn owners(owners: &[OwnerReference], path: &Path<'_>, found: &mut Findings<'_>) 
         let version = owner.api_version.as_str();
         let bare = version.rsplit('/').next().unwrap_or_default();
         if bare.is_empty() || version.matches('/').count() > 1 {
-            found.invalid(&path.field("apiVersion"), &version, "is no group/version");
+            found.invalid(
+                &path.field("apiVersion"),
+                &version,
+                "is no group/version",
+                "for example `apps/v1`, or remove the owner",
+            );
         }
         if owner.kind.is_empty() {
-            found.invalid(&path.field("kind"), &owner.kind, "must not be empty");
+            found.invalid(
+                &path.field("kind"),
+                &owner.kind,
+                "must not be empty",
+                "for example `ReplicaSet`, or remove the owner",
+            );
         }
         if owner.name.is_empty() {
-            found.invalid(&path.field("name"), &owner.name, "must not be empty");
+            found.invalid(&path.field("name"), &owner.name, "must not be empty", "name the owner, or remove it");
         }
         if owner.uid.is_empty() {
-            found.invalid(&path.field("uid"), &owner.uid, "must not be empty");
+            found.invalid(
+                &path.field("uid"),
+                &owner.uid,
+                "must not be empty",
+                "give the owner's UUID, or remove the owner",
+            );
         }
         if matches!(version, "v1" | "/v1") && owner.kind == "Event" {
-            found.invalid(path, &owner.kind, "an event may not own anything");
+            found.invalid(path, &owner.kind, "an event may not own anything", "remove this owner");
         }
         if owner.controller == Some(true) {
             if let Some(first) = controller {
                 let message = format!("both {} and {} are its controller", first.name, owner.name);
-                found.add(path, Reason::FieldValueInvalid, message);
+                found.add(path, Reason::FieldValueInvalid, message, "say `controller: true` for one of them only");
             } else {
                 controller = Some(owner);
             }
@@ -119,15 +148,23 @@ fn finalizers(finalizers: &[String], path: &Path<'_>, found: &mut Findings<'_>) 
     }
     let has = |wanted: &str| finalizers.iter().any(|name| name == wanted);
     if has("orphan") && has("foregroundDeletion") {
-        found.invalid(path, &finalizers, "`orphan` and `foregroundDeletion` exclude each other");
+        found.invalid(
+            path,
+            &finalizers,
+            "`orphan` and `foregroundDeletion` exclude each other",
+            "remove one of the two",
+        );
     }
     for (index, name) in finalizers.iter().enumerate() {
         let standard = matches!(name.as_str(), "kubernetes" | "orphan" | "foregroundDeletion");
         if !name.contains('/') && !standard {
-            found.invalid(&path.index(index), name, "must be qualified, such as example.com/finalizer");
+            let fix = "put a domain of yours and a `/` before it, or remove it";
+            found.invalid(&path.index(index), name, "must be qualified, such as example.com/finalizer", fix);
         }
     }
 }
+
+const OPERATORS: [&str; 4] = ["In", "NotIn", "Exists", "DoesNotExist"];
 
 /// A label selector.
 pub(super) fn selector(selector: Option<&LabelSelector>, path: &Path<'_>, found: &mut Findings<'_>) {
@@ -139,13 +176,17 @@ pub(super) fn selector(selector: Option<&LabelSelector>, path: &Path<'_>, found:
         let values = rule.values.as_deref().unwrap_or_default();
         match rule.operator.as_str() {
             "In" | "NotIn" if values.is_empty() => {
-                found.required(&path.field("values"), "must be given when `operator` is In or NotIn");
+                found.required(&path.field("values"), "must be given when `operator` is In or NotIn", "values: [web]");
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
-                found.forbidden(&path.field("values"), "may not be given when `operator` is Exists or DoesNotExist")
+                let message = "may not be given when `operator` is Exists or DoesNotExist";
+                found.forbidden(&path.field("values"), message, "remove `values`, or use the operator In or NotIn");
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => found.invalid(&path.field("operator"), &other, "is no selector operator"),
+            other => {
+                let fix = near_or(other, OPERATORS.into_iter(), || format!("use one of {}", OPERATORS.join(", ")));
+                found.invalid(&path.field("operator"), &other, "is no selector operator", fix);
+            }
         }
         check(&rule.key, names::qualified, &path.field("key"), found);
         for (at, value) in values.iter().enumerate() {

@@ -164,9 +164,135 @@ pub(super) fn ip(text: &str) -> Check {
     }
 }
 
+/// How to mend a text that is no IP address.
+pub(super) fn mended_ip(text: &str) -> String {
+    if let Ok(std::net::IpAddr::V6(address)) = text.parse()
+        && let Some(mapped) = address.to_ipv4_mapped()
+    {
+        return format!("write the IPv4 address: `{mapped}`");
+    }
+    let number = |part: &str| part.parse::<u8>().map(|number| number.to_string());
+    match text.split('.').map(number).collect::<Result<Vec<_>, _>>() {
+        Ok(parts) if parts.len() == 4 => format!("without leading zeros: `{}`", parts.join(".")),
+        _ => "give the address itself: names are not looked up here".to_owned(),
+    }
+}
+
+/// How to mend a text that failed a check of names: the nearest text that passes it.
+pub(super) fn mended(text: &str, check: fn(&str) -> Check) -> String {
+    /// Longer ones are not worth reading again.
+    const SHOWN: usize = 40;
+    /// Nothing that is this long was meant as a name.
+    const READ: usize = 1024;
+    let filler = if check("a_b").is_ok() { '_' } else { '-' };
+    let example = || format!("for example `web{filler}1`");
+    let good = |name: &str| !name.is_empty() && check(name).is_ok();
+    if text.len() > READ {
+        return example();
+    }
+    let candidates = candidates(text, filler);
+    if let Some(name) = candidates.iter().find(|name| good(name)) {
+        return if name.len() <= SHOWN { format!("for example `{name}`") } else { first_change(text, name) };
+    }
+    // What is only too long passes when it is cut: as a whole, or after its prefix.
+    let excess = |name: &String| {
+        let from = name.find('/').map_or(0, |at| at + 1);
+        let cut = |most: usize| name.get(..from + most).is_some_and(|name| good(name.trim_end_matches(is_joint)));
+        let most = [253, 63, 15].into_iter().find(|most| cut(*most))?;
+        Some(name.len() - from - most)
+    };
+    match candidates.iter().find_map(excess) {
+        Some(excess) => format!("shorten it by {excess}"),
+        None => example(),
+    }
+}
+
+/// Where a text begins to differ from a good one.
+fn first_change(text: &str, good: &str) -> String {
+    let same = text.chars().zip(good.chars()).take_while(|(a, b)| a == b).count();
+    match text.chars().nth(same) {
+        Some(first) => format!("change {first:?}, its character {}", same + 1),
+        None => format!("end it after character {same}"),
+    }
+}
+
+fn is_joint(c: char) -> bool {
+    !c.is_ascii_alphanumeric()
+}
+
+/// Texts like this one that may be names, the most like it first.
+fn candidates(text: &str, filler: char) -> [String; 6] {
+    let clean = |kept: &[char]| {
+        let mut name = String::with_capacity(text.len());
+        let mut prefixed = false;
+        for c in text.chars() {
+            let known = c.is_ascii_alphanumeric() || c == '-' || c == filler;
+            let c = if known || (kept.contains(&c) && !(c == '/' && prefixed)) { c } else { filler };
+            if c == '/' {
+                // What stands before it is a domain.
+                prefixed = true;
+                name = name.to_ascii_lowercase().replace('_', "-");
+            }
+            if !(is_joint(c) && name.ends_with(is_joint)) {
+                name.push(c);
+            }
+        }
+        if name.ends_with('/') {
+            name.push_str("name");
+        }
+        name.trim_matches(is_joint).to_owned()
+    };
+    let names = [clean(&['.', '/']), clean(&['.']), clean(&[])];
+    let [lower, lower_dots, lower_plain] = names.each_ref().map(|name| name.to_ascii_lowercase());
+    let [full, dots, plain] = names;
+    [full, lower, dots, lower_dots, plain, lower_plain]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_good_name_is_named() {
+        let long = format!("{}_{}", "a".repeat(30), "b".repeat(30));
+        for (text, check, expected) in [
+            ("Web", label as fn(&str) -> Check, "for example `web`"),
+            ("my_App.", subdomain, "for example `my-app`"),
+            ("a..b", subdomain, "for example `a.b`"),
+            ("a.b/c", label, "for example `a-b-c`"),
+            ("-x", subdomain, "for example `x`"),
+            ("Example.com/Name", qualified, "for example `example.com/Name`"),
+            ("a_b/c", qualified, "for example `a-b/c`"),
+            ("a/b/c", qualified, "for example `a/b_c`"),
+            ("a/", qualified, "for example `a/name`"),
+            ("a b", label_value, "for example `a_b`"),
+            ("A=B", variable, "for example `A_B`"),
+            ("..a", config_key, "for example `a`"),
+            ("HTTP--80", port_name, "for example `http-80`"),
+            ("80", port_name, "for example `web-1`"),
+            ("\u{e9}", variable, "for example `web_1`"),
+            ("", subdomain, "for example `web-1`"),
+            (&long, label, "change '_', its character 31"),
+            (&format!("{}-", "a".repeat(50)), label, "change '-', its character 51"),
+            (&"a".repeat(64), label, "shorten it by 1"),
+            (&"a".repeat(254), subdomain, "shorten it by 1"),
+            (&format!("example.com/{}", "a".repeat(65)), qualified, "shorten it by 2"),
+            (&"a".repeat(1 << 20), port_name, "for example `web-1`"),
+        ] {
+            assert_eq!(mended(text, check), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_mended() {
+        for (text, expected) in [
+            ("010.0.0.1", "without leading zeros: `10.0.0.1`"),
+            ("::ffff:1.2.3.4", "write the IPv4 address: `1.2.3.4`"),
+            ("dns.example.com", "give the address itself: names are not looked up here"),
+        ] {
+            assert_eq!(mended_ip(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn names_follow_the_rules_of_their_kind() {

@@ -23,7 +23,7 @@ pub(crate) fn config_map(map: &ConfigMap, found: &mut Findings<'_>) {
         let path = path.key(key);
         metadata::check(key, names::config_key, &path, found);
         if map.binary_data.as_ref().is_some_and(|data| data.contains_key(key)) {
-            found.invalid(&path, key, "is a key of `binaryData` too");
+            found.invalid(&path, key, "is a key of `binaryData` too", "rename or remove one of the two");
         }
         size += value.len();
     }
@@ -38,6 +38,7 @@ pub(crate) fn config_map(map: &ConfigMap, found: &mut Findings<'_>) {
             &root,
             Reason::FieldValueTooLong,
             format!("a ConfigMap holds at most {MAX_SIZE} bytes, this one has {size}"),
+            "split it into several, or put large files below a hostPath volume",
         );
     }
 }
@@ -54,24 +55,28 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
     let mut size = 0;
     for (key, value) in data {
         if let Err(message) = names::config_key(key) {
-            invalid(key, &format!("{key:?} {message}"), found);
+            invalid(key, &format!("{key:?} {message}"), names::mended(key, names::config_key), found);
         }
         size += value.0.len();
     }
     if size > MAX_SIZE {
-        found.too_long(&path, MAX_SIZE);
+        found.too_long(&path, size, MAX_SIZE, "split it into several Secrets");
     }
     let type_ = secret.type_.as_deref().unwrap_or_default();
     let need = |key: &str, found: &mut Findings<'_>| {
         if !data.contains_key(key) {
-            found.required(&path.key(key), &format!("a secret of type {type_} needs the key `{key}`"));
+            lacks(type_, key, &path, found);
         }
     };
     // The content is secret: a message says only where it breaks off.
     let json = |key: &str, found: &mut Findings<'_>| {
         need(key, found);
         if let Some(Err(message)) = data.get(key).map(|value| go_json::object(&value.0)) {
-            invalid(key, &message, found);
+            let fix = match key {
+                ".dockercfg" => r#"write `{"HOST": {"auth": "..."}}`, or use the type Opaque"#,
+                _ => r#"write `{"auths": {"HOST": {"auth": "..."}}}`, or use the type Opaque"#,
+            };
+            invalid(key, &message, fix, found);
         }
     };
     match type_ {
@@ -80,7 +85,12 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
             let annotations = secret.metadata.annotations.as_ref();
             if annotations.and_then(|annotations| annotations.get(KEY)).is_none_or(String::is_empty) {
                 let path = meta_path.field("annotations");
-                found.required(&path.key(KEY), "a service account token needs this annotation");
+                found.add(
+                    &path.key(KEY),
+                    Reason::FieldValueRequired,
+                    "a service account token needs this annotation",
+                    "set it to the account's name, or use the type Opaque",
+                );
             }
         }
         "kubernetes.io/dockercfg" => json(".dockercfg", found),
@@ -90,10 +100,9 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
             need("username", found);
             need("password", found);
         }
-        "kubernetes.io/ssh-auth" if data.get("ssh-privatekey").is_none_or(|key| key.0.is_empty()) => found.required(
-            &path.key("ssh-privatekey"),
-            "a secret of type kubernetes.io/ssh-auth needs the key `ssh-privatekey`",
-        ),
+        "kubernetes.io/ssh-auth" if data.get("ssh-privatekey").is_none_or(|key| key.0.is_empty()) => {
+            lacks(type_, "ssh-privatekey", &path, found);
+        }
         "kubernetes.io/tls" => {
             need("tls.crt", found);
             need("tls.key", found);
@@ -102,11 +111,18 @@ pub(crate) fn secret(secret: &Secret, found: &mut Findings<'_>) {
     }
 }
 
+/// Adds an error about a key that secrets of a type have.
+fn lacks(type_: &str, key: &str, data: &Path<'_>, found: &mut Findings<'_>) {
+    let message = format!("a secret of type {type_} needs the key `{key}`");
+    let fix = "add it below `stringData` (or `data`, in base64), or use the type Opaque";
+    found.add(&data.key(key), Reason::FieldValueRequired, message, fix);
+}
+
 /// Adds an error about a key of `data`; it stands where the user wrote it, which may be `stringData`.
-fn invalid(key: &str, message: &str, found: &mut Findings<'_>) {
+fn invalid(key: &str, message: &str, fix: impl Into<String>, found: &mut Findings<'_>) {
     let root = Path::ROOT;
     let (data, texts) = (root.field("data"), root.field("stringData"));
     let (reported, text) = (data.key(key), texts.key(key));
     let real = if found.has(&text) { text } else { reported };
-    found.add_as(reported.to_string(), &real, Reason::FieldValueInvalid, message);
+    found.add_as(reported.to_string(), &real, Reason::FieldValueInvalid, message, fix);
 }

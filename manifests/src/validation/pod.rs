@@ -70,7 +70,8 @@ fn spec(spec: &PodSpec, meta: &ObjectMeta, path: &Path<'_>, found: &mut Findings
     if let Some(seconds) = spec.active_deadline_seconds
         && !(1..=i64::from(i32::MAX)).contains(&seconds)
     {
-        found.invalid(&path.field("activeDeadlineSeconds"), &seconds, "must be between 1 and 2147483647");
+        let fix = "remove it, and the pod has no deadline";
+        found.invalid(&path.field("activeDeadlineSeconds"), &seconds, "must be between 1 and 2147483647", fix);
     }
     scheduling::tolerations(spec.tolerations.as_deref().unwrap_or_default(), &path.field("tolerations"), found);
     hosts::aliases(spec.host_aliases.as_deref().unwrap_or_default(), &path.field("hostAliases"), found);
@@ -103,24 +104,48 @@ fn simple_names(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
 fn policies(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     const DNS: [&str; 4] = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     const RESTART: [&str; 3] = ["Always", "OnFailure", "Never"];
-    choice(spec.restart_policy.as_deref(), &RESTART, &path.field("restartPolicy"), found);
-    choice(spec.dns_policy.as_deref(), &DNS, &path.field("dnsPolicy"), found);
+    choice(
+        spec.restart_policy.as_deref(),
+        &RESTART,
+        "remove it for the default, `Always`",
+        &path.field("restartPolicy"),
+        found,
+    );
+    choice(
+        spec.dns_policy.as_deref(),
+        &DNS,
+        "remove it for the default, `ClusterFirst`",
+        &path.field("dnsPolicy"),
+        found,
+    );
     if let Some(policy) = &spec.preemption_policy {
         let path = path.field("preemptionPolicy");
         if policy.is_empty() {
-            found.required(&path, "");
+            found.required(&path, "", "preemptionPolicy: Never");
         } else {
-            choice(Some(policy), &["PreemptLowerPriority", "Never"], &path, found);
+            choice(
+                Some(policy),
+                &["PreemptLowerPriority", "Never"],
+                "remove it: no pod is evicted for another",
+                &path,
+                found,
+            );
         }
     }
 }
 
-/// A value that must be one of a few.
-pub(super) fn choice(value: Option<&str>, allowed: &[&str], path: &Path<'_>, found: &mut Findings<'_>) {
+/// A value that must be one of a few; `otherwise` says what to do when it resembles none of them.
+pub(super) fn choice(
+    value: Option<&str>,
+    allowed: &[&str],
+    otherwise: &str,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
     if let Some(value) = value
         && !allowed.contains(&value)
     {
-        found.not_supported(path, value, allowed);
+        found.not_supported(path, value, allowed, otherwise);
     }
 }
 
@@ -138,6 +163,7 @@ fn host_network_ports(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>)
                     &path.index(index).field("ports").index(at).field("hostPort"),
                     &host,
                     "must match `containerPort` when `hostNetwork` is true",
+                    format!("remove it, or set both to {}", port.container_port),
                 );
             }
         }
@@ -159,10 +185,12 @@ fn only_for_pods(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     }
     let ephemeral = spec.ephemeral_containers.as_deref().unwrap_or_default();
     if !ephemeral.is_empty() {
-        found.forbidden(&path.field("ephemeralContainers"), "a manifest cannot have ephemeral containers");
+        let fix = "remove them, and enter the running container by `portreeve exec`";
+        found.forbidden(&path.field("ephemeralContainers"), "a manifest cannot have ephemeral containers", fix);
     }
     let gates = spec.scheduling_gates.as_deref().unwrap_or_default();
     if given(spec.node_name.as_ref()).is_some() && !gates.is_empty() {
-        found.forbidden(&path.field("nodeName"), "may not be set while there are schedulingGates");
+        let fix = "remove the schedulingGates";
+        found.forbidden(&path.field("nodeName"), "may not be set while there are schedulingGates", fix);
     }
 }

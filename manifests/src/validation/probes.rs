@@ -11,8 +11,9 @@ use super::{names, ports};
 use crate::findings::Findings;
 use crate::path::Path;
 
-const PROBES: &str = "exec, httpGet, tcpSocket or grpc";
-const HOOKS: &str = "exec, httpGet, tcpSocket or sleep";
+/// What there may be one of, and an example.
+const PROBES: (&str, &str) = ("exec, httpGet, tcpSocket or grpc", "tcpSocket: {port: 80}");
+const HOOKS: (&str, &str) = ("exec, httpGet, tcpSocket or sleep", "exec: {command: [sleep, \"5\"]}");
 
 /// What a probe or a hook does; a hook knows no gRPC and a probe cannot sleep.
 #[derive(Default)]
@@ -50,11 +51,12 @@ impl<'a> From<&'a LifecycleHandler> for Action<'a> {
 
 pub(super) fn probes(container: &Container, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     const ONE: &str = "must be 1";
+    const DEFAULT: &str = "remove it: 1 is the default";
     if let Some(liveness) = &container.liveness_probe {
         let path = path.field("livenessProbe");
         probe(liveness, scope, &path, found);
         if liveness.success_threshold != Some(1) {
-            found.invalid(&path.field("successThreshold"), &liveness.success_threshold.unwrap_or(0), ONE);
+            found.invalid(&path.field("successThreshold"), &liveness.success_threshold.unwrap_or(0), ONE, DEFAULT);
         }
     }
     if let Some(readiness) = &container.readiness_probe {
@@ -65,6 +67,7 @@ pub(super) fn probes(container: &Container, scope: &Scope<'_>, path: &Path<'_>, 
                 &path.field("terminationGracePeriodSeconds"),
                 &seconds,
                 "a readiness probe stops nothing, so it may not have this",
+                "remove it, or move it to the livenessProbe",
             );
         }
     }
@@ -72,7 +75,7 @@ pub(super) fn probes(container: &Container, scope: &Scope<'_>, path: &Path<'_>, 
         let path = path.field("startupProbe");
         probe(startup, scope, &path, found);
         if startup.success_threshold != Some(1) {
-            found.invalid(&path.field("successThreshold"), &startup.success_threshold.unwrap_or(0), ONE);
+            found.invalid(&path.field("successThreshold"), &startup.success_threshold.unwrap_or(0), ONE, DEFAULT);
         }
     }
 }
@@ -87,11 +90,12 @@ fn probe(probe: &Probe, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings
         ("failureThreshold", probe.failure_threshold),
     ] {
         if let Some(value) = value.filter(|value| *value < 0) {
-            found.invalid(&path.field(field), &value, "may not be below zero");
+            found.invalid(&path.field(field), &value, "may not be below zero", "remove it for the default");
         }
     }
     if let Some(seconds) = probe.termination_grace_period_seconds.filter(|it| *it <= 0) {
-        found.invalid(&path.field("terminationGracePeriodSeconds"), &seconds, "must be above zero");
+        let fix = "remove it, and the pod's own counts";
+        found.invalid(&path.field("terminationGracePeriodSeconds"), &seconds, "must be above zero", fix);
     }
 }
 
@@ -108,7 +112,13 @@ pub(super) fn lifecycle(container: &Container, scope: &Scope<'_>, path: &Path<'_
     }
 }
 
-fn action(action: &Action<'_>, kinds: &str, scope: &Scope<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
+fn action(
+    action: &Action<'_>,
+    (kinds, example): (&str, &str),
+    scope: &Scope<'_>,
+    path: &Path<'_>,
+    found: &mut Findings<'_>,
+) {
     let given = [
         ("exec", action.exec.is_some()),
         ("httpGet", action.http.is_some()),
@@ -118,19 +128,24 @@ fn action(action: &Action<'_>, kinds: &str, scope: &Scope<'_>, path: &Path<'_>, 
     ];
     let mut first = None;
     for (field, _) in given.iter().filter(|(_, given)| *given) {
-        if first.is_some() {
-            found.forbidden(&path.field(field), "there may be only one kind of action");
+        if let Some(first) = first {
+            let fix = format!("remove it, or `{first}`; exec can do both");
+            found.forbidden(&path.field(field), "there may be only one kind of action", fix);
         } else {
             first = Some(*field);
         }
     }
     match first {
-        None => found.required(path, &format!("must have one of {kinds}")),
+        None => found.required(path, &format!("must have one of {kinds}"), example),
         Some("exec") => {
             if let Some(exec) = action.exec
                 && exec.command.as_ref().is_none_or(Vec::is_empty)
             {
-                found.required(&path.field("exec").field("command"), "a command is required");
+                found.required(
+                    &path.field("exec").field("command"),
+                    "a command is required",
+                    "command: [cat, /tmp/ready]",
+                );
             }
         }
         Some("httpGet") => {
@@ -157,6 +172,7 @@ fn action(action: &Action<'_>, kinds: &str, scope: &Scope<'_>, path: &Path<'_>, 
                     &path.field("sleep"),
                     &sleep.seconds,
                     format!("must be at least 0 and at most terminationGracePeriodSeconds ({})", scope.grace),
+                    "sleep for less, or raise the pod's terminationGracePeriodSeconds",
                 );
             }
         }
@@ -165,7 +181,13 @@ fn action(action: &Action<'_>, kinds: &str, scope: &Scope<'_>, path: &Path<'_>, 
 
 fn http_get(http: &HTTPGetAction, path: &Path<'_>, found: &mut Findings<'_>) {
     ports::number_or_name(&http.port, &path.field("port"), found);
-    choice(http.scheme.as_deref(), &["HTTP", "HTTPS"], &path.field("scheme"), found);
+    choice(
+        http.scheme.as_deref(),
+        &["HTTP", "HTTPS"],
+        "remove it for the default, `HTTP`",
+        &path.field("scheme"),
+        found,
+    );
     for (index, header) in http.http_headers.iter().flatten().enumerate() {
         if let Err(message) = names::header(&header.name) {
             let path = path.field("httpHeaders");
@@ -174,6 +196,7 @@ fn http_get(http: &HTTPGetAction, path: &Path<'_>, found: &mut Findings<'_>) {
                 &path.index(index).field("name"),
                 crate::problem::Reason::FieldValueInvalid,
                 format!("{:?}: {message}", header.name),
+                names::mended(&header.name, names::header),
             );
         }
     }

@@ -9,7 +9,7 @@ use super::container::Scope;
 use super::metadata::{check, label};
 use super::{given, names};
 use crate::defaults::{container_limits, container_requests};
-use crate::findings::Findings;
+use crate::findings::{Findings, near_or};
 use crate::path::Path;
 use crate::problem::Reason;
 use crate::quantity::Amount;
@@ -115,21 +115,26 @@ fn requirements(resources: &ResourceRequirements, place: Place, path: &Path<'_>,
         match limits.get(name) {
             Some(limit) if requested != amount(limit) && !allows_overcommit(name) => {
                 let message = format!("{} must be the {name} limit of {}", quantity.0, limit.0);
-                found.add_as(request_path.to_string(), &own, Reason::FieldValueInvalid, message);
+                let fix = "make them the same, or remove the request";
+                found.add_as(request_path.to_string(), &own, Reason::FieldValueInvalid, message, fix);
             }
             Some(limit) if requested > amount(limit) => {
                 let message = format!("{} is above the {name} limit of {}", quantity.0, limit.0);
-                found.add_as(request_path.to_string(), &own, Reason::FieldValueInvalid, message);
+                let fix = "lower the request, or raise the limit";
+                found.add_as(request_path.to_string(), &own, Reason::FieldValueInvalid, message, fix);
             }
             None if !allows_overcommit(name) => {
-                found.required(&limit_path, &format!("{name} needs a limit, not only a request"));
+                let message = format!("{name} needs a limit, not only a request");
+                let fix = format!("set the same limit, {}, or remove the request", quantity.0);
+                found.add(&limit_path, Reason::FieldValueRequired, message, fix);
             }
             _ => {}
         }
     }
     let all = || limits.keys().chain(requests.keys());
     if all().any(|name| is_huge_page(name)) && !all().any(|name| matches!(name.as_str(), "cpu" | "memory")) {
-        found.forbidden(path, "huge pages need a cpu or memory request or limit beside them");
+        let fix = "add a limit, for example `memory: 128Mi`";
+        found.forbidden(path, "huge pages need a cpu or memory request or limit beside them", fix);
     }
 }
 
@@ -137,17 +142,27 @@ fn one(name: &str, quantity: &Quantity, place: Place, path: &Path<'_>, found: &m
     name_of(name, place, path, found);
     let value = amount(quantity);
     if value.is_negative() {
-        found.invalid(path, &quantity.0, "may not be below zero");
+        found.invalid(path, &quantity.0, "may not be below zero", "remove the sign, or the entry");
     }
     if is_integer(name) && !value.is_whole_for_the_server() {
-        found.invalid(path, &quantity.0, "must be a whole number");
+        found.invalid(
+            path,
+            &quantity.0,
+            "must be a whole number",
+            format!("for example {}", value.scaled(0).saturating_abs()),
+        );
     }
     if let Some(size) = name.strip_prefix("hugepages-") {
         let pages = Amount::parse(size).ok().filter(|size| size.is_whole_for_the_server()).map(|size| size.scaled(0));
         match pages.filter(|size| *size > 0) {
-            None => found.invalid(path, &quantity.0, format!("is of no page size: {size:?} is no size in whole bytes")),
+            None => {
+                let message = format!("is of no page size: {size:?} is no size in whole bytes");
+                found.invalid(path, &quantity.0, message, "for example `hugepages-2Mi`");
+            }
             Some(size) if value.scaled(0) % size != 0 => {
-                found.invalid(path, &quantity.0, format!("must be a multiple of the page size {size}"));
+                let next = (value.scaled(0) / size).saturating_add(1).saturating_mul(size);
+                let message = format!("must be a multiple of the page size {size}");
+                found.invalid(path, &quantity.0, message, format!("for example {next}"));
             }
             Some(_) => {}
         }
@@ -155,48 +170,53 @@ fn one(name: &str, quantity: &Quantity, place: Place, path: &Path<'_>, found: &m
 }
 
 fn name_of(name: &str, place: Place, path: &Path<'_>, found: &mut Findings<'_>) {
-    if let Err(message) = names::qualified(name) {
-        found.invalid(path, &name, message);
+    if names::qualified(name).is_err() {
+        check(name, names::qualified, path, found);
         return;
     }
     let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage");
     if !name.contains('/') && !standard && !is_huge_page(name) && !is_quota(name) {
-        found.invalid(path, &name, "is no resource");
-        if let Some(near) = crate::near::nearest(name, STANDARD.into_iter()) {
-            found.fix(format!("did you mean `{near}`?"));
-        }
+        let others = "use cpu or memory; others have a domain, as in `example.com/gpu`";
+        let near = near_or(name, STANDARD.into_iter(), || others.to_owned());
+        // Nobody means a processor by this, however near the names are.
+        let fix = if name == "gpu" { others.to_owned() } else { near };
+        found.invalid(path, &name, "is no resource", fix);
         return;
     }
     match place {
         Place::Pod => {
             if !matches!(name, "cpu" | "memory") && !is_huge_page(name) {
-                found.not_supported(path, name, &["cpu", "memory", "hugepages-"]);
+                let fix = "set it for the containers instead";
+                found.not_supported(path, name, &["cpu", "memory", "hugepages-"], fix);
             }
         }
         Place::Container if !name.contains('/') => {
             if !standard && !is_huge_page(name) {
-                found.invalid(path, &name, "is no resource of containers");
+                // Quotas know `limits.cpu`, where a container has `cpu` below `limits`.
+                let own = name.rsplit('.').next().filter(|own| STANDARD.contains(own));
+                let fix = own.map_or("remove it: only quotas know it".to_owned(), |own| format!("write `{own}`"));
+                found.invalid(path, &name, "is no resource of containers", fix);
             }
         }
         Place::Container => {
             if !is_native(name) && !is_extended(name) {
-                found.invalid(path, &name, "is no extended resource");
+                found.invalid(path, &name, "is no extended resource", "for example `example.com/gpu`, or remove it");
             }
         }
     }
 }
 
 /// Resources of the pod as a whole.
-pub(super) fn of_pod(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path<'_>, found: &mut Findings<'_>) {
+pub(super) fn of_pod(spec: &PodSpec, claims: &Claims<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(resources) = &spec.resources else {
         return;
     };
     if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
-        found.forbidden(path, "may not be set for a windows pod");
+        found.forbidden(path, "may not be set for a windows pod", "remove `spec.os`: only Linux runs here");
         return;
     }
     if resources.claims.is_some() {
-        found.forbidden(&path.field("claims"), "claims belong to containers");
+        found.forbidden(&path.field("claims"), "claims belong to containers", "move them to a container's `resources`");
     }
     requirements(resources, Place::Pod, path, found);
     claim_names(resources.claims.as_deref().unwrap_or_default(), claims, &path.field("claims"), found);
@@ -207,14 +227,16 @@ pub(super) fn of_pod(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path<'_>, f
     for (name, sum) in container_requests(spec) {
         if let Some(own) = requests.get(&name).filter(|own| sum > amount(own)) {
             let message = format!("is below what the containers request together: {sum}");
-            found.invalid(&request_path.key(&name), &own.0, message);
+            let fix = format!("raise it to {sum}, or lower those of the containers");
+            found.invalid(&request_path.key(&name), &own.0, message, fix);
         }
     }
     let limit_path = path.field("limits");
     for (name, sum) in container_limits(spec).into_iter().filter(|(name, _)| is_huge_page(name)) {
         if let Some(own) = limits.get(&name).filter(|own| sum > amount(own)) {
             let message = format!("is below what the containers are limited to together: {sum}");
-            found.invalid(&limit_path.key(&name), &own.0, message);
+            let fix = format!("raise it to {sum}, or lower those of the containers");
+            found.invalid(&limit_path.key(&name), &own.0, message, fix);
         }
     }
     let root = Path::ROOT;
@@ -234,38 +256,47 @@ pub(super) fn of_pod(spec: &PodSpec, claims: &BTreeSet<&str>, path: &Path<'_>, f
                     &real.key(name),
                     Reason::FieldValueInvalid,
                     format!("{} is above the pod's limit of {}", limit.0, most.0),
+                    format!("lower it to {}, or raise the pod's", most.0),
                 );
             }
         }
     }
 }
 
-/// The claims that a pod declares; returns their names. A static pod may have none.
+/// The names of a pod's claims, and where each stands first.
+pub(super) type Claims<'a> = BTreeMap<&'a str, usize>;
+
+/// The claims that a pod declares. A static pod may have none.
 pub(super) fn claims<'a>(
     claims: &'a [PodResourceClaim],
     is_mirror: bool,
     path: &Path<'_>,
     found: &mut Findings<'_>,
-) -> BTreeSet<&'a str> {
-    let mut seen = BTreeSet::new();
+) -> Claims<'a> {
+    let mut seen = Claims::new();
+    let list = path;
     for (index, claim) in claims.iter().enumerate() {
-        let path = path.index(index);
+        let path = list.index(index);
         let name = claim.name.as_str();
         if is_mirror {
             // The API server names no field.
             let message = "a static pod may not have resourceClaims";
-            found.add_as("[]".to_owned(), &path, Reason::FieldValueForbidden, message);
+            let fix = "remove them, or the annotation kubernetes.io/config.mirror";
+            found.add_as("[]".to_owned(), &path, Reason::FieldValueForbidden, message, fix);
             if !name.is_empty() {
-                seen.insert(name);
+                seen.entry(name).or_insert(index);
             }
             continue;
         }
         if name.is_empty() {
-            found.required(&path.field("name"), "a claim needs a name");
-        } else if !seen.insert(name) {
-            found.duplicate(&path.field("name"), &name);
+            found.required(&path.field("name"), "a claim needs a name", "name: gpu");
         } else {
-            label(name, &path.field("name"), found);
+            let first = *seen.entry(name).or_insert(index);
+            if first == index {
+                label(name, &path.field("name"), found);
+            } else {
+                found.duplicate(&path.field("name"), &name, &list.index(first).field("name"));
+            }
         }
         let sources = [
             ("resourceClaimName", &claim.resource_claim_name),
@@ -276,12 +307,14 @@ pub(super) fn claims<'a>(
                 &path,
                 Reason::FieldValueInvalid,
                 "must have one of resourceClaimName, resourceClaimTemplateName",
+                "for example `resourceClaimName: gpu`",
             ),
             1 => {}
             _ => found.add(
                 &path,
                 Reason::FieldValueInvalid,
                 "may have only one of resourceClaimName, resourceClaimTemplateName",
+                "remove one of the two",
             ),
         }
         for (field, name) in sources {
@@ -293,32 +326,34 @@ pub(super) fn claims<'a>(
     seen
 }
 
-fn claim_names(claims: &[ResourceClaim], known: &BTreeSet<&str>, path: &Path<'_>, found: &mut Findings<'_>) {
+fn claim_names(claims: &[ResourceClaim], known: &Claims<'_>, path: &Path<'_>, found: &mut Findings<'_>) {
     let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
-    let mut seen_names: BTreeSet<&str> = BTreeSet::new();
+    let mut seen_names: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, claim) in claims.iter().enumerate() {
         let own = path.index(index);
         let name = claim.name.as_str();
         if name.is_empty() {
-            found.required(&own, "a claim needs a name");
+            found.required(&own, "a claim needs a name", "name: gpu");
             continue;
         }
         let request = given(claim.request.as_ref()).unwrap_or_default();
+        let first = path.index(seen_names.get(name).copied().unwrap_or(index));
         if seen.contains(&(name, "")) {
-            found.duplicate(&own, &name);
+            found.duplicate(&own, &name, &first);
         } else {
             if !request.is_empty() {
                 label(request, &own.field("request"), found);
             }
-            let overlaps = seen.contains(&(name, request)) || (request.is_empty() && seen_names.contains(name));
+            let overlaps = seen.contains(&(name, request)) || (request.is_empty() && seen_names.contains_key(name));
             if overlaps {
-                found.duplicate(&own, &name);
+                found.duplicate(&own, &name, &first);
             }
             seen.insert((name, request));
-            seen_names.insert(name);
+            seen_names.entry(name).or_insert(index);
         }
-        if !known.contains(name) {
-            found.not_found(&own, &name, "is none of the pod's resourceClaims");
+        if !known.contains_key(name) {
+            let otherwise = "add it to `spec.resourceClaims`";
+            found.not_found(&own, name, "is none of the pod's resourceClaims", known.keys().copied(), otherwise);
         }
     }
 }

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use super::metadata::{check, selector};
 use super::pod::choice;
 use super::{given, names};
-use crate::findings::Findings;
+use crate::findings::{Findings, near_or};
 use crate::path::Path;
 use crate::problem::Reason;
 
@@ -20,12 +20,14 @@ const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 
 pub(super) fn gates(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let path = path.field("schedulingGates");
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
+    let list = path;
     for (index, gate) in spec.scheduling_gates.iter().flatten().enumerate() {
-        let path = path.index(index);
+        let path = list.index(index);
         check(&gate.name, names::qualified, &path, found);
-        if !seen.insert(gate.name.as_str()) {
-            found.duplicate(&path, &gate.name);
+        let first = *seen.entry(gate.name.as_str()).or_insert(index);
+        if first != index {
+            found.duplicate(&path, &gate.name, &list.index(first));
         }
     }
 }
@@ -38,7 +40,8 @@ pub(super) fn affinity(affinity: Option<&Affinity>, path: &Path<'_>, found: &mut
             let path = path.field(REQUIRED);
             let path = path.field("nodeSelectorTerms");
             if required.node_selector_terms.is_empty() {
-                found.required(&path, "needs at least one term");
+                let fix = "add a term, or remove `nodeAffinity`: there is one node";
+                found.add(&path, Reason::FieldValueRequired, "needs at least one term", fix);
             }
             for (index, term) in required.node_selector_terms.iter().enumerate() {
                 node_term(term, true, &path.index(index), found);
@@ -72,7 +75,7 @@ pub(super) fn affinity(affinity: Option<&Affinity>, path: &Path<'_>, found: &mut
 
 fn weight(weight: i32, path: &Path<'_>, found: &mut Findings<'_>) {
     if !(1..=100).contains(&weight) {
-        found.invalid(&path.field("weight"), &weight, "must be between 1 and 100");
+        found.invalid(&path.field("weight"), &weight, "must be between 1 and 100", "for example 50");
     }
 }
 
@@ -87,36 +90,41 @@ fn node_term(term: &NodeSelectorTerm, strict: bool, path: &Path<'_>, found: &mut
         match rule.operator.as_str() {
             "In" | "NotIn" => {
                 if values.len() != 1 {
-                    found.required(&path.field("values"), "must have exactly one value");
+                    found.required(&path.field("values"), "must have exactly one value", "values: [node-1]");
                 }
             }
-            other => found.invalid(&path.field("operator"), &other, "is no operator for fields"),
+            other => found.invalid(&path.field("operator"), &other, "is no operator for fields", "use `In` or `NotIn`"),
         }
         if rule.key == "metadata.name" {
             for (at, value) in values.iter().enumerate() {
                 check(value, names::subdomain, &path.field("values").index(at), found);
             }
         } else {
-            found.invalid(&path.field("key"), &rule.key, "is no field to select by");
+            found.invalid(&path.field("key"), &rule.key, "is no field to select by", "use `metadata.name`");
         }
     }
 }
 
 fn node_rule(rule: &NodeSelectorRequirement, strict: bool, path: &Path<'_>, found: &mut Findings<'_>) {
+    const OPERATORS: [&str; 6] = ["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"];
     let values = rule.values.as_deref().unwrap_or_default();
     let own = path.field("values");
     match rule.operator.as_str() {
         "In" | "NotIn" if values.is_empty() => {
-            found.required(&own, "must be given when `operator` is In or NotIn");
+            found.required(&own, "must be given when `operator` is In or NotIn", "values: [a]");
         }
         "Exists" | "DoesNotExist" if !values.is_empty() => {
-            found.forbidden(&own, "may not be given when `operator` is Exists or DoesNotExist");
+            let message = "may not be given when `operator` is Exists or DoesNotExist";
+            found.forbidden(&own, message, "remove `values`, or use the operator In or NotIn");
         }
         "Gt" | "Lt" if values.len() != 1 => {
-            found.required(&own, "must have exactly one value when `operator` is Gt or Lt");
+            found.required(&own, "must have exactly one value when `operator` is Gt or Lt", "values: [\"4\"]");
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-        other => found.invalid(&path.field("operator"), &other, "is no selector operator"),
+        other => {
+            let fix = near_or(other, OPERATORS.into_iter(), || format!("use one of {}", OPERATORS.join(", ")));
+            found.invalid(&path.field("operator"), &other, "is no selector operator", fix);
+        }
     }
     check(&rule.key, names::qualified, &path.field("key"), found);
     if strict {
@@ -155,6 +163,7 @@ fn pod_term(term: &PodAffinityTerm, path: &Path<'_>, found: &mut Findings<'_>) {
                 &path.field("namespaces").index(index),
                 Reason::FieldValueInvalid,
                 format!("{name:?} {message}"),
+                names::mended(name, names::label),
             );
         }
     }
@@ -171,12 +180,13 @@ fn pod_term(term: &PodAffinityTerm, path: &Path<'_>, found: &mut Findings<'_>) {
                 &path.field("matchLabelKeys").index(index),
                 key,
                 "is in both matchLabelKeys and mismatchLabelKeys",
+                "remove it from one of the two",
             );
         }
     }
     let own = path.field("topologyKey");
     if term.topology_key.is_empty() {
-        found.required(&own, "a topologyKey is required");
+        found.required(&own, "a topologyKey is required", "topologyKey: kubernetes.io/hostname");
     }
     check(&term.topology_key, names::qualified, &own, found);
 }
@@ -186,7 +196,7 @@ fn label_keys(keys: &[String], selector: Option<&LabelSelector>, path: &Path<'_>
         return;
     }
     if selector.is_none() {
-        found.forbidden(path, "needs a labelSelector beside it");
+        found.forbidden(path, "needs a labelSelector beside it", "add one, or remove the keys");
         return;
     }
     for (index, key) in keys.iter().enumerate() {
@@ -211,6 +221,7 @@ fn chosen_twice(keys: &[String], selector: Option<&LabelSelector>, path: &Path<'
                 &path.field("matchLabelKeys").index(at),
                 Reason::FieldValueInvalid,
                 format!("{:?} is in both matchLabelKeys and labelSelector", rule.key),
+                "remove it from one of the two",
             );
         }
         chosen.insert(&rule.key);
@@ -227,28 +238,36 @@ pub(super) fn tolerations(tolerations: &[Toleration], path: &Path<'_>, found: &m
         match given(toleration.key.as_ref()) {
             Some(key) => check(key, names::qualified, &path.field("key"), found),
             None if operator != "Exists" => {
-                found.invalid(&own, &operator, "must be Exists when `key` is empty");
+                found.invalid(
+                    &own,
+                    &operator,
+                    "must be Exists when `key` is empty",
+                    "set `operator: Exists`, or a `key`",
+                );
             }
             None => {}
         }
         if toleration.toleration_seconds.is_some() && effect != "NoExecute" {
-            found.invalid(&path.field("effect"), &effect, "must be NoExecute when `tolerationSeconds` is set");
+            let message = "must be NoExecute when `tolerationSeconds` is set";
+            found.invalid(&path.field("effect"), &effect, message, "change it, or remove `tolerationSeconds`");
         }
         match operator {
             "" | "Equal" => {
                 if let Err(message) = names::label_value(value) {
-                    found.invalid(&own, &value, message);
+                    found.invalid(&own, &value, message, names::mended(value, names::label_value));
                 }
             }
             "Exists" => {
                 if !value.is_empty() {
-                    found.invalid(&own, &value, "may not be given when `operator` is Exists");
+                    let message = "may not be given when `operator` is Exists";
+                    found.invalid(&own, &value, message, "remove `value`, or use the operator Equal");
                 }
             }
-            other => found.not_supported(&own, other, &["Equal", "Exists"]),
+            other => found.not_supported(&own, other, &["Equal", "Exists"], "remove it for the default, `Equal`"),
         }
         if !effect.is_empty() {
-            choice(Some(effect), &["NoSchedule", "PreferNoSchedule", "NoExecute"], &path.field("effect"), found);
+            let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+            choice(Some(effect), &effects, "remove it, and every effect is tolerated", &path.field("effect"), found);
         }
     }
 }
@@ -259,36 +278,45 @@ pub(super) fn spread(constraints: &[TopologySpreadConstraint], path: &Path<'_>, 
     }
     // Of constraints over the same pair all but the last are reported.
     let last: BTreeMap<_, usize> = constraints.iter().map(pair).zip(0..).collect();
+    let list = path;
     for (index, constraint) in constraints.iter().enumerate() {
-        let path = path.index(index);
+        let path = list.index(index);
         if constraint.max_skew <= 0 {
-            found.invalid(&path.field("maxSkew"), &constraint.max_skew, "must be above zero");
+            found.invalid(&path.field("maxSkew"), &constraint.max_skew, "must be above zero", "for example 1");
         }
         if constraint.topology_key.is_empty() {
-            found.required(&path.field("topologyKey"), "a topologyKey is required");
+            let example = "topologyKey: kubernetes.io/hostname";
+            found.required(&path.field("topologyKey"), "a topologyKey is required", example);
         }
         let action = constraint.when_unsatisfiable.as_str();
-        choice(Some(action), &["DoNotSchedule", "ScheduleAnyway"], &path.field("whenUnsatisfiable"), found);
-        if last.get(&pair(constraint)) != Some(&index) {
+        let actions = ["DoNotSchedule", "ScheduleAnyway"];
+        choice(Some(action), &actions, "for example `ScheduleAnyway`", &path.field("whenUnsatisfiable"), found);
+        if let Some(last) = last.get(&pair(constraint)).filter(|last| **last != index) {
             found.duplicate(
                 &path.field("{topologyKey, whenUnsatisfiable}"),
                 &format!("{{{}, {action}}}", constraint.topology_key),
+                &list.index(*last),
             );
         }
         if let Some(domains) = constraint.min_domains {
             let own = path.field("minDomains");
             if domains <= 0 {
-                found.invalid(&own, &domains, "must be above zero");
+                found.invalid(&own, &domains, "must be above zero", "remove it for the default, 1");
             }
             if action != "DoNotSchedule" {
-                found.invalid(&own, &domains, "needs whenUnsatisfiable DoNotSchedule");
+                found.invalid(
+                    &own,
+                    &domains,
+                    "needs whenUnsatisfiable DoNotSchedule",
+                    "remove it, or change `whenUnsatisfiable`",
+                );
             }
         }
         for (field, policy) in [
             ("nodeAffinityPolicy", &constraint.node_affinity_policy),
             ("nodeTaintsPolicy", &constraint.node_taints_policy),
         ] {
-            choice(policy.as_deref(), &["Honor", "Ignore"], &path.field(field), found);
+            choice(policy.as_deref(), &["Honor", "Ignore"], "remove it for the default", &path.field(field), found);
         }
         let keys = constraint.match_label_keys.as_deref().unwrap_or_default();
         let chosen = constraint.label_selector.as_ref();

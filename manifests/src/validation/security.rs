@@ -1,6 +1,6 @@
 //! Security contexts of pods and containers, and the annotations that preceded them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
@@ -9,10 +9,11 @@ use k8s_openapi::api::core::v1::{
 use super::container::{self, Scope};
 use super::pod::choice;
 use super::{go_json, names, scheduling, volumes, windows};
-use crate::findings::Findings;
+use crate::findings::{Findings, near_or};
 use crate::path::Path;
 use crate::problem::Reason;
 
+const NOT_LOCALHOST: &str = "remove it, or set `type: Localhost`";
 const TYPES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
@@ -24,7 +25,7 @@ fn id(number: Option<i64>, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(number) = number
         && let Err(message) = names::id(number)
     {
-        found.invalid(path, &number, message);
+        found.invalid(path, &number, message, "for example 1000");
     }
 }
 
@@ -47,12 +48,14 @@ pub(super) fn pod(spec: &PodSpec, spec_path: &Path<'_>, found: &mut Findings<'_>
             &spec_path.field("shareProcessNamespace"),
             Reason::FieldValueInvalid,
             "shareProcessNamespace and hostPID exclude each other",
+            "remove one of the two",
         );
     }
     sysctls(context, spec, &path.field("sysctls"), found);
     choice(
         context.fs_group_change_policy.as_deref(),
         &["OnRootMismatch", "Always"],
+        "remove it for the default, `Always`",
         &path.field("fsGroupChangePolicy"),
         found,
     );
@@ -62,12 +65,14 @@ pub(super) fn pod(spec: &PodSpec, spec_path: &Path<'_>, found: &mut Findings<'_>
     choice(
         context.supplemental_groups_policy.as_deref(),
         &["Merge", "Strict"],
+        "remove it for the default, `Merge`",
         &path.field("supplementalGroupsPolicy"),
         found,
     );
     choice(
         context.se_linux_change_policy.as_deref(),
         &["MountOption", "Recursive"],
+        "remove it: there are no SELinux labels here",
         &path.field("seLinuxChangePolicy"),
         found,
     );
@@ -84,19 +89,20 @@ fn is_sysctl(name: &str) -> bool {
 }
 
 fn sysctls(context: &PodSecurityContext, spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
+    let list = path;
     for (index, sysctl) in context.sysctls.iter().flatten().enumerate() {
-        let path = path.index(index);
+        let path = list.index(index);
         let path = path.field("name");
         let name = sysctl.name.as_str();
         if name.is_empty() {
-            found.required(&path, "a sysctl needs a name");
+            found.required(&path, "a sysctl needs a name", "name: net.core.somaxconn");
         } else if !is_sysctl(name) {
-            found.invalid(&path, &name, "is no name of a sysctl");
-        } else if seen.contains(name) {
-            found.duplicate(&path, &name);
+            found.invalid(&path, &name, "is no name of a sysctl", "for example `net.core.somaxconn`");
+        } else if let Some(first) = seen.get(name) {
+            found.duplicate(&path, &name, &list.index(*first).field("name"));
         }
-        seen.insert(name);
+        seen.entry(name).or_insert(index);
         let dotted = dotted(name);
         let net = dotted.starts_with("net.");
         let ipc = matches!(dotted.as_str(), "kernel.sem")
@@ -104,9 +110,9 @@ fn sysctls(context: &PodSecurityContext, spec: &PodSpec, path: &Path<'_>, found:
             || dotted.starts_with("kernel.msg")
             || dotted.starts_with("fs.mqueue.");
         if net && spec.host_network == Some(true) {
-            found.invalid(&path, &name, "may not be set with `hostNetwork: true`");
+            found.invalid(&path, &name, "may not be set with `hostNetwork: true`", "remove it, and set it on the host");
         } else if ipc && spec.host_ipc == Some(true) {
-            found.invalid(&path, &name, "may not be set with `hostIPC: true`");
+            found.invalid(&path, &name, "may not be set with `hostIPC: true`", "remove it, and set it on the host");
         }
     }
 }
@@ -129,40 +135,46 @@ fn dotted(name: &str) -> String {
 fn seccomp(profile: Option<&SeccompProfile>, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(profile) = profile else { return };
     match profile.type_.as_str() {
-        "" => found.required(&path.field("type"), "a type is required"),
-        other => choice(Some(other), &TYPES, &path.field("type"), found),
+        "" => found.required(&path.field("type"), "a type is required", "type: RuntimeDefault"),
+        other => choice(Some(other), &TYPES, "for example `RuntimeDefault`", &path.field("type"), found),
     }
     let own = path.field("localhostProfile");
     match (&profile.localhost_profile, profile.type_.as_str()) {
-        (None, "Localhost") => found.required(&own, "must be given when `type` is Localhost"),
+        (None, "Localhost") => {
+            let example = "localhostProfile: profiles/web.json";
+            found.required(&own, "must be given when `type` is Localhost", example);
+        }
         (Some(file), "Localhost") => volumes::descending_path(file, &own, found),
-        (Some(file), _) => found.invalid(&own, file, "may be given only when `type` is Localhost"),
+        (Some(file), _) => found.invalid(&own, file, "may be given only when `type` is Localhost", NOT_LOCALHOST),
         (None, _) => {}
     }
 }
 
 fn apparmor(profile: Option<&AppArmorProfile>, path: &Path<'_>, found: &mut Findings<'_>) {
     const LONGEST: usize = 4095;
+    const LOCALHOST: &str = "localhostProfile: web";
     let Some(profile) = profile else { return };
     let own = path.field("localhostProfile");
     match (profile.type_.as_str(), &profile.localhost_profile) {
-        ("Localhost", None) => found.required(&own, "must be given when `type` is Localhost"),
+        ("Localhost", None) => found.required(&own, "must be given when `type` is Localhost", LOCALHOST),
         ("Localhost", Some(name)) => {
             if name.trim() != name {
-                found.invalid(&own, name, "may not have spaces around it");
+                found.invalid(&own, name, "may not have spaces around it", "remove them");
             } else if name.is_empty() {
-                found.required(&own, "must be given when `type` is Localhost");
+                found.required(&own, "must be given when `type` is Localhost", LOCALHOST);
             }
             if name.len() > LONGEST {
-                found.too_long(&own, LONGEST);
+                found.too_long(&own, name.len(), LONGEST, "give the name of a loaded profile");
             }
         }
         ("RuntimeDefault" | "Unconfined", Some(name)) => {
-            found.invalid(&own, name, "may be given only when `type` is Localhost");
+            found.invalid(&own, name, "may be given only when `type` is Localhost", NOT_LOCALHOST);
         }
         ("RuntimeDefault" | "Unconfined", None) => {}
-        ("", _) => found.required(&path.field("type"), "a type is required"),
-        (other, _) => found.not_supported(&path.field("type"), other, &TYPES),
+        ("", _) => found.required(&path.field("type"), "a type is required", "type: Unconfined"),
+        (other, _) => {
+            found.not_supported(&path.field("type"), other, &TYPES, "remove the profile: AppArmor is not used here");
+        }
     }
 }
 
@@ -175,9 +187,9 @@ pub(super) fn container(container: &Container, scope: &Scope<'_>, path: &Path<'_
     id(context.run_as_group, &path.field("runAsGroup"), found);
     if let Some(mount) = context.proc_mount.as_deref() {
         let own = path.field("procMount");
-        choice(Some(mount), &["Default", "Unmasked"], &own, found);
+        choice(Some(mount), &["Default", "Unmasked"], "remove it for the default, `Default`", &own, found);
         if scope.host_users && mount == "Unmasked" {
-            found.invalid(&own, &mount, "needs `hostUsers: false` in the pod");
+            found.invalid(&own, &mount, "needs `hostUsers: false` in the pod", "add that to `spec`, or use `Default`");
         }
     }
     seccomp(context.seccomp_profile.as_ref(), &path.field("seccompProfile"), found);
@@ -195,6 +207,7 @@ fn escalation(context: &SecurityContext, path: &Path<'_>, found: &mut Findings<'
             path,
             Reason::FieldValueInvalid,
             "`allowPrivilegeEscalation: false` and `privileged: true` exclude each other",
+            "remove one of the two",
         );
     }
     let added = context.capabilities.as_ref().and_then(|it| it.add.as_deref()).unwrap_or_default();
@@ -203,6 +216,7 @@ fn escalation(context: &SecurityContext, path: &Path<'_>, found: &mut Findings<'
             path,
             Reason::FieldValueInvalid,
             "`allowPrivilegeEscalation: false` and the capability CAP_SYS_ADMIN exclude each other",
+            "remove one of the two",
         );
     }
 }
@@ -223,12 +237,14 @@ pub(super) fn host_users(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'
                 &path.field(real),
                 Reason::FieldValueForbidden,
                 format!("may not be true when `hostUsers` is false ({real})"),
+                format!("remove `{real}`, or `hostUsers`"),
             );
         }
     }
     container::each(spec, path, |container, path| {
         if container.volume_devices.as_ref().is_some_and(|it| !it.is_empty()) {
-            found.forbidden(&path.field("volumeDevices"), "block devices may not be used when `hostUsers` is false");
+            let message = "block devices may not be used when `hostUsers` is false";
+            found.forbidden(&path.field("volumeDevices"), message, "remove them, or `hostUsers`");
         }
     });
 }
@@ -245,13 +261,13 @@ pub(super) fn annotations(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mu
     if let Some(mirror) = annotations.get(MIRROR)
         && spec.node_name.as_deref().unwrap_or_default().is_empty()
     {
-        found.invalid(&path.key(MIRROR), mirror, "needs spec.nodeName");
+        found.invalid(&path.key(MIRROR), mirror, "needs spec.nodeName", "remove it: only a kubelet writes this");
     }
     const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
     if let Some(cost) = annotations.get(COST) {
         let plain = !cost.starts_with('+') && (cost == "0" || !cost.starts_with('0'));
         if !plain || cost.parse::<i32>().is_err() {
-            found.invalid(&path.key(COST), cost, "must be a 32-bit integer");
+            found.invalid(&path.key(COST), cost, "must be a 32-bit integer", "for example \"100\", or remove it");
         }
     }
     for (key, value) in annotations {
@@ -261,16 +277,21 @@ pub(super) fn annotations(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mu
             match value.strip_prefix("localhost/") {
                 Some(file) => volumes::descending_path(file, &own, found),
                 None if known => {}
-                None => found.invalid(&own, value, "is no seccomp profile"),
+                None => {
+                    let fix = "remove it, and set `securityContext.seccompProfile`";
+                    found.invalid(&own, value, "is no seccomp profile", fix);
+                }
             }
         }
         if let Some(name) = key.strip_prefix(APPARMOR) {
             if !names.contains(name) {
-                found.invalid(&path.key(key), &name, "is no container of this pod");
+                let fix =
+                    near_or(name, names.iter().copied(), || "remove it, or name a container of the pod".to_owned());
+                found.invalid(&path.key(key), &name, "is no container of this pod", fix);
             }
             let known = matches!(value.as_str(), "" | "runtime/default" | "unconfined");
             if !known && !value.starts_with("localhost/") {
-                found.invalid(&path.key(key), value, "is no AppArmor profile");
+                found.invalid(&path.key(key), value, "is no AppArmor profile", "use `unconfined`, or remove it");
             }
         }
     }
@@ -279,7 +300,8 @@ pub(super) fn annotations(pod: &Pod, spec: &PodSpec, path: &Path<'_>, found: &mu
             Some(list) => scheduling::tolerations(&list, &path.field(TOLERATIONS), found),
             None => {
                 let message = format!("{text:?} is no JSON list of tolerations");
-                found.add_as(path.to_string(), &path.key(TOLERATIONS), Reason::FieldValueInvalid, message);
+                let fix = "remove it, and use `spec.tolerations`";
+                found.add_as(path.to_string(), &path.key(TOLERATIONS), Reason::FieldValueInvalid, message, fix);
             }
         }
     }
@@ -334,6 +356,7 @@ pub(super) fn annotations_match(pod: &Pod, spec: &PodSpec, path: &Path<'_>, foun
 }
 
 fn profile_matches(type_: &str, name: Option<&str>, annotation: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+    const FIELD: &str = "remove the annotation: this field took its place";
     let file = annotation.strip_prefix("localhost/");
     let agrees = match type_ {
         "Unconfined" => annotation == "unconfined",
@@ -342,8 +365,8 @@ fn profile_matches(type_: &str, name: Option<&str>, annotation: &str, path: &Pat
         _ => true,
     };
     if !agrees {
-        found.forbidden(&path.field("type"), "the annotation says something else");
+        found.forbidden(&path.field("type"), "the annotation says something else", FIELD);
     } else if type_ == "Localhost" && file != name {
-        found.forbidden(&path.field("localhostProfile"), "the annotation says something else");
+        found.forbidden(&path.field("localhostProfile"), "the annotation says something else", FIELD);
     }
 }

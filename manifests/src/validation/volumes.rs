@@ -19,8 +19,30 @@ use crate::quantity::Amount;
 
 pub(super) use files::{descending_path, descending_path_as, no_steps_back};
 
-/// The good volumes of a pod, by name.
-pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Volume>;
+/// The volumes of a pod, by name.
+#[derive(Debug, Default)]
+pub(super) struct Volumes<'a> {
+    /// Those without errors, and where each stands.
+    good: BTreeMap<&'a str, (usize, &'a Volume)>,
+    bad: BTreeSet<&'a str>,
+}
+
+impl<'a> Volumes<'a> {
+    /// The volume that a mount may name.
+    pub(super) fn get(&self, name: &str) -> Option<&'a Volume> {
+        self.good.get(name).map(|(_, volume)| *volume)
+    }
+
+    /// Whether there is such a volume, with errors of its own.
+    pub(super) fn is_bad(&self, name: &str) -> bool {
+        self.bad.contains(name)
+    }
+
+    /// The names of all.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.good.keys().chain(&self.bad).copied()
+    }
+}
 
 /// Validates volumes; returns those that mounts may name.
 pub(super) fn volumes<'a>(volumes: &'a [Volume], pod: &str, path: &Path<'_>, found: &mut Findings<'_>) -> Volumes<'a> {
@@ -29,21 +51,23 @@ pub(super) fn volumes<'a>(volumes: &'a [Volume], pod: &str, path: &Path<'_>, fou
         .filter(|volume| volume.ephemeral.is_some() && !pod.is_empty())
         .map(|volume| format!("{pod}-{}", volume.name))
         .collect();
-    let mut good = Volumes::new();
+    let mut all = Volumes::default();
     for (index, volume) in volumes.iter().enumerate() {
         let own = path.index(index);
         let before = found.len();
         source(volume, pod, &own, found);
         if volume.name.is_empty() {
-            found.required(&own.field("name"), "a volume needs a name");
+            found.required(&own.field("name"), "a volume needs a name", "name: data");
         } else {
             label(&volume.name, &own.field("name"), found);
         }
-        if good.contains_key(volume.name.as_str()) {
-            found.duplicate(&own.field("name"), &volume.name);
+        if let Some((first, _)) = all.good.get(volume.name.as_str()) {
+            found.duplicate(&own.field("name"), &volume.name, &path.index(*first).field("name"));
         }
         if found.len() == before {
-            good.insert(&volume.name, volume);
+            all.good.insert(&volume.name, (index, volume));
+        } else {
+            all.bad.insert(&volume.name);
         }
         if let Some(claim) = &volume.persistent_volume_claim
             && made.contains(&claim.claim_name)
@@ -52,10 +76,11 @@ pub(super) fn volumes<'a>(volumes: &'a [Volume], pod: &str, path: &Path<'_>, fou
                 &own.field("persistentVolumeClaim").field("claimName"),
                 &claim.claim_name,
                 "is made for an ephemeral volume of this pod",
+                "name another claim, or rename that volume",
             );
         }
     }
-    good
+    all
 }
 
 type Checker = fn(&Volume, &Path<'_>, &mut Findings<'_>);
@@ -107,12 +132,13 @@ fn source(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<'_>)
                 made_claim(volume, pod, path, found);
             }
         } else {
-            found.forbidden(&path.field(field), "a volume has only one kind of source");
+            let fix = "remove it, or make it a volume of its own";
+            found.forbidden(&path.field(field), "a volume has only one kind of source", fix);
         }
         first = false;
     }
     if first {
-        found.required(path, "a volume needs a source");
+        found.required(path, "a volume needs a source", "emptyDir: {}");
     }
     if let Some(iscsi) = &volume.iscsi
         && iscsi.initiator_name.is_some()
@@ -122,6 +148,7 @@ fn source(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<'_>)
             &path.field("name"),
             &volume.name,
             "and the targetPortal may have at most 63 characters together",
+            "shorten the volume's name",
         );
     }
 }
@@ -131,7 +158,8 @@ fn made_claim(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<
     if !pod.is_empty() && !volume.name.is_empty() {
         let claim = format!("{pod}-{}", volume.name);
         if let Err(message) = names::subdomain(&claim) {
-            found.invalid(&path.field("name"), &claim, message);
+            let fix = "the claim is named after pod and volume: rename or shorten one of them";
+            found.invalid(&path.field("name"), &claim, message, fix);
         }
     }
 }
@@ -139,7 +167,8 @@ fn made_claim(volume: &Volume, pod: &str, path: &Path<'_>, found: &mut Findings<
 fn empty_dir(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let limit = volume.empty_dir.as_ref().and_then(|it| it.size_limit.as_ref());
     if limit.is_some_and(|it| Amount::parse(&it.0).is_ok_and(Amount::is_negative)) {
-        found.forbidden(&path.field("emptyDir").field("sizeLimit"), "may not be below zero");
+        let path = path.field("emptyDir");
+        found.forbidden(&path.field("sizeLimit"), "may not be below zero", "remove the sign, or the limit");
     }
 }
 
@@ -151,20 +180,23 @@ fn host_path(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     };
     let path = path.field("hostPath");
     if source.path.is_empty() {
-        found.required(&path.field("path"), "a path is required");
+        found.required(&path.field("path"), "a path is required", "path: /srv/data");
         return;
     }
     files::no_steps_back(&source.path, &path.field("path"), found);
-    choice(source.type_.as_deref(), &TYPES, &path.field("type"), found);
+    choice(source.type_.as_deref(), &TYPES, "remove it, and the path is not checked", &path.field("type"), found);
 }
 
 fn image(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(source) = &volume.image else { return };
     let path = path.field("image");
     if source.reference.as_deref().unwrap_or_default().is_empty() {
-        found.required(&path.field("reference"), "a reference is required");
+        let example = "reference: registry.example.com/files:1";
+        found.required(&path.field("reference"), "a reference is required", example);
     }
-    choice(source.pull_policy.as_deref(), &["Always", "IfNotPresent", "Never"], &path.field("pullPolicy"), found);
+    let policies = ["Always", "IfNotPresent", "Never"];
+    let otherwise = "remove it: the default follows from the image's tag";
+    choice(source.pull_policy.as_deref(), &policies, otherwise, &path.field("pullPolicy"), found);
 }
 
 /// A token of a service account needs the account's name.
@@ -181,6 +213,7 @@ pub(super) fn tokens_need_an_account(spec: &PodSpec, path: &Path<'_>, found: &mu
                     &path.index(at).field("serviceAccountToken"),
                     Reason::FieldValueForbidden,
                     "needs spec.serviceAccountName",
+                    "remove it: no token is handed out here",
                 );
             }
         }

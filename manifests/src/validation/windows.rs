@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{PodSpec, WindowsSecurityContextOptions};
 
 use super::container::each;
+use super::metadata::check;
 use super::names;
 use crate::findings::Findings;
 use crate::path::Path;
@@ -16,22 +17,30 @@ pub(super) fn os(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(os) = &spec.os else { return };
     let own = path.field("os");
     match os.name.as_str() {
-        "" => found.required(&own.field("name"), "a name is required"),
+        "" => found.required(&own.field("name"), "a name is required", "name: linux"),
         "linux" => linux(spec, path, found),
         "windows" => windows(spec, path, found),
-        other => found.not_supported(&own, other, &["linux", "windows"]),
+        other => found.not_supported(&own, other, &["linux", "windows"], "remove `os`: only Linux runs here"),
     }
 }
 
 fn linux(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
     let context = spec.security_context.as_ref();
     if context.is_some_and(|it| it.windows_options.is_some()) {
-        found.forbidden(&path.field("securityContext").field("windowsOptions"), NOT_ON_LINUX);
+        found.forbidden(
+            &path.field("securityContext").field("windowsOptions"),
+            NOT_ON_LINUX,
+            "remove it: only Windows has it",
+        );
     }
     each(spec, path, |container, path| {
         let context = container.security_context.as_ref();
         if context.is_some_and(|it| it.windows_options.is_some()) {
-            found.forbidden(&path.field("securityContext").field("windowsOptions"), NOT_ON_LINUX);
+            found.forbidden(
+                &path.field("securityContext").field("windowsOptions"),
+                NOT_ON_LINUX,
+                "remove it: only Windows has it",
+            );
         }
     });
 }
@@ -44,7 +53,7 @@ fn windows(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
         ("shareProcessNamespace", spec.share_process_namespace.is_some()),
     ] {
         if given {
-            found.forbidden(&path.field(field), NOT_ON_WINDOWS);
+            found.forbidden(&path.field(field), NOT_ON_WINDOWS, "remove `spec.os`: only Linux runs here");
         }
     }
     if let Some(context) = &spec.security_context {
@@ -63,7 +72,7 @@ fn windows(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
             ("seLinuxChangePolicy", context.se_linux_change_policy.is_some()),
         ] {
             if given {
-                found.forbidden(&path.field(field), NOT_ON_WINDOWS);
+                found.forbidden(&path.field(field), NOT_ON_WINDOWS, "remove `spec.os`: only Linux runs here");
             }
         }
     }
@@ -85,7 +94,7 @@ fn windows(spec: &PodSpec, path: &Path<'_>, found: &mut Findings<'_>) {
             ("runAsGroup", context.run_as_group.is_some()),
         ] {
             if given {
-                found.forbidden(&path.field(field), NOT_ON_WINDOWS);
+                found.forbidden(&path.field(field), NOT_ON_WINDOWS, "remove `spec.os`: only Linux runs here");
             }
         }
     });
@@ -108,7 +117,12 @@ pub(super) fn host_process(spec: &PodSpec, path: &Path<'_>, found: &mut Findings
         {
             let path = path.field("securityContext");
             let path = path.field("windowsOptions");
-            found.invalid(&path.field("hostProcess"), &own, "differs from the pod's");
+            found.invalid(
+                &path.field("hostProcess"),
+                &own,
+                "differs from the pod's",
+                "remove it, and the pod's counts",
+            );
         }
         on_host += usize::from(own.or(of_pod) == Some(true));
     });
@@ -116,27 +130,28 @@ pub(super) fn host_process(spec: &PodSpec, path: &Path<'_>, found: &mut Findings
         return;
     }
     if on_host != all {
-        found.add(path, Reason::FieldValueInvalid, "either all containers are hostProcess containers or none is");
+        let message = "either all containers are hostProcess containers or none is";
+        found.add(path, Reason::FieldValueInvalid, message, "remove `hostProcess`: only Linux runs here");
     }
     if spec.host_network != Some(true) {
-        found.invalid(&path.field("hostNetwork"), &false, "must be true for hostProcess containers");
+        let fix = "remove `hostProcess`: only Linux runs here";
+        found.invalid(&path.field("hostNetwork"), &false, "must be true for hostProcess containers", fix);
     }
 }
 
 pub(super) fn options(options: Option<&WindowsSecurityContextOptions>, path: &Path<'_>, found: &mut Findings<'_>) {
     const LONGEST_SPEC: usize = 64 << 10;
     let Some(options) = options else { return };
-    if let Some(name) = &options.gmsa_credential_spec_name
-        && let Err(message) = names::subdomain(name)
-    {
-        found.invalid(&path.field("gmsaCredentialSpecName"), name, message);
+    if let Some(name) = &options.gmsa_credential_spec_name {
+        check(name, names::subdomain, &path.field("gmsaCredentialSpecName"), found);
     }
     if let Some(spec) = &options.gmsa_credential_spec {
         let own = path.field("gmsaCredentialSpec");
         if spec.is_empty() {
-            found.invalid(&own, spec, "may not be empty");
+            found.invalid(&own, spec, "may not be empty", "remove it");
         } else if spec.len() > LONGEST_SPEC {
-            found.invalid(&own, &spec.len(), "bytes are too many; at most 65536");
+            let fix = "remove it: only Windows uses it";
+            found.invalid(&own, &spec.len(), "bytes are too many; at most 65536", fix);
         }
     }
     if let Some(name) = &options.run_as_user_name {
@@ -145,17 +160,18 @@ pub(super) fn options(options: Option<&WindowsSecurityContextOptions>, path: &Pa
 }
 
 fn user_name(name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
+    const FIX: &str = "for example `ContainerUser`; only Windows uses it";
     if name.is_empty() {
-        found.invalid(path, &name, "may not be empty");
+        found.invalid(path, &name, "may not be empty", FIX);
         return;
     }
     if name.chars().any(|c| c.is_ascii_control()) {
-        found.invalid(path, &name, "may not have control characters");
+        found.invalid(path, &name, "may not have control characters", FIX);
         return;
     }
     let (domain, user) = match name.split_once('\\') {
         Some((_, rest)) if rest.contains('\\') => {
-            found.invalid(path, &name, "may have only one backslash");
+            found.invalid(path, &name, "may have only one backslash", FIX);
             return;
         }
         Some((domain, user)) => (Some(domain), user),
@@ -163,7 +179,7 @@ fn user_name(name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     };
     if let Some(domain) = domain {
         if domain.len() >= 256 {
-            found.invalid(path, &name, "has a domain of more than 255 characters");
+            found.invalid(path, &name, "has a domain of more than 255 characters", FIX);
         }
         let net_bios = !domain.is_empty()
             && domain.chars().count() <= 15
@@ -178,18 +194,18 @@ fn user_name(name: &str, path: &Path<'_>, found: &mut Findings<'_>) {
                     && label.bytes().all(|byte| word(byte) || byte == b'-')
             });
         if !net_bios && !dns {
-            found.invalid(path, &name, "has a domain that is neither a NetBIOS nor a DNS name");
+            found.invalid(path, &name, "has a domain that is neither a NetBIOS nor a DNS name", FIX);
         }
     }
     if user.is_empty() {
-        found.invalid(path, &name, "has no user");
+        found.invalid(path, &name, "has no user", FIX);
     } else if user.len() > 104 {
-        found.invalid(path, &name, "has a user of more than 104 characters");
+        found.invalid(path, &name, "has a user of more than 104 characters", FIX);
     }
     if user.chars().all(|c| c == '.' || c == ' ') && !user.is_empty() {
-        found.invalid(path, &name, "has a user of only dots and spaces");
+        found.invalid(path, &name, "has a user of only dots and spaces", FIX);
     }
     if user.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
-        found.invalid(path, &name, "has characters that a user may not have");
+        found.invalid(path, &name, "has characters that a user may not have", FIX);
     }
 }

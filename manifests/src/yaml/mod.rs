@@ -40,6 +40,7 @@ impl From<Mark> for Position {
 struct SyntaxError {
     mark: Mark,
     message: String,
+    fix: &'static str,
 }
 
 /// A value and where it stood.
@@ -120,13 +121,14 @@ pub(crate) struct Document {
 pub(crate) struct Broken {
     pub(crate) position: Position,
     pub(crate) message: String,
+    pub(crate) fix: &'static str,
     /// The text is fine, but more than this reader takes.
     pub(crate) over_limit: bool,
 }
 
 impl From<SyntaxError> for Broken {
     fn from(error: SyntaxError) -> Self {
-        Self { position: error.mark.into(), message: error.message, over_limit: false }
+        Self { position: error.mark.into(), message: error.message, fix: error.fix, over_limit: false }
     }
 }
 

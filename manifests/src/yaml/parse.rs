@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::scan::{Kind, Scanner, Style, error};
+use super::scan::{Kind, Scanner, Style, TOO_DEEP, error};
 use super::{Broken, Mark, SyntaxError};
 use crate::problem::Position;
 
@@ -37,9 +37,10 @@ pub(super) struct Arena {
 
 /// Checks the encoding; a byte order mark at the beginning is dropped.
 pub(super) fn decode_text(bytes: &[u8]) -> Result<String, Broken> {
-    let broken = |line: usize, column: usize, message: &str| Broken {
+    let broken = |line: usize, column: usize, message: &str, fix| Broken {
         position: Position::from(Mark { index: 0, line, column }),
         message: message.to_owned(),
+        fix,
         over_limit: false,
     };
     let text = match bytes {
@@ -56,7 +57,12 @@ pub(super) fn decode_text(bytes: &[u8]) -> Result<String, Broken> {
         let text = String::from_utf8_lossy(valid);
         let line = text.matches('\n').count();
         let column = text.rsplit('\n').next().unwrap_or_default().chars().count();
-        return Err(broken(line, column, "the text is not UTF-8"));
+        return Err(broken(
+            line,
+            column,
+            "the text is not UTF-8",
+            "save the file as UTF-8, or remove the character here",
+        ));
     };
     let allowed = |c: char| {
         matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{7e}' | '\u{85}' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}')
@@ -67,7 +73,7 @@ pub(super) fn decode_text(bytes: &[u8]) -> Result<String, Broken> {
         let line = before.matches('\n').count();
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
         let message = format!("the control character {c:?} is not allowed in YAML");
-        return Err(broken(line, column, &message));
+        return Err(broken(line, column, &message, "remove it, or write it as `\\x..` within double quotes"));
     }
     Ok(text)
 }
@@ -136,7 +142,8 @@ impl Parser {
             self.directives()?;
             let token = self.scanner.next()?;
             if token.kind != Kind::DocumentStart {
-                return Err(error(token.start, "expected the end of the document (`---` begins another one)"));
+                let message = "expected the end of the document (`---` begins another one)";
+                return Err(error(token.start, message, "indent this line as the one that it belongs to"));
             }
         }
         let token = self.scanner.peek()?;
@@ -163,16 +170,17 @@ impl Parser {
             match token.kind {
                 Kind::VersionDirective { major, minor } => {
                     if version {
-                        return Err(error(token.start, "a second %YAML directive"));
+                        return Err(error(token.start, "a second %YAML directive", "remove this line"));
                     }
                     if (major, minor) != (1, 1) {
-                        return Err(error(token.start, "manifests are read as YAML 1.1; remove the %YAML line"));
+                        let message = "manifests are read as YAML 1.1; remove the %YAML line";
+                        return Err(error(token.start, message, "start the document with `---` alone"));
                     }
                     version = true;
                 }
                 Kind::TagDirective { handle, prefix } => {
                     if self.tags.iter().any(|(known, _)| *known == handle) {
-                        return Err(error(token.start, "a second %TAG for the same handle"));
+                        return Err(error(token.start, "a second %TAG for the same handle", "remove this line"));
                     }
                     self.tags.push((handle, prefix));
                 }
@@ -217,7 +225,9 @@ impl Parser {
                 "!!" => Some("tag:yaml.org,2002:"),
                 _ => None,
             })
-            .ok_or_else(|| error(mark, "the tag's handle is not declared"))?;
+            .ok_or_else(|| {
+                error(mark, "the tag's handle is not declared", "remove the tag, or quote a text that begins with `!`")
+            })?;
         Ok(format!("{prefix}{suffix}"))
     }
 
@@ -249,11 +259,13 @@ impl Parser {
             let target = self.anchors.get(name).copied();
             let message = format!("no anchor `&{name}` stands before this alias");
             self.scanner.next()?;
-            let target = target.ok_or_else(|| error(start, &message))?;
+            let target = target.ok_or_else(|| {
+                error(start, &message, "write the value itself, or quote a text that begins with `*`")
+            })?;
             return Ok(self.add(start, Content::Alias(target)));
         }
         if self.depth >= MAX_DEPTH {
-            return Err(error(start, "nested too deeply"));
+            return Err(error(start, "nested too deeply", TOO_DEEP));
         }
         self.depth += 1;
         let id = self.content(block, indentless);
@@ -292,7 +304,10 @@ impl Parser {
                 plain: tag.is_none() || tag.as_deref() == Some("!"),
                 tag: tag.filter(|tag| tag != "!"),
             },
-            _ => return Err(error(start, unexpected(&kind))),
+            _ => {
+                let (message, fix) = unexpected(&kind);
+                return Err(error(start, message, fix));
+            }
         };
         self.set(id, content);
         Ok(id)
@@ -314,7 +329,10 @@ impl Parser {
                     items.push(item);
                 }
                 Kind::BlockEnd => return Ok(Content::List(items)),
-                _ => return Err(error(token.start, "expected `-`; is the indentation right?")),
+                _ => {
+                    let fix = "indent it as the item it belongs to, or begin it with `- `";
+                    return Err(error(token.start, "expected `-`; is the indentation right?", fix));
+                }
             }
         }
     }
@@ -342,7 +360,10 @@ impl Parser {
             match token.kind {
                 Kind::Key => {}
                 Kind::BlockEnd => return Ok(Content::Map(entries)),
-                _ => return Err(error(token.start, "expected a key; is the indentation right?")),
+                _ => {
+                    let fix = "indent this line as the keys around it, and put `: ` after its key";
+                    return Err(error(token.start, "expected a key; is the indentation right?", fix));
+                }
             }
             let key = self.block_part(token.end)?;
             let value = if self.scanner.peek()?.kind == Kind::Value {
@@ -447,17 +468,21 @@ impl Parser {
 
 fn unclosed(mark: Mark, expected: &str, open: Mark) -> SyntaxError {
     let opened = Position::from(open);
-    error(mark, &format!("expected {expected} for what was opened at {opened}"))
+    let fix = "close it, put a comma before the next item, or quote a text that begins with a bracket";
+    error(mark, &format!("expected {expected} for what was opened at {opened}"), fix)
 }
 
-fn unexpected(kind: &Kind) -> &'static str {
+/// What is wrong with a token where a value should begin, and what to do about it.
+fn unexpected(kind: &Kind) -> (&'static str, &'static str) {
     match kind {
-        Kind::StreamEnd => "the text ends where a value was expected",
-        Kind::BlockEntry => "a list item cannot begin here",
-        Kind::FlowEntry => "`,` cannot stand here",
-        Kind::FlowSequenceEnd => "`]` closes nothing",
-        Kind::FlowMappingEnd => "`}` closes nothing",
-        Kind::DocumentEnd | Kind::DocumentStart => "the document ends where a value was expected",
-        _ => "expected a value",
+        Kind::StreamEnd => ("the text ends where a value was expected", "finish the file, or close what is open"),
+        Kind::BlockEntry => ("a list item cannot begin here", "begin the list on the line below its key"),
+        Kind::FlowEntry => ("`,` cannot stand here", "remove it, or put a value before it"),
+        Kind::FlowSequenceEnd => ("`]` closes nothing", "remove it, or open the list with `[`"),
+        Kind::FlowMappingEnd => ("`}` closes nothing", "remove it, or open the mapping with `{`"),
+        Kind::DocumentEnd | Kind::DocumentStart => {
+            ("the document ends where a value was expected", "write the value before this line, or close what is open")
+        }
+        _ => ("expected a value", "write a value here, in quotes if it begins with a special character"),
     }
 }

@@ -27,11 +27,13 @@ pub(crate) struct Fault {
     pub(crate) position: Position,
     pub(crate) field: String,
     pub(crate) message: String,
+    pub(crate) fix: &'static str,
 }
 
 /// Aliases may not blow a document up beyond this many nodes and bytes of text.
 const MAX_NODES: usize = 200_000;
 const MAX_TEXT: usize = 16 << 20;
+const FEWER: &str = "write the values out, or split the file: what aliases stand for counts too";
 
 struct Resolver<'a> {
     arena: &'a Arena,
@@ -51,8 +53,12 @@ pub(super) fn resolve(arena: &Arena) -> Result<Document, Broken> {
     Ok(Document { root, faults: resolver.faults })
 }
 
-fn broken(mark: Mark, message: &str) -> Broken {
-    Broken { position: mark.into(), message: message.to_owned(), over_limit: false }
+fn broken(mark: Mark, message: &str, fix: &'static str) -> Broken {
+    Broken { position: mark.into(), message: message.to_owned(), fix, over_limit: false }
+}
+
+fn endless(mark: Mark) -> Broken {
+    broken(mark, "the anchor's value contains itself", "write the value in the place of the alias")
 }
 
 impl<'a> Resolver<'a> {
@@ -63,7 +69,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn raw(&self, id: Id, mark: Mark) -> Result<&'a Raw, Broken> {
-        self.arena.nodes.get(id).ok_or_else(|| broken(mark, "expected a value"))
+        self.arena.nodes.get(id).ok_or_else(|| broken(mark, "expected a value", "write a value here"))
     }
 
     fn node(&mut self, id: Id, path: &Path<'_>) -> Result<Node, Broken> {
@@ -71,7 +77,7 @@ impl<'a> Resolver<'a> {
         self.count(raw.mark)?;
         if let Content::Alias(target) = raw.content {
             if self.open.contains(&target) {
-                return Err(broken(raw.mark, "the anchor's value contains itself"));
+                return Err(endless(raw.mark));
             }
             self.alias_depth += 1;
             let node = self.node(target, path);
@@ -110,10 +116,10 @@ impl<'a> Resolver<'a> {
         }
         self.alias_nodes += 1;
         if self.alias_nodes > 100 && self.nodes > 1000 && self.alias_nodes * 100 > self.nodes * 99 {
-            return Err(broken(mark, "excessive use of aliases"));
+            return Err(broken(mark, "excessive use of aliases", FEWER));
         }
         if self.nodes > MAX_NODES || self.text > MAX_TEXT {
-            return Err(Broken { over_limit: true, ..broken(mark, "the aliases make this document too large") });
+            return Err(Broken { over_limit: true, ..broken(mark, "the aliases make this document too large", FEWER) });
         }
         Ok(())
     }
@@ -127,7 +133,8 @@ impl<'a> Resolver<'a> {
         path: &Path<'_>,
     ) -> Result<Value, Broken> {
         self.text += text.len();
-        let value = scalar::value(text, plain, tag).map_err(|message| broken(mark, &message))?;
+        let value = scalar::value(text, plain, tag)
+            .map_err(|message| broken(mark, &message, "remove the tag, or write what it asks for"))?;
         if let Value::Float(number) = value
             && !number.is_finite()
         {
@@ -136,6 +143,7 @@ impl<'a> Resolver<'a> {
                 position: mark.into(),
                 field: path.to_string(),
                 message: format!("`{text}` is a number that JSON cannot hold"),
+                fix: "put it in quotes if it is a text, or write a finite number",
             });
             return Ok(Value::Null);
         }
@@ -165,6 +173,7 @@ impl<'a> Resolver<'a> {
                     position: raw.mark.into(),
                     field: path.field(&name).to_string(),
                     message: format!("the key `{name}` is already there, at {first}"),
+                    fix: "remove one of the two, or join what stands below them",
                 }),
             }
         }
@@ -179,10 +188,11 @@ impl<'a> Resolver<'a> {
             _ => (value, false),
         };
         if self.open.contains(&target) {
-            return Err(broken(raw.mark, "the anchor's value contains itself"));
+            return Err(endless(raw.mark));
         }
         let Content::Map(entries) = &self.raw(target, raw.mark)?.content else {
-            return Err(broken(raw.mark, "`<<` takes one mapping (a list of mappings is not supported)"));
+            let message = "`<<` takes one mapping (a list of mappings is not supported)";
+            return Err(broken(raw.mark, message, "name one anchor of a mapping, as in `<<: *defaults`"));
         };
         self.count(raw.mark)?;
         self.open.push(target);
@@ -204,6 +214,7 @@ impl<'a> Resolver<'a> {
                 return Err(Broken {
                     position: key.position,
                     message: "a key must be text; put a value that begins with `{` or `[` in quotes".to_owned(),
+                    fix: "for example \"{{ name }}\", or fill the template in first",
                     over_limit: false,
                 });
             }
@@ -213,6 +224,7 @@ impl<'a> Resolver<'a> {
                     position: key.position,
                     field: path.to_string(),
                     message: "this key cannot be text; put it in quotes".to_owned(),
+                    fix: "for example \"null\" or \"~\", or remove the entry",
                 });
                 None
             }

@@ -122,14 +122,14 @@ impl Scanner {
     /// The next token, not taken.
     pub(super) fn peek(&mut self) -> Result<&Token, SyntaxError> {
         self.fill()?;
-        self.tokens.front().ok_or(SyntaxError { mark: self.mark, message: "the text ends too early".to_owned() })
+        self.tokens.front().ok_or_else(|| early(self.mark))
     }
 
     /// Takes the next token.
     pub(super) fn next(&mut self) -> Result<Token, SyntaxError> {
         self.fill()?;
         self.taken += 1;
-        self.tokens.pop_front().ok_or(SyntaxError { mark: self.mark, message: "the text ends too early".to_owned() })
+        self.tokens.pop_front().ok_or_else(|| early(self.mark))
     }
 
     /// Makes tokens until the first in the queue can no longer turn out to be a key.
@@ -157,7 +157,7 @@ impl Scanner {
         };
         if key.mark.line < self.mark.line || key.mark.index + 1024 < self.mark.index {
             if key.required {
-                return Err(error(key.mark, "expected `:` after this key"));
+                return Err(error(key.mark, "expected `:` after this key", NO_COLON));
             }
             if let Some(slot) = self.simple_keys.get_mut(level) {
                 *slot = None;
@@ -291,14 +291,15 @@ impl Scanner {
                 self.simple_key_allowed = false;
                 self.scan_plain()
             }
-            _ => Err(error(
-                self.mark,
-                match c {
-                    '\t' => "a tab cannot indent; use spaces",
-                    '%' | '@' | '`' => "this character cannot begin a value; put it in quotes",
-                    _ => "this character cannot begin a value here",
-                },
-            )),
+            '\t' => Err(tab(self.mark)),
+            '%' | '@' | '`' => {
+                let fix = "for example \"@daily\" instead of @daily";
+                Err(error(self.mark, "this character cannot begin a value; put it in quotes", fix))
+            }
+            _ => {
+                let fix = "put the value in quotes, or remove the character";
+                Err(error(self.mark, "this character cannot begin a value here", fix))
+            }
         }
     }
 
@@ -369,7 +370,7 @@ impl Scanner {
         if let Some(Some(key)) = self.simple_keys.last().copied()
             && key.required
         {
-            return Err(error(key.mark, "expected `:` after this key"));
+            return Err(error(key.mark, "expected `:` after this key", NO_COLON));
         }
         if let Some(slot) = self.simple_keys.last_mut() {
             *slot = None;
@@ -383,7 +384,7 @@ impl Scanner {
             return Ok(());
         }
         if self.indents.len() >= MAX_LEVELS {
-            return Err(error(mark, "nested too deeply"));
+            return Err(error(mark, "nested too deeply", TOO_DEEP));
         }
         self.indents.push(self.indent);
         self.indent = column;
@@ -438,7 +439,7 @@ impl Scanner {
     fn fetch_flow_start(&mut self, kind: Kind) -> Result<(), SyntaxError> {
         self.save_key()?;
         if self.simple_keys.len() >= MAX_LEVELS {
-            return Err(error(self.mark, "nested too deeply"));
+            return Err(error(self.mark, "nested too deeply", TOO_DEEP));
         }
         self.simple_keys.push(None);
         self.simple_key_allowed = true;
@@ -459,7 +460,8 @@ impl Scanner {
     fn fetch_block_entry(&mut self) -> Result<(), SyntaxError> {
         if !self.in_flow() {
             if !self.simple_key_allowed {
-                return Err(error(self.mark, "a list item cannot begin here"));
+                let fix = "begin the list on the line below its key, or put the text in quotes";
+                return Err(error(self.mark, "a list item cannot begin here", fix));
             }
             self.roll(self.column(), None, Kind::BlockSequenceStart, self.mark)?;
         }
@@ -472,7 +474,8 @@ impl Scanner {
     fn fetch_key(&mut self) -> Result<(), SyntaxError> {
         if !self.in_flow() {
             if !self.simple_key_allowed {
-                return Err(error(self.mark, "a key cannot begin here"));
+                let fix = "begin it on a line of its own, or put the text in quotes";
+                return Err(error(self.mark, "a key cannot begin here", fix));
             }
             self.roll(self.column(), None, Kind::BlockMappingStart, self.mark)?;
         }
@@ -500,10 +503,9 @@ impl Scanner {
         } else {
             if !self.in_flow() {
                 if !self.simple_key_allowed {
-                    return Err(error(
-                        self.mark,
-                        "`: ` is not allowed here; put the value in quotes if it belongs to it",
-                    ));
+                    let message = "`: ` is not allowed here; put the value in quotes if it belongs to it";
+                    let fix = "or begin a new line after the value, indented as the keys around it";
+                    return Err(error(self.mark, message, fix));
                 }
                 self.roll(self.column(), None, Kind::BlockMappingStart, self.mark)?;
             }
@@ -528,15 +530,26 @@ impl Scanner {
             }
         }
         if !is_break_or_end(self.here()) {
-            return Err(error(self.mark, what));
+            return Err(error(self.mark, what, "begin a new line here, or a comment with ` #`"));
         }
         self.skip_line();
         Ok(())
     }
 }
 
-pub(super) fn error(mark: Mark, message: &str) -> SyntaxError {
-    SyntaxError { mark, message: message.to_owned() }
+const NO_COLON: &str = "put `: ` after it, or indent the line as part of the value above";
+pub(super) const TOO_DEEP: &str = "nest at most 128 levels; a deeper value can be a text in a ConfigMap";
+
+pub(super) fn error(mark: Mark, message: &str, fix: &'static str) -> SyntaxError {
+    SyntaxError { mark, message: message.to_owned(), fix }
+}
+
+fn early(mark: Mark) -> SyntaxError {
+    error(mark, "the text ends too early", "finish the last line, or close what is open")
+}
+
+fn tab(mark: Mark) -> SyntaxError {
+    error(mark, "a tab cannot indent; use spaces", "put two spaces for each level in its place")
 }
 
 mod property;

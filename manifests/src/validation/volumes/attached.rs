@@ -10,18 +10,18 @@ use crate::validation::metadata::{check, label};
 use crate::validation::names;
 use crate::validation::pod::choice;
 
-/// Fields that must not be empty.
-fn need(fields: &[(&str, &str)], path: &Path<'_>, found: &mut Findings<'_>) {
-    for (field, value) in fields {
+/// Fields that must not be empty, each with an example.
+fn need(fields: &[(&str, &str, &str)], path: &Path<'_>, found: &mut Findings<'_>) {
+    for (field, example, value) in fields {
         if value.is_empty() {
-            found.required(&path.field(field), "a value is required");
+            found.required(&path.field(field), "a value is required", &format!("{field}: {example}"));
         }
     }
 }
 
 fn byte(value: i32, path: &Path<'_>, found: &mut Findings<'_>) {
     if !(0..=255).contains(&value) {
-        found.invalid(path, &value, "must be between 0 and 255");
+        found.invalid(path, &value, "must be between 0 and 255", "remove it for the default, 0");
     }
 }
 
@@ -29,7 +29,7 @@ pub(super) fn gce_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_
     if let Some(source) = &volume.gce_persistent_disk {
         // The API server's path differs from the field's name.
         let path = path.field("persistentDisk");
-        need(&[("pdName", &source.pd_name)], &path, found);
+        need(&[("pdName", "disk-1", &source.pd_name)], &path, found);
         byte(source.partition.unwrap_or(0), &path.field("partition"), found);
     }
 }
@@ -37,7 +37,7 @@ pub(super) fn gce_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_
 pub(super) fn aws_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.aws_elastic_block_store {
         let path = path.field("awsElasticBlockStore");
-        need(&[("volumeID", &source.volume_id)], &path, found);
+        need(&[("volumeID", "vol-1", &source.volume_id)], &path, found);
         byte(source.partition.unwrap_or(0), &path.field("partition"), found);
     }
 }
@@ -45,9 +45,9 @@ pub(super) fn aws_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_
 pub(super) fn nfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.nfs {
         let path = path.field("nfs");
-        need(&[("server", &source.server), ("path", &source.path)], &path, found);
+        need(&[("server", "nfs.example.com", &source.server), ("path", "/export", &source.path)], &path, found);
         if !source.path.starts_with('/') {
-            found.invalid(&path.field("path"), &source.path, "must be an absolute path");
+            found.invalid(&path.field("path"), &source.path, "must be an absolute path", "begin it with `/`");
         }
     }
 }
@@ -55,25 +55,28 @@ pub(super) fn nfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
 pub(super) fn iscsi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let Some(source) = &volume.iscsi else { return };
     let path = path.field("iscsi");
-    need(&[("targetPortal", &source.target_portal)], &path, found);
+    need(&[("targetPortal", "192.0.2.10:3260", &source.target_portal)], &path, found);
     if source.iqn.is_empty() {
-        found.required(&path.field("iqn"), "an iqn is required");
+        found.required(&path.field("iqn"), "an iqn is required", &format!("iqn: {INITIATOR}"));
     } else if !is_initiator(&source.iqn) {
-        found.invalid(&path.field("iqn"), &source.iqn, "is no iqn, eui or naa name");
+        let fix = format!("for example `{INITIATOR}`");
+        found.invalid(&path.field("iqn"), &source.iqn, "is no iqn, eui or naa name", fix);
     }
     byte(source.lun, &path.field("lun"), found);
     let chap = source.chap_auth_discovery == Some(true) || source.chap_auth_session == Some(true);
     if chap && source.secret_ref.is_none() {
-        found.required(&path.field("secretRef"), "CHAP needs a secret");
+        found.required(&path.field("secretRef"), "CHAP needs a secret", "secretRef: {name: chap}");
     }
     if let Some(name) = &source.initiator_name {
         // The API server's path differs from the field's name.
         let own = path.field("initiatorname");
         if !is_initiator(name) {
-            found.invalid(&own, name, "is no iqn, eui or naa name");
+            found.invalid(&own, name, "is no iqn, eui or naa name", format!("for example `{INITIATOR}`"));
         }
     }
 }
+
+const INITIATOR: &str = "iqn.2001-04.com.example:storage";
 
 /// `iqn.2001-04.com.example:storage`, `eui.` and 16, or `naa.` and 32 letters or digits.
 fn is_initiator(name: &str) -> bool {
@@ -107,7 +110,11 @@ fn is_qualified(text: &str) -> bool {
 
 pub(super) fn glusterfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.glusterfs {
-        need(&[("endpoints", &source.endpoints), ("path", &source.path)], &path.field("glusterfs"), found);
+        need(
+            &[("endpoints", "storage", &source.endpoints), ("path", "/export", &source.path)],
+            &path.field("glusterfs"),
+            found,
+        );
     }
 }
 
@@ -117,40 +124,47 @@ pub(super) fn flocker(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>
         let name = source.dataset_name.as_deref().unwrap_or_default();
         let uuid = source.dataset_uuid.as_deref().unwrap_or_default();
         if name.is_empty() && uuid.is_empty() {
-            found.required(&path, "needs datasetName or datasetUUID");
+            found.required(&path, "needs datasetName or datasetUUID", "datasetName: data");
         }
         if !name.is_empty() && !uuid.is_empty() {
-            found.add(&path, Reason::FieldValueInvalid, "has either datasetName or datasetUUID");
+            found.add(
+                &path,
+                Reason::FieldValueInvalid,
+                "has either datasetName or datasetUUID",
+                "remove one of the two",
+            );
         }
         if name.contains('/') {
-            found.invalid(&path.field("datasetName"), &name, "may not contain `/`");
+            found.invalid(&path.field("datasetName"), &name, "may not contain `/`", "give the name alone");
         }
     }
 }
+
+const MONITORS: &str = "monitors: [\"192.0.2.10:6789\"]";
 
 pub(super) fn rbd(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.rbd {
         let path = path.field("rbd");
         if source.monitors.is_empty() {
-            found.required(&path.field("monitors"), "a monitor is required");
+            found.required(&path.field("monitors"), "a monitor is required", MONITORS);
         }
-        need(&[("image", &source.image)], &path, found);
+        need(&[("image", "disk-1", &source.image)], &path, found);
     }
 }
 
 pub(super) fn cinder(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.cinder {
         let path = path.field("cinder");
-        need(&[("volumeID", &source.volume_id)], &path, found);
+        need(&[("volumeID", "vol-1", &source.volume_id)], &path, found);
         if source.secret_ref.as_ref().is_some_and(|it| it.name.is_empty()) {
-            found.required(&path.field("secretRef").field("name"), "a name is required");
+            found.required(&path.field("secretRef").field("name"), "a name is required", "name: keys");
         }
     }
 }
 
 pub(super) fn cephfs(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if volume.cephfs.as_ref().is_some_and(|it| it.monitors.is_empty()) {
-        found.required(&path.field("cephfs").field("monitors"), "a monitor is required");
+        found.required(&path.field("cephfs").field("monitors"), "a monitor is required", MONITORS);
     }
 }
 
@@ -160,9 +174,11 @@ pub(super) fn quobyte(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>
     };
     let path = path.field("quobyte");
     if source.registry.is_empty() {
-        found.required(&path.field("registry"), "a registry (host:port) is required");
+        let example = "registry: quobyte.example.com:7861";
+        found.required(&path.field("registry"), "a registry (host:port) is required", example);
     } else if source.tenant.as_deref().unwrap_or_default().len() >= 65 {
-        found.required(&path.field("tenant"), "must be a UUID of at most 64 characters");
+        let fix = "shorten it to the tenant's UUID";
+        found.add(&path.field("tenant"), Reason::FieldValueRequired, "must be a UUID of at most 64 characters", fix);
     } else {
         for pair in source.registry.split(',') {
             if !is_host_port(pair) {
@@ -170,11 +186,12 @@ pub(super) fn quobyte(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>
                     &path.field("registry"),
                     &source.registry,
                     "must be host:port, or several separated by commas",
+                    "for example `quobyte.example.com:7861`",
                 );
             }
         }
     }
-    need(&[("volume", &source.volume)], &path, found);
+    need(&[("volume", "data", &source.volume)], &path, found);
 }
 
 /// `host:port` or `[host]:port`, as Go splits it.
@@ -194,14 +211,14 @@ pub(super) fn fc(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let names = source.target_wwns.as_deref().unwrap_or_default();
     let ids = source.wwids.as_deref().unwrap_or_default();
     if names.is_empty() && ids.is_empty() {
-        found.required(&own, "needs targetWWNs or wwids");
+        found.required(&own, "needs targetWWNs or wwids", "targetWWNs: [500a0982991b8dc5]");
     }
     if !names.is_empty() && !ids.is_empty() {
-        found.invalid(&own, &names, "and wwids exclude each other");
+        found.invalid(&own, &names, "and wwids exclude each other", "remove one of the two");
     }
     if !names.is_empty() {
         match source.lun {
-            None => found.required(&path.field("lun"), "targetWWNs need a lun"),
+            None => found.required(&path.field("lun"), "targetWWNs need a lun", "lun: 0"),
             Some(lun) => byte(lun, &path.field("lun"), found),
         }
     }
@@ -212,12 +229,13 @@ pub(super) fn flex(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
         return;
     };
     let path = path.field("flexVolume");
-    need(&[("driver", &source.driver)], &path, found);
+    need(&[("driver", "example.com/driver", &source.driver)], &path, found);
     for key in source.options.iter().flat_map(|options| options.keys()) {
         let namespace = key.split_once('/').map_or(key.as_str(), |(space, _)| space);
         let dotted = format!(".{}", namespace.to_lowercase());
         if dotted.ends_with(".kubernetes.io") || dotted.ends_with(".k8s.io") {
-            found.invalid(&path.field("options").key(key), key, "kubernetes.io and k8s.io are reserved");
+            let fix = "rename it, with a domain of the driver or none";
+            found.invalid(&path.field("options").key(key), key, "kubernetes.io and k8s.io are reserved", fix);
         }
     }
 }
@@ -225,7 +243,7 @@ pub(super) fn flex(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
 pub(super) fn azure_file(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.azure_file {
         need(
-            &[("secretName", &source.secret_name), ("shareName", &source.share_name)],
+            &[("secretName", "keys", &source.secret_name), ("shareName", "data", &source.share_name)],
             &path.field("azureFile"),
             found,
         );
@@ -234,19 +252,19 @@ pub(super) fn azure_file(volume: &Volume, path: &Path<'_>, found: &mut Findings<
 
 pub(super) fn vsphere(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.vsphere_volume {
-        need(&[("volumePath", &source.volume_path)], &path.field("vsphereVolume"), found);
+        need(&[("volumePath", "\"[store] data/disk-1\"", &source.volume_path)], &path.field("vsphereVolume"), found);
     }
 }
 
 pub(super) fn photon(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.photon_persistent_disk {
-        need(&[("pdID", &source.pd_id)], &path.field("photonPersistentDisk"), found);
+        need(&[("pdID", "disk-1", &source.pd_id)], &path.field("photonPersistentDisk"), found);
     }
 }
 
 pub(super) fn portworx(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     if let Some(source) = &volume.portworx_volume {
-        need(&[("volumeID", &source.volume_id)], &path.field("portworxVolume"), found);
+        need(&[("volumeID", "vol-1", &source.volume_id)], &path.field("portworxVolume"), found);
     }
 }
 
@@ -255,9 +273,18 @@ pub(super) fn azure_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<
         return;
     };
     let path = path.field("azureDisk");
-    need(&[("diskName", &source.disk_name), ("diskURI", &source.disk_uri)], &path, found);
-    choice(source.caching_mode.as_deref(), &["None", "ReadOnly", "ReadWrite"], &path.field("cachingMode"), found);
-    choice(source.kind.as_deref(), &["Dedicated", "Managed", "Shared"], &path.field("kind"), found);
+    need(
+        &[
+            ("diskName", "disk-1", &source.disk_name),
+            ("diskURI", "https://store.example.com/disk-1.vhd", &source.disk_uri),
+        ],
+        &path,
+        found,
+    );
+    let (modes, kinds) = (["None", "ReadOnly", "ReadWrite"], ["Dedicated", "Managed", "Shared"]);
+    let mode = "remove it for the default, `ReadWrite`";
+    choice(source.caching_mode.as_deref(), &modes, mode, &path.field("cachingMode"), found);
+    choice(source.kind.as_deref(), &kinds, "remove it for the default, `Shared`", &path.field("kind"), found);
     if let Some(kind) = source.kind.as_deref() {
         let form = if kind == "Managed" { "/subscriptions/" } else { "https://" };
         if !source.disk_uri.starts_with(form) {
@@ -265,6 +292,11 @@ pub(super) fn azure_disk(volume: &Volume, path: &Path<'_>, found: &mut Findings<
                 &path.field("diskURI"),
                 Reason::FieldValueNotSupported,
                 format!("{:?} must begin with {form}", source.disk_uri),
+                if kind == "Managed" {
+                    "give the resource's id, or another `kind`"
+                } else {
+                    "give the blob's address, or `kind: Managed`"
+                },
             );
         }
     }
@@ -276,14 +308,14 @@ pub(super) fn storageos(volume: &Volume, path: &Path<'_>, found: &mut Findings<'
     };
     let path = path.field("storageos");
     match source.volume_name.as_deref().unwrap_or_default() {
-        "" => found.required(&path.field("volumeName"), "a volumeName is required"),
+        "" => found.required(&path.field("volumeName"), "a volumeName is required", "volumeName: data"),
         name => label(name, &path.field("volumeName"), found),
     }
     if let Some(space) = source.volume_namespace.as_deref().filter(|it| !it.is_empty()) {
         label(space, &path.field("volumeNamespace"), found);
     }
     if source.secret_ref.as_ref().is_some_and(|it| it.name.is_empty()) {
-        found.required(&path.field("secretRef").field("name"), "a name is required");
+        found.required(&path.field("secretRef").field("name"), "a name is required", "name: keys");
     }
 }
 
@@ -291,9 +323,9 @@ pub(super) fn scale_io(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_
     if let Some(source) = &volume.scale_io {
         need(
             &[
-                ("gateway", &source.gateway),
-                ("system", &source.system),
-                ("volumeName", source.volume_name.as_deref().unwrap_or_default()),
+                ("gateway", "https://192.0.2.10/api", &source.gateway),
+                ("system", "storage", &source.system),
+                ("volumeName", "data", source.volume_name.as_deref().unwrap_or_default()),
             ],
             &path.field("scaleIO"),
             found,
@@ -307,15 +339,16 @@ pub(super) fn csi(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let path = path.field("csi");
     let own = path.field("driver");
     if source.driver.is_empty() {
-        found.required(&own, "a driver is required");
+        found.required(&own, "a driver is required", "driver: csi.example.com");
     }
     if source.driver.len() > LONGEST {
-        found.too_long(&own, LONGEST);
+        found.too_long(&own, source.driver.len(), LONGEST, "give the name that the driver reports");
     }
     check(&source.driver.to_lowercase(), names::subdomain, &own, found);
     if let Some(secret) = &source.node_publish_secret_ref {
         if secret.name.is_empty() {
-            found.required(&path.field("nodePublishSecretRef").field("name"), "a name is required");
+            let path = path.field("nodePublishSecretRef");
+            found.required(&path.field("name"), "a name is required", "name: keys");
         } else {
             // The API server leaves `nodePublishSecretRef` out of this path.
             check(&secret.name, names::subdomain, &path.field("name"), found);

@@ -14,7 +14,8 @@ use crate::validation::pod::choice;
 pub(super) fn reference(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>) {
     let source = volume.persistent_volume_claim.as_ref();
     if source.is_some_and(|claim| claim.claim_name.is_empty()) {
-        found.required(&path.field("persistentVolumeClaim").field("claimName"), "a claimName is required");
+        let path = path.field("persistentVolumeClaim");
+        found.required(&path.field("claimName"), "a claimName is required", "claimName: data");
     }
 }
 
@@ -25,7 +26,10 @@ pub(super) fn ephemeral(volume: &Volume, path: &Path<'_>, found: &mut Findings<'
     let path = path.field("ephemeral");
     let path = path.field("volumeClaimTemplate");
     match &source.volume_claim_template {
-        None => found.required(&path, "a volumeClaimTemplate is required"),
+        None => {
+            let fix = "add it with its `spec`, or use an emptyDir volume";
+            found.add(&path, Reason::FieldValueRequired, "a volumeClaimTemplate is required", fix);
+        }
         Some(template) => claim_template(template, &path, found),
     }
 }
@@ -39,7 +43,8 @@ fn claim_template(template: &PersistentVolumeClaimTemplate, path: &Path<'_>, fou
             if given {
                 // The API server spells a name from its Go field.
                 let reported = path.field(if field == "uid" { "uID" } else { field }).to_string();
-                found.add_as(reported, &path.field(field), Reason::FieldValueForbidden, "may not be set here");
+                let fix = "remove it: the claim has it from pod and volume";
+                found.add_as(reported, &path.field(field), Reason::FieldValueForbidden, "may not be set here", fix);
             }
         }
     }
@@ -70,22 +75,24 @@ fn spec(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findings<
     let own = path.field("accessModes");
     let modes = spec.access_modes.as_deref().unwrap_or_default();
     if modes.is_empty() {
-        found.required(&own, "at least one access mode is required");
+        let example = "accessModes: [ReadWriteOnce]";
+        found.required(&own, "at least one access mode is required", example);
     }
     for mode in modes {
-        choice(Some(mode), &MODES, &own, found);
+        choice(Some(mode), &MODES, "for example `ReadWriteOnce`", &own, found);
     }
     let known = |mode: &&String| MODES.contains(&mode.as_str());
     let alone = modes.iter().any(|mode| mode == "ReadWriteOncePod");
     if alone && modes.iter().filter(known).any(|mode| mode != "ReadWriteOncePod") {
-        found.forbidden(&own, "ReadWriteOncePod goes with no other mode");
+        found.forbidden(&own, "ReadWriteOncePod goes with no other mode", "remove it, or the other modes");
     }
     selector(spec.selector.as_ref(), &path.field("selector"), found);
     storage(spec, &path.field("resources"), found);
     if let Some(class) = spec.storage_class_name.as_deref().filter(|it| !it.is_empty()) {
         check(class, names::subdomain, &path.field("storageClassName"), found);
     }
-    choice(spec.volume_mode.as_deref(), &["Block", "Filesystem"], &path.field("volumeMode"), found);
+    let otherwise = "remove it for the default, `Filesystem`";
+    choice(spec.volume_mode.as_deref(), &["Block", "Filesystem"], otherwise, &path.field("volumeMode"), found);
     sources(spec, path, found);
     if let Some(class) = spec.volume_attributes_class_name.as_deref().filter(|it| !it.is_empty()) {
         check(class, names::subdomain, &path.field("volumeAttributesClassName"), found);
@@ -99,11 +106,15 @@ fn storage(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findin
     let real = path.field("requests");
     let real = real.key("storage");
     match wanted {
-        None => found.add_as(reported, path, Reason::FieldValueRequired, "a request for storage is required"),
+        None => {
+            let fix = "set it, for example `requests: {storage: 1Gi}`";
+            found.add_as(reported, path, Reason::FieldValueRequired, "a request for storage is required", fix);
+        }
         Some(size) => {
             let amount = Amount::parse(&size.0).unwrap_or(Amount::ZERO);
             if amount.is_zero() || amount.is_negative() {
-                found.add_as(reported, &real, Reason::FieldValueInvalid, format!("{} must be above zero", size.0));
+                let message = format!("{} must be above zero", size.0);
+                found.add_as(reported, &real, Reason::FieldValueInvalid, message, "for example 1Gi");
             }
         }
     }
@@ -115,15 +126,16 @@ fn sources(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findin
     for (field, group, kind, name) in [old, new].into_iter().flatten() {
         let path = path.field(field);
         if name.is_empty() {
-            found.required(&path.field("name"), "a name is required");
+            found.required(&path.field("name"), "a name is required", "name: data");
         }
         if kind.is_empty() {
-            found.required(&path.field("kind"), "a kind is required");
+            found.required(&path.field("kind"), "a kind is required", "kind: PersistentVolumeClaim");
         }
         let group = group.unwrap_or_default();
         if group.is_empty() {
             if kind != "PersistentVolumeClaim" {
-                found.invalid(&path, kind, "must be PersistentVolumeClaim without an apiGroup");
+                let fix = "add its apiGroup, for example `snapshot.storage.k8s.io`";
+                found.invalid(&path, kind, "must be PersistentVolumeClaim without an apiGroup", fix);
             }
         } else {
             check(group, names::subdomain, &path.field("apiGroup"), found);
@@ -133,11 +145,13 @@ fn sources(spec: &PersistentVolumeClaimSpec, path: &Path<'_>, found: &mut Findin
     if let Some(namespace) = namespace {
         label(namespace, &path.field("dataSourceRef").field("namespace"), found);
         if spec.data_source.is_some() {
-            found.add(path, Reason::FieldValueInvalid, "dataSource may not be given beside dataSourceRef.namespace");
+            let message = "dataSource may not be given beside dataSourceRef.namespace";
+            found.add(path, Reason::FieldValueInvalid, message, "remove `dataSource`");
         }
     } else if let (Some(old), Some(new)) = (&spec.data_source, &spec.data_source_ref)
         && (old.api_group != new.api_group || old.kind != new.kind || old.name != new.name)
     {
-        found.add(path, Reason::FieldValueInvalid, "dataSource must be the same as dataSourceRef");
+        let message = "dataSource must be the same as dataSourceRef";
+        found.add(path, Reason::FieldValueInvalid, message, "remove one of the two");
     }
 }

@@ -7,10 +7,12 @@ use crate::path::Path;
 use crate::problem::Reason;
 use crate::validation::environment::{object_field, resource_field};
 
+const STRAIGHT: &str = "name the place directly, without steps up";
+
 /// A path without `..`.
 pub(in crate::validation) fn no_steps_back(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     if text.split('/').any(|part| part == "..") {
-        found.invalid(path, &text, "may not contain `..`");
+        found.invalid(path, &text, "may not contain `..`", STRAIGHT);
     }
 }
 
@@ -21,14 +23,14 @@ pub(in crate::validation) fn descending_path(text: &str, path: &Path<'_>, found:
 
 /// As [`descending_path`], reported under another path.
 pub(in crate::validation) fn descending_path_as(text: &str, reported: &str, path: &Path<'_>, found: &mut Findings<'_>) {
-    let mut add = |message: &str| {
-        found.add_as(reported.to_owned(), path, Reason::FieldValueInvalid, format!("{text:?} {message}"));
+    let mut add = |message: &str, fix: &str| {
+        found.add_as(reported.to_owned(), path, Reason::FieldValueInvalid, format!("{text:?} {message}"), fix);
     };
     if text.starts_with('/') {
-        add("must be a relative path");
+        add("must be a relative path", "remove the `/` at its beginning");
     }
     if text.split('/').any(|part| part == "..") {
-        add("may not contain `..`");
+        add("may not contain `..`", STRAIGHT);
     }
 }
 
@@ -36,7 +38,7 @@ pub(in crate::validation) fn descending_path_as(text: &str, reported: &str, path
 pub(super) fn local_path(text: &str, path: &Path<'_>, found: &mut Findings<'_>) {
     descending_path(text, path, found);
     if text.starts_with("..") && !text.starts_with("../") {
-        found.invalid(path, &text, "may not begin with `..`");
+        found.invalid(path, &text, "may not begin with `..`", "such names are kept for updates; choose another");
     }
 }
 
@@ -44,7 +46,11 @@ pub(super) fn mode(mode: Option<i32>, path: &Path<'_>, found: &mut Findings<'_>)
     if let Some(mode) = mode
         && !(0..=0o777).contains(&mode)
     {
-        found.invalid(path, &mode, "must be between 0 and 0777 (octal)");
+        // Who forgot the zero meant these digits.
+        let digits = mode.to_string();
+        let octal = digits.len() <= 3 && digits.bytes().all(|digit| (b'0'..b'8').contains(&digit));
+        let fix = if octal { format!("write 0{digits} for octal digits") } else { "for example 0644".to_owned() };
+        found.invalid(path, &mode, "must be between 0 and 0777 (octal)", fix);
     }
 }
 
@@ -53,10 +59,10 @@ pub(super) fn items(items: Option<&[KeyToPath]>, path: &Path<'_>, found: &mut Fi
         let path = path.field("items");
         let path = path.index(index);
         if item.key.is_empty() {
-            found.required(&path.field("key"), "a key is required");
+            found.required(&path.field("key"), "a key is required", "key: app.conf");
         }
         if item.path.is_empty() {
-            found.required(&path.field("path"), "a path is required");
+            found.required(&path.field("path"), "a path is required", "path: app.conf");
         }
         local_path(&item.path, &path.field("path"), found);
         mode(item.mode, &path.field("mode"), found);
@@ -67,7 +73,7 @@ pub(super) fn secret(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_>)
     let Some(source) = &volume.secret else { return };
     let path = path.field("secret");
     if source.secret_name.as_deref().unwrap_or_default().is_empty() {
-        found.required(&path.field("secretName"), "a secretName is required");
+        found.required(&path.field("secretName"), "a secretName is required", "secretName: keys");
     }
     mode(source.default_mode, &path.field("defaultMode"), found);
     items(source.items.as_deref(), &path, found);
@@ -79,7 +85,7 @@ pub(super) fn config_map(volume: &Volume, path: &Path<'_>, found: &mut Findings<
     };
     let path = path.field("configMap");
     if source.name.is_empty() {
-        found.required(&path.field("name"), "a name is required");
+        found.required(&path.field("name"), "a name is required", "name: settings");
     }
     mode(source.default_mode, &path.field("defaultMode"), found);
     items(source.items.as_deref(), &path, found);
@@ -114,20 +120,24 @@ fn downward_item(item: &DownwardAPIVolumeFile, path: &Path<'_>, found: &mut Find
     const FIELDS: [&str; 5] =
         ["metadata.name", "metadata.namespace", "metadata.labels", "metadata.annotations", "metadata.uid"];
     if item.path.is_empty() {
-        found.required(&path.field("path"), "a path is required");
+        found.required(&path.field("path"), "a path is required", "path: labels");
     }
     local_path(&item.path, &path.field("path"), found);
     match (&item.field_ref, &item.resource_field_ref) {
         (Some(field), other) => {
             object_field(field, &FIELDS, &path.field("fieldRef"), found);
             if other.is_some() {
-                found.add(path, Reason::FieldValueInvalid, "has either fieldRef or resourceFieldRef");
+                let fix = "remove one of the two, or make two items of it";
+                found.add(path, Reason::FieldValueInvalid, "has either fieldRef or resourceFieldRef", fix);
             }
         }
         (None, Some(field)) => {
             resource_field(field, true, &path.field("resourceFieldRef"), found);
         }
-        (None, None) => found.required(path, "needs fieldRef or resourceFieldRef"),
+        (None, None) => {
+            let example = "fieldRef: {fieldPath: metadata.labels}";
+            found.required(path, "needs fieldRef or resourceFieldRef", example);
+        }
     }
     mode(item.mode, &path.field("mode"), found);
 }
@@ -138,7 +148,8 @@ pub(super) fn git_repo(volume: &Volume, path: &Path<'_>, found: &mut Findings<'_
     };
     let path = path.field("gitRepo");
     if source.repository.is_empty() {
-        found.required(&path.field("repository"), "a repository is required");
+        let example = "repository: https://git.example.com/site.git";
+        found.required(&path.field("repository"), "a repository is required", example);
     }
     descending_path(source.directory.as_deref().unwrap_or_default(), &path.field("directory"), found);
 }

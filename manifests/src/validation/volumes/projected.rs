@@ -24,7 +24,9 @@ pub(super) fn projected(volume: &Volume, path: &Path<'_>, found: &mut Findings<'
 /// Two sources may not write the same file; reported for the whole volume.
 fn take<'a>(file: &'a str, paths: &mut BTreeSet<&'a str>, whole: &Path<'_>, own: &Path<'_>, found: &mut Findings<'_>) {
     if !paths.insert(file) {
-        found.add_as(whole.to_string(), own, Reason::FieldValueInvalid, format!("the path {file:?} is there twice"));
+        let message = format!("the path {file:?} is there twice");
+        let fix = "give one of the two another `path`, or remove it";
+        found.add_as(whole.to_string(), own, Reason::FieldValueInvalid, message, fix);
     }
 }
 
@@ -54,7 +56,7 @@ fn one<'a>(
         sources += 1;
         let own = path.field("secret");
         if secret.name.is_empty() {
-            found.required(&own.field("name"), "a name is required");
+            found.required(&own.field("name"), "a name is required", "name: keys");
         }
         items(secret.items.as_deref(), &own, found);
         take_items(secret.items.as_deref(), paths, whole, &own, found);
@@ -63,7 +65,7 @@ fn one<'a>(
         sources += 1;
         let own = path.field("configMap");
         if map.name.is_empty() {
-            found.required(&own.field("name"), "a name is required");
+            found.required(&own.field("name"), "a name is required", "name: settings");
         }
         items(map.items.as_deref(), &own, found);
         take_items(map.items.as_deref(), paths, whole, &own, found);
@@ -86,7 +88,7 @@ fn one<'a>(
     sources += usize::from(source.cluster_trust_bundle.is_some());
     sources += usize::from(source.pod_certificate.is_some());
     if sources > 1 {
-        found.forbidden(path, "a source has only one kind");
+        found.forbidden(path, "a source has only one kind", "make each kind an item of `sources`");
     }
 }
 
@@ -99,16 +101,16 @@ fn service_account_token(
     let seconds = token.expiration_seconds.unwrap_or(3600);
     let own = path.field("expirationSeconds");
     if seconds < 600 {
-        found.invalid(&own, &seconds, "is less than 10 minutes");
+        found.invalid(&own, &seconds, "is less than 10 minutes", "remove it for the default, 3600");
     }
     if seconds > 1 << 32 {
-        found.invalid(&own, &seconds, "is more than 2^32 seconds");
+        found.invalid(&own, &seconds, "is more than 2^32 seconds", "remove it for the default, 3600");
     }
     // The API server reports the path for the whole volume.
     let before = found.len();
     let own = path.field("path");
     if token.path.is_empty() {
-        found.required(&own, "a path is required");
+        found.required(&own, "a path is required", "path: token");
     } else {
         local_path(&token.path, &own, found);
     }

@@ -1,8 +1,10 @@
 //! Scanning scalars: blocks, quotes and plain text.
 
 use super::{
-    END, Kind, Mark, Scanner, Style, SyntaxError, error, is_blank, is_blank_or_end, is_break, is_break_or_end,
+    END, Kind, Mark, Scanner, Style, SyntaxError, error, is_blank, is_blank_or_end, is_break, is_break_or_end, tab,
 };
+
+const UNCLOSED: &str = "close it with the quote that it begins with; `''` is a quote within single quotes";
 
 /// What to do with the line breaks at the end of a block scalar.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,7 +31,8 @@ impl Scanner {
                     self.skip();
                 }
                 '0' if increment == 0 => {
-                    return Err(error(start, "a block's indentation is between 1 and 9"));
+                    let fix = "leave the digit out: the first line says the indentation";
+                    return Err(error(start, "a block's indentation is between 1 and 9", fix));
                 }
                 digit if digit.is_ascii_digit() && increment == 0 => {
                     increment = i64::from(digit.to_digit(10).unwrap_or(1));
@@ -96,10 +99,7 @@ impl Scanner {
             }
             deepest = deepest.max(self.column());
             if (*indent == 0 || self.column() < *indent) && self.here() == '\t' {
-                return Err(error(
-                    if self.mark.index == 0 { start } else { self.mark },
-                    "a tab cannot indent; use spaces",
-                ));
+                return Err(tab(if self.mark.index == 0 { start } else { self.mark }));
             }
             if !is_break(self.here()) {
                 break;
@@ -121,10 +121,11 @@ impl Scanner {
         let mut text = String::new();
         loop {
             if self.at_document_indicator('-') || self.at_document_indicator('.') {
-                return Err(error(start, "the quoted text is not closed before the document ends"));
+                let message = "the quoted text is not closed before the document ends";
+                return Err(error(start, message, UNCLOSED));
             }
             if self.here() == END {
-                return Err(error(start, "the quoted text is not closed"));
+                return Err(error(start, "the quoted text is not closed", UNCLOSED));
             }
             let mut leading_blanks = false;
             while !is_blank_or_end(self.here()) {
@@ -205,10 +206,8 @@ impl Scanner {
             'u' => (END, 4),
             'U' => (END, 8),
             _ => {
-                return Err(error(
-                    start,
-                    "unknown escape in double quotes; write `\\\\` for a backslash or use single quotes",
-                ));
+                let message = "unknown escape in double quotes; write `\\\\` for a backslash or use single quotes";
+                return Err(error(start, message, "for example '\\d+' instead of \"\\d+\""));
             }
         };
         self.skip_many(2);
@@ -218,11 +217,13 @@ impl Scanner {
         }
         let mut value: u32 = 0;
         for place in 0..hex {
-            let digit =
-                self.at(place).to_digit(16).ok_or_else(|| error(start, "the escape needs more hexadecimal digits"))?;
+            let short =
+                || error(start, "the escape needs more hexadecimal digits", "as in \\x41, \\u00e9 or \\U0001f600");
+            let digit = self.at(place).to_digit(16).ok_or_else(short)?;
             value = (value << 4) | digit;
         }
-        let c = char::from_u32(value).ok_or_else(|| error(start, "the escape names no Unicode character"))?;
+        let unknown = || error(start, "the escape names no Unicode character", "write the character itself");
+        let c = char::from_u32(value).ok_or_else(unknown)?;
         text.push(c);
         self.skip_many(hex);
         Ok(())
@@ -268,7 +269,7 @@ impl Scanner {
             while is_blank(self.here()) || is_break(self.here()) {
                 if is_blank(self.here()) {
                     if leading_blanks && self.column() < indent && self.here() == '\t' {
-                        return Err(error(self.mark, "a tab cannot indent; use spaces"));
+                        return Err(tab(self.mark));
                     }
                     if leading_blanks {
                         self.skip();
