@@ -17,8 +17,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::EngineError;
 use crate::protocol::{Answer, Call, Event, Failure, Incoming, Message, Outgoing, Received, Request, VERSION};
+use crate::{EngineError, SandboxId};
 
 /// All that a shim does is quick, and it does one thing after the other. One that is asked and says nothing for this
 /// many waits of [`WAIT`] sees no container end any more either: it is given up.
@@ -106,12 +106,12 @@ impl Client {
         lock(&self.open).end
     }
 
-    /// Greets; agrees on a version.
-    pub(crate) async fn hello(&self) -> Result<(Answer, Vec<OwnedFd>), EngineError> {
+    /// Greets the shim of `id`; agrees on a version.
+    pub(crate) async fn hello(&self, id: &SandboxId) -> Result<(Answer, Vec<OwnedFd>), EngineError> {
         let (answer, fds) = self.ask(Call::Hello { version: VERSION }).await?;
         match answer {
             Answer::Hello { version, .. } if version > VERSION => {
-                Err(EngineError::Shim(format!("the shim speaks version {version}, this program up to {VERSION}")))
+                Err(EngineError::NewerShim { id: id.clone(), found: version, known: VERSION })
             }
             answer => Ok((answer, fds)),
         }
@@ -130,6 +130,17 @@ impl Client {
     ) -> Result<(Reply, oneshot::Receiver<i32>), EngineError> {
         let (sender, receiver) = oneshot::channel();
         Ok((self.send(call, fds, Some(sender)).await?, receiver))
+    }
+
+    /// Orders to kill an exec'd process, and waits for nothing.
+    pub(crate) fn kill_exec(&self, exec: u64) {
+        let mut open = lock(&self.open);
+        if open.end.is_none() {
+            kill_unclaimed(&mut open, exec);
+            // At once, as far as it goes: whoever orders this may be the last one to hold the connection.
+            let _all_gone = flush(&self.stream, &mut open);
+            self.more.notify_one();
+        }
     }
 
     async fn send(
@@ -179,8 +190,7 @@ impl Drop for Asked<'_> {
         self.receiver.close();
         // An answer that comes after this is refused, which its sender sees.
         if let Ok((Answer::Exec { exec, .. }, _)) = self.receiver.try_recv() {
-            kill_unclaimed(&mut lock(&self.client.open), exec);
-            self.client.more.notify_one();
+            self.client.kill_exec(exec);
         }
     }
 }

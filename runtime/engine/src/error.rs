@@ -180,6 +180,19 @@ pub enum EngineError {
         /// The newest one known.
         known: u64,
     },
+    /// A shim speaks no version of the protocol that this program knows; it and what it holds were left alone.
+    #[error(
+        "the shim of sandbox {id} speaks version {found}, this program up to {known}: start the newer program again, \
+         or drain it first"
+    )]
+    NewerShim {
+        /// Which.
+        id: SandboxId,
+        /// Its version.
+        found: u32,
+        /// The newest one known.
+        known: u32,
+    },
     /// A state file cannot be understood.
     #[error("understanding {path}")]
     DamagedState {
@@ -203,7 +216,8 @@ impl EngineError {
             | Self::WrongState { .. }
             | Self::Invalid { .. }
             | Self::RunsAsRoot { .. }
-            | Self::NewerState { .. } => Retry::Never,
+            | Self::NewerState { .. }
+            | Self::NewerShim { .. } => Retry::Never,
             _ => Retry::Later,
         }
     }
@@ -217,8 +231,8 @@ impl EngineError {
     }
 }
 
-/// An error and everything behind it, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+/// An error and everything behind it, on one line: the words of every crate above this one.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

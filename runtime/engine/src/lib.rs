@@ -40,7 +40,7 @@ pub use container::{
     SeccompProfile, SecurityContext, SupplementalGroupsPolicy,
 };
 pub use engine::{Engine, Resizer};
-pub use error::{EngineError, Retry};
+pub use error::{EngineError, Retry, chain};
 pub use event::EngineEvent;
 pub use id::{ContainerId, IdError, Owner, SandboxId};
 pub use sandbox::{

@@ -96,8 +96,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) started_at: Option<Timestamp>,
 }
 
-#[derive(Deserialize)]
-struct Versioned {
+/// What even a record of a newer program has.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Versioned {
     version: u64,
 }
 

@@ -171,6 +171,8 @@ pub struct SandboxStatus {
     pub created_at: Timestamp,
     /// Its addresses; empty with the node's network or when stopped.
     pub ips: Vec<IpAddr>,
+    /// What stood in the way of its network when it was made, for a person; an engine opened later does not know.
+    pub warnings: Vec<String>,
     /// Its shim, while that lives.
     pub shim_pid: Option<u32>,
     /// The namespaces as given.

@@ -45,7 +45,10 @@ pub struct ExecRequest {
     pub working_dir: Option<String>,
 }
 
-/// A process running in a container. Dropping it closes the streams; the process goes on.
+/// A process running in a container. Dropping it closes the streams and ends the process.
+///
+/// With a terminal that is a hang-up, as everywhere: what ignores it goes on. Without one nothing tells a process that
+/// reads and writes nothing that nobody is there any more: it is killed, with everything that hangs on it.
 pub struct ExecSession {
     /// Present when asked for.
     pub stdin: Option<Input>,
@@ -56,6 +59,8 @@ pub struct ExecSession {
     pub(crate) resizer: Option<Resizer>,
     pub(crate) exit: oneshot::Receiver<i32>,
     pub(crate) kill: crate::engine::ExecKill,
+    /// It is killed when it has not ended before.
+    pub(crate) ends_with_us: bool,
 }
 
 /// What to attach to.
@@ -111,7 +116,9 @@ impl ExecSession {
         if self.exit.is_terminated() {
             return Err(EngineError::ShimLost);
         }
-        (&mut self.exit).await.map_err(|_| EngineError::ShimLost)
+        let answer = (&mut self.exit).await.map_err(|_| EngineError::ShimLost);
+        self.ends_with_us = false;
+        answer
     }
 
     /// Gives the terminal a new size; without a terminal it does nothing.
@@ -136,6 +143,14 @@ impl ExecSession {
     /// [`EngineError::ShimLost`] when the sandbox is gone.
     pub async fn kill(&self) -> Result<(), EngineError> {
         self.kill.kill().await
+    }
+}
+
+impl Drop for ExecSession {
+    fn drop(&mut self) {
+        if self.ends_with_us {
+            self.kill.order();
+        }
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// When it was built, by its own word.
     pub created: Option<Timestamp>,
+    /// When it came into the store.
+    pub added_at: Timestamp,
     /// A pinned image (a preloaded one) is never garbage.
     pub pinned: bool,
 }

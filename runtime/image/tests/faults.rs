@@ -491,3 +491,28 @@ async fn a_token_is_asked_for_only_where_a_login_may_go() {
         assert_eq!(error.retry(), Retry::AfterChange);
     }
 }
+
+/// Each layer stays below what one layer may always unpack to; all together would fill the disk.
+#[tokio::test]
+async fn many_small_bombs_are_one() {
+    let zeros = |number: u8| Tar::new().file(&format!("zeros{number}"), &vec![0; 400 << 10]).bytes();
+    for (count, fits) in [(2, true), (6, false)] {
+        let layout = Layout::new(&(0..count).map(zeros).collect::<Vec<_>>(), Pack::Gzip);
+        let (_server, reference) = serve(&layout);
+        let root = tempfile::tempdir().unwrap();
+        let limits = portreeve_image::Limits { ratio_floor_bytes: 1 << 20, ratio: 2, ..Default::default() };
+        let store = Store::open(Config { limits: limits.clone(), ..Config::new(root.path()) }).unwrap();
+        let pulled = store.pull(&reference, &[], None).await;
+        let limit = |error: &PullError| {
+            matches!(error, PullError::Layer { source: portreeve_image::LayerError::Limit { .. }, .. })
+        };
+        assert!(if fits { pulled.is_ok() } else { pulled.as_ref().is_err_and(limit) }, "{count}: {pulled:?}");
+        // So it is for what comes from a file.
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_dir_all("", layout.dir.path()).unwrap();
+        let second = tempfile::tempdir().unwrap();
+        let store = Store::open(Config { limits, ..Config::new(second.path()) }).unwrap();
+        let loaded = store.load(std::io::Cursor::new(archive.into_inner().unwrap())).await;
+        assert_eq!(loaded.is_ok(), fits, "{count}: {loaded:?}");
+    }
+}

@@ -181,6 +181,10 @@ fn directories_without_an_entry_become_what_umoci_makes_of_them() {
             let opaque = |name| Tar::new().file("var/.wh..wh..opq", b"").file(name, b"b");
             vec![base(), opaque("var/b"), opaque("var/c")]
         }),
+        ("opaque root", {
+            let upper = Tar::new().file(".wh..wh..opq", b"").file("srv/new", b"new").file("only", b"1");
+            vec![base(), upper.dir("./", 0o755), Tar::new().file("srv/more", b"more")]
+        }),
         ("opaque first", { vec![base(), Tar::new().file("var/.wh..wh..opq", b"").file("var/sub/b", b"b")] }),
         ("opaque last", vec![base(), Tar::new().file("var/sub/b", b"b").file("var/.wh..wh..opq", b"")]),
         ("made anew", vec![base(), Tar::new().file(".wh.var", b"").file("var/sub/b", b"b")]),

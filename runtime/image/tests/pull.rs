@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, io::Write as _, path::Path, process::Command};
 
 use portreeve_image::{Config, Credential, Digest, Phase, Progress, PullError, Retry, Store};
 use support::{Layout, Pack, Registry, Tar, arch, config_json, free_port, skopeo, store, tree, two_layers};
@@ -354,7 +354,7 @@ async fn https_wants_a_certificate_that_a_given_authority_signed() {
     registry.push(layout.dir.path(), "tls", &[]);
     // 127.0.0.1 is spoken to in the clear, so the registry needs a name: another address of this machine.
     let Some(address) = own_address() else {
-        eprintln!("SKIPPED: this machine has no address besides loopback");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this machine has no address besides loopback");
         return;
     };
     let reference = format!("{address}:{}/tls", registry.port).parse().unwrap();

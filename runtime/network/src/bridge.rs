@@ -9,10 +9,9 @@ use crate::addresses::{Addresses, gateway};
 use crate::config::{DEFAULT_POOL, FALLBACK_POOLS};
 use crate::drift::Drift;
 use crate::link::{self, Link, Which};
-use crate::names::{BRIDGE_ALIAS, mac_of, sandbox_of_alias};
+use crate::names::{mac_of, sandbox_of_alias};
 use crate::netlink::Batch;
 use crate::network::route_error;
-use crate::nft;
 use crate::record::NetworkRecord;
 use crate::subnet::{Taken, first_free, taken_by};
 use crate::{Network, NetworkError};
@@ -46,10 +45,18 @@ impl Network {
 
     /// Makes the bridge as it should be; gives its subnet and what was wrong.
     pub(crate) fn ensure_bridge(&self) -> Result<(Ipv4Net, Option<Drift>), NetworkError> {
+        // Before the record names what is configured now: what is unsigned is judged by what it named until now.
+        self.check()?;
         self.settle_configuration()?;
         let name = self.config.bridge.as_str();
         let known = self.state().record.clone();
         let found = self.own_bridge()?;
+        let alias = self.owner.bridge_alias();
+        if found.as_ref().is_some_and(|bridge| bridge.alias != alias) {
+            let mut batch = Batch::new();
+            link::push_alias(&mut batch, name, &alias);
+            self.route().run(&batch).map_err(route_error)?;
+        }
         let addresses = link::addresses(&mut self.route()).map_err(route_error)?;
         if let (Some(record), Some(bridge)) = (&known, &found) {
             let fault = self.bridge_fault(Some(bridge), &addresses, record.subnet);
@@ -72,7 +79,7 @@ impl Network {
         if found.is_none() {
             let mut batch = Batch::new();
             link::push_new_bridge(&mut batch, name, mac, mtu);
-            link::push_alias(&mut batch, name, BRIDGE_ALIAS);
+            link::push_alias(&mut batch, name, &alias);
             link::push_no_ipv6_address(&mut batch, name);
             let made = link::run_with_or_without_ipv6(&mut self.route(), &batch);
             made.map_err(route_error)?;
@@ -92,19 +99,6 @@ impl Network {
         drop(lock);
         let drift = known.and(fault).map(|what| Drift::Bridge { what });
         Ok((subnet, drift))
-    }
-
-    /// The link with the bridge's name, which must be a bridge that we made.
-    fn own_bridge(&self) -> Result<Option<Link>, NetworkError> {
-        let name = self.config.bridge.as_str();
-        let found = link::link(&mut self.route(), name).map_err(route_error)?;
-        match found {
-            Some(link) if link.kind != "bridge" || link.alias != BRIDGE_ALIAS => Err(NetworkError::ForeignLink {
-                name: name.to_owned(),
-                why: "it exists and was not made by portreeve; configure another name or remove it".to_owned(),
-            }),
-            found => Ok(found),
-        }
     }
 
     /// The subnet: the configured one, else the one in use until now, else a free one.
@@ -183,27 +177,30 @@ impl Network {
         }
         if state.addresses.as_ref().map(Addresses::subnet) != Some(subnet) {
             let taken: Vec<Ipv4Addr> = state.attachments.values().map(|held| held.attachment.address).collect();
-            let given_back = self.records.given_back();
+            let given_back = self.records.given_back()?;
             state.addresses = Some(Addresses::new(subnet, taken, given_back));
         }
         Ok(())
     }
 
-    /// When names or subnet were configured otherwise, the earlier bridge and table go; pods that
-    /// are on them must be drained before.
-    fn settle_configuration(&self) -> Result<(), NetworkError> {
+    /// What is configured otherwise than recorded: field, value, and what was before.
+    fn reconfigured(&self, record: &NetworkRecord) -> Option<(&'static str, String, String)> {
+        if record.bridge != self.config.bridge {
+            return Some(("bridge", self.config.bridge.clone(), record.bridge.clone()));
+        }
+        if record.nft_table != self.config.nft_table {
+            return Some(("nftTable", self.config.nft_table.clone(), record.nft_table.clone()));
+        }
+        let cidr = self.config.pod_cidr.filter(|cidr| *cidr != record.subnet);
+        cidr.map(|cidr| ("podCIDR", cidr.to_string(), record.subnet.to_string()))
+    }
+
+    /// Pods that are on what was configured before must be drained first.
+    pub(crate) fn refuse_other_configuration(&self) -> Result<(), NetworkError> {
         let Some(record) = self.state().record.clone() else {
             return Ok(());
         };
-        let fault = if record.bridge != self.config.bridge {
-            Some(("bridge", self.config.bridge.clone(), record.bridge.clone()))
-        } else if record.nft_table != self.config.nft_table {
-            Some(("nftTable", self.config.nft_table.clone(), record.nft_table.clone()))
-        } else {
-            let cidr = self.config.pod_cidr.filter(|cidr| *cidr != record.subnet);
-            cidr.map(|cidr| ("podCIDR", cidr.to_string(), record.subnet.to_string()))
-        };
-        let Some((field, value, earlier)) = fault else {
+        let Some((field, value, earlier)) = self.reconfigured(&record) else {
             return Ok(());
         };
         let links = link::links(&mut self.route()).map_err(route_error)?;
@@ -215,9 +212,18 @@ impl Network {
                 why: format!("pods run with {earlier}; drain the node first"),
             });
         }
+        Ok(())
+    }
+
+    /// When names or subnet were configured otherwise, the earlier bridge and table go.
+    fn settle_configuration(&self) -> Result<(), NetworkError> {
+        let record = self.state().record.clone();
+        let Some(record) = record.filter(|record| self.reconfigured(record).is_some()) else {
+            return Ok(());
+        };
+        self.refuse_other_configuration()?;
         self.remove_bridge(&record.bridge)?;
-        nft::delete_table(&mut self.netfilter(), &record.nft_table)
-            .map_err(|refusal| self.nftables_error("removing the earlier table", refusal))?;
+        self.remove_table(&record.nft_table)?;
         let mut state = self.state();
         for id in state.attachments.keys() {
             self.records.remove_attachment(id)?;
@@ -237,7 +243,7 @@ impl Network {
     pub(crate) fn remove_bridge(&self, name: &str) -> Result<(), NetworkError> {
         let mut route = self.route();
         let found = link::link(&mut route, name).map_err(route_error)?;
-        let Some(bridge) = found.filter(|link| link.alias == BRIDGE_ALIAS) else {
+        let Some(bridge) = found.filter(|link| self.may_remove_bridge(link)) else {
             return Ok(());
         };
         let mut batch = Batch::new();

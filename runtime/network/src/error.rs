@@ -83,6 +83,14 @@ pub enum NetworkError {
         /// What the link is.
         why: String,
     },
+    /// The table's name is taken by a table that is not ours.
+    #[error("using nftables table {table}: {why}")]
+    ForeignTable {
+        /// The name.
+        table: String,
+        /// Whose it is, and what to do.
+        why: String,
+    },
     /// The kernel refused a change of links, addresses or routes.
     #[error("{action}")]
     Route {
@@ -185,6 +193,7 @@ impl NetworkError {
             Self::NoFreeSubnet { .. }
             | Self::SubnetTaken { .. }
             | Self::ForeignLink { .. }
+            | Self::ForeignTable { .. }
             | Self::Route { .. }
             | Self::Nftables { .. }
             | Self::Sysctl { .. }

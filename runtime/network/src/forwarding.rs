@@ -46,11 +46,12 @@ impl Network {
         let mut lock = self.lock_machine()?;
         let refuse = |source| NetworkError::Record { path: self.config.subnet_lock.clone(), source };
         let shared = read(&mut lock).map_err(refuse)?;
-        if !shared.turned_ip_forward_on && !self.turned_ip_forward_on() {
+        // What newer agents tell each other is theirs: `ip_forward` stays as they have it.
+        if shared.version > VERSION || !shared.turned_ip_forward_on && !self.turned_ip_forward_on() {
             return Ok(());
         }
         let links = link::links(&mut self.route()).map_err(route_error)?;
-        let others = links.iter().any(|link| link.alias == BRIDGE_ALIAS && link.name != self.config.bridge);
+        let others = links.iter().any(|link| link.alias.starts_with(BRIDGE_ALIAS) && link.name != self.config.bridge);
         if !others {
             setting::write(setting::IP_FORWARD, "0")?;
         }
@@ -59,12 +60,14 @@ impl Network {
     }
 }
 
-/// What the file says; an empty or unknown one says nothing.
+/// What the file says; an empty or unknown one says nothing, one of a newer version its version.
 fn read(file: &mut File) -> io::Result<Shared> {
     let mut text = String::new();
     file.rewind()?;
     file.take(4096).read_to_string(&mut text)?;
-    Ok(serde_json::from_str(&text).unwrap_or_default())
+    let version = |value: serde_json::Value| value.get("version").and_then(serde_json::Value::as_u64);
+    let version = serde_json::from_str(&text).ok().and_then(version).unwrap_or_default();
+    Ok(serde_json::from_str(&text).unwrap_or(Shared { version, turned_ip_forward_on: false }))
 }
 
 fn write(file: &mut File, shared: &Shared) -> io::Result<()> {

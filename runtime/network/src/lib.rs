@@ -9,9 +9,9 @@
 //! Everything is done over netlink by this process: no program is run, nothing is polled.
 //! The crate is synchronous; a caller with an executor uses its blocking threads.
 //!
-//! **Invariant:** what is not ours is never changed or removed. Ours are: the configured bridge,
-//! the configured nftables table, links whose alias names our bridge, and files below the state
-//! directory. `ip_forward` is turned on when it is off, and that is recorded.
+//! **Invariant:** what is not ours is never changed or removed. Ours are: the configured bridge
+//! and the configured nftables table, when their labels say so, links whose alias names our bridge, and
+//! files below the state directory. `ip_forward` is turned on when it is off, and that is recorded.
 //!
 //! **Invariant:** an address, a link or a published port exists only while a record of it is on
 //! disk: the record is written before the kernel is touched and removed after the kernel was
@@ -44,6 +44,7 @@ mod upkeep;
 
 mod bridge;
 mod forwarding;
+mod owner;
 mod pod;
 
 mod addresses;

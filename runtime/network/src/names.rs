@@ -33,7 +33,7 @@ pub(crate) fn host_link(bridge: &str, sandbox_id: &str) -> String {
     }
 }
 
-/// The label of our bridges, by which every agent knows those of the others.
+/// What the label of our bridges begins with, by which every agent knows those of the others; see `owner`.
 pub(crate) const BRIDGE_ALIAS: &str = "portreeve bridge";
 
 /// The label of a pod's link on the host: whose it is, whatever happens to our records.

@@ -14,6 +14,7 @@ use crate::addresses::Addresses;
 use crate::names::link_name_fault;
 use crate::netlink::{Refusal, Socket};
 use crate::nft::{Element, Extent, Ruleset};
+use crate::owner::Owner;
 use crate::reap::Reaper;
 use crate::record::{NetworkRecord, Records};
 use crate::{Config, Lack, NetworkError, PortMapping};
@@ -28,6 +29,7 @@ pub(crate) const NETLINK_NETFILTER: isize = 12;
 pub struct Network {
     pub(crate) config: Config,
     pub(crate) records: Records,
+    pub(crate) owner: Owner,
     /// Serialises what looks at the network as a whole. Taken before every other lock.
     pub(crate) upkeep: Mutex<()>,
     /// Taken before `state`: who changes the ruleset decides by the attachments of that moment.
@@ -125,6 +127,8 @@ impl Network {
         validate(&config)?;
         let records = Records::open(&config.state_dir)?;
         let record = records.network()?;
+        // Before anything is put right: what a newer program wrote stays as it is.
+        let given_back = records.given_back()?;
         let attachments = records.attachments()?;
         let record = match record {
             None => remade(&config, &records, attachments.values().next())?,
@@ -139,8 +143,7 @@ impl Network {
         });
         let mut state = State { record, attachments: attachments.collect(), ..State::default() };
         let taken: Vec<Ipv4Addr> = state.attachments.values().map(|held| held.attachment.address).collect();
-        state.addresses =
-            state.record.as_ref().map(|record| Addresses::new(record.subnet, taken, records.given_back()));
+        state.addresses = state.record.as_ref().map(|record| Addresses::new(record.subnet, taken, given_back));
         Ok(Self {
             route: Mutex::new(socket(NETLINK_ROUTE, "opening a route socket")?),
             reaper: Reaper::new(socket(NETLINK_ROUTE, "opening a route socket")?),
@@ -148,6 +151,7 @@ impl Network {
             netfilter: Mutex::new(socket(NETLINK_NETFILTER, "opening a netfilter socket")?),
             upkeep: Mutex::new(()),
             state: Mutex::new(state),
+            owner: Owner::of(&config.state_dir),
             records,
             config,
         })
@@ -186,7 +190,8 @@ impl Network {
     }
 
     pub(crate) fn ruleset(&self, subnet: Ipv4Net) -> Ruleset {
-        Ruleset::new(&self.config.nft_table, &self.config.bridge, subnet, self.state().extent)
+        let ruleset = Ruleset::new(&self.config.nft_table, &self.config.bridge, subnet, self.state().extent);
+        ruleset.signed(self.owner.table_comment())
     }
 
     /// Takes the lock that all agents of this machine share; it ends with the file.

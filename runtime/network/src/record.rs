@@ -89,9 +89,14 @@ impl Records {
     }
 
     /// Addresses given back, oldest first; a lost file only costs their order.
-    pub(crate) fn given_back(&self) -> Vec<Ipv4Addr> {
-        let record: Option<AddressRecord> = read(&self.root.join("addresses.json")).unwrap_or_default();
-        record.unwrap_or_default().given_back
+    ///
+    /// # Errors
+    /// [`NetworkError::NewerRecord`]
+    pub(crate) fn given_back(&self) -> Result<Vec<Ipv4Addr>, NetworkError> {
+        match read::<AddressRecord>(&self.root.join("addresses.json")) {
+            Err(error @ NetworkError::NewerRecord { .. }) => Err(error),
+            found => Ok(found.ok().flatten().unwrap_or_default().given_back),
+        }
     }
 
     /// Writes the addresses given back.

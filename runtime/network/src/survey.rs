@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 
 use crate::netlink::{Refusal, Socket};
 use crate::network::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use crate::{Config, Network, link, nft, setting};
+use crate::{Config, Network, NetworkError, link, nft, setting};
 
 /// Facts about this machine's network; taking them changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct Survey {
     pub lacks: Vec<Lack>,
     /// Whether this machine forwards IPv4 packets now.
     pub ip_forward: bool,
-    /// Whether this agent turned that on (known to an open [`Network`] alone).
+    /// Whether this agent turned that on, or one that is gone.
     pub turned_ip_forward_on: bool,
     /// Whether frames between pods pass through the firewall too (br_netfilter).
     pub bridge_traffic_is_filtered: bool,
@@ -54,7 +55,7 @@ pub struct ForeignDrop {
     pub table: String,
     /// Its name.
     pub chain: String,
-    /// It drops whatever its rules do not accept.
+    /// It drops whatever its rules do not accept, by its policy or by a rule for all packets.
     pub by_policy: bool,
     /// It has a rule that drops or rejects.
     pub by_rule: bool,
@@ -66,6 +67,19 @@ impl ForeignDrop {
     /// Whether pods most likely have no way out because of it.
     pub fn blocks_pods(&self) -> bool {
         self.by_policy && !self.accepts_our_bridge
+    }
+}
+
+impl From<nft::ForwardChain> for ForeignDrop {
+    fn from(found: nft::ForwardChain) -> Self {
+        Self {
+            family: found.family.to_owned(),
+            table: found.table,
+            chain: found.chain,
+            by_policy: found.drops_by_policy,
+            by_rule: found.has_drop_rule,
+            accepts_our_bridge: found.accepts_bridge,
+        }
     }
 }
 
@@ -87,6 +101,7 @@ impl fmt::Display for ForeignDrop {
 /// Facts about this machine's network as an agent with this configuration meets it.
 pub fn survey(config: &Config) -> Survey {
     let mut survey = Survey {
+        turned_ip_forward_on: is_written(&config.state_dir.join("network.json")) || is_written(&config.subnet_lock),
         ip_forward: setting::read(setting::IP_FORWARD).is_ok_and(|v| v.as_deref() == Some("1")),
         bridge_traffic_is_filtered: setting::read("bridge/bridge-nf-call-iptables")
             .is_ok_and(|value| value.as_deref() == Some("1")),
@@ -108,30 +123,38 @@ pub fn survey(config: &Config) -> Survey {
     match found {
         Ok((lacks, chains)) => {
             survey.lacks = lacks;
-            survey.foreign_drops = chains
-                .into_iter()
-                .map(|found| ForeignDrop {
-                    family: found.family.to_owned(),
-                    table: found.table,
-                    chain: found.chain,
-                    by_policy: found.drops_by_policy,
-                    by_rule: found.has_drop_rule,
-                    accepts_our_bridge: found.accepts_bridge,
-                })
-                .collect();
+            survey.foreign_drops = chains.into_iter().map(ForeignDrop::from).collect();
         }
         Err(fault) => survey.nftables_fault = Some(fault),
     }
     survey
 }
 
+/// Whether a record says that `ip_forward` was turned on; one that cannot be read says nothing.
+fn is_written(record: &Path) -> bool {
+    let text = fs::read(record).unwrap_or_default();
+    let record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    record.get("turned_ip_forward_on").is_some_and(|on| on == true)
+}
+
 impl Network {
+    /// Chains of others because of which pods most likely have no way out and no published port, now.
+    ///
+    /// # Errors
+    /// [`NetworkError::Nftables`] when the kernel could not be asked.
+    pub fn blocking_chains(&self) -> Result<Vec<ForeignDrop>, NetworkError> {
+        let (table, bridge) = (&self.config.nft_table, &self.config.bridge);
+        let found = nft::forward_chains(&mut self.netfilter(), table, bridge);
+        match found {
+            Ok(chains) => Ok(chains.into_iter().map(ForeignDrop::from).filter(ForeignDrop::blocks_pods).collect()),
+            // What has no rules drops nothing.
+            Err(refusal) if nft::is_of_lack(&refusal) => Ok(Vec::new()),
+            Err(refusal) => Err(self.nftables_error("looking for chains that drop", refusal)),
+        }
+    }
+
     /// Facts about this machine's network as this agent meets it.
     pub fn survey(&self) -> Survey {
-        Survey {
-            turned_ip_forward_on: self.turned_ip_forward_on(),
-            subnet_overlap: self.overlap().unwrap_or_default(),
-            ..survey(&self.config)
-        }
+        Survey { subnet_overlap: self.overlap().unwrap_or_default(), ..survey(&self.config) }
     }
 }

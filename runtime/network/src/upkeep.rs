@@ -10,6 +10,7 @@ use crate::link::{self, Link};
 use crate::names::sandbox_of_alias;
 use crate::network::{Phase, route_error};
 use crate::nft::{self, Extent};
+use crate::owner::Label;
 use crate::setting;
 use crate::{Network, NetworkError};
 
@@ -102,6 +103,8 @@ impl Network {
         failures.extend(self.release(&ids));
         let links = link::links(&mut self.route());
         match links {
+            // They go by the bridge that they name.
+            Ok(_) if matches!(self.own_bridge(), Err(NetworkError::ForeignLink { .. })) => {}
             // Those that are not ours are passed over.
             Ok(links) => {
                 let names = links.iter().map(|link| link.name.as_str());
@@ -110,10 +113,7 @@ impl Network {
             Err(refusal) => failures.push(route_error(refusal)),
         }
         failures.extend(self.remove_bridge(&self.config.bridge).err());
-        let removed = nft::delete_table(&mut self.netfilter(), &self.config.nft_table);
-        if let Err(refusal) = removed {
-            failures.push(self.nftables_error("removing the ruleset", refusal));
-        }
+        failures.extend(self.remove_table(&self.config.nft_table).err());
         failures.extend(self.restore_forwarding().err());
         if failures.is_empty() {
             let mut state = self.state();
@@ -173,16 +173,22 @@ impl Network {
     }
 
     fn ensure_ruleset(&self, subnet: Ipv4Net) -> Result<Option<Drift>, NetworkError> {
+        let label = self.own_table()?;
         let mut socket = self.netfilter();
         let (mut elements, first) = {
             let state = self.state();
             (state.elements(), !state.ready)
         };
+        // Once for each start: a kernel that cannot keep the signature is not asked again and again.
+        let mut unsigned = first && label == Some(Label::Unsigned);
         let what = loop {
             let ruleset = self.ruleset(subnet);
             let what = nft::difference(&mut socket, &ruleset, &elements)
                 .map_err(|refusal| self.nftables_error("reading the ruleset", refusal))?;
-            let Some(what) = what else { return Ok(None) };
+            let what = match what {
+                None if !std::mem::take(&mut unsigned) => return Ok(None),
+                what => what,
+            };
             let refuse = |refusal| self.nftables_error("writing the ruleset", refusal);
             match nft::rebuild(&mut socket, &ruleset, &elements) {
                 Ok(()) => break what,
@@ -201,7 +207,7 @@ impl Network {
             }
         };
         let had_pods = !self.state().attachments.is_empty();
-        Ok((!first || had_pods).then_some(Drift::Ruleset { what }))
+        Ok(what.filter(|_| !first || had_pods).map(|what| Drift::Ruleset { what }))
     }
 
     fn ruleset_drift(&self, subnet: Ipv4Net) -> Result<Option<Drift>, NetworkError> {

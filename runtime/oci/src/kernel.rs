@@ -158,6 +158,34 @@ fn overlay() -> Fact {
     }
 }
 
+/// Whether containers can write to root file systems whose changes lie in `directory`, an empty directory: makes an
+/// overlay that is attached nowhere.
+///
+/// # Errors
+/// The directories that are needed for it cannot be made in `directory`.
+pub fn overlay_upon(directory: &Path) -> std::io::Result<Fact> {
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| directory.join(name));
+    for directory in [&lower, &upper, &work] {
+        std::fs::create_dir(directory)?;
+    }
+    let made = mount::new_filesystem("overlay").and_then(|filesystem| {
+        for (key, directory) in [("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)] {
+            mount::set_string(filesystem.as_fd(), key, directory)?;
+        }
+        mount::create(filesystem.as_fd(), 0)
+            .map_err(|error| mount::complaint(filesystem.as_fd()).map_or(error, std::io::Error::other))
+    });
+    Ok(match made {
+        Ok(_overlay) => Fact::present("state", "its file system can hold what containers write"),
+        Err(error) => Fact::lacking(
+            "state",
+            Verdict::Missing,
+            format!("no overlay can be put upon its file system: {error}"),
+            "choose a root on ext4, xfs, btrfs or tmpfs",
+        ),
+    })
+}
+
 fn seccomp_filters() -> Fact {
     const RETURN_ERRNO: u32 = 0x0005_0000;
     if seccomp::action_available(RETURN_ERRNO) {
@@ -189,9 +217,9 @@ fn user_namespaces() -> Fact {
             "limited to 0",
             "sysctl -w user.max_user_namespaces=15000, for pods with hostUsers: false",
         ),
-        Some(limit) if version() >= Some((6, 13)) => Fact::present("user namespaces", format!("up to {limit}")),
+        Some(limit) if version() >= Some((5, 19)) => Fact::present("user namespaces", format!("up to {limit}")),
         Some(limit) => {
-            let advice = "pods with hostUsers: false need Linux 6.13 or later (id-mapped layers of an overlay)";
+            let advice = "pods with hostUsers: false need Linux 5.19 or later (id-mapped layers of an overlay)";
             Fact::lacking("user namespaces", Verdict::Limited, format!("up to {limit}"), advice)
         }
     }
@@ -265,6 +293,18 @@ mod tests {
             assert_eq!(fact.verdict == Verdict::Present, fact.advice.is_none(), "{fact:?}");
             assert!(!fact.found.is_empty(), "{fact:?}");
         }
+    }
+
+    #[test]
+    fn a_directory_on_which_no_overlay_can_be_is_named() {
+        if process::user_id() != 0 {
+            return;
+        }
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let fact = overlay_upon(home.path()).expect("directories in it");
+        assert_eq!(fact.verdict, Verdict::Present, "{fact:?}");
+        assert!(overlay_upon(home.path()).is_err(), "it is not empty any more");
+        assert!(overlay_upon(Path::new("/proc")).is_err());
     }
 
     #[test]

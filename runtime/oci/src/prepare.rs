@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use portreeve_sys::clone::NEW_MOUNT;
 use portreeve_sys::mount::{self, Change, Propagation, READ_ONLY};
+use portreeve_sys::namespace;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::cgroup::Cgroup;
@@ -232,15 +234,18 @@ fn overlay(
     user_namespace: Option<BorrowedFd<'_>>,
     attributes: u64,
 ) -> Result<OwnedFd, SetupError> {
+    use rustix::io::Errno;
     match overlay_by_layers(lower, writable, user_namespace, attributes) {
-        // `lowerdir+` came with Linux 6.8; before, all layers are one string.
-        Err(error)
-            if error.source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
-                && user_namespace.is_none() =>
-        {
-            overlay_by_string(lower, writable, attributes).map_err(|_| error)
-        }
-        other => other,
+        Err(error) => match error.source.raw_os_error().map(Errno::from_raw_os_error) {
+            // Overlay takes layers by descriptor since Linux 6.13; before, by path alone.
+            Some(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP) if let Some(namespace) = user_namespace => {
+                overlay_by_attached_layers(lower, writable, namespace, attributes)
+            }
+            // `lowerdir+` came with Linux 6.8; before, all layers are one string.
+            Some(Errno::INVAL) => overlay_by_string(lower, writable, attributes).map_err(|_| error),
+            _ => Err(error),
+        },
+        made => made,
     }
 }
 
@@ -257,17 +262,51 @@ fn overlay_by_layers(
     let mut trees = Vec::new();
     for layer in lower {
         if let Some(namespace) = user_namespace {
-            let tree = mount::clone_tree(CWD, layer, false, true).step("opening the layer", layer)?;
-            let change = Change { set: READ_ONLY, id_map: Some(namespace), ..Change::default() };
-            mount::set_attributes(tree.as_fd(), &change).step("mapping the ids of the layer", layer)?;
-            mount::set_fd(filesystem, "lowerdir+", tree.as_fd())
-                .step("adding the id-mapped layer (needs Linux 6.13)", layer)?;
+            let tree = mapped(layer, namespace)?;
+            mount::set_fd(filesystem, "lowerdir+", tree.as_fd()).step("adding the id-mapped layer", layer)?;
             trees.push(tree);
         } else {
             set_path(filesystem, "lowerdir+", layer).step("adding the layer", layer)?;
         }
     }
     finish_overlay(filesystem, lower, writable, attributes)
+}
+
+/// A layer as a detached mount that shows its files with the ids of the user namespace.
+fn mapped(layer: &Path, namespace: BorrowedFd<'_>) -> Result<OwnedFd, SetupError> {
+    let tree = mount::clone_tree(CWD, layer, false, true).step("opening the layer", layer)?;
+    let change = Change { set: READ_ONLY, id_map: Some(namespace), ..Change::default() };
+    mount::set_attributes(tree.as_fd(), &change)
+        .step("mapping the ids of the layer (overlay takes such layers since Linux 5.19)", layer)?;
+    Ok(tree)
+}
+
+/// Each layer is covered by its own id-mapped mount, in a mount namespace that nobody else sees and that ends here:
+/// overlay keeps mounts of its own.
+fn overlay_by_attached_layers(
+    lower: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+    user_namespace: BorrowedFd<'_>,
+    attributes: u64,
+) -> Result<OwnedFd, SetupError> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let before = rustix::fs::open(".", directory, Mode::empty()).step("opening the working directory", "")?;
+    let host = "/proc/thread-self/ns/mnt";
+    let host = rustix::fs::open(host, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("opening", host)?;
+    namespace::unshare(NEW_MOUNT).step("making a mount namespace for id-mapped layers", "")?;
+    let made = (|| {
+        let root = rustix::fs::open("/", directory, Mode::empty()).step("opening", "/")?;
+        set_propagation(root.as_fd(), Some((Propagation::Private, true))).step("setting the propagation of", "/")?;
+        for layer in lower {
+            let tree = mapped(layer, user_namespace)?;
+            let target = rustix::fs::open(layer, directory, Mode::empty()).step("opening the layer", layer)?;
+            mount::attach(tree.as_fd(), target.as_fd()).step("covering the layer", layer)?;
+        }
+        overlay(lower, writable, None, attributes)
+    })();
+    namespace::enter(host.as_fd(), NEW_MOUNT).step("returning to the mount namespace", "")?;
+    rustix::process::fchdir(&before).step("returning to the working directory", "")?;
+    made
 }
 
 /// All layers as one option of at most 255 bytes: their descriptors' names, relative to /proc/self/fd.
@@ -324,12 +363,14 @@ fn set_path(filesystem: BorrowedFd<'_>, key: &str, path: &Path) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
     fn layers_as_one_string_make_the_same_overlay_for_older_kernels() {
         if portreeve_sys::process::user_id() != 0 {
-            eprintln!("SKIPPED: mounting needs root");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: mounting needs root");
             return;
         }
         let directory = tempfile::tempdir().expect("tempdir");
@@ -360,5 +401,36 @@ mod tests {
             assert_eq!((read("both").as_str(), read("only").as_str()), ("top", "below"));
         }
         assert_eq!(std::env::current_dir().expect("directory"), before);
+    }
+
+    #[test]
+    fn mapped_layers_without_descriptors_make_the_same_overlay_for_older_kernels() {
+        if portreeve_sys::process::user_id() != 0 {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: mounting needs root");
+            return;
+        }
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layers = ["top", "bottom"].map(|name| directory.path().join(name));
+        for layer in &layers {
+            std::fs::create_dir(layer).expect("mkdir");
+            std::fs::write(layer.join("file"), layer.file_name().expect("a name").as_encoded_bytes()).expect("write");
+        }
+        let maps = [oci_spec::runtime::LinuxIdMappingBuilder::default()
+            .container_id(0_u32)
+            .host_id(300_000_u32)
+            .size(65_536_u32)
+            .build()
+            .expect("a map")];
+        let namespace = userns::with_maps(&maps, &maps).expect("a user namespace");
+        let place = || (std::fs::read_link("/proc/thread-self/ns/mnt"), std::env::current_dir().expect("directory"));
+        let before = place();
+        let root = overlay_by_attached_layers(&layers, None, namespace.as_fd(), READ_ONLY).expect("overlay");
+        assert_eq!(format!("{:?}", place()), format!("{before:?}"));
+        let file = rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");
+        let file = std::fs::File::from(file);
+        assert_eq!(file.metadata().expect("stat").uid(), 300_000);
+        assert_eq!(std::io::read_to_string(file).expect("read"), "top");
+        assert_eq!(std::fs::metadata(layers[0].join("file")).expect("stat").uid(), 0, "the layer itself is as it was");
     }
 }

@@ -137,7 +137,7 @@ impl Core {
         let Ok(_turn) = sandbox.turn.try_read() else { return Ok(false) };
         let Ok(client) = sandbox.ready() else { return Ok(false) };
         // A shim that dies takes the link along: whoever hears of its end cares for the sandbox.
-        let Ok((_, mut fds)) = client.hello().await else { return Ok(false) };
+        let Ok((_, mut fds)) = client.hello(id).await else { return Ok(false) };
         let Some(netns) = fds.pop() else { return Ok(false) };
         let (network, name) = (Arc::clone(&self.network), id.to_string());
         let ports = sandbox.facts().record.config.port_mappings.clone();

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio_util::task::TaskTracker;
 
 use super::Core;
 use super::table::Container;
@@ -34,21 +33,10 @@ impl ExecKill {
     pub(crate) async fn kill(&self) -> Result<(), EngineError> {
         self.client.ask(Call::KillExec { exec: self.exec }).await.map(drop)
     }
-}
 
-/// Kills an exec'd process unless it is told not to.
-struct KillOnDrop {
-    kill: Option<ExecKill>,
-    tasks: TaskTracker,
-}
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        if let Some(kill) = self.kill.take() {
-            self.tasks.spawn(async move {
-                let _gone = kill.kill().await;
-            });
-        }
+    /// Gives the order, and waits for nothing.
+    pub(crate) fn order(&self) {
+        self.client.kill_exec(self.exec);
     }
 }
 
@@ -121,7 +109,8 @@ impl Core {
             return Err(EngineError::Shim("the shim gave no answer to an exec".to_owned()));
         };
         let [stdout, stderr] = outputs;
-        let mut session = ExecSession { stdin, stdout, stderr, resizer: None, exit, kill: ExecKill { client, exec } };
+        let kill = ExecKill { client, exec };
+        let mut session = ExecSession { stdin, stdout, stderr, resizer: None, exit, kill, ends_with_us: pipes };
         if request.tty {
             let master = fds.pop().ok_or_else(|| EngineError::Shim("the shim passed no terminal".to_owned()))?;
             let master = Master::new(master).map_err(streams)?;
@@ -142,7 +131,6 @@ impl Core {
         let request = ExecRequest { command, stdout: true, stderr: true, ..ExecRequest::default() };
         let work = async {
             let mut session = self.exec(id, request).await?;
-            let mut guard = KillOnDrop { kill: Some(session.kill.clone()), tasks: self.tasks.clone() };
             let limit = output_limit.min(EXEC_OUTPUT_LIMIT);
             let (mut stdout, mut stderr) = (Collected::new(limit), Collected::new(limit));
             let (out, err) = (session.stdout.take(), session.stderr.take());
@@ -156,7 +144,6 @@ impl Core {
                     _ = &mut reading, if !finished => finished = true,
                 }
             };
-            guard.kill = None;
             if !finished {
                 // Heirs of its streams may hold them open for ever.
                 let _held_open = tokio::time::timeout(DRAIN, &mut reading).await;
@@ -170,7 +157,7 @@ impl Core {
         }
         match tokio::time::timeout(timeout, work).await {
             Ok(answer) => answer,
-            // The guard was dropped with the work: the process is being killed.
+            // The session was dropped with the work: the process is being killed.
             Err(_) => Err(EngineError::ExecTimeout { timeout }),
         }
     }

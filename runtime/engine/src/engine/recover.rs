@@ -1,7 +1,8 @@
 //! Opening: everything that was is found again, what was half made is undone, what nobody owns is removed.
 //!
 //! ```text
-//!   records on disk --newer than us?--> refuse, nothing touched
+//!   records on disk, shims --newer than us?--> refuse, nothing touched
+//!   names in the kernel    --another's?------> refuse, nothing touched
 //!     | any       damaged          -> its sandbox is killed, NotReady{why}; the file is kept in <run>/damaged
 //!     | sandbox   making           -> cleared
 //!     |           stopped          -> what may be left of it is released again
@@ -67,7 +68,7 @@ impl Found {
 pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError> {
     // A hundred pods at once are a hundred threads for a moment: they need no hundred heaps.
     portreeve_sys::memory::limit_arenas(2);
-    let (core, found) = blocking(move || {
+    let (core, found, strangers) = blocking(move || {
         let sandboxes = config.run.join("sandboxes");
         spawn::private_directory(&config.root, 0o711)?;
         spawn::private_directory(&sandboxes, 0o700)?;
@@ -79,9 +80,8 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
             source: error.into(),
         })?;
         let network = Arc::new(Network::open(config.network.clone()).map_err(EngineError::NetworkOpen)?);
-        for stranger in strangers {
-            remove_tree_of_mounts(&stranger)?;
-        }
+        // What another agent has is not to be harmed either.
+        network.check().map_err(EngineError::NetworkOpen)?;
         let core = Arc::new(Core {
             config,
             executable,
@@ -93,16 +93,20 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
             accounts: Default::default(),
             capabilities: portreeve_sys::capability::bounding().unwrap_or(0),
         });
-        Ok((core, found))
+        Ok((core, found, strangers))
     })
     .await?;
+    let mut shims = core.find_shims(&found).await?;
+    // What can refuse has done so: from here on things are killed and removed.
+    blocking(move || strangers.iter().try_for_each(|stranger| remove_tree_of_mounts(stranger))).await?;
 
     let mut recovering = JoinSet::new();
     for one in found {
         let core = Arc::clone(&core);
+        let shim = shims.remove(&one.id);
         recovering.spawn(async move {
             let id = one.id.clone();
-            (id, core.recover_sandbox(one).await)
+            (id, core.recover_sandbox(one, shim).await)
         });
     }
     let mut netns = BTreeMap::new();
@@ -134,10 +138,12 @@ fn scan(sandboxes: &Path) -> Result<(Vec<Found>, Vec<PathBuf>), EngineError> {
         };
         let mut one = Found { id, directory, record: None, containers: Vec::new(), damages: Vec::new() };
         one.record = one.read(one.directory.join("sandbox.json"))?;
+        refuse_newer(&one.directory, &["intent.json", "shim.json"])?;
         for (name, directory) in entries(&one.directory.join("containers"))? {
             match name.parse::<ContainerId>() {
                 Ok(id) => {
                     let record = one.read(directory.join("container.json"))?;
+                    refuse_newer(&directory, &["exit.json"])?;
                     one.containers.push((id, directory, record));
                 }
                 Err(_) => strangers.push(directory),
@@ -146,6 +152,17 @@ fn scan(sandboxes: &Path) -> Result<(Vec<Found>, Vec<PathBuf>), EngineError> {
         found.push(one);
     }
     Ok((found, strangers))
+}
+
+/// Of records that are read later on, if at all: that no newer program wrote them.
+fn refuse_newer(directory: &Path, names: &[&str]) -> Result<(), EngineError> {
+    for name in names {
+        // Whoever reads it finds what else is wrong with it.
+        if let Err(error @ EngineError::NewerState { .. }) = record::read::<record::Versioned>(&directory.join(name)) {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, EngineError> {
@@ -171,8 +188,34 @@ fn remove_tree_of_mounts(path: &Path) -> Result<(), EngineError> {
 }
 
 impl Core {
+    /// Connects to the shims of all sandboxes that are ready; what does not answer is left out.
+    async fn find_shims(self: &Arc<Self>, found: &[Found]) -> Result<BTreeMap<SandboxId, Shim>, EngineError> {
+        let is_ready = |one: &&Found| {
+            let ready = |record: &SandboxRecord| record.phase == SandboxPhase::Ready;
+            one.damages.is_empty() && one.record.as_ref().is_some_and(ready)
+        };
+        let mut finding = JoinSet::new();
+        for one in found.iter().filter(is_ready) {
+            let (core, id, directory) = (Arc::clone(self), one.id.clone(), one.directory.clone());
+            finding.spawn(async move {
+                let shim = core.find_shim(&id, &directory).await?;
+                Ok::<_, EngineError>(shim.map(|shim| (id, shim)))
+            });
+        }
+        let mut shims = BTreeMap::new();
+        while let Some(done) = finding.join_next().await {
+            let found = done.map_err(|error| EngineError::Shim(format!("recovery ended early: {error}")))?;
+            shims.extend(found?);
+        }
+        Ok(shims)
+    }
+
     /// Takes a sandbox back into the table, or clears it. The network namespace of a living one comes back.
-    async fn recover_sandbox(self: &Arc<Self>, found: Found) -> Result<Option<OwnedFd>, EngineError> {
+    async fn recover_sandbox(
+        self: &Arc<Self>,
+        found: Found,
+        shim: Option<Shim>,
+    ) -> Result<Option<OwnedFd>, EngineError> {
         let Found { id, directory, mut record, containers, damages } = found;
         if !damages.is_empty() {
             record = self.give_up(&id, &directory, record, damages).await?;
@@ -194,10 +237,11 @@ impl Core {
             pid_namespace: None,
             child: None,
             released: false,
+            warnings: Vec::new(),
         };
         let mut netns = None;
         let mut reports = None;
-        if ready && let Some(found) = self.find_shim(&id, &directory).await {
+        if let Some(found) = shim.filter(|_| ready) {
             netns = found.netns.filter(|_| own_network);
             facts.client = Some(found.client);
             facts.user_namespace = found.user_namespace;
@@ -282,28 +326,33 @@ impl Core {
         .await
     }
 
-    async fn find_shim(self: &Arc<Self>, id: &SandboxId, directory: &Path) -> Option<Shim> {
-        let stream = spawn::connect(directory).ok()?;
-        let client = Arc::new(Client::new(stream, Ear::new(self, id)).ok()?);
+    /// The shim of a sandbox, if it can be used.
+    ///
+    /// # Errors
+    /// [`EngineError::NewerShim`]
+    async fn find_shim(self: &Arc<Self>, id: &SandboxId, directory: &Path) -> Result<Option<Shim>, EngineError> {
+        let connected = spawn::connect(directory).and_then(|stream| Client::new(stream, Ear::new(self, id)));
+        let Ok(client) = connected.map(Arc::new) else { return Ok(None) };
         let greeting = async {
-            let hello = client.hello().await?;
+            let hello = client.hello(id).await?;
             Ok::<_, EngineError>((hello, client.ask(Call::State).await?))
         };
         let ((hello, mut fds), (state, _)) = match tokio::time::timeout(PATIENCE, greeting).await {
             Ok(Ok(answers)) => answers,
+            Ok(Err(error @ EngineError::NewerShim { .. })) => return Err(error),
             Ok(Err(error)) => {
                 tracing::warn!(sandbox_id = %id, error = %chain(&error), "shim cannot be used, its sandbox is given up");
-                return None;
+                return Ok(None);
             }
             Err(_) => {
                 tracing::warn!(sandbox_id = %id, "shim does not answer, its sandbox is given up");
-                return None;
+                return Ok(None);
             }
         };
         let (Answer::Hello { user_namespace, pid_namespace, .. }, Answer::State { containers }) = (hello, state) else {
-            return None;
+            return Ok(None);
         };
-        Some(Shim { client, netns: fds.pop(), user_namespace, pid_namespace, containers })
+        Ok(Some(Shim { client, netns: fds.pop(), user_namespace, pid_namespace, containers }))
     }
 
     async fn recover_container(
@@ -361,6 +410,14 @@ impl Core {
                 .collect();
             (parents, cgroups, names, living)
         };
+        // First what may be refused.
+        let reconciled = self.network.reconcile(&netns.keys().cloned().collect()).map_err(EngineError::NetworkOpen)?;
+        let attached: BTreeSet<String> = self.network.attachments().into_iter().map(|one| one.sandbox_id).collect();
+        // Of an attachment whose record was damaged nothing is left.
+        let forgotten = netns.keys().filter(|id| !attached.contains(*id)).cloned();
+        for id in reconciled.detached.into_iter().chain(forgotten) {
+            self.attach_again(&id, netns);
+        }
         self.clean_shims(&living)?;
         let shims = self.shims_cgroup();
         let root = self.config.cgroup_root.clone();
@@ -385,13 +442,6 @@ impl Core {
                 action: format!("removing snapshot {snapshot}"),
                 source: error.into(),
             }));
-        }
-        let reconciled = self.network.reconcile(&netns.keys().cloned().collect()).map_err(EngineError::NetworkOpen)?;
-        let attached: BTreeSet<String> = self.network.attachments().into_iter().map(|one| one.sandbox_id).collect();
-        // Of an attachment whose record was damaged nothing is left.
-        let forgotten = netns.keys().filter(|id| !attached.contains(*id)).cloned();
-        for id in reconciled.detached.into_iter().chain(forgotten) {
-            self.attach_again(&id, netns);
         }
         Ok(())
     }

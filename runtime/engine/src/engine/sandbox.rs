@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use oci_spec::runtime::LinuxResources;
+use portreeve_network::Network;
 use portreeve_oci::cgroup::Cgroup;
 use rustix::mount::UnmountFlags;
 
@@ -107,7 +108,7 @@ impl Core {
         // While the shim begins: what does not need it.
         let (place, config) = (directory.clone(), record.config.clone());
         let around = blocking(move || surroundings(&place, &config));
-        let (hello, around) = tokio::join!(greet(&client, &directory), around);
+        let (hello, around) = tokio::join!(greet(&client, id, &directory), around);
         let (answer, mut fds) = hello?;
         around?;
         let (user_namespace, pid_namespace) = match answer {
@@ -118,15 +119,19 @@ impl Core {
             _ => return Err(EngineError::Shim("the shim did not say hello".to_owned())),
         };
 
+        let mut warnings = Vec::new();
         if record.config.namespaces.network == NetworkNamespace::Pod {
             let netns =
                 fds.pop().ok_or_else(|| EngineError::Shim("the shim passed no network namespace".to_owned()))?;
             let (network, name, ports) =
                 (Arc::clone(&self.network), id.to_string(), record.config.port_mappings.clone());
-            let attachment = blocking(move || {
-                network.attach(&name, netns.as_fd(), &ports).map_err(|source| EngineError::Network { id: name, source })
+            let (attachment, obstacles) = blocking(move || {
+                let attached = network.attach(&name, netns.as_fd(), &ports);
+                let attachment = attached.map_err(|source| EngineError::Network { id: name, source })?;
+                Ok((attachment, obstacles(&network)))
             })
             .await?;
+            warnings = obstacles;
             record.ips = vec![IpAddr::V4(attachment.address)];
         }
         record.phase = SandboxPhase::Ready;
@@ -138,6 +143,7 @@ impl Core {
             pid_namespace,
             child: guard.release(),
             released: false,
+            warnings,
         };
         Ok(Arc::new(Sandbox::new(directory, facts)))
     }
@@ -421,14 +427,38 @@ impl Drop for Reaper {
     }
 }
 
-async fn greet(client: &Client, directory: &Path) -> Result<(Answer, Vec<std::os::fd::OwnedFd>), EngineError> {
-    match tokio::time::timeout(PATIENCE, client.hello()).await {
+async fn greet(
+    client: &Client,
+    id: &SandboxId,
+    directory: &Path,
+) -> Result<(Answer, Vec<std::os::fd::OwnedFd>), EngineError> {
+    match tokio::time::timeout(PATIENCE, client.hello(id)).await {
         Ok(Err(EngineError::ShimLost)) => Err(match spawn::last_words(directory) {
             Some(words) => EngineError::Shim(format!("the shim ended at once: {words}")),
             None => EngineError::ShimLost,
         }),
         Ok(answer) => answer,
         Err(_) => Err(EngineError::Shim(format!("the shim did not answer within {PATIENCE:?}"))),
+    }
+}
+
+/// What others do to the traffic of pods, in words with what to do about it.
+fn obstacles(network: &Network) -> Vec<String> {
+    let bridge = &network.config().bridge;
+    match network.blocking_chains() {
+        Ok(chains) => chains
+            .iter()
+            .map(|chain| {
+                format!(
+                    "pods may have no way out and their host ports no answer: {chain}; accept in it what enters or \
+                     leaves through {bridge}"
+                )
+            })
+            .collect(),
+        Err(error) => {
+            tracing::debug!(error = %crate::error::chain(&error), "not known what others do to forwarded packets");
+            Vec::new()
+        }
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct SandboxFacts {
     pub(super) child: Option<Child>,
     /// It was stopped, and nothing of it is left but records.
     pub(super) released: bool,
+    /// What stood in the way of its network when it was made.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A container.
@@ -98,6 +100,7 @@ impl Sandbox {
             state: if ready { SandboxState::Ready } else { SandboxState::NotReady { reason: reason(record) } },
             created_at: record.created_at,
             ips: record.ips.clone(),
+            warnings: facts.warnings.clone(),
             shim_pid: record.shim_pid.filter(|_| ready),
             namespaces: config.namespaces.clone(),
             cgroup_parent: config.cgroup_parent.clone(),

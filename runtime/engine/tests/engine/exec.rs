@@ -139,3 +139,44 @@ pub(crate) async fn a_dropped_session_closes_its_streams_and_leaks_nothing() {
     wait_until("all have ended", || !world.processes().iter().any(|line| line.ends_with("cat "))).await;
     wait_until("descriptors are closed", || count("self") <= ours && count(&shim.to_string()) <= theirs).await;
 }
+
+pub(crate) async fn a_command_without_a_terminal_ends_with_whoever_asked_for_it() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let id = world.start(&pod, sh("sleep 100")).await;
+    let running = |name: &str| world.processes().iter().filter(|line| line.contains(name)).count();
+    // It reads and writes nothing, so its streams tell it nothing; with it goes what hangs on it.
+    let request =
+        ExecRequest { command: shell("sleep 4321 & sleep 4321"), stdout: true, stderr: true, ..ExecRequest::default() };
+    let session = world.engine().exec(&id, request.clone()).await.unwrap();
+    wait_until("it runs", || running("sleep 4321") >= 2).await;
+    drop(session);
+    wait_until("it is gone", || running("sleep 4321") == 0).await;
+    // So it is for whoever only waits, and goes away meanwhile.
+    let mut session = world.engine().exec(&id, request).await.unwrap();
+    wait_until("it runs", || running("sleep 4321") >= 2).await;
+    let waiting = tokio::spawn(async move { session.wait().await });
+    waiting.abort();
+    wait_until("it is gone", || running("sleep 4321") == 0).await;
+    // A terminal hangs up, which can be ignored.
+    let request = ExecRequest {
+        command: shell("trap '' HUP; sleep 4322; true"),
+        tty: true,
+        stdin: true,
+        stdout: true,
+        ..ExecRequest::default()
+    };
+    let session = world.engine().exec(&id, request.clone()).await.unwrap();
+    wait_until("it runs", || running("sleep 4322") >= 2).await;
+    let other = ExecRequest { command: shell("sleep 4323; true"), ..request };
+    drop(world.engine().exec(&id, other).await.unwrap());
+    drop(session);
+    wait_until("the other is gone", || running("sleep 4323") == 0).await;
+    assert!(running("sleep 4322") >= 1);
+    // One that ended by itself leaves nothing to be killed.
+    let request = ExecRequest { command: words("true"), stdout: true, ..ExecRequest::default() };
+    let mut session = world.engine().exec(&id, request).await.unwrap();
+    assert_eq!(session.wait().await.unwrap(), 0);
+    drop(session);
+    assert_eq!(world.status(&id).state, portreeve_engine::ContainerState::Running);
+}

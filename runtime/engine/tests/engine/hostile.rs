@@ -9,7 +9,7 @@ use portreeve_engine::{
     UserNamespace,
 };
 
-use crate::world::{World, sh, wait_until, zombie};
+use crate::world::{World, sh, skipped_without_mapped_layers, wait_until, zombie};
 
 pub(crate) async fn users_that_are_no_users_are_refused() {
     let world = World::new().await;
@@ -94,6 +94,9 @@ pub(crate) async fn process_one_of_a_shared_pid_namespace_gives_nothing_away() {
         (NetworkNamespace::Node, IpcNamespace::Node, UserNamespace::Node),
         (NetworkNamespace::Pod, IpcNamespace::Pod, own_users),
     ] {
+        if user != UserNamespace::Node && skipped_without_mapped_layers("process one with users of its own") {
+            continue;
+        }
         let mut config = world.sandbox();
         config.namespaces = Namespaces { network, ipc, pid: PidNamespace::Pod, user: user.clone() };
         let pod = world.run(config).await;

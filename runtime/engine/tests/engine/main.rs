@@ -14,6 +14,7 @@ mod hostile;
 mod life;
 mod recovery;
 mod streams;
+mod versions;
 mod world;
 
 use std::future::Future;
@@ -57,6 +58,7 @@ const TESTS: &[Test] = tests![
     exec::a_missing_command_says_so,
     exec::input_reaches_the_command_and_its_end_too,
     exec::a_dropped_session_closes_its_streams_and_leaks_nothing,
+    exec::a_command_without_a_terminal_ends_with_whoever_asked_for_it,
     streams::attached_output_and_input,
     streams::stdin_once_ends_the_input_with_its_client,
     streams::a_slow_client_is_detached_and_the_container_goes_on,
@@ -71,6 +73,10 @@ const TESTS: &[Test] = tests![
     recovery::a_stopped_shim_is_given_up,
     recovery::newer_state_is_refused_and_left_alone,
     recovery::a_shim_is_small,
+    recovery::a_start_that_is_refused_harms_nobody,
+    versions::an_older_shim_and_older_records_are_understood,
+    versions::every_newer_record_is_refused_and_nothing_is_touched,
+    versions::a_shim_that_speaks_only_a_newer_version_is_refused_and_left_alone,
     hostile::users_that_are_no_users_are_refused,
     hostile::a_log_path_stays_below_its_directory,
     hostile::nobody_else_can_look_into_the_state,

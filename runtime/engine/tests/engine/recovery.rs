@@ -402,3 +402,36 @@ fn dirty(pid: u32, name: &str) -> u64 {
     }
     sum
 }
+
+pub(crate) async fn a_start_that_is_refused_harms_nobody() {
+    let world = World::new().await;
+    let mut sandbox = world.sandbox();
+    sandbox.namespaces = Namespaces::default();
+    let pod = world.run(sandbox).await;
+    let id = world.start(&pod, sh("sleep 100")).await;
+    let before = (world.status(&id), world.processes());
+    // Another agent with directories of its own, and the names of this one.
+    let mut other = config(&world.path("other"), &world.name);
+    other.network.subnet_lock = world.config().network.subnet_lock;
+    let mut bridge_only = other.clone();
+    bridge_only.network.nft_table = format!("{}b", world.name);
+    for other in [other, bridge_only] {
+        let error = Engine::open(other).await.unwrap_err();
+        let words = crate::world::chain(&error);
+        assert!(matches!(error, EngineError::NetworkOpen(_)), "{words}");
+        let place = world.path("root/network").canonicalize().unwrap();
+        assert!(words.contains(&world.name) && words.contains(&place.display().to_string()), "{words}");
+    }
+    assert_eq!((world.status(&id), world.processes()), before);
+    assert_eq!(world.engine().network().observe().unwrap(), []);
+    // A configuration that pods forbid is refused before anything of theirs is lost, too.
+    let mut world = world;
+    world.close().await;
+    let mut changed = world.config();
+    changed.network.bridge = "prtest9".into();
+    let words = crate::world::chain(&Engine::open(changed).await.unwrap_err());
+    assert!(words.contains("drain the node first"), "{words}");
+    assert_eq!(world.processes(), before.1);
+    world.open().await;
+    assert_eq!(world.status(&id).state, ContainerState::Running);
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub(crate) use portreeve_engine::chain;
 use portreeve_engine::{
     ContainerConfig, ContainerId, ContainerMetadata, ContainerState, ContainerStatus, Engine, EngineConfig,
     LogRotation, Namespaces, NetworkNamespace, Owner, SandboxConfig, SandboxId, SandboxMetadata, image, network,
@@ -258,17 +259,6 @@ pub(crate) async fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
-
 /// A docker-archive with busybox.
 fn archive() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
@@ -368,4 +358,16 @@ pub(crate) async fn bench() {
         println!("{name:15} {:6.2} / {:6.2} ms", times[0].as_secs_f64() * 1e3, times[CYCLES / 2].as_secs_f64() * 1e3);
     }
     println!("CPU of a cycle, kernel workers not counted: {spent:.1} ms");
+}
+
+/// Whether layers cannot be id-mapped here, as `doctor` says it.
+pub(crate) fn skipped_without_mapped_layers(test: &str) -> bool {
+    let facts = portreeve_oci::kernel::survey();
+    let lacking = facts
+        .iter()
+        .find(|fact| fact.name == "user namespaces" && fact.verdict != portreeve_oci::kernel::Verdict::Present);
+    if let Some(advice) = lacking.and_then(|fact| fact.advice.as_ref()) {
+        eprintln!("SKIPPED {test}: {advice}");
+    }
+    lacking.is_some()
 }

@@ -7,7 +7,8 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of file content, holes of sparse files included.
     pub unpacked_bytes: u64,
-    /// A layer may always unpack to this many bytes, whatever its compressed size.
+    /// A layer may always unpack to this many bytes, whatever its compressed size; what all layers of an image have
+    /// beyond `ratio` is not more either.
     pub ratio_floor_bytes: u64,
     /// Beyond the floor: unpacked bytes per compressed byte.
     pub ratio: u64,

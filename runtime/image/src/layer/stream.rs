@@ -9,6 +9,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read},
     os::fd::BorrowedFd,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -34,18 +35,21 @@ pub(crate) struct Expected {
     pub(crate) diff_id: Digest,
 }
 
-/// Unpacks a compressed layer into the empty directory `root`, verifying both digests.
+/// Unpacks a compressed layer into the empty directory `root`, verifying both digests. What it has beyond the
+/// [`Limits::ratio`] is taken from `spare`, which the layers of an image share.
 pub(crate) fn unpack(
     input: impl BufRead,
     expected: &Expected,
     root: BorrowedFd<'_>,
     limits: &Limits,
+    spare: &AtomicU64,
 ) -> Result<Applied, LayerError> {
-    let by_ratio = expected.length.saturating_mul(limits.ratio).max(limits.ratio_floor_bytes);
+    let free = expected.length.saturating_mul(limits.ratio);
+    let by_ratio = free.max(limits.ratio_floor_bytes);
     let limits = Limits { unpacked_bytes: limits.unpacked_bytes.min(by_ratio), ..limits.clone() };
     let blob = Counted::new(input, expected.length, expected.blob.is_some());
-    let plain =
-        Unpacked { inner: Decompressor::new(blob)?, hasher: Sha256::new(), length: 0, limit: limits.unpacked_bytes };
+    let inner = Decompressor::new(blob)?;
+    let plain = Unpacked { inner, hasher: Sha256::new(), length: 0, limit: limits.unpacked_bytes, free, spare };
     let mut archive = Archive::new(BufReader::with_capacity(1 << 18, plain), &limits);
     let applied = apply(&mut archive, root, &limits);
     // A damaged blob most often fails as an archive first; that it is damaged is the better message,
@@ -139,20 +143,30 @@ impl<R: BufRead> BufRead for Counted<R> {
 }
 
 /// The decompressed archive: hashed as it is read, and never more than the limits allow.
-struct Unpacked<R> {
+struct Unpacked<'a, R> {
     inner: R,
     hasher: Sha256,
     length: u64,
     limit: u64,
+    /// So much is no matter of `spare`.
+    free: u64,
+    spare: &'a AtomicU64,
 }
 
-impl<R: Read> Read for Unpacked<R> {
+impl<R: Read> Read for Unpacked<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
         self.hasher.update(buffer.get(..length).unwrap_or_default());
+        let before = self.length.max(self.free);
         self.length += length as u64;
         if self.length > self.limit {
             return Err(io::Error::other(LayerError::Limit { what: "unpacked bytes", limit: self.limit }));
+        }
+        let beyond = self.length.saturating_sub(before);
+        let take = |left: u64| left.checked_sub(beyond);
+        if beyond > 0 && self.spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            let what = "unpacked bytes for its size, with the other layers of its image";
+            return Err(io::Error::other(LayerError::Limit { what, limit: self.free }));
         }
         Ok(length)
     }

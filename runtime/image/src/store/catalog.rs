@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{
     configuration::ImageConfig,
@@ -60,6 +61,9 @@ pub(crate) struct Record {
     /// Layers that have a `finish-<id>/<diff id>` directory to go on top of them; see `redirect`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) redirected: BTreeSet<Digest>,
+    /// The lowest layer that shows, when that is not the lowest one: its root is opaque.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) base: Option<Digest>,
     pub(crate) root: RootMeta,
     pub(crate) pinned: bool,
     pub(crate) added_at: jiff::Timestamp,
@@ -99,11 +103,13 @@ pub(crate) struct Catalog {
     state: RwLock<State>,
     /// Writers come one after the other, while readers go on with what is in memory.
     writer: Mutex<()>,
+    /// Told after every change of the images.
+    changed: watch::Sender<()>,
 }
 
 impl Catalog {
     pub(crate) fn new(layout: Layout, state: State) -> Self {
-        Self { layout, state: RwLock::new(state), writer: Mutex::new(()) }
+        Self { layout, state: RwLock::new(state), writer: Mutex::new(()), changed: watch::Sender::new(()) }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -129,7 +135,14 @@ impl Catalog {
             let mut state = self.write();
             (state.images, state.preloaded) = before;
         }
+        // Also after a failure: what was visible for a moment is not any more.
+        self.changed.send_replace(());
         written.map(|()| result)
+    }
+
+    /// Wakes after every change of the images.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     fn write_index(&self, file: &IndexFile) -> Result<(), StoreError> {
@@ -160,6 +173,9 @@ impl Catalog {
                 layers.push(self.layout.redirected(record.id.digest(), layer));
             }
             layers.push(self.layout.layer(layer).join("fs"));
+            if record.base.as_ref() == Some(layer) {
+                break;
+            }
         }
         Image {
             id: record.id.clone(),
@@ -169,6 +185,7 @@ impl Catalog {
             config: config.parsed.clone(),
             layers,
             created: config.created,
+            added_at: record.added_at,
             pinned: record.pinned,
         }
     }

@@ -6,7 +6,7 @@ use std::{
     io::BufRead,
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicU64},
 };
 
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,7 @@ pub(crate) fn place_blocking(
     input: impl BufRead,
     expected: &Expected,
     limits: &Limits,
+    spare: &AtomicU64,
     boot: &str,
 ) -> Result<LayerFile, PlaceError> {
     let staging = layout.stage("layer")?;
@@ -76,7 +77,7 @@ pub(crate) fn place_blocking(
     let root = File::open(&fs_path).map_err(failed)?;
     // The umask took its part; without an entry of its own the root is what a mkdir makes.
     nix::sys::stat::fchmod(&root, nix::sys::stat::Mode::from_bits_truncate(0o755)).map_err(|e| failed(e.into()))?;
-    let applied = unpack(input, expected, root.as_fd(), limits)?;
+    let applied = unpack(input, expected, root.as_fd(), limits, spare)?;
     let file = LayerFile {
         version: 1,
         size_bytes: applied.bytes,

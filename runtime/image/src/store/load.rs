@@ -11,7 +11,7 @@ use std::{
     io::{self, BufReader, Read, Write},
     path::PathBuf,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -104,7 +104,9 @@ pub(crate) async fn load(
     let mut images = Vec::new();
     for plan in plans {
         let _lease = inner.catalog.lease(&plan.config.diff_ids);
-        let mut work: FuturesUnordered<_> = plan.layers.iter().map(|(e, path)| layer(inner, e, path)).collect();
+        let spare: Arc<AtomicU64> = Arc::new(inner.config.limits.ratio_floor_bytes.into());
+        let placing = plan.layers.iter().map(|(e, path)| layer(inner, e, path, &spare));
+        let mut work: FuturesUnordered<_> = placing.collect();
         // All are waited for, so that a failed one leaves none behind that still writes.
         let mut failure = None;
         while let Some(placed) = work.next().await {
@@ -144,18 +146,24 @@ fn told(inner: &Inner, error: LoadError) -> LoadError {
     }
 }
 
-async fn layer(inner: &Arc<Inner>, expected: &Expected, path: &std::path::Path) -> Result<(), LoadError> {
+async fn layer(
+    inner: &Arc<Inner>,
+    expected: &Expected,
+    path: &std::path::Path,
+    spare: &Arc<AtomicU64>,
+) -> Result<(), LoadError> {
     let lock = inner.layer_locks.of(ARCHIVES, &expected.diff_id);
     let _only_one = lock.lock().await;
     if read_layer(&inner.catalog.layout, &expected.diff_id).is_some() {
         return Ok(());
     }
     let _slot = inner.downloads.take(ARCHIVES).await;
-    let (inner, expected, path) = (inner.clone(), expected.clone(), path.to_owned());
+    let (inner, expected, path, spare) = (inner.clone(), expected.clone(), path.to_owned(), spare.clone());
     blocking(move || {
         let failed = |source| LoadError::Store(StoreError::Io { operation: "reading", path: path.clone(), source });
         let input = BufReader::with_capacity(1 << 18, File::open(&path).map_err(failed)?);
-        let placed = place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &inner.boot);
+        let limits = &inner.config.limits;
+        let placed = place_blocking(&inner.catalog.layout, input, &expected, limits, &spare, &inner.boot);
         placed.map(drop).map_err(|e| place_error(expected.blob.as_ref().unwrap_or(&expected.diff_id), e))
     })
     .await

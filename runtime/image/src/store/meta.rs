@@ -27,7 +27,7 @@ use nix::{
 
 use crate::{
     digest::Digest,
-    layer::{DIRECTORY, open_beneath},
+    layer::{DIRECTORY, is_opaque, open_beneath},
     manifest::MAX_LAYERS,
     store::{
         StoreError,
@@ -48,6 +48,8 @@ pub(crate) struct Finish {
     pub(crate) top: bool,
     /// Layers that it has something for to go on top of them.
     pub(crate) redirected: BTreeSet<Digest>,
+    /// The lowest layer that shows, when that is not the lowest one.
+    pub(crate) base: Option<Digest>,
 }
 
 /// Works out the image's root directory, and makes what must lie on its layers (lowest first).
@@ -58,11 +60,17 @@ pub(crate) fn finish_blocking(layout: &Layout, layers: &[Digest]) -> Result<Fini
 fn finish(layout: &Layout, layers: &[Digest], stack: &mut Stack) -> Result<Finish, PlaceError> {
     let mut staging = None;
     let mut redirected = BTreeSet::new();
+    let mut base = None;
     let mut order: Vec<&Digest> = distinct(layers).collect();
     order.reverse();
     for diff_id in order {
         let path = layout.layer(diff_id).join("fs");
         let root = open(&path)?;
+        if is_opaque(root.as_fd()) {
+            // An overlay does not ask whether a layer's root is opaque: what is below it is left out instead.
+            stack.clear();
+            base = Some(diff_id.clone());
+        }
         let implied = read_layer(layout, diff_id).map(|l| l.implied).unwrap_or_default();
         let implied = implied.iter().filter_map(|h| hex::decode(h).ok()).collect();
         stack.push(View { root: Rc::new(root), implied: Rc::new(implied) });
@@ -101,7 +109,7 @@ fn finish(layout: &Layout, layers: &[Digest], stack: &mut Stack) -> Result<Finis
     if top {
         make_all(&stage(layout, &mut staging)?.join("fs"), stack, &wrong)?;
     }
-    Ok(Finish { root, staging, top, redirected })
+    Ok(Finish { root, staging, top, redirected, base })
 }
 
 /// The directory in staging, made when it is first needed.
@@ -215,7 +223,7 @@ mod tests {
         }
         let tar = builder.into_inner().unwrap();
         let expected = Expected { blob: None, length: tar.len() as u64, diff_id: Digest::of(&tar) };
-        place_blocking(layout, &tar[..], &expected, &Limits::default(), "boot").unwrap();
+        place_blocking(layout, &tar[..], &expected, &Limits::default(), &u64::MAX.into(), "boot").unwrap();
         expected.diff_id
     }
 

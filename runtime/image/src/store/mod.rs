@@ -142,6 +142,7 @@ impl Store {
                 reference: reference.clone(),
                 progress,
                 broken_off: tokio_util::sync::CancellationToken::new(),
+                spare: Arc::new(self.inner.config.limits.ratio_floor_bytes.into()),
             };
             let auth = auth.to_vec();
             async move { pull.run(&auth).await }
@@ -190,6 +191,12 @@ impl Store {
     pub fn list(&self) -> Vec<Image> {
         let state = self.inner.catalog.read();
         state.images.values().map(|entry| self.inner.catalog.image(entry)).collect()
+    }
+
+    /// Wakes after every change of what [`Store::list`] answers.
+    #[must_use]
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.inner.catalog.changes()
     }
 
     /// Takes a tag or a digest off its image; the image goes when nothing names it any more, and with
@@ -295,6 +302,7 @@ impl Inner {
             size_bytes,
             finish: finish.top,
             redirected: finish.redirected,
+            base: finish.base,
             root: finish.root,
             pinned: new.pinned,
             added_at: jiff::Timestamp::now(),

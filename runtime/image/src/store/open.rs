@@ -39,6 +39,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
     let layout = Layout::new(&config.root);
     // Before anything is touched: a newer program's store is none of our business.
     let index = read_index(&layout)?;
+    refuse_newer_layers(&layout)?;
     let authorities = read_authorities(&config)?;
     layout.create()?;
     let lock = lock(&layout)?;
@@ -100,6 +101,23 @@ fn read_index(layout: &Layout) -> Result<IndexFile, StoreError> {
         return Err(StoreError::Newer { root: layout.root().to_owned(), found: version, known: VERSION });
     }
     serde_json::from_slice(&text).map_err(damaged)
+}
+
+/// A layer that cannot be read is removed; one that a newer program has read is not.
+fn refuse_newer_layers(layout: &Layout) -> Result<(), StoreError> {
+    let directory = layout.layers();
+    if !directory.exists() {
+        return Ok(());
+    }
+    for path in entries(&directory)? {
+        let text = fs::read(path.join("layer.json")).unwrap_or_default();
+        if let Ok(Versioned { version }) = serde_json::from_slice(&text)
+            && version > VERSION
+        {
+            return Err(StoreError::Newer { root: layout.root().to_owned(), found: version, known: VERSION });
+        }
+    }
+    Ok(())
 }
 
 fn read_authorities(config: &Config) -> Result<Vec<Vec<u8>>, StoreError> {
@@ -183,4 +201,41 @@ fn remove_untrusted_layers(layout: &Layout, state: &State, boot: &str) -> Result
         drop(layout.discard(&path)?);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kept from a program of this version; never changed.
+    #[test]
+    fn kept_records_of_version_1_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        layout.create().unwrap();
+        fs::write(layout.index(), include_str!("../../tests/fixtures/v1/index.json")).unwrap();
+        let index = read_index(&layout).unwrap();
+        let record = index.images.first().unwrap();
+        assert_eq!(record.references.first().map(ToString::to_string).as_deref(), Some("docker.io/library/box:1"));
+        assert!(record.base.is_none() && record.redirected.is_empty());
+        let layer = layout.layer(record.layers.first().unwrap());
+        fs::create_dir(&layer).unwrap();
+        fs::write(layer.join("layer.json"), include_str!("../../tests/fixtures/v1/layer.json")).unwrap();
+        let layer = read_layer_at(&layer).unwrap();
+        assert_eq!((layer.size_bytes, layer.implied), (1_982_256, [String::new()].into()));
+    }
+
+    #[test]
+    fn a_layer_of_a_newer_version_is_refused_and_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        layout.create().unwrap();
+        let layer = layout.layers().join("a".repeat(64));
+        fs::create_dir(&layer).unwrap();
+        let text = r#"{"version":2,"everything":"else"}"#;
+        fs::write(layer.join("layer.json"), text).unwrap();
+        let error = open(Config::new(root.path())).err().unwrap();
+        assert!(matches!(error, StoreError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert_eq!(fs::read_to_string(layer.join("layer.json")).unwrap(), text);
+    }
 }

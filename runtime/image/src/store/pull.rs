@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, Read},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use bytes::{Buf, Bytes};
@@ -44,6 +44,8 @@ pub(crate) struct Pull {
     pub(crate) progress: watch::Sender<Progress>,
     /// A layer has failed: the others need not go on.
     pub(crate) broken_off: CancellationToken,
+    /// What the layers may still unpack to beyond the ratio.
+    pub(crate) spare: Arc<AtomicU64>,
 }
 
 /// What a reference turned out to be.
@@ -275,10 +277,10 @@ impl Pull {
         }
         let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
-        let inner = self.inner.clone();
+        let (inner, spare) = (self.inner.clone(), self.spare.clone());
         let unpacked = self.blocking(move || {
             let input = Chunks { chunks, current: Bytes::new() };
-            place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &inner.boot)
+            place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &spare, &inner.boot)
         });
         let fetched = self.fetch(session, number, blob, sink);
         let (fetched, unpacked) = tokio::join!(fetched, unpacked);

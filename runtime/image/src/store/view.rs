@@ -96,6 +96,11 @@ impl Stack {
         self.views.push(view);
     }
 
+    /// Forgets the layers.
+    pub(crate) fn clear(&mut self) {
+        self.views.clear();
+    }
+
     /// Layers, lowest first.
     pub(crate) fn views(&self) -> &[View] {
         &self.views

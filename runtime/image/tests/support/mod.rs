@@ -330,7 +330,7 @@ pub fn two_layers() -> Vec<Vec<u8>> {
 pub fn in_mount_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS) {
-            eprintln!("SKIPPED: no mount namespace of our own ({e}); run as root");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no mount namespace of our own ({e}); run as root");
             return;
         }
         let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;

@@ -20,7 +20,7 @@ pub(crate) struct ForwardChain {
     pub(crate) family: &'static str,
     pub(crate) table: String,
     pub(crate) chain: String,
-    /// It drops what no rule of it accepts.
+    /// It drops what no rule of it accepts: by its policy, or by a rule for all packets.
     pub(crate) drops_by_policy: bool,
     /// It has a rule, or leads to one, that drops or rejects.
     pub(crate) has_drop_rule: bool,
@@ -32,6 +32,8 @@ pub(crate) struct ForwardChain {
 #[derive(Debug, Default)]
 struct RuleSummary {
     drops: bool,
+    /// ... every packet that comes to it.
+    drops_all: bool,
     accepts_bridge: bool,
     leads_to: Vec<String>,
 }
@@ -56,6 +58,8 @@ pub(crate) fn forward_chains(socket: &mut Socket, our_table: &str, bridge: &str)
                     .any(|chain| rules.get(&(table.clone(), chain.clone())).is_some_and(|rules| rules.iter().any(test)))
             };
             let has_drop_rule = any(|rule| rule.drops);
+            let own_rules = rules.get(&(table.clone(), chain.clone()));
+            let drops_by_policy = drops_by_policy || own_rules.is_some_and(|rules| rules.iter().any(|r| r.drops_all));
             if drops_by_policy || has_drop_rule {
                 found.push(ForwardChain {
                     family: name,
@@ -116,6 +120,7 @@ fn summarize(expressions: Attribute<'_>, bridge: &str) -> RuleSummary {
     let mut summary = RuleSummary::default();
     let mut names_bridge = false;
     let mut accepts = false;
+    let mut judges = false;
     for expression in expressions.nested() {
         let Some(name) = find(expression.value, NFTA_EXPR_NAME) else {
             continue;
@@ -123,7 +128,9 @@ fn summarize(expressions: Attribute<'_>, bridge: &str) -> RuleSummary {
         let content = find(expression.value, NFTA_EXPR_DATA).map_or(&[][..], |data| data.value);
         match name.text().as_str() {
             "reject" => summary.drops = true,
+            "counter" | "log" => {}
             "cmp" => {
+                judges = true;
                 let value = find(content, 3).and_then(|data| find(data.value, NFTA_DATA_VALUE));
                 names_bridge |= value.is_some_and(|value| value.text() == bridge);
             }
@@ -140,9 +147,10 @@ fn summarize(expressions: Attribute<'_>, bridge: &str) -> RuleSummary {
                     _ => {}
                 }
             }
-            _ => {}
+            _ => judges = true,
         }
     }
+    summary.drops_all = summary.drops && !judges;
     summary.accepts_bridge = names_bridge && accepts;
     summary
 }

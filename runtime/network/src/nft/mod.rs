@@ -10,8 +10,8 @@ mod ruleset;
 mod stale;
 mod table;
 
-pub(crate) use foreign::forward_chains;
+pub(crate) use foreign::{ForwardChain, forward_chains};
 pub(crate) use probe::{is_of_lack, probe};
 pub(crate) use ruleset::{Element, Extent, Ruleset};
 pub(crate) use stale::forget_flows;
-pub(crate) use table::{add_elements, delete_elements, delete_table, difference, is_of_table, rebuild};
+pub(crate) use table::{add_elements, delete_elements, delete_table, difference, is_of_table, rebuild, table_comment};

@@ -80,6 +80,8 @@ pub(super) struct Rule {
 #[derive(Debug)]
 pub(crate) struct Ruleset {
     pub(super) table: String,
+    /// The table's; empty: none.
+    pub(super) comment: String,
     pub(super) extent: Extent,
     pub(super) rules: Vec<Rule>,
 }
@@ -129,10 +131,15 @@ impl Ruleset {
                 new().sent_by(subnet).leaves_on(bridge).was_redirected().masquerade(),
             ));
         }
-        let mut ruleset = Self { table: table.to_owned(), extent, rules: Vec::new() };
+        let mut ruleset = Self { table: table.to_owned(), comment: String::new(), extent, rules: Vec::new() };
         rules.retain(|rule| ruleset.chains().any(|(name, ..)| name == rule.chain));
         ruleset.rules = rules;
         ruleset
+    }
+
+    /// The same, with a comment for the table.
+    pub(crate) fn signed(self, comment: String) -> Self {
+        Self { comment, ..self }
     }
 
     /// The base chains that the kernel can hold.

@@ -32,7 +32,13 @@ pub(crate) fn rebuild(socket: &mut Socket, ruleset: &Ruleset, elements: &[Elemen
     let batch = transaction(|batch| {
         push_table(batch, NEWTABLE, NLM_F_CREATE, "making the table", table);
         push_table(batch, DELTABLE, 0, "emptying the table", table);
-        push_table(batch, NEWTABLE, NLM_F_CREATE, "making the table", table);
+        batch.push(kind(NEWTABLE), NLM_F_CREATE, "making the table", |w| {
+            header(w, NFPROTO_IPV4);
+            w.string(NFTA_TABLE_NAME, table);
+            if !ruleset.comment.is_empty() {
+                w.bytes(NFTA_TABLE_USERDATA, &comment_userdata(&ruleset.comment));
+            }
+        });
         for (name, key_type, key_length, id) in MAPS {
             batch.push(kind(NEWSET), NLM_F_CREATE, format!("making map {name}"), |w| {
                 header(w, NFPROTO_IPV4);
@@ -104,6 +110,16 @@ pub(crate) fn delete_table(socket: &mut Socket, table: &str) -> Result<(), Refus
         Err(refusal) if is_of_lack(&refusal) => Ok(()),
         answer => answer,
     }
+}
+
+/// The comment of a table, if it has one; `None` when there is no such table.
+pub(crate) fn table_comment(socket: &mut Socket, table: &str) -> Result<Option<Option<String>>, Refusal> {
+    let request = listing(NFPROTO_IPV4, GETTABLE, "listing tables", &[]);
+    let found = socket.collect(&request, |message| {
+        let of_table = message.payload.get(4..)?;
+        (find(of_table, NFTA_TABLE_NAME)?.text() == table).then(|| comment(find(of_table, NFTA_TABLE_USERDATA)))
+    })?;
+    Ok(found.into_iter().next())
 }
 
 /// The first difference between the kernel's table and the desired one.
@@ -227,6 +243,11 @@ fn comment_userdata(comment: &str) -> Vec<u8> {
     userdata
 }
 
+fn comment(userdata: Option<Attribute<'_>>) -> Option<String> {
+    let text = userdata?.value.get(2..)?;
+    Some(Attribute { kind: 0, value: text }.text())
+}
+
 type ObservedChain = (String, Option<(String, u32, i32)>);
 
 /// The chains of our table, with type, hook and priority of base chains.
@@ -258,11 +279,7 @@ fn read_rules(socket: &mut Socket, table: &str) -> Result<Vec<(String, String)>,
             return None;
         }
         let chain = find(attributes_of, NFTA_RULE_CHAIN)?.text();
-        let comment = find(attributes_of, NFTA_RULE_USERDATA).and_then(|userdata| {
-            let text = userdata.value.get(2..)?;
-            Some(Attribute { kind: 0, value: text }.text())
-        });
-        Some((chain, comment.unwrap_or_default()))
+        Some((chain, comment(find(attributes_of, NFTA_RULE_USERDATA)).unwrap_or_default()))
     })
 }
 

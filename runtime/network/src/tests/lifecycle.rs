@@ -303,10 +303,22 @@ fn records_of_a_newer_version_are_refused_and_kept() {
         let state = world.directory.path().join("state");
         std::fs::create_dir_all(state.join("attachments")).unwrap();
         let text = r#"{"version":2,"everything":"else"}"#;
-        std::fs::write(state.join("network.json"), text).unwrap();
-        let error = Network::open(world.config()).unwrap_err();
-        assert!(matches!(error, NetworkError::NewerRecord { found: 2, .. }), "{error}");
-        assert_eq!(std::fs::read_to_string(state.join("network.json")).unwrap(), text);
+        for name in ["network.json", "addresses.json", &format!("attachments/{}.json", id('a'))] {
+            std::fs::write(state.join(name), text).unwrap();
+            let error = Network::open(world.config()).unwrap_err();
+            assert!(matches!(&error, NetworkError::NewerRecord { found: 2, .. }), "{name}: {error}");
+            assert!(error.to_string().contains(name), "{error}");
+            assert_eq!(std::fs::read_to_string(state.join(name)).unwrap(), text);
+            std::fs::remove_file(state.join(name)).unwrap();
+        }
+        // Of what all agents of the machine share.
+        let network = world.open();
+        network.ensure().unwrap();
+        let shared = world.config().subnet_lock;
+        std::fs::write(&shared, text).unwrap();
+        network.close_and_remove().unwrap();
+        assert_eq!(std::fs::read_to_string(&shared).unwrap(), text);
+        assert_eq!(world.host.sysctl("ipv4/ip_forward"), "1");
     });
 }
 

@@ -4,6 +4,7 @@ mod attaching;
 mod killing;
 mod lacking;
 mod lifecycle;
+mod owners;
 mod ruleset;
 mod traffic;
 mod world;

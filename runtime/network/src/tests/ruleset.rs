@@ -65,6 +65,10 @@ fn nft_reads_the_ruleset_as_it_is_meant() {
         let Some(listed) = world.host.program("nft", &arguments) else {
             return;
         };
+        // Since Linux 5.10.
+        let signature = format!("\tcomment \"{}\"\n", network.owner.table_comment());
+        assert!(listed.contains(&signature), "{listed}");
+        let listed = listed.replace(&signature, "");
         let mut plain = String::new();
         for (n, part) in listed.split(" [").enumerate() {
             // After " [": eight digits and "]".
@@ -111,9 +115,15 @@ fn foreign_chains_that_drop_are_named() {
             ]
         );
         assert!(found[0].blocks_pods() && !found[1].blocks_pods());
+        assert_eq!(network.blocking_chains().unwrap(), found[..1]);
         let accept = ["add", "rule", "ip", "filter", "FORWARD", "iifname", "prtest0", "accept"];
         world.host.program("nft", &accept);
         assert!(!survey(&config).foreign_drops[0].blocks_pods());
+        assert_eq!(network.blocking_chains().unwrap(), []);
+        // A last rule for all packets is a policy.
+        world.host.program("nft", &["add", "rule", "inet", "firewall", "forward", "counter", "reject"]);
+        let blocking = network.blocking_chains().unwrap();
+        assert!(matches!(&blocking[..], [one] if one.chain == "forward" && one.by_policy), "{blocking:?}");
         // None of this is ours to touch.
         assert_eq!(network.ensure().unwrap(), []);
         network.close_and_remove().unwrap();

@@ -151,7 +151,7 @@ impl Netns {
     pub(super) fn succeeds(&self, name: &str, arguments: &[&str]) -> Option<bool> {
         let output = self.run(|| std::process::Command::new(name).args(arguments).output());
         let Ok(output) = output else {
-            eprintln!("SKIPPED IN PART: {name} is not installed");
+            let _ = writeln!(std::io::stderr(), "SKIPPED IN PART: {name} is not installed");
             return None;
         };
         Some(output.status.success())
@@ -161,7 +161,7 @@ impl Netns {
     pub(super) fn program(&self, name: &str, arguments: &[&str]) -> Option<String> {
         let output = self.run(|| std::process::Command::new(name).args(arguments).output());
         let Ok(output) = output else {
-            eprintln!("SKIPPED IN PART: {name} is not installed");
+            let _ = writeln!(std::io::stderr(), "SKIPPED IN PART: {name} is not installed");
             return None;
         };
         let error = String::from_utf8_lossy(&output.stderr);

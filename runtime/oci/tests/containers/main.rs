@@ -7,6 +7,7 @@ mod attacks;
 mod basics;
 mod limits;
 mod privileges;
+mod races;
 mod terminals;
 mod userns;
 mod world;
@@ -16,12 +17,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 type Test = (&'static str, fn());
 
 fn main() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|word| word == races::EXCHANGE) {
+        races::exchange(arguments);
+    }
     let filter: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     if let Some(lack) = world::lack() {
         eprintln!("SKIPPED all container tests: {lack}");
         return;
     }
-    let suites = [basics::TESTS, privileges::TESTS, attacks::TESTS, limits::TESTS, terminals::TESTS, userns::TESTS];
+    let suites = [
+        basics::TESTS,
+        privileges::TESTS,
+        attacks::TESTS,
+        races::TESTS,
+        limits::TESTS,
+        terminals::TESTS,
+        userns::TESTS,
+    ];
     let tests: Vec<Test> = suites.concat();
     let mut failed = Vec::new();
     let mut run = 0;
