@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::backend::Backend;
 use crate::failure::Failure;
 use crate::metrics::Sample;
+use crate::own::Mirrors;
 use crate::{discovery, log, metrics, own, resources, stream};
 
 /// Manifests of one request, all together.
@@ -22,6 +23,8 @@ const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
 pub(crate) struct App {
     /// The house.
     pub(crate) backend: Arc<dyn Backend>,
+    /// What is watched and has no list of its own in the house.
+    pub(crate) mirrors: Arc<Mirrors>,
     /// Ends watches, followed logs and sessions.
     pub(crate) stop: CancellationToken,
     /// Owns what outlives its request: upgraded connections.
@@ -40,7 +43,8 @@ impl App {
         max_sessions: usize,
     ) -> Self {
         let session_places = Arc::new(Semaphore::new(max_sessions));
-        App { backend, stop, sessions, session_places, last_usage: Arc::default() }
+        let mirrors = Arc::new(Mirrors::of(&backend));
+        App { backend, mirrors, stop, sessions, session_places, last_usage: Arc::default() }
     }
 
     /// A place for one session, given back when it is dropped.

@@ -9,11 +9,12 @@ use std::{fmt, io};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use portreeve_engine::image::ProgressSink;
 use portreeve_node::{
-    ApplyReport, ContainerHandle, Deleted, Listed, ManifestFile, NamespacedName, ObjectName, PlanReport, PlanRequest,
-    PodUsage, SourceReport, Watch, WatchError,
+    ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, ObjectName, PlanReport,
+    PlanRequest, PodUsage, SourceReport, Watch, WatchError,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -58,6 +59,9 @@ pub enum BackendError {
 
 /// The answer to an asynchronous question.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, BackendError>>;
+
+/// Says that something is another than before, not what; at least once after every change.
+pub type Signal = BoxStream<'static, ()>;
 
 /// A byte stream from a process.
 pub type Output = Box<dyn AsyncRead + Send + Unpin>;
@@ -125,8 +129,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn watch_config_maps(&self, since: Option<u64>) -> Result<Watch<ConfigMap>, WatchError>;
     /// This machine.
     fn machine(&self) -> Node;
+    /// Wakes when the machine changes.
+    fn machine_changes(&self) -> Signal;
     /// Where intent comes from, and what is wrong with it.
     fn sources(&self) -> Vec<SourceReport>;
+    /// Wakes when a source changes.
+    fn source_changes(&self) -> Signal;
     /// The text of `/metrics`.
     fn metrics(&self) -> Answer<'_, String>;
     /// The answer to `/readyz`.
@@ -159,23 +167,29 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// What every running container uses now.
     fn usage(&self) -> Answer<'_, Vec<PodUsage>>;
 
-    /// The images in the store.
-    fn images(&self) -> Answer<'_, Vec<Image>>;
+    /// The names of the images in the store, each with its image; the id of one that has no name.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where there is no store.
+    fn images(&self) -> Result<Vec<Image>, BackendError>;
+    /// Wakes when an image comes, goes, or changes its names.
+    fn image_changes(&self) -> Signal;
     /// Pulls an image; the sender always holds how far it is.
     fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image>;
-    /// Loads a tar of images; `tar` ends when its sender is dropped.
+    /// Loads a tar of images and tells their names; `tar` ends when its sender is dropped.
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>>;
     /// Removes an image by reference or id and says what went.
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>>;
 
     /// What would change.
     fn plan(&self, request: PlanRequest) -> Answer<'_, PlanReport>;
-    /// Validates manifests and writes one file per object under `applied/`.
-    fn apply(&self, files: Vec<ManifestFile>) -> Answer<'_, ApplyReport>;
-    /// Removes the files under `applied/` that hold the objects of these manifests.
-    fn delete_files(&self, files: Vec<ManifestFile>) -> Answer<'_, Vec<Deleted>>;
+    /// Validates manifests and writes one file per object under `applied/`; objects without a namespace are in the
+    /// one given, and others must be.
+    fn apply(&self, files: Vec<ManifestFile>, namespace: Option<String>) -> Answer<'_, ApplyReport>;
+    /// Removes the files under `applied/` that hold the objects of these manifests; the namespace as for `apply`.
+    fn delete_files(&self, files: Vec<ManifestFile>, namespace: Option<String>) -> Answer<'_, DeleteReport>;
     /// Removes the files under `applied/` that hold these objects.
-    fn delete(&self, objects: Vec<ObjectName>) -> Answer<'_, Vec<Deleted>>;
+    fn delete(&self, objects: Vec<ObjectName>) -> Answer<'_, DeleteReport>;
     /// Restarts the containers of a pod, within its grace period.
     fn restart<'a>(&'a self, pod: &'a NamespacedName) -> Answer<'a, ()>;
     /// Stops every pod and starts none until the agent is started again.

@@ -102,9 +102,9 @@ const CORE: &[Listing] = &[
 ];
 
 const OWN: &[Listing] = &[
-    listing("containers", "container", "Container", true, &["list"], &[]),
-    listing("images", "image", "Image", false, &["delete", "list"], &[]),
-    listing("sources", "source", "Source", false, &["get", "list"], &[]),
+    listing("containers", "container", "Container", true, READ, &[]),
+    listing("images", "image", "Image", false, READ, &[]),
+    listing("sources", "source", "Source", false, READ, &[]),
 ];
 
 const METRICS: &[Listing] = &[

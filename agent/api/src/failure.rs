@@ -14,21 +14,19 @@ pub struct Failure {
     code: StatusCode,
     reason: &'static str,
     message: String,
-    kind: String,
-    name: String,
-    causes: Vec<String>,
+    details: Box<StatusDetails>,
 }
 
 impl Failure {
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Failure { code, reason, message: message.into(), kind: String::new(), name: String::new(), causes: Vec::new() }
+        Failure { code, reason, message: message.into(), details: Box::default() }
     }
 
     /// 404 for one object, in kubectl's words: `pods "web" not found`.
     pub fn not_found(resource: &str, name: &str) -> Self {
         let mut failure = Self::new(StatusCode::NOT_FOUND, "NotFound", format!("{resource} \"{name}\" not found"));
-        failure.kind = resource.to_owned();
-        failure.name = name.to_owned();
+        failure.details.kind = Some(resource.to_owned());
+        failure.details.name = Some(name.to_owned());
         failure
     }
 
@@ -75,6 +73,37 @@ impl Failure {
         Self::new(StatusCode::GONE, "Expired", format!("too old resource version: {asked} ({oldest})"))
     }
 
+    /// 410: a list as it was at that version is no longer known.
+    pub fn list_expired() -> Self {
+        Self::new(StatusCode::GONE, "Expired", "The provided resource version is too old: take the list without one")
+    }
+
+    /// 504: that version was not given out yet; what the client has is from another life of the agent.
+    pub fn version_too_large(asked: u64, current: u64) -> Self {
+        let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
+        let mut failure = Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message);
+        failure.details.retry_after_seconds = Some(1);
+        failure.details.causes = Some(vec![StatusCause {
+            reason: Some("ResourceVersionTooLarge".to_owned()),
+            message: Some("Too large resource version".to_owned()),
+            ..StatusCause::default()
+        }]);
+        failure
+    }
+
+    /// 422: an option of a request that cannot be; `problem` is the API server's word for what kind of wrong it is.
+    pub fn invalid_option(kind: &str, name: &str, field: &str, problem: &str, message: &str) -> Self {
+        let mut failure = Self::invalid(format!("{kind} \"{name}\" is invalid: {field}: {message}"));
+        failure.details.kind = Some(kind.to_owned());
+        failure.details.name = Some(name.to_owned()).filter(|name| !name.is_empty());
+        failure.details.causes = Some(vec![StatusCause {
+            reason: Some(problem.to_owned()),
+            message: Some(message.to_owned()),
+            field: Some(field.to_owned()),
+        }]);
+        failure
+    }
+
     /// 413: larger than the bound.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
@@ -112,19 +141,7 @@ impl Failure {
 
     /// The object that goes over the wire.
     pub fn status(&self) -> Status {
-        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let causes = self
-            .causes
-            .iter()
-            .map(|cause| StatusCause { message: Some(cause.clone()), ..StatusCause::default() })
-            .collect::<Vec<_>>();
-        let is_told = !self.kind.is_empty() || !causes.is_empty();
-        let details = is_told.then(|| StatusDetails {
-            kind: text(&self.kind),
-            name: text(&self.name),
-            causes: (!causes.is_empty()).then_some(causes),
-            ..StatusDetails::default()
-        });
+        let details = (*self.details != StatusDetails::default()).then(|| (*self.details).clone());
         Status {
             code: Some(i32::from(self.code.as_u16())),
             details,
@@ -163,7 +180,8 @@ impl From<BackendError> for Failure {
         };
         let mut failure = Self::new(code, reason, error.to_string());
         if let BackendError::Invalid { causes, .. } = error {
-            failure.causes = causes;
+            let cause = |cause| StatusCause { message: Some(cause), ..StatusCause::default() };
+            failure.details.causes = (!causes.is_empty()).then(|| causes.into_iter().map(cause).collect());
         }
         failure
     }

@@ -29,6 +29,7 @@ mod discovery;
 mod failure;
 mod log;
 mod metrics;
+mod mirror;
 mod node;
 mod own;
 mod params;
@@ -38,6 +39,7 @@ mod selector;
 mod server;
 mod stream;
 mod table;
+mod version;
 mod watch;
 
 pub use backend::{Backend, BackendError};

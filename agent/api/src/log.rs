@@ -42,10 +42,10 @@ pub(crate) async fn log(
     params: Params,
 ) -> Result<Response, Failure> {
     let pod = NamespacedName::new(namespace, name);
-    let style = style(&params)?;
+    let style = style(&params, &pod.name)?;
     let tail = params.number("tailLines")?.map(|lines| lines.min(MAX_TAIL_LINES));
     let limit = match params.number("limitBytes")? {
-        Some(0) => return Err(Failure::invalid("limitBytes: must be greater than 0")),
+        Some(0) => return Err(not_positive(&pod.name, "limitBytes")),
         limit => limit,
     };
     let previous = params.flag("previous")?;
@@ -84,14 +84,27 @@ fn unreadable(pod: &NamespacedName, path: &FilePath, error: &io::Error) -> Failu
     Failure::internal(format!("reading {}: {error}", path.display()))
 }
 
-fn style(params: &Params) -> Result<Style, Failure> {
+/// In the API server's words.
+fn not_positive(pod: &str, field: &str) -> Failure {
+    Failure::invalid_option(
+        "PodLogOptions",
+        pod,
+        field,
+        "FieldValueInvalid",
+        "Invalid value: 0: must be greater than 0",
+    )
+}
+
+fn style(params: &Params, pod: &str) -> Result<Style, Failure> {
     let since = match (params.text("sinceTime"), params.number("sinceSeconds")?) {
         (Some(_), Some(_)) => {
             return Err(Failure::bad_request("at most one of sinceTime and sinceSeconds may be given"));
         }
-        (Some(text), None) => Some(
-            text.parse::<Timestamp>().map_err(|error| Failure::bad_request(format!("sinceTime: {text:?}: {error}")))?,
-        ),
+        (Some(text), None) => Some(text.parse::<Timestamp>().map_err(|_| {
+            let example = "2026-01-31T08:00:00Z or 2026-01-31T09:00:00+01:00";
+            Failure::bad_request(format!("sinceTime: {text:?} is not a time such as {example} (RFC 3339)"))
+        })?),
+        (None, Some(0)) => return Err(not_positive(pod, "sinceSeconds")),
         (None, Some(seconds)) => Timestamp::now().checked_sub(Duration::from_secs(seconds)).ok(),
         (None, None) => None,
     };

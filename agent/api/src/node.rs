@@ -1,23 +1,22 @@
 //! The [`Backend`] that is real: a [`Node`] and the engine below it.
 
-use std::error::Error;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node as Machine, Pod};
-use portreeve_engine::image::{self, ImageRef, ProgressSink};
-use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize};
+use portreeve_engine::image::{self, ImageRef, ProgressSink, StoreError};
+use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize, chain};
 use portreeve_node::{
-    ApplyReport, ContainerHandle, Deleted, Listed, ManifestFile, NamespacedName, Node, NodeError, ObjectName,
+    ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, Node, NodeError, ObjectName,
     PlanReport, PlanRequest, PodUsage, SourceReport, Watch, WatchError,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session};
+use crate::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
 use crate::v1alpha1::{API_VERSION, Image, ImageStatus, Meta};
 
 /// New terminal sizes that wait for the kernel.
@@ -41,6 +40,21 @@ impl NodeBackend {
         match self.node.engine() {
             Some(engine) => Ok(engine),
             None => Err(BackendError::Unavailable("this node has no runtime".to_owned())),
+        }
+    }
+
+    /// Why an image stays, in the words of who runs pods.
+    fn told(&self, error: &StoreError) -> String {
+        let StoreError::InUse { image, container } = error else { return chain(error) };
+        let status = || self.node.engine()?.container(&container.parse().ok()?);
+        let Some(status) = status() else { return chain(error) };
+        let sandbox = self.node.engine().and_then(|engine| engine.sandbox(&status.sandbox));
+        match sandbox.map(|sandbox| sandbox.metadata) {
+            Some(pod) => format!(
+                "image {} ({image}) is in use by container {} of pod {}/{}: remove that pod's manifest first",
+                status.image, status.metadata.name, pod.namespace, pod.name
+            ),
+            None => chain(error),
         }
     }
 
@@ -85,8 +99,17 @@ impl Backend for NodeBackend {
         self.node.node_object()
     }
 
+    fn machine_changes(&self) -> Signal {
+        let (sources, drained) = (stirs(self.node.sources_changed()), stirs(self.node.drained_changed()));
+        stream::select(sources, drained).boxed()
+    }
+
     fn sources(&self) -> Vec<SourceReport> {
         self.node.sources()
+    }
+
+    fn source_changes(&self) -> Signal {
+        stirs(self.node.sources_changed())
     }
 
     fn metrics(&self) -> Answer<'_, String> {
@@ -168,20 +191,22 @@ impl Backend for NodeBackend {
         async move { Ok(self.node.usage().await) }.boxed()
     }
 
-    fn images(&self) -> Answer<'_, Vec<Image>> {
-        async move {
-            let mut images: Vec<Image> = self.engine()?.images().list().iter().map(image).collect();
-            images.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
-            Ok(images)
-        }
-        .boxed()
+    fn images(&self) -> Result<Vec<Image>, BackendError> {
+        Ok(self.engine()?.images().list().iter().flat_map(images).collect())
+    }
+
+    fn image_changes(&self) -> Signal {
+        self.node.engine().map_or_else(|| stream::pending().boxed(), |engine| stirs(engine.images().changes()))
     }
 
     fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image> {
         async move {
             let reference = parse_reference(reference)?;
             let pulled = self.engine()?.images().pull(&reference, &[], Some(progress)).await;
-            pulled.map(|pulled| image(&pulled)).map_err(|error| BackendError::Unavailable(chain(&error)))
+            // The name that was asked for comes first.
+            pulled
+                .map(|pulled| image(&pulled, name_of(&pulled)))
+                .map_err(|error| BackendError::Unavailable(chain(&error)))
         }
         .boxed()
     }
@@ -192,7 +217,7 @@ impl Backend for NodeBackend {
             let loaded = self.engine()?.images().load(tar).await;
             let loaded =
                 loaded.map_err(|error| BackendError::Invalid { message: chain(&error), causes: Vec::new() })?;
-            Ok(loaded.iter().map(image).collect())
+            Ok(loaded.iter().flat_map(images).collect())
         }
         .boxed()
     }
@@ -212,7 +237,7 @@ impl Backend for NodeBackend {
             })
             .await
             .map_err(|error| BackendError::Internal(error.to_string()))?
-            .map_err(|error| BackendError::Conflict(chain(&error)))?;
+            .map_err(|error| BackendError::Conflict(self.told(&error)))?;
             let mut lines: Vec<String> =
                 removed.untagged.iter().map(|name| format!("Untagged: {}", name.familiar())).collect();
             lines.extend(removed.deleted.map(|id| format!("Deleted: {id}")));
@@ -225,19 +250,19 @@ impl Backend for NodeBackend {
         async move { Ok(self.node.plan(request).await?) }.boxed()
     }
 
-    fn apply(&self, files: Vec<ManifestFile>) -> Answer<'_, ApplyReport> {
-        async move { Ok(self.node.apply(files).await?) }.boxed()
+    fn apply(&self, files: Vec<ManifestFile>, namespace: Option<String>) -> Answer<'_, ApplyReport> {
+        async move { Ok(self.node.apply_in(files, namespace).await?) }.boxed()
     }
 
-    fn delete_files(&self, files: Vec<ManifestFile>) -> Answer<'_, Vec<Deleted>> {
+    fn delete_files(&self, files: Vec<ManifestFile>, namespace: Option<String>) -> Answer<'_, DeleteReport> {
         async move {
-            let objects = self.node.objects_in(&files)?;
+            let objects = self.node.objects_in(&files, namespace.as_deref())?;
             Ok(self.node.delete(objects).await?)
         }
         .boxed()
     }
 
-    fn delete(&self, objects: Vec<ObjectName>) -> Answer<'_, Vec<Deleted>> {
+    fn delete(&self, objects: Vec<ObjectName>) -> Answer<'_, DeleteReport> {
         async move { Ok(self.node.delete(objects).await?) }.boxed()
     }
 
@@ -264,15 +289,34 @@ fn parse_reference(text: &str) -> Result<ImageRef, BackendError> {
     text.parse::<ImageRef>().map_err(|error| BackendError::BadRequest(format!("image {text:?}: {}", chain(&error))))
 }
 
-fn image(stored: &image::Image) -> Image {
-    let id = stored.id.to_string();
-    let name = stored.references.first().map_or_else(|| id.clone(), ImageRef::familiar);
+/// Wakes at every change of what is watched.
+fn stirs<T: Send + Sync + 'static>(changes: watch::Receiver<T>) -> Signal {
+    let stirs =
+        stream::unfold(changes, |mut changes| async move { changes.changed().await.ok().map(|()| ((), changes)) });
+    stirs.boxed()
+}
+
+/// The first name of an image, or its id.
+fn name_of(stored: &image::Image) -> String {
+    stored.references.first().map_or_else(|| stored.id.to_string(), ImageRef::familiar)
+}
+
+/// An image under each of its names.
+fn images(stored: &image::Image) -> Vec<Image> {
+    match stored.references.as_slice() {
+        [] => vec![image(stored, stored.id.to_string())],
+        names => names.iter().map(|name| image(stored, name.familiar())).collect(),
+    }
+}
+
+fn image(stored: &image::Image, name: String) -> Image {
     Image {
         api_version: API_VERSION.to_owned(),
         kind: "Image".to_owned(),
-        metadata: Meta { name, creation_timestamp: stored.created, ..Meta::default() },
+        // Many images do not say when they were built.
+        metadata: Meta { name, creation_timestamp: Some(stored.created.unwrap_or(stored.added_at)), ..Meta::default() },
         status: ImageStatus {
-            id,
+            id: stored.id.to_string(),
             references: stored.references.iter().map(ToString::to_string).collect(),
             repo_digests: stored.repo_digests.clone(),
             size_bytes: stored.size_bytes,
@@ -301,29 +345,18 @@ impl Read for TarReader {
     }
 }
 
-/// An error with everything that led to it, once, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
-}
-
 impl From<NodeError> for BackendError {
     fn from(error: NodeError) -> Self {
         let text = chain(&error);
         match error {
-            NodeError::PodNotFound { .. } | NodeError::ObjectNotFound(_) => BackendError::NotFound(text),
+            NodeError::PodNotFound { .. } => BackendError::NotFound(text),
             NodeError::ContainerNotFound { .. }
             | NodeError::ContainerRequired { .. }
             | NodeError::ContainerState { .. } => BackendError::BadRequest(text),
             NodeError::Invalid(problems) => {
                 BackendError::Invalid { message: text, causes: problems.iter().map(ToString::to_string).collect() }
             }
-            NodeError::OwnedElsewhere { .. } => BackendError::Conflict(text),
+            NodeError::OwnedElsewhere { .. } | NodeError::Drained { .. } => BackendError::Conflict(text),
             NodeError::Stopped => BackendError::Unavailable(text),
             _ => BackendError::Internal(text),
         }
@@ -341,5 +374,36 @@ impl From<EngineError> for BackendError {
             EngineError::Forward { .. } => BackendError::Unavailable(text),
             _ => BackendError::Internal(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_listed_under_each_of_its_names_with_the_age_that_is_known() {
+        let added_at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut stored = image::Image {
+            id: image::ImageId::new(image::Digest::of(b"configuration")),
+            references: ["web:1", "registry.example/web:2"].map(|name| name.parse().unwrap()).to_vec(),
+            repo_digests: Vec::new(),
+            size_bytes: 1,
+            config: Arc::default(),
+            layers: Vec::new(),
+            created: None,
+            added_at,
+            pinned: false,
+        };
+        let named: Vec<_> = images(&stored).into_iter().map(|image| image.metadata).collect();
+        assert_eq!(
+            named.iter().map(|meta| meta.name.as_str()).collect::<Vec<_>>(),
+            ["web:1", "registry.example/web:2"]
+        );
+        assert!(named.iter().all(|meta| meta.creation_timestamp == Some(added_at)), "{named:?}");
+        stored.references.clear();
+        assert_eq!(images(&stored)[0].metadata.name, stored.id.to_string());
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!   GET    sources[/{name}]                     where intent comes from, and what is wrong there
-//!   GET    containers, namespaces/{ns}/containers
-//!   GET    images          DELETE images?reference=
+//!   GET    containers, namespaces/{ns}/containers[/{pod}.{container}]
+//!   GET    images[/{name}]   DELETE images?reference=
 //!   POST   images/pull?reference=               ndjson of PullProgress, the last line says how it ended
 //!   POST   images/load     (a tar)              the images
 //!   POST   plan  apply  delete  drain           JSON in, JSON out
 //!   POST   namespaces/{ns}/pods/{name}/restart
 //! ```
+
+mod kinds;
 
 use std::convert::Infallible;
 use std::io;
@@ -24,8 +26,6 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use portreeve_engine::image::Progress;
 use portreeve_node::NamespacedName;
 use serde::Serialize;
@@ -37,12 +37,13 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::failure::Failure;
 use crate::params::Params;
-use crate::selector::LabelSelector;
-use crate::table::{Form, Row, table};
+use crate::resources::{Answered, collection, doors, single};
 use crate::v1alpha1::{
-    API_VERSION, ApplyReport, ApplyRequest, Container, ContainerView, DeleteRequest, Deleted, DrainReport, LayerView,
-    Meta, PlanReport, PlanRequest, PullProgress, Source, SourceReport,
+    API_VERSION, ApplyReport, ApplyRequest, Container, DeleteReport, DeleteRequest, DrainReport, Image, LayerView,
+    PlanReport, PlanRequest, PullProgress, Source,
 };
+
+pub(crate) use kinds::Mirrors;
 
 /// How often a pull says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -57,7 +58,9 @@ pub(crate) fn routes() -> Router<App> {
         .route("/sources/{name}", get(source))
         .route("/containers", get(containers))
         .route("/namespaces/{namespace}/containers", get(namespaced_containers))
+        .route("/namespaces/{namespace}/containers/{name}", get(container))
         .route("/images", get(images).delete(remove_image))
+        .route("/images/{name}", get(image))
         .route("/images/pull", post(pull))
         .route("/images/load", post(load).layer(DefaultBodyLimit::max(MAX_TAR_BYTES)))
         .route("/plan", post(plan))
@@ -68,117 +71,9 @@ pub(crate) fn routes() -> Router<App> {
     Router::new().nest("/apis/portreeve.dev/v1alpha1", own)
 }
 
-fn list<T: Row>(headers: &HeaderMap, params: &Params, kind: &str, items: &[T]) -> Result<Response, Failure> {
-    if params.flag("watch")? {
-        return Err(Failure::method_not_allowed());
-    }
-    Ok(match Form::of(headers, params)? {
-        Form::Objects => Json(json!({
-            "kind": format!("{kind}List"),
-            "apiVersion": API_VERSION,
-            "metadata": {},
-            "items": items,
-        }))
-        .into_response(),
-        Form::Table(include) => Json(table(items, include, true, &json!({}), Timestamp::now())).into_response(),
-    })
-}
-
-fn named(report: SourceReport) -> Source {
-    Source {
-        api_version: API_VERSION.to_owned(),
-        kind: "Source".to_owned(),
-        metadata: Meta { name: report.name.clone(), ..Meta::default() },
-        status: report,
-    }
-}
-
-async fn sources(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<Response, Failure> {
-    let sources: Vec<Source> = app.backend.sources().into_iter().map(named).collect();
-    list(&headers, &params, "Source", &sources)
-}
-
-async fn source(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Source>, Failure> {
-    let found = app.backend.sources().into_iter().find(|source| source.name == name);
-    found.map(named).map(Json).ok_or_else(|| Failure::not_found("sources", &name))
-}
-
-async fn containers(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<Response, Failure> {
-    list_containers(&app, &headers, &params, None)
-}
-
-async fn namespaced_containers(
-    State(app): State<App>,
-    Path(namespace): Path<String>,
-    headers: HeaderMap,
-    params: Params,
-) -> Result<Response, Failure> {
-    list_containers(&app, &headers, &params, Some(&namespace))
-}
-
-fn list_containers(
-    app: &App,
-    headers: &HeaderMap,
-    params: &Params,
-    namespace: Option<&str>,
-) -> Result<Response, Failure> {
-    let labels = LabelSelector::parse(params.get("labelSelector").unwrap_or_default())?;
-    let pods = app.backend.pods();
-    let containers: Vec<Container> = pods
-        .items
-        .iter()
-        .filter(|pod| namespace.is_none() || pod.metadata.namespace.as_deref() == namespace)
-        .filter(|pod| labels.matches(pod.metadata.labels.as_ref()))
-        .flat_map(|pod| containers_of(pod))
-        .collect();
-    list(headers, params, "Container", &containers)
-}
-
-/// The containers of a pod as its status tells of them.
-fn containers_of(pod: &Pod) -> Vec<Container> {
-    let Some(status) = &pod.status else { return Vec::new() };
-    let init = status.init_container_statuses.iter().flatten().map(|one| ("init", one));
-    let app = status.container_statuses.iter().flatten().map(|one| ("app", one));
-    init.chain(app).map(|(role, one)| container(pod, role, one)).collect()
-}
-
-fn container(pod: &Pod, role: &str, status: &ContainerStatus) -> Container {
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    let state = status.state.clone().unwrap_or_default();
-    let (word, since) = if let Some(running) = state.running {
-        ("Running".to_owned(), running.started_at)
-    } else if let Some(ended) = state.terminated {
-        (ended.reason.unwrap_or_else(|| format!("ExitCode:{}", ended.exit_code)), ended.finished_at)
-    } else {
-        (state.waiting.and_then(|waiting| waiting.reason).unwrap_or_else(|| "Waiting".to_owned()), None)
-    };
-    Container {
-        api_version: API_VERSION.to_owned(),
-        kind: "Container".to_owned(),
-        metadata: Meta {
-            name: format!("{name}/{}", status.name),
-            namespace: pod.metadata.namespace.clone(),
-            labels: pod.metadata.labels.clone().unwrap_or_default(),
-            ..Meta::default()
-        },
-        status: ContainerView {
-            pod: name,
-            name: status.name.clone(),
-            role: role.to_owned(),
-            state: word,
-            ready: status.ready,
-            restarts: status.restart_count,
-            image: status.image.clone(),
-            image_id: status.image_id.clone(),
-            container_id: status.container_id.clone().unwrap_or_default(),
-            since: since.map(|since| since.0),
-        },
-    }
-}
-
-async fn images(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<Response, Failure> {
-    list(&headers, &params, "Image", &app.backend.images().await?)
-}
+doors!(Source: sources, source);
+doors!(Container: containers, namespaced_containers, container);
+doors!(Image: images, image);
 
 async fn remove_image(State(app): State<App>, params: Params) -> Result<Json<Value>, Failure> {
     let removed = app.backend.remove_image(reference(&params)?).await?;
@@ -200,7 +95,7 @@ async fn pull(State(app): State<App>, params: Params) -> Result<Response, Failur
             Err(error) => PullProgress::Failed { message: error.to_string() },
         }
     };
-    let steps = Steps { pull: Some(pull.boxed()), progress, pulling: true, next_at: Instant::now() };
+    let steps = Steps { pull: Some(pull.boxed()), ended: None, progress, pulling: true, next_at: Instant::now() };
     let lines = stream::unfold(steps, |mut steps| async move {
         steps.next().await.map(|step| (Ok::<Bytes, Infallible>(json_line(&step)), steps))
     });
@@ -211,6 +106,8 @@ async fn pull(State(app): State<App>, params: Params) -> Result<Response, Failur
 /// step waits for the client, however slow it is.
 struct Steps {
     pull: Option<BoxFuture<'static, PullProgress>>,
+    /// How the pull ended, until it was told.
+    ended: Option<PullProgress>,
     progress: watch::Receiver<Progress>,
     pulling: bool,
     next_at: Instant,
@@ -218,7 +115,9 @@ struct Steps {
 
 impl Steps {
     async fn next(&mut self) -> Option<PullProgress> {
-        let pull = self.pull.as_mut()?;
+        let Some(pull) = self.pull.as_mut() else {
+            return self.ended.take();
+        };
         loop {
             let changed = async {
                 tokio::time::sleep_until(self.next_at).await;
@@ -228,7 +127,9 @@ impl Steps {
                 // cancel-safe: kept in `self`
                 last = &mut *pull => {
                     self.pull = None;
-                    return Some(last);
+                    self.ended = Some(last);
+                    // Where each layer stood at the end, however short the pull was.
+                    return Some(step(&self.progress.borrow()));
                 }
                 // cancel-safe: a change stays unseen until it is borrowed
                 changed = changed, if self.pulling => match changed {
@@ -317,21 +218,23 @@ async fn apply(
     State(app): State<App>,
     JsonBody(request): JsonBody<ApplyRequest>,
 ) -> Result<Json<ApplyReport>, Failure> {
-    Ok(Json(app.backend.apply(request.files).await?))
+    Ok(Json(app.backend.apply(request.files, request.namespace).await?))
 }
 
 async fn delete(
     State(app): State<App>,
     JsonBody(request): JsonBody<DeleteRequest>,
-) -> Result<Json<Vec<Deleted>>, Failure> {
-    let mut deleted = Vec::new();
+) -> Result<Json<DeleteReport>, Failure> {
+    let mut report = DeleteReport::default();
     if !request.files.is_empty() {
-        deleted.extend(app.backend.delete_files(request.files).await?);
+        report = app.backend.delete_files(request.files, request.namespace).await?;
     }
     if !request.objects.is_empty() {
-        deleted.extend(app.backend.delete(request.objects).await?);
+        let named = app.backend.delete(request.objects).await?;
+        report.deleted.extend(named.deleted);
+        report.absent.extend(named.absent);
     }
-    Ok(Json(deleted))
+    Ok(Json(report))
 }
 
 async fn drain(State(app): State<App>, params: Params) -> Result<Json<DrainReport>, Failure> {

@@ -52,29 +52,33 @@ impl<S: Sync> FromRequestParts<S> for Params {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn params(query: &str) -> Params {
+impl Params {
+    /// The parameters of a query as it stands in a URL.
+    pub(crate) fn of(query: &str) -> Params {
         let uri: http::Uri = format!("http://localhost/?{query}").parse().unwrap();
         Params(Query::try_from_uri(&uri).unwrap().0)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn a_key_may_repeat() {
-        assert_eq!(params("command=echo&command=a%20b&tty=1").all("command"), ["echo", "a b"]);
+        assert_eq!(Params::of("command=echo&command=a%20b&tty=1").all("command"), ["echo", "a b"]);
     }
 
     #[test]
     fn a_flag_without_value_is_true_and_nonsense_is_refused() {
-        assert!(params("watch").flag("watch").unwrap());
-        assert!(!params("watch=0").flag("watch").unwrap());
-        assert!(params("watch=maybe").flag("watch").is_err());
+        assert!(Params::of("watch").flag("watch").unwrap());
+        assert!(!Params::of("watch=0").flag("watch").unwrap());
+        assert!(Params::of("watch=maybe").flag("watch").is_err());
     }
 
     #[test]
     fn a_negative_number_is_refused() {
-        assert!(params("tailLines=-1").number("tailLines").is_err());
-        assert_eq!(params("tailLines=7").number("tailLines").unwrap(), Some(7));
+        assert!(Params::of("tailLines=-1").number("tailLines").is_err());
+        assert_eq!(Params::of("tailLines=7").number("tailLines").unwrap(), Some(7));
     }
 }

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use http::{Request, Uri};
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -34,6 +37,8 @@ const REFUSING: Duration = Duration::from_secs(1);
 pub(crate) enum Rank {
     Root,
     Other,
+    /// Not let in at all.
+    Stranger,
 }
 
 /// Where clients come from.
@@ -41,7 +46,7 @@ pub(crate) trait Entrance: Sync {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The next client that may come in.
+    /// The next client, and whether it may come in.
     ///
     /// # Cancel safety
     /// No client is lost when the future is dropped.
@@ -90,11 +95,13 @@ impl Reception {
                     continue;
                 }
             };
-            let mut place = Arc::clone(&self.places).try_acquire_owned();
-            if place.is_err() && rank == Rank::Root {
-                place = Arc::clone(&self.reserve).try_acquire_owned();
-            }
-            if let Ok(place) = place {
+            let places = match rank {
+                Rank::Root => [Some(&self.places), Some(&self.reserve)],
+                Rank::Other => [Some(&self.places), None],
+                Rank::Stranger => [None, None],
+            };
+            let place = places.into_iter().flatten().find_map(|places| Arc::clone(places).try_acquire_owned().ok());
+            if let Some(place) = place {
                 let (router, stop) = (self.router.clone(), self.stop.clone());
                 self.connections.spawn(async move {
                     converse(stream, router, stop).await;
@@ -102,7 +109,7 @@ impl Reception {
                 });
             } else if let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned() {
                 self.connections.spawn(async move {
-                    if tokio::time::timeout(REFUSING, refuse(stream)).await.is_err() {
+                    if tokio::time::timeout(REFUSING, refuse(stream, rank)).await.is_err() {
                         debug!("a client that was turned away did not listen");
                     }
                     drop(turn);
@@ -112,16 +119,25 @@ impl Reception {
     }
 }
 
-/// Tells a client that every place is taken, in the words of the API server.
-async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let body = concat!(
-        r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
-        r#""message":"too many connections to this agent are open; close some, or try again in a second","#,
-        r#""reason":"TooManyRequests","details":{"retryAfterSeconds":1},"code":429}"#
-    );
+/// Tells a client why it is turned away, in the words of the API server.
+async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin, rank: Rank) {
+    let (head, body) = if rank == Rank::Stranger {
+        let body = concat!(
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
+            r#""message":"this agent is root's; try again as root, or give the socket a group (socketGroup)","#,
+            r#""reason":"Forbidden","code":403}"#
+        );
+        ("403 Forbidden", body)
+    } else {
+        let body = concat!(
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
+            r#""message":"too many connections to this agent are open; close some, or try again in a second","#,
+            r#""reason":"TooManyRequests","details":{"retryAfterSeconds":1},"code":429}"#
+        );
+        ("429 Too Many Requests\r\nRetry-After: 1", body)
+    };
     let answer = format!(
-        "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\
-         Content-Length: {}\r\n\r\n{body}",
+        "HTTP/1.1 {head}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     // A request that was not read would reset the connection before the answer is.
@@ -132,6 +148,15 @@ async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     }
 }
 
+/// A path means the same with a slash behind it, as for the API server.
+fn without_last_slash(uri: &Uri) -> Option<Uri> {
+    let path = uri.path().strip_suffix('/').filter(|path| !path.is_empty())?;
+    let path = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path.parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
 /// Serves one connection to its end, or until its present request is done once `stop` comes.
 async fn converse<S>(stream: S, router: Router, stop: CancellationToken)
 where
@@ -139,7 +164,14 @@ where
 {
     let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER_BYTES);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        if let Some(uri) = without_last_slash(request.uri()) {
+            *request.uri_mut() = uri;
+        }
+        router.call(request)
+    });
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         // cancel-safe: the connection is polled on below

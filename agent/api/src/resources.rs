@@ -1,12 +1,13 @@
 //! Get, List and Watch of the objects in `v1`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
 use http::HeaderMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, NamespaceStatus, Node, Pod};
@@ -15,11 +16,13 @@ use portreeve_node::{Listed, ObjectName, Watch, WatchError};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::backend::Backend;
+use crate::backend::{Backend, Signal};
 use crate::failure::Failure;
+use crate::mirror::{Changes, changes};
 use crate::params::Params;
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::table::{Form, Row, table};
+use crate::version::{Wanted, check_watch, version};
 use crate::watch::{self, Start};
 
 /// The most objects one answer holds when a client asks for a limit.
@@ -33,21 +36,50 @@ pub(crate) trait Resource: Row + Clone + PartialEq + Send + Sync + 'static {
     const PLURAL: &'static str;
     /// The fields that a selector may name.
     const FIELDS: &'static [&'static str];
-    fn metadata(&self) -> &ObjectMeta;
+    fn identity(&self) -> Identity<'_>;
+    /// A field that is not of the identity.
     fn field(&self, path: &str) -> String;
-    fn list(backend: &dyn Backend) -> Listed<Self>;
-    /// `None` where nothing changes while a client looks.
-    fn watch(backend: &dyn Backend, since: Option<u64>) -> Option<Result<Watch<Self>, WatchError>>;
+    fn list(app: &App) -> Result<Listed<Self>, Failure>;
+    fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure>;
 }
 
-fn meta_field(metadata: &ObjectMeta, path: &str) -> String {
-    match path {
-        "metadata.name" => metadata.name.clone(),
-        "metadata.namespace" => metadata.namespace.clone(),
-        "metadata.uid" => metadata.uid.clone(),
-        _ => None,
+/// What every object has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity<'a> {
+    pub(crate) namespace: Option<&'a str>,
+    pub(crate) name: &'a str,
+    pub(crate) uid: &'a str,
+    pub(crate) labels: Option<&'a BTreeMap<String, String>>,
+    pub(crate) version: &'a str,
+}
+
+impl<'a> From<&'a ObjectMeta> for Identity<'a> {
+    fn from(metadata: &'a ObjectMeta) -> Self {
+        Identity {
+            namespace: metadata.namespace.as_deref(),
+            name: metadata.name.as_deref().unwrap_or_default(),
+            uid: metadata.uid.as_deref().unwrap_or_default(),
+            labels: metadata.labels.as_ref(),
+            version: metadata.resource_version.as_deref().unwrap_or_default(),
+        }
     }
-    .unwrap_or_default()
+}
+
+impl<'a> Identity<'a> {
+    /// The order of a list, and where it goes on.
+    fn place(self) -> (&'a str, &'a str) {
+        (self.namespace.unwrap_or_default(), self.name)
+    }
+}
+
+fn field_of<T: Resource>(object: &T, path: &str) -> String {
+    let identity = object.identity();
+    match path {
+        "metadata.name" => identity.name.to_owned(),
+        "metadata.namespace" => identity.namespace.unwrap_or_default().to_owned(),
+        "metadata.uid" => identity.uid.to_owned(),
+        path => object.field(path),
+    }
 }
 
 impl Resource for Pod {
@@ -67,8 +99,8 @@ impl Resource for Pod {
         "status.nominatedNodeName",
     ];
 
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
+    fn identity(&self) -> Identity<'_> {
+        (&self.metadata).into()
     }
 
     fn field(&self, path: &str) -> String {
@@ -83,17 +115,17 @@ impl Resource for Pod {
             "spec.serviceAccountName" => spec.and_then(|spec| spec.service_account_name.clone()),
             "status.phase" => status.and_then(|status| status.phase.clone()),
             "status.podIP" => status.and_then(|status| status.pod_ip.clone()),
-            _ => return meta_field(&self.metadata, path),
+            _ => None,
         }
         .unwrap_or_default()
     }
 
-    fn list(backend: &dyn Backend) -> Listed<Self> {
-        backend.pods()
+    fn list(app: &App) -> Result<Listed<Self>, Failure> {
+        Ok(app.backend.pods())
     }
 
-    fn watch(backend: &dyn Backend, since: Option<u64>) -> Option<Result<Watch<Self>, WatchError>> {
-        Some(backend.watch_pods(since))
+    fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure> {
+        Ok(changes(app.backend.watch_pods(Some(since))?))
     }
 }
 
@@ -116,8 +148,8 @@ impl Resource for Event {
         "type",
     ];
 
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
+    fn identity(&self) -> Identity<'_> {
+        (&self.metadata).into()
     }
 
     fn field(&self, path: &str) -> String {
@@ -134,17 +166,17 @@ impl Resource for Event {
             "reportingComponent" => self.reporting_component.clone(),
             "source" => self.source.as_ref().and_then(|source| source.component.clone()),
             "type" => self.type_.clone(),
-            _ => return meta_field(&self.metadata, path),
+            _ => None,
         }
         .unwrap_or_default()
     }
 
-    fn list(backend: &dyn Backend) -> Listed<Self> {
-        backend.events()
+    fn list(app: &App) -> Result<Listed<Self>, Failure> {
+        Ok(app.backend.events())
     }
 
-    fn watch(backend: &dyn Backend, since: Option<u64>) -> Option<Result<Watch<Self>, WatchError>> {
-        Some(backend.watch_events(since))
+    fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure> {
+        Ok(changes(app.backend.watch_events(Some(since))?))
     }
 }
 
@@ -153,20 +185,20 @@ impl Resource for ConfigMap {
     const PLURAL: &'static str = "configmaps";
     const FIELDS: &'static [&'static str] = &["metadata.name", "metadata.namespace"];
 
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
+    fn identity(&self) -> Identity<'_> {
+        (&self.metadata).into()
     }
 
-    fn field(&self, path: &str) -> String {
-        meta_field(&self.metadata, path)
+    fn field(&self, _path: &str) -> String {
+        String::new()
     }
 
-    fn list(backend: &dyn Backend) -> Listed<Self> {
-        backend.config_maps()
+    fn list(app: &App) -> Result<Listed<Self>, Failure> {
+        Ok(app.backend.config_maps())
     }
 
-    fn watch(backend: &dyn Backend, since: Option<u64>) -> Option<Result<Watch<Self>, WatchError>> {
-        Some(backend.watch_config_maps(since))
+    fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure> {
+        Ok(changes(app.backend.watch_config_maps(Some(since))?))
     }
 }
 
@@ -175,8 +207,8 @@ impl Resource for Node {
     const PLURAL: &'static str = "nodes";
     const FIELDS: &'static [&'static str] = &["metadata.name", "spec.unschedulable"];
 
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
+    fn identity(&self) -> Identity<'_> {
+        (&self.metadata).into()
     }
 
     fn field(&self, path: &str) -> String {
@@ -184,16 +216,16 @@ impl Resource for Node {
             "spec.unschedulable" => {
                 self.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or_default().to_string()
             }
-            _ => meta_field(&self.metadata, path),
+            _ => String::new(),
         }
     }
 
-    fn list(backend: &dyn Backend) -> Listed<Self> {
-        Listed { resource_version: backend.pods().resource_version, items: vec![Arc::new(backend.machine())] }
+    fn list(app: &App) -> Result<Listed<Self>, Failure> {
+        Ok(app.mirrors.machine.list()?)
     }
 
-    fn watch(_backend: &dyn Backend, _since: Option<u64>) -> Option<Result<Watch<Self>, WatchError>> {
-        None
+    fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure> {
+        Ok(app.mirrors.machine.watch(since, app.backend.machine_changes())?)
     }
 }
 
@@ -202,41 +234,57 @@ impl Resource for Namespace {
     const PLURAL: &'static str = "namespaces";
     const FIELDS: &'static [&'static str] = &["metadata.name", "status.phase"];
 
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
+    fn identity(&self) -> Identity<'_> {
+        (&self.metadata).into()
     }
 
     fn field(&self, path: &str) -> String {
         match path {
             "status.phase" => "Active".to_owned(),
-            _ => meta_field(&self.metadata, path),
+            _ => String::new(),
         }
     }
 
-    /// A namespace is where a pod or a ConfigMap is; `default` always is.
-    fn list(backend: &dyn Backend) -> Listed<Self> {
-        let pods = backend.pods();
-        let maps = backend.config_maps();
-        let mut names = BTreeSet::from(["default".to_owned()]);
-        names.extend(pods.items.iter().filter_map(|pod| pod.metadata.namespace.clone()));
-        names.extend(maps.items.iter().filter_map(|map| map.metadata.namespace.clone()));
-        let items = names
-            .into_iter()
-            .map(|name| {
-                let labels = [("kubernetes.io/metadata.name".to_owned(), name.clone())].into();
-                Arc::new(Namespace {
-                    metadata: ObjectMeta { name: Some(name), labels: Some(labels), ..ObjectMeta::default() },
-                    status: Some(NamespaceStatus { phase: Some("Active".to_owned()), ..NamespaceStatus::default() }),
-                    ..Namespace::default()
-                })
-            })
-            .collect();
-        Listed { resource_version: pods.resource_version.max(maps.resource_version), items }
+    fn list(app: &App) -> Result<Listed<Self>, Failure> {
+        Ok(app.mirrors.namespaces.list()?)
     }
 
-    fn watch(_backend: &dyn Backend, _since: Option<u64>) -> Option<Result<Watch<Self>, WatchError>> {
-        None
+    fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure> {
+        let pods = stirs(&app.backend, |backend| backend.watch_pods(None))?;
+        let maps = stirs(&app.backend, |backend| backend.watch_config_maps(None))?;
+        Ok(app.mirrors.namespaces.watch(since, stream::select(pods, maps).boxed())?)
     }
+}
+
+/// Wakes at every change of a list; falling behind is no reason to sleep.
+fn stirs<T: Clone + PartialEq + Send + Sync + 'static>(
+    backend: &Arc<dyn Backend>,
+    begin: fn(&dyn Backend) -> Result<Watch<T>, WatchError>,
+) -> Result<Signal, WatchError> {
+    let state = (begin(backend.as_ref())?, Arc::clone(backend));
+    let stirs = stream::unfold(state, move |(mut watch, backend)| async move {
+        if watch.next().await?.is_err() {
+            watch = begin(backend.as_ref()).ok()?;
+        }
+        Some(((), (watch, backend)))
+    });
+    Ok(stirs.boxed())
+}
+
+/// A namespace is where a pod or a ConfigMap is; `default` always is.
+pub(crate) fn namespaces_of(backend: &dyn Backend) -> Vec<Namespace> {
+    let mut names = BTreeSet::from(["default".to_owned()]);
+    names.extend(backend.pods().items.iter().filter_map(|pod| pod.metadata.namespace.clone()));
+    names.extend(backend.config_maps().items.iter().filter_map(|map| map.metadata.namespace.clone()));
+    let namespace = |name: String| {
+        let labels = [("kubernetes.io/metadata.name".to_owned(), name.clone())].into();
+        Namespace {
+            metadata: ObjectMeta { name: Some(name), labels: Some(labels), ..ObjectMeta::default() },
+            status: Some(NamespaceStatus { phase: Some("Active".to_owned()), ..NamespaceStatus::default() }),
+            ..Namespace::default()
+        }
+    };
+    names.into_iter().map(namespace).collect()
 }
 
 /// What of a kind a client asked for.
@@ -258,13 +306,13 @@ impl Query {
 
     /// Whether an object is among what was asked for.
     pub(crate) fn selects<T: Resource>(&self, object: &T) -> bool {
-        let metadata = object.metadata();
-        let here = self.namespace.is_none() || self.namespace == metadata.namespace;
-        here && self.labels.matches(metadata.labels.as_ref()) && self.fields.matches(|path| object.field(path))
+        let identity = object.identity();
+        let here = self.namespace.is_none() || self.namespace.as_deref() == identity.namespace;
+        here && self.labels.matches(identity.labels) && self.fields.matches(|path| field_of(object, path))
     }
 }
 
-fn collection<T: Resource>(
+pub(crate) fn collection<T: Resource>(
     app: &App,
     headers: &HeaderMap,
     params: &Params,
@@ -275,20 +323,22 @@ fn collection<T: Resource>(
     if params.flag("watch")? {
         return follow::<T>(app, params, query, form);
     }
-    let listed = T::list(app.backend.as_ref());
+    let wanted = Wanted::of_list(params)?;
+    let listed = T::list(app)?;
+    wanted.check(listed.resource_version, |version| T::watch(app, version).is_ok())?;
     let mut items: Vec<Arc<T>> = listed.items.into_iter().filter(|item| query.selects(item.as_ref())).collect();
     let mut metadata = json!({ "resourceVersion": listed.resource_version.to_string() });
     if let Some(after) = params.text("continue") {
         let after =
             after.split_once('/').ok_or_else(|| Failure::bad_request("continue: not a token of this server"))?;
-        items.retain(|item| place(item.metadata()) > after);
+        items.retain(|item| item.identity().place() > after);
     }
     if let Some(limit) = params.number("limit")?.filter(|limit| *limit > 0) {
         let limit = usize::try_from(limit.min(MAX_LIMIT)).unwrap_or(usize::MAX);
         let rest = items.len().saturating_sub(limit);
         items.truncate(limit);
         if let (true, Some(last), Some(fields)) = (rest > 0, items.last(), metadata.as_object_mut()) {
-            let (namespace, name) = place(last.metadata());
+            let (namespace, name) = last.identity().place();
             fields.insert("continue".to_owned(), format!("{namespace}/{name}").into());
             fields.insert("remainingItemCount".to_owned(), rest.into());
         }
@@ -308,33 +358,30 @@ fn collection<T: Resource>(
     })
 }
 
-fn place(metadata: &ObjectMeta) -> (&str, &str) {
-    (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
-}
-
 fn follow<T: Resource>(app: &App, params: &Params, query: Query, form: Form) -> Result<Response, Failure> {
-    let since = params.number("resourceVersion")?.filter(|version| *version > 0);
+    check_watch(params)?;
+    let since = version(params)?;
     let initial_asked = params.flag("sendInitialEvents")?;
     let bookmarks = params.flag("allowWatchBookmarks")?;
-    let backend = app.backend.as_ref();
-    let from_list = since.is_none() || initial_asked;
-    let (initial, version) = if from_list {
-        let listed = T::list(backend);
-        (listed.items, listed.resource_version)
-    } else {
-        (Vec::new(), since.unwrap_or_default())
+    let life = params.number("timeoutSeconds")?.filter(|life| *life > 0).map(Duration::from_secs);
+    let (initial, version) = match since {
+        Some(since) if !initial_asked => (Vec::new(), since),
+        _ => {
+            let listed = T::list(app)?;
+            (listed.items, listed.resource_version)
+        }
     };
     let start = Start {
         initial,
         mark_initial: initial_asked && bookmarks,
         version,
-        changes: T::watch(backend, Some(version)).transpose()?,
+        // As the API server has it: once the options are read, what fails is told in the stream.
+        changes: T::watch(app, version),
     };
-    let life = params.number("timeoutSeconds")?.filter(|life| *life > 0).map(Duration::from_secs);
     Ok(watch::respond(start, query, form, life, bookmarks, app.stop.clone()))
 }
 
-fn single<T: Resource>(
+pub(crate) fn single<T: Resource>(
     app: &App,
     headers: &HeaderMap,
     params: &Params,
@@ -342,23 +389,25 @@ fn single<T: Resource>(
     name: &str,
 ) -> Result<Response, Failure> {
     let form = Form::of(headers, params)?;
-    let listed = T::list(app.backend.as_ref());
+    let listed = T::list(app)?;
+    if let Some(asked) = version(params)? {
+        Wanted::NotOlderThan(asked).check(listed.resource_version, |version| T::watch(app, version).is_ok())?;
+    }
     let found = listed.items.iter().find(|item| {
-        let metadata = item.metadata();
-        metadata.name.as_deref() == Some(name) && (namespace.is_none() || metadata.namespace.as_deref() == namespace)
+        let identity = item.identity();
+        identity.name == name && (namespace.is_none() || identity.namespace == namespace)
     });
     let item = found.ok_or_else(|| Failure::not_found(T::PLURAL, name))?;
     Ok(match form {
         Form::Objects => Json(item.as_ref()).into_response(),
         Form::Table(include) => {
-            let version = item.metadata().resource_version.clone().unwrap_or_default();
-            let metadata = json!({ "resourceVersion": version });
+            let metadata = json!({ "resourceVersion": item.identity().version });
             Json(table([item.as_ref()], include, true, &metadata, Timestamp::now())).into_response()
         }
     })
 }
 
-type Answered = Result<Response, Failure>;
+pub(crate) type Answered = Result<Response, Failure>;
 
 macro_rules! doors {
     ($kind:ty: $all:ident, $in_namespace:ident, $one:ident) => {
@@ -400,6 +449,8 @@ macro_rules! doors {
     };
 }
 
+pub(crate) use doors;
+
 doors!(Pod: pods, namespaced_pods, pod);
 doors!(Event: events, namespaced_events, event);
 doors!(ConfigMap: config_maps, namespaced_config_maps, config_map);
@@ -415,9 +466,11 @@ pub(crate) async fn delete_pod(
     let pod = pods
         .items
         .iter()
-        .find(|pod| place(&pod.metadata) == (namespace.as_str(), name.as_str()))
+        .find(|pod| pod.identity().place() == (namespace.as_str(), name.as_str()))
         .ok_or_else(|| Failure::not_found("pods", &name))?;
     let object = ObjectName { kind: "Pod".to_owned(), namespace, name };
-    app.backend.delete(vec![object]).await?;
+    if let [absent] = app.backend.delete(vec![object]).await?.absent.as_slice() {
+        return Err(Failure::not_found("pods", &absent.name));
+    }
     serde_json::to_value(pod.as_ref()).map(Json).map_err(|error| Failure::internal(error.to_string()))
 }

@@ -78,6 +78,23 @@ enum Token {
     Below,
 }
 
+/// A token as it was written, or that there is none.
+fn written(token: Option<&Token>) -> String {
+    let text = match token {
+        None => return "the end".to_owned(),
+        Some(Token::Word(word)) => word,
+        Some(Token::Comma) => ",",
+        Some(Token::Open) => "(",
+        Some(Token::Close) => ")",
+        Some(Token::Not) => "!",
+        Some(Token::Equal) => "=",
+        Some(Token::NotEqual) => "!=",
+        Some(Token::Above) => ">",
+        Some(Token::Below) => "<",
+    };
+    format!("'{text}'")
+}
+
 fn tokens(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut rest = text.chars().peekable();
@@ -125,7 +142,7 @@ impl Parser {
                 None => break,
                 Some(Token::Comma) if !self.tokens.is_empty() => {}
                 Some(Token::Comma) => return Err("nothing follows the last ','".to_owned()),
-                Some(other) => return Err(format!("found {other:?}, expected ','")),
+                other => return Err(format!("found {}, expected ','", written(other.as_ref()))),
             }
         }
         Ok(requirements)
@@ -146,7 +163,8 @@ impl Parser {
                 Some(Token::Word(word)) if word == "in" => Test::In(self.values()?),
                 Some(Token::Word(word)) if word == "notin" => Test::NotIn(self.values()?),
                 other => {
-                    return Err(format!("found {other:?}, expected one of =, ==, !=, in, notin, <, >"));
+                    let found = written(other.as_ref());
+                    return Err(format!("found {found}, expected one of =, ==, !=, in, notin, <, >"));
                 }
             },
         };
@@ -164,7 +182,7 @@ impl Parser {
     fn key(&mut self) -> Result<String, String> {
         match self.tokens.pop() {
             Some(Token::Word(word)) => Ok(word),
-            other => Err(format!("found {other:?}, expected a key")),
+            other => Err(format!("found {}, expected a key", written(other.as_ref()))),
         }
     }
 
@@ -173,7 +191,7 @@ impl Parser {
             // `a=` asks for the empty value.
             None | Some(Token::Comma | Token::Close) => Ok(String::new()),
             Some(Token::Word(_)) => self.key(),
-            Some(other) => Err(format!("found {other:?}, expected a value")),
+            other => Err(format!("found {}, expected a value", written(other))),
         }
     }
 
@@ -192,7 +210,7 @@ impl Parser {
             match self.tokens.pop() {
                 Some(Token::Comma) => {}
                 Some(Token::Close) => return Ok(values),
-                other => return Err(format!("found {other:?}, expected ',' or ')'")),
+                other => return Err(format!("found {}, expected ',' or ')'", written(other.as_ref()))),
             }
         }
     }
@@ -315,6 +333,20 @@ mod tests {
         for selector in ["=a", "a in", "a in x", "a in (x", "a,", "a b", "a>x", "!", "(a)", "a=b=c", "!a=b"] {
             let failure = LabelSelector::parse(selector).unwrap_err();
             assert_eq!(failure.code(), 400, "{selector}");
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_shown_as_it_was_written() {
+        for (selector, expected) in [
+            ("!!", "unable to parse labelSelector \"!!\": found '!', expected a key"),
+            ("!", "unable to parse labelSelector \"!\": found the end, expected a key"),
+            ("a b", "unable to parse labelSelector \"a b\": found 'b', expected one of =, ==, !=, in, notin, <, >"),
+            ("a=!=", "unable to parse labelSelector \"a=!=\": found '!=', expected a value"),
+            ("a in (x", "unable to parse labelSelector \"a in (x\": found the end, expected ',' or ')'"),
+            ("a=b=c", "unable to parse labelSelector \"a=b=c\": found '=', expected ','"),
+        ] {
+            assert_eq!(LabelSelector::parse(selector).unwrap_err().message(), expected);
         }
     }
 

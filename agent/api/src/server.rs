@@ -182,18 +182,20 @@ impl Entrance for Socket {
     type Stream = UnixStream;
 
     async fn next(&self) -> io::Result<(UnixStream, Rank)> {
-        loop {
-            let (stream, _) = self.listener.accept().await?;
-            match stream.peer_cred() {
-                Ok(peer) if self.peers.admits(peer.uid()) => {
-                    return Ok((stream, if peer.uid() == 0 { Rank::Root } else { Rank::Other }));
-                }
-                Ok(peer) => {
-                    warn!(uid = peer.uid(), pid = peer.pid(), "a client that is not root was turned away");
-                }
-                Err(error) => warn!(%error, "a client without credentials was turned away"),
+        let (stream, _) = self.listener.accept().await?;
+        let rank = match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 => Rank::Root,
+            Ok(peer) if self.peers.admits(peer.uid()) => Rank::Other,
+            Ok(peer) => {
+                warn!(uid = peer.uid(), pid = peer.pid(), "a client that is not root was turned away");
+                Rank::Stranger
             }
-        }
+            Err(error) => {
+                warn!(%error, "a client without credentials was turned away");
+                Rank::Stranger
+            }
+        };
+        Ok((stream, rank))
     }
 }
 

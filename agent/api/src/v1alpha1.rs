@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 pub use portreeve_node::{
-    Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange, ObjectName,
-    PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, ProblemReport, SourceReport, SourceState,
+    Applied, ApplyReport, DeleteReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange,
+    ObjectName, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, ProblemReport, SourceReport, SourceState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,9 @@ pub struct Meta {
     /// The namespace, of what has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// The version of this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
     /// When it came to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creation_timestamp: Option<Timestamp>,
@@ -66,7 +69,7 @@ pub struct Container {
     pub api_version: String,
     /// Always `Container`.
     pub kind: String,
-    /// `pod/container` is the name.
+    /// `pod.container` is the name; a container's own name has no dot.
     pub metadata: Meta,
     /// What is known of it.
     pub status: ContainerView,
@@ -99,7 +102,7 @@ pub struct ContainerView {
     pub since: Option<Timestamp>,
 }
 
-/// One image in the store.
+/// One name of an image in the store, or an image that has none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Image {
@@ -107,7 +110,7 @@ pub struct Image {
     pub api_version: String,
     /// Always `Image`.
     pub kind: String,
-    /// The first reference, or the id, is the name.
+    /// The reference, or the id, is the name.
     pub metadata: Meta,
     /// What is known of it.
     pub status: ImageStatus,
@@ -119,7 +122,7 @@ pub struct Image {
 pub struct ImageStatus {
     /// The digest of its configuration.
     pub id: String,
-    /// Tagged references.
+    /// Tagged references, all that the image has.
     pub references: Vec<String>,
     /// References by digest.
     pub repo_digests: Vec<String>,
@@ -175,6 +178,9 @@ pub struct DeleteRequest {
     /// Manifests whose objects go.
     #[serde(default)]
     pub files: Vec<ManifestFile>,
+    /// The namespace of objects in `files` that say none; others must be in it.
+    #[serde(default)]
+    pub namespace: Option<String>,
     /// Objects that go.
     #[serde(default)]
     pub objects: Vec<ObjectName>,
@@ -186,6 +192,9 @@ pub struct DeleteRequest {
 pub struct ApplyRequest {
     /// The manifests.
     pub files: Vec<ManifestFile>,
+    /// The namespace of objects that say none; others must be in it.
+    #[serde(default)]
+    pub namespace: Option<String>,
 }
 
 /// What `drain` stopped.

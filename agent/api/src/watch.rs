@@ -1,7 +1,8 @@
 //! `?watch=1`: one JSON document per line, as long as the client reads.
 //!
 //! Nothing runs ahead of the client: the next line is made when the last one is taken, from the
-//! ring of changes that all watchers share. Who falls behind that ring gets 410 and lists again.
+//! ring of changes that all watchers share. Who falls behind that ring, or comes with a version from before it, gets an
+//! ERROR line with 410 and lists again.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,16 +12,17 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::header::CONTENT_TYPE;
 use jiff::Timestamp;
-use portreeve_node::{Change, ChangeKind, Watch};
+use portreeve_node::{Change, ChangeKind};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::mirror::Changes;
 use crate::resources::{Query, Resource};
 use crate::table::{Form, table};
 
@@ -30,7 +32,7 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 
 struct Follower<T> {
-    changes: Option<Watch<T>>,
+    changes: Option<Changes<T>>,
     query: Query,
     form: Form,
     columns_sent: bool,
@@ -56,8 +58,8 @@ pub(crate) struct Start<T> {
     pub(crate) mark_initial: bool,
     /// The version that the initial ones are of, or that the client has.
     pub(crate) version: u64,
-    /// What happens from then on; none for what never changes.
-    pub(crate) changes: Option<Watch<T>>,
+    /// What happens from then on, or why that cannot be told.
+    pub(crate) changes: Result<Changes<T>, Failure>,
 }
 
 /// The answer to a watch: an endless body.
@@ -79,8 +81,15 @@ pub(crate) fn respond<T: Resource>(
     if start.mark_initial {
         waiting.push_back(Line::Bookmark { initial_events_end: true });
     }
+    let changes = match start.changes {
+        Ok(changes) => Some(changes),
+        Err(failure) => {
+            waiting.push_back(Line::Failed(failure));
+            None
+        }
+    };
     let follower = Follower {
-        changes: start.changes,
+        changes,
         query,
         form,
         columns_sent: false,
@@ -105,13 +114,7 @@ impl<T: Resource> Follower<T> {
             if let Some(line) = self.waiting.pop_front() {
                 return Some(self.encode(line));
             }
-            let changes = match &mut self.changes {
-                Some(changes) => changes,
-                None => {
-                    self.idle().await?;
-                    continue;
-                }
-            };
+            let changes = self.changes.as_mut()?;
             tokio::select! {
                 // cancel-safe: nothing is taken
                 () = self.stop.cancelled() => return None,
@@ -122,27 +125,17 @@ impl<T: Resource> Follower<T> {
                     self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
                     self.waiting.push_back(Line::Bookmark { initial_events_end: false });
                 }
-                // cancel-safe: says its doc
+                // cancel-safe: a batch that is not taken stays in the stream
                 batch = changes.next() => match batch {
                     None => return None,
                     Some(Ok(batch)) => self.take(batch),
                     Some(Err(error)) => {
                         // This is the last line: what follows would have a gap.
                         self.changes = None;
-                        self.ends_at = Instant::now();
                         self.waiting.push_back(Line::Failed(error.into()));
                     }
                 },
             }
-        }
-    }
-
-    async fn idle(&self) -> Option<()> {
-        tokio::select! {
-            // cancel-safe: nothing is taken
-            () = self.stop.cancelled() => None,
-            // cancel-safe: a clock
-            () = tokio::time::sleep_until(self.ends_at) => None,
         }
     }
 
@@ -166,8 +159,7 @@ impl<T: Resource> Follower<T> {
             Line::Object(word, object) => match self.form {
                 Form::Objects => encode_line(word, object.as_ref()),
                 Form::Table(include) => {
-                    let version = object.metadata().resource_version.clone().unwrap_or_default();
-                    let metadata = json!({ "resourceVersion": version });
+                    let metadata = json!({ "resourceVersion": object.identity().version });
                     let first = !std::mem::replace(&mut self.columns_sent, true);
                     let table = table([object.as_ref()], include, first, &metadata, Timestamp::now());
                     encode_line(word, &table)

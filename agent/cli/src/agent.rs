@@ -2,13 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::sys::signal::SigSet;
 use portreeve_api::{Doors, NodeBackend};
 use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::claim::{self, Claim, LOCK_PATIENCE};
 use crate::config::{Config, LogFormat, Settings, resolve};
+use crate::doctor;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentArgs {
@@ -31,6 +33,9 @@ pub(crate) struct AgentArgs {
     /// At the end stop every pod and remove whatever this agent made on the machine
     #[arg(long, hide = true)]
     ephemeral: bool,
+    /// End as after SIGTERM when this process, the one that starts the agent, ends
+    #[arg(long, hide = true, value_name = "PID")]
+    with_parent: Option<u32>,
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -40,22 +45,46 @@ pub(crate) struct AgentArgs {
 pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     // Whoever started us may have blocked the very signals that end us.
     SigSet::all().thread_unblock().context("unblocking signals")?;
+    if let Some(parent) = args.with_parent {
+        end_with(parent)?;
+    }
     let config = resolve(args.config.as_deref(), Settings { run, ..args.settings })?;
     log_to_stderr(&config)?;
     let node = node_config(&config)?;
-    check_machine()?;
+    check_machine(&config)?;
+    config.check_places()?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
+    open_to(&config.run, socket_group(&config)?)?;
     // Held until the process ends; the kernel lets go of them whatever ends it.
     let _root = lock(&config.root)?;
     let _run = lock(&config.run)?;
+    // The engine kills what it does not know below its names: they must be nobody else's.
+    let claim = Claim::take(&config)?;
+    if config.manifests_by_default {
+        std::fs::create_dir_all(&config.manifests).with_context(|| format!("making {}", config.manifests.display()))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(serve(&config, node, args.ephemeral))?;
+    let served = runtime.block_on(serve(&config, node, args.ephemeral));
+    let released = if args.ephemeral { claim.release() } else { Ok(()) };
+    served?;
+    released.context("giving back the names in the kernel")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has the kernel send SIGTERM when the parent ends, however it does.
+fn end_with(parent: u32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("asking for a signal when the parent ends")?;
+    // One that ended before has sent nothing.
+    if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
+        bail!("process {parent}, which started this agent, has ended");
+    }
+    Ok(())
 }
 
 async fn serve(config: &Config, node: NodeConfig, ephemeral: bool) -> anyhow::Result<()> {
@@ -182,8 +211,12 @@ fn node_config(config: &Config) -> anyhow::Result<NodeConfig> {
 fn doors_config(config: &Config) -> anyhow::Result<portreeve_api::Config> {
     let mut doors = portreeve_api::Config::new(config.run.join("portreeve.sock"));
     doors.listen = Some(config.listen);
-    doors.group = config.socket_group.as_deref().map(group_id).transpose()?;
+    doors.group = socket_group(config)?;
     Ok(doors)
+}
+
+fn socket_group(config: &Config) -> anyhow::Result<Option<u32>> {
+    config.socket_group.as_deref().map(group_id).transpose()
 }
 
 fn group_id(name: &str) -> anyhow::Result<u32> {
@@ -202,8 +235,9 @@ fn group_id(name: &str) -> anyhow::Result<u32> {
 }
 
 /// Every lack that would make containers fail later is said now, one line each.
-fn check_machine() -> anyhow::Result<()> {
-    let lacks: Vec<_> = kernel::survey().into_iter().filter(|fact| fact.verdict == Verdict::Missing).collect();
+fn check_machine(config: &Config) -> anyhow::Result<()> {
+    let facts = kernel::survey().into_iter().chain([doctor::state_directory(&config.root)]);
+    let lacks: Vec<_> = facts.filter(|fact| fact.verdict == Verdict::Missing).collect();
     if lacks.is_empty() {
         return Ok(());
     }
@@ -227,6 +261,14 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Opens the way to the socket for its group, or for nobody; what else lies there is root's alone.
+fn open_to(run: &Path, group: Option<u32>) -> anyhow::Result<()> {
+    let mode = if group.is_some() { 0o710 } else { 0o700 };
+    std::os::unix::fs::chown(run, None, Some(group.unwrap_or(0)))
+        .and_then(|()| std::fs::set_permissions(run, std::fs::Permissions::from_mode(mode)))
+        .with_context(|| format!("setting group and mode of {}", run.display()))
+}
+
 fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
     let path = directory.join("agent.lock");
     let file = OpenOptions::new()
@@ -236,24 +278,11 @@ fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("opening {}", path.display()))?;
-    let mut file = file;
-    let begin = std::time::Instant::now();
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            // What a killed agent had just forked keeps the lock until it executes its program.
-            Err((unlocked, nix::errno::Errno::EWOULDBLOCK)) if begin.elapsed() < LOCK_PATIENCE => file = unlocked,
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                bail!("another agent uses {}; stop it, or give this one its own --root and --run", directory.display())
-            }
-            Err((_, other)) => return Err(anyhow!(other).context(format!("locking {}", path.display()))),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    let lock = claim::lock(file, LOCK_PATIENCE).with_context(|| format!("locking {}", path.display()))?;
+    lock.with_context(|| {
+        format!("another agent uses {}; stop it, or give this one its own --root and --run", directory.display())
+    })
 }
-
-/// How long the lock of an agent that is gone may outlive it.
-const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// `<run>/agent.json`: who runs here, for people and for scripts.
 fn write_description(config: &Config, listen: Option<std::net::SocketAddr>) -> anyhow::Result<PathBuf> {

@@ -4,12 +4,14 @@
 //! in the kernel that is not set derives from a hash of that directory's path, so that two
 //! agents never meet.
 
+mod file;
+mod value;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -21,59 +23,69 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:9580";
 
 /// What a flag, an environment variable or a key of the file may say; nothing is required.
 #[derive(Debug, Default, Clone, Deserialize, clap::Args)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase", expecting = "keys with values, as in `root: /var/lib`")]
 pub(crate) struct Settings {
     /// Directory of manifests, watched recursively [default: /etc/portreeve/manifests]
     #[arg(long, value_name = "DIR", env = "PORTREEVE_MANIFESTS")]
+    #[serde(deserialize_with = "file::path")]
     pub(crate) manifests: Option<PathBuf>,
     /// Images, volumes, logs, ledger: what survives a reboot [default: /var/lib/portreeve]
     #[arg(long, value_name = "DIR", env = "PORTREEVE_ROOT")]
+    #[serde(deserialize_with = "file::path")]
     pub(crate) root: Option<PathBuf>,
     /// Sandboxes and sockets: what a reboot ends; the flag is shared with the client verbs.
     #[arg(skip)]
+    #[serde(deserialize_with = "file::path")]
     pub(crate) run: Option<PathBuf>,
     /// Name of this node [default: the host name]
-    #[arg(long, value_name = "NAME", env = "PORTREEVE_NODE_NAME")]
+    #[arg(long, value_name = "NAME", env = "PORTREEVE_NODE_NAME", value_parser = value::node_name)]
+    #[serde(deserialize_with = "file::node_name")]
     pub(crate) node_name: Option<String>,
     /// Label of this node, as key=value; may be given again
-    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]
-    #[serde(default, deserialize_with = "labels")]
+    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = value::label)]
+    #[serde(deserialize_with = "file::labels")]
     pub(crate) node_labels: Vec<(String, String)>,
     /// Address of /metrics, /livez and /readyz; port 0 takes a free one [default: 127.0.0.1:9580]
-    #[arg(long, value_name = "ADDR", env = "PORTREEVE_LISTEN")]
+    #[arg(long, value_name = "ADDR", env = "PORTREEVE_LISTEN", value_parser = value::address)]
+    #[serde(deserialize_with = "file::address")]
     pub(crate) listen: Option<SocketAddr>,
     /// Group that may use the socket, by name or number [default: root alone]
     #[arg(long, value_name = "GROUP", env = "PORTREEVE_SOCKET_GROUP")]
     pub(crate) socket_group: Option<String>,
     /// cgroup below which everything of ours lives [default: /portreeve]
-    #[arg(long, value_name = "PATH", env = "PORTREEVE_CGROUP_ROOT")]
+    #[arg(long, value_name = "PATH", env = "PORTREEVE_CGROUP_ROOT", value_parser = value::cgroup)]
+    #[serde(deserialize_with = "file::cgroup")]
     pub(crate) cgroup_root: Option<String>,
     /// Name of the pods' bridge [default: portreeve0]
-    #[arg(long, value_name = "NAME", env = "PORTREEVE_BRIDGE")]
+    #[arg(long, value_name = "NAME", env = "PORTREEVE_BRIDGE", value_parser = value::link)]
+    #[serde(deserialize_with = "file::link")]
     pub(crate) bridge: Option<String>,
     /// Addresses of the pods [default: the first free /24 of 10.85.0.0/16]
-    #[arg(long = "pod-cidr", value_name = "CIDR", env = "PORTREEVE_POD_CIDR")]
-    #[serde(rename = "podCIDR")]
+    #[arg(long = "pod-cidr", value_name = "CIDR", env = "PORTREEVE_POD_CIDR", value_parser = value::subnet)]
+    #[serde(rename = "podCIDR", deserialize_with = "file::subnet")]
     pub(crate) pod_cidr: Option<ipnet::Ipv4Net>,
     /// Name of our nftables table [default: portreeve]
-    #[arg(long, value_name = "NAME", env = "PORTREEVE_NFT_TABLE")]
+    #[arg(long, value_name = "NAME", env = "PORTREEVE_NFT_TABLE", value_parser = value::table)]
+    #[serde(deserialize_with = "file::table")]
     pub(crate) nft_table: Option<String>,
     /// Directory of image tars that are loaded at start and never collected
     #[arg(long, value_name = "DIR", env = "PORTREEVE_PRELOAD")]
+    #[serde(deserialize_with = "file::path")]
     pub(crate) preload: Option<PathBuf>,
     /// Registry that is spoken to over plain HTTP, as `host` or `host:port`; may be given again
-    #[arg(long = "insecure-registry", value_name = "HOST")]
-    #[serde(default)]
+    #[arg(long = "insecure-registry", value_name = "HOST", value_parser = value::registry)]
+    #[serde(deserialize_with = "file::registries")]
     pub(crate) insecure_registries: Vec<String>,
     /// File of PEM certificates that registries are also trusted by; may be given again
     #[arg(long = "registry-ca", value_name = "FILE")]
-    #[serde(default)]
+    #[serde(deserialize_with = "file::paths")]
     pub(crate) registry_cas: Vec<PathBuf>,
     /// How lines of the log look [default: text]
     #[arg(long, value_name = "FORMAT", env = "PORTREEVE_LOG_FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
     /// What is logged, as in RUST_LOG [default: info]
-    #[arg(long, value_name = "FILTER", env = "PORTREEVE_LOG")]
+    #[arg(long, value_name = "FILTER", env = "PORTREEVE_LOG", value_parser = value::filter)]
+    #[serde(deserialize_with = "file::filter")]
     pub(crate) log: Option<String>,
 }
 
@@ -91,6 +103,8 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) manifests: PathBuf,
+    /// Nobody named the directory: it is made when it is not there.
+    pub(crate) manifests_by_default: bool,
     pub(crate) root: PathBuf,
     pub(crate) run: PathBuf,
     /// `None`: the host name; see [`Config::node_name`].
@@ -112,26 +126,31 @@ pub(crate) struct Config {
 /// Reads the file, if one is named, lays `flags` over it and fills in what nobody said.
 ///
 /// # Errors
-/// An unreadable file, a key that does not exist, a value that cannot be.
+/// An unreadable file, a key that does not exist, a value that cannot be: with their place in the file.
 pub(crate) fn resolve(file: Option<&Path>, flags: Settings) -> anyhow::Result<Config> {
     let file = match file {
         None => Settings::default(),
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("reading the configuration {}", path.display()))?;
-            parse(&text).with_context(|| format!("in the configuration {}", path.display()))?
+            parse(&text).map_err(|fault| anyhow!("{}:{fault}", path.display()))?
         }
     };
     complete(flags.or(file))
 }
 
-fn parse(text: &str) -> anyhow::Result<Settings> {
-    // Through a value first: only there a key that is given twice is an error.
-    let value: serde_yaml::Value = serde_yaml::from_str(text)?;
-    if value.is_null() {
-        return Ok(Settings::default());
-    }
-    Ok(serde_yaml::from_value(value)?)
+/// Reads the file's text; what is wrong comes as `line:column: key: what`.
+fn parse(text: &str) -> Result<Settings, String> {
+    // The keys first: the place of one that is unknown or repeated is known only while it is read.
+    let keys = serde_yaml::from_str::<Option<file::Keys>>(text);
+    let settings = keys.and_then(|_| serde_yaml::from_str::<Option<Settings>>(text));
+    settings.map(Option::unwrap_or_default).map_err(|error| {
+        let Some(at) = error.location() else { return format!("1:1: {error}") };
+        let (line, column) = (at.line(), at.column());
+        let message = error.to_string();
+        let message = message.trim_end_matches(&format!(" at line {line} column {column}"));
+        format!("{line}:{column}: {message}")
+    })
 }
 
 impl Settings {
@@ -162,21 +181,23 @@ impl Settings {
 
 fn complete(settings: Settings) -> anyhow::Result<Config> {
     let run = absolute(settings.run.unwrap_or_else(|| DEFAULT_RUN.into()))?;
+    let root = absolute(settings.root.unwrap_or_else(|| DEFAULT_ROOT.into()))?;
+    let manifests_by_default = settings.manifests.is_none();
+    let manifests = absolute(settings.manifests.unwrap_or_else(|| DEFAULT_MANIFESTS.into()))?;
+    if real(&run) == real(&root) {
+        bail!("run and root are both {}: each needs a directory of its own", run.display());
+    }
+    for (key, directory) in [("run", &run), ("root", &root)] {
+        if real(directory).starts_with(real(&manifests)) {
+            let (directory, manifests) = (directory.display(), manifests.display());
+            bail!("{key}: {directory} lies in the directory of manifests {manifests}; give them places of their own");
+        }
+    }
     let names = Names::of(&run);
-    let bridge = settings.bridge.unwrap_or(names.bridge);
-    if bridge.is_empty() || bridge.len() > 15 || bridge.contains(['/', ' ']) {
-        bail!("bridge: `{bridge}` cannot be the name of a link: 1 to 15 characters without / and spaces");
-    }
-    let cgroup_root = settings.cgroup_root.unwrap_or(names.cgroup_root);
-    if !cgroup_root.starts_with('/') || cgroup_root == "/" || cgroup_root.split('/').any(|part| part == "..") {
-        bail!("cgroupRoot: `{cgroup_root}` must be an absolute path below the root, such as /portreeve");
-    }
-    if cgroup_root.split('/').any(|part| part.starts_with("kubepods")) {
-        bail!("cgroupRoot: `{cgroup_root}` belongs to a kubelet, which kills what it does not know there");
-    }
     Ok(Config {
-        manifests: absolute(settings.manifests.unwrap_or_else(|| DEFAULT_MANIFESTS.into()))?,
-        root: absolute(settings.root.unwrap_or_else(|| DEFAULT_ROOT.into()))?,
+        manifests,
+        manifests_by_default,
+        root,
         run,
         node_name: settings.node_name,
         node_labels: settings.node_labels.into_iter().collect(),
@@ -185,8 +206,8 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
             None => DEFAULT_LISTEN.parse().context("the default of listen")?,
         },
         socket_group: settings.socket_group,
-        cgroup_root,
-        bridge,
+        cgroup_root: settings.cgroup_root.unwrap_or(names.cgroup_root),
+        bridge: settings.bridge.unwrap_or(names.bridge),
         pod_cidr: settings.pod_cidr,
         nft_table: settings.nft_table.unwrap_or(names.nft_table),
         preload: settings.preload.map(absolute).transpose()?,
@@ -202,35 +223,44 @@ impl Config {
     /// on a host without a usable name too.
     ///
     /// # Errors
-    /// A name, set or the host's, that no node can have.
+    /// When none is set and no node can have the host's.
     pub(crate) fn node_name(&self) -> anyhow::Result<String> {
-        let name = match &self.node_name {
-            Some(name) => name.clone(),
-            None => nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().to_lowercase(),
-        };
-        if !is_subdomain(&name) {
-            bail!(
-                "nodeName: `{name}` cannot be the name of a node: at most 253 lower-case letters, digits, `-` and `.`, \
-                 each part beginning and ending with a letter or digit; set it by --node-name"
-            );
+        if let Some(name) = &self.node_name {
+            return Ok(name.clone());
         }
-        Ok(name)
+        let host = nix::unistd::gethostname().context("asking for the host name")?.to_string_lossy().to_lowercase();
+        value::node_name(&host)
+            .map_err(|why| anyhow!("nodeName: the host name `{host}` {why}; give the node a name by --node-name"))
     }
-}
 
-/// Source: RFC 1123 and Kubernetes' validation of node names.
-fn is_subdomain(name: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-    };
-    name.len() <= 253 && name.split('.').all(part)
+    /// Looks at the files and directories that the configuration names.
+    ///
+    /// # Errors
+    /// What is there and can never be what it should, with its key. What is not there (yet) is no error: a
+    /// directory of manifests or images may be mounted later.
+    pub(crate) fn check_places(&self) -> anyhow::Result<()> {
+        for (key, directory) in [("manifests", Some(&self.manifests)), ("preload", self.preload.as_ref())] {
+            if let Some(directory) = directory.filter(|directory| directory.exists() && !directory.is_dir()) {
+                bail!("{key}: {} is a file; name the directory that it lies in", directory.display());
+            }
+        }
+        for path in &self.registry_cas {
+            std::fs::read(path).with_context(|| format!("registryCas: reading {}", path.display()))?;
+        }
+        Ok(())
+    }
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
     std::path::absolute(&path).with_context(|| format!("making {} absolute", path.display()))
+}
+
+/// Where a path leads, with links followed as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let rest = |above: &Path| path.strip_prefix(above).map(Path::to_owned).unwrap_or_default();
+    let known = path.ancestors().find_map(|above| Some(above.canonicalize().ok()?.join(rest(above))));
+    // Collected: what was joined to nothing ends with a slash.
+    known.unwrap_or_else(|| path.to_owned()).components().collect()
 }
 
 /// The names in the kernel of the agent with this `run` directory.
@@ -258,28 +288,6 @@ impl Names {
             cgroup_root: format!("/portreeve-{short}"),
         }
     }
-}
-
-fn label(text: &str) -> Result<(String, String), NotALabel> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(NotALabel(text.to_owned())),
-    }
-}
-
-#[derive(Debug)]
-struct NotALabel(String);
-
-impl fmt::Display for NotALabel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is not key=value", self.0)
-    }
-}
-
-impl std::error::Error for NotALabel {}
-
-fn labels<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
-    Ok(BTreeMap::<String, String>::deserialize(from)?.into_iter().collect())
 }
 
 #[cfg(test)]
@@ -338,30 +346,97 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_repeated_keys_are_errors() {
-        assert!(parse("bridges: x").unwrap_err().to_string().contains("bridges"));
-        assert!(parse("bridge: x\nbridge: y").unwrap_err().to_string().contains("duplicate"));
+    fn what_is_wrong_in_the_file_is_named_with_its_place_and_key() {
+        for (text, fault) in FAULTS {
+            assert_eq!(&parse(text).unwrap_err(), fault, "{text}");
+        }
     }
 
+    const FAULTS: &[(&str, &str)] = &[
+        ("listen: 5", "1:9: listen: `5` is no address with a port, such as 127.0.0.1:9580"),
+        ("root: /r\npodCIDR: 10.1.2.3", "2:10: podCIDR: `10.1.2.3` is no IPv4 subnet, such as 10.85.3.0/24"),
+        ("log: info\nlogFormat: xml", "2:12: logFormat: unknown variant `xml`, expected `text` or `json`"),
+        ("registryCas: /x", "1:14: registryCas: invalid type: string \"/x\", expected a list"),
+        ("- a", "1:1: invalid type: sequence, expected keys with values, as in `root: /var/lib`"),
+        ("bridge: x\nbridge: y", "2:1: `bridge` is there already"),
+        ("nodeLabels: {a: b, a: c}", "1:20: nodeLabels: `a` is there already"),
+        ("root: ''", "1:7: root: `` is no path"),
+        ("bridge: [a]", "1:9: bridge: invalid type: sequence, expected one value"),
+        ("cgroupRoot: /", "1:13: cgroupRoot: `/` must be an absolute path below the root, such as /portreeve"),
+        ("socketGroup: [a]", "1:14: socketGroup: invalid type: sequence, expected a string"),
+        (
+            "insecureRegistries: [a, 'http://x/']",
+            "1:25: insecureRegistries[1]: `http://x/` has a scheme; give `x`, as references of images begin with it",
+        ),
+    ];
+
     #[test]
-    fn names_that_cannot_be_are_refused_with_their_key() {
-        for (text, key) in [
-            ("bridge: a-name-that-is-too-long", "bridge"),
-            ("cgroupRoot: /", "cgroupRoot"),
-            ("cgroupRoot: relative", "cgroupRoot"),
-            ("cgroupRoot: /kubepods/x", "kubelet"),
+    fn every_fault_of_a_value_or_key_is_found_at_its_place() {
+        for (text, place) in [
+            ("root: /r\nbridges: x", "2:1: `bridges` is no key; keys are manifests, root, run, nodeName"),
+            ("nodeLabels: {'a b!': c}", "1:14: nodeLabels: `a b!` cannot be the key of a label: "),
+            ("nodeLabels:\n  a: 'c d'", "2:6: nodeLabels.a: `c d` cannot be the value of a label: "),
+            ("bridge: a-name-that-is-too-long", "1:9: bridge: "),
+            ("cgroupRoot: /kubepods/x", "1:13: cgroupRoot: `/kubepods/x` belongs to a kubelet"),
+            ("nftTable: 'a b'", "1:11: nftTable: "),
+            ("nodeName: A_B", "1:11: nodeName: `A_B` cannot be the name of a node: "),
+            ("log: '=='", "1:6: log: `==` is no filter"),
         ] {
-            let error = complete(parse(text).unwrap()).unwrap_err().to_string();
-            assert!(error.contains(key), "{text}: {error}");
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with(place), "{text}: {error}");
         }
     }
 
     #[test]
-    fn a_name_that_no_node_can_have_stops_the_agent_and_nothing_else() {
-        for name in ["A_B", "", "a..b", "-a", "(none)"] {
-            let config = config("", Settings { node_name: Some(name.to_owned()), ..Settings::default() });
-            let error = config.node_name().unwrap_err().to_string();
-            assert!(error.contains("nodeName") && error.contains("--node-name"), "{name}: {error}");
+    fn a_host_name_that_no_node_can_have_stops_the_agent_and_nothing_else() {
+        let error = value::node_name("(none)").unwrap_err();
+        assert!(error.contains("cannot be the name of a node"), "{error}");
+        assert_eq!(config("nodeName: a-1.example", Settings::default()).node_name().unwrap(), "a-1.example");
+    }
+
+    #[test]
+    fn an_empty_file_says_nothing() {
+        for text in ["", "# nothing\n", "---\n", "bridge:\nnodeLabels:\n"] {
+            assert_eq!(config(text, Settings::default()), config("", Settings::default()), "{text}");
+        }
+    }
+
+    #[test]
+    fn directories_that_would_disturb_each_other_are_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| home.path().join(name).display().to_string();
+        std::fs::create_dir(at("a")).unwrap();
+        std::os::unix::fs::symlink(at("a"), at("link")).unwrap();
+        for (run, root, manifests, word) in [
+            ("a", "a", "m", "both"),
+            ("a", "link", "m", "both"),
+            ("r", "a/x", "a", "root"),
+            ("link/x/y", "r", "a/x", "run"),
+        ] {
+            let text = format!("run: {}\nroot: {}\nmanifests: {}\n", at(run), at(root), at(manifests));
+            let error = complete(parse(&text).unwrap()).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}{error}");
+        }
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_what_it_should_is_named_with_its_key() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let absent = home.path().join("absent");
+        for (key, value, right) in [
+            ("manifests", file.display().to_string(), false),
+            ("preload", file.display().to_string(), false),
+            ("registryCas", format!("[{}]", absent.display()), false),
+            ("manifests", absent.display().to_string(), true),
+            ("preload", absent.display().to_string(), true),
+        ] {
+            let checked = config(&format!("{key}: {value}"), Settings::default()).check_places();
+            assert_eq!(checked.is_ok(), right, "{key}: {value}");
+            if let Err(error) = checked {
+                assert!(error.to_string().starts_with(&format!("{key}: ")), "{error}");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `portreeve doctor`: what this machine offers, and what to do about each lack.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use owo_colors::OwoColorize;
@@ -9,7 +9,7 @@ use portreeve_engine::network;
 use portreeve_oci::kernel::{self, Fact, Verdict};
 use serde_json::json;
 
-use crate::config::{Settings, resolve};
+use crate::config::{Config, Settings, resolve};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArgs {
@@ -34,6 +34,8 @@ enum Output {
 pub(crate) fn run(args: &DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let config = resolve(args.config.as_deref(), Settings { run, ..Settings::default() })?;
     let mut facts = kernel::survey();
+    facts.push(state_directory(&config.root));
+    facts.push(node_name(&config));
     let mut network = network::Config::new(config.run.join("network"));
     network.bridge = config.bridge;
     network.nft_table = config.nft_table;
@@ -56,6 +58,33 @@ pub(crate) fn run(args: &DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<Exi
     }
     let fit = facts.iter().all(|fact| fact.verdict != Verdict::Missing);
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the file system of the state directory, which need not exist yet, can hold what containers write.
+pub(crate) fn state_directory(root: &Path) -> Fact {
+    let place = root.ancestors().find(|above| above.is_dir()).unwrap_or(Path::new("/"));
+    let tried = tempfile::Builder::new().prefix(".portreeve-overlay-").tempdir_in(place);
+    let mut fact = tried.and_then(|directory| kernel::overlay_upon(directory.path())).unwrap_or_else(|error| Fact {
+        name: "state",
+        // A full disk, for example, is no reason to leave alone what runs.
+        verdict: Verdict::Limited,
+        found: format!("nothing can be written there: {error}"),
+        advice: Some("make room, mount it writable, or choose another root".to_owned()),
+    });
+    fact.found = format!("{}: {}", root.display(), fact.found);
+    fact
+}
+
+/// Whether an agent would have a name for this node.
+fn node_name(config: &Config) -> Fact {
+    let (verdict, found, advice) = match config.node_name() {
+        Ok(name) => (Verdict::Present, name, None),
+        Err(error) => {
+            let advice = "set nodeName or --node-name, or the machine's host name: without it no agent starts";
+            (Verdict::Limited, format!("{error:#}"), Some(advice.to_owned()))
+        }
+    };
+    Fact { name: "node name", verdict, found, advice }
 }
 
 fn row(fact: &Fact) -> serde_json::Value {

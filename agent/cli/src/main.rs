@@ -5,6 +5,7 @@
 //! is the daemon. Everything else is a client of the agent's socket, or needs no agent at all.
 
 mod agent;
+mod claim;
 mod config;
 mod demo;
 mod doctor;
@@ -16,6 +17,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
     if arguments.nth(1).is_some_and(|entry| entry == "shim") {
         portreeve_engine::shim::main(arguments);
     }
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| from_environment(error, |name| std::env::var(name).ok()).exit());
     match run(cli) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -71,8 +73,13 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     // The agent and its clients mean the same directory by the same name.
-    let run = cli.connection.run.clone().or_else(|| std::env::var_os("PORTREEVE_RUN").map(PathBuf::from));
+    let variable = std::env::var_os("PORTREEVE_RUN").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let run = cli.connection.run.clone().or(variable);
     match cli.command {
+        Command::Agent(_) if cli.connection.socket.is_some() => {
+            let message = "an agent's socket is portreeve.sock in its run directory; set --run instead of --socket";
+            Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
+        }
         Command::Agent(args) => agent::run(*args, run),
         Command::Client(verb) => verbs::run(verb, &cli.connection),
         Command::Doctor(args) => doctor::run(&args, run),
@@ -91,6 +98,28 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Says of a refused value that it is a variable's, when nobody gave the flag that the error names.
+fn from_environment(mut error: clap::Error, environment: impl Fn(&str) -> Option<String>) -> clap::Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let (Some(flag), Some(value)) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue)) else {
+        return error;
+    };
+    let cli = Cli::command();
+    let named = cli.get_subcommands().flat_map(clap::Command::get_arguments).find_map(|argument| {
+        let is_named = flag.split(' ').next()?.strip_prefix("--")? == argument.get_long()?;
+        let variable = argument.get_env()?.to_str()?;
+        (is_named && environment(variable)? == value).then(|| variable.to_owned())
+    });
+    if let Some(variable) = named {
+        let tip = format!("the value is that of the environment variable {variable}").into();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    error
 }
 
 /// Whether the reader of our output went away, as in `portreeve explain --support | head`.
@@ -113,6 +142,20 @@ mod tests {
         assert!(is_broken_pipe(&anyhow::Error::from(broken())));
         let elsewhere = Err::<(), _>(broken()).context("asking the published port").unwrap_err();
         assert!(!is_broken_pipe(&elsewhere));
+    }
+
+    #[test]
+    fn a_refused_value_of_the_environment_is_named_with_its_variable() {
+        let refused = || Cli::try_parse_from(["portreeve", "agent", "--listen", "bad"]).unwrap_err();
+        let told = from_environment(refused(), |name| (name == "PORTREEVE_LISTEN").then(|| "bad".to_owned()));
+        assert!(told.to_string().contains("variable PORTREEVE_LISTEN"), "{told}");
+        for other in [None, Some("127.0.0.1:0".to_owned())] {
+            let told = from_environment(refused(), |_| other.clone()).to_string();
+            assert!(
+                told.contains("--listen") && told.contains("127.0.0.1:9580") && !told.contains("PORTREEVE"),
+                "{told}"
+            );
+        }
     }
 
     #[test]

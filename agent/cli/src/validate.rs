@@ -45,6 +45,10 @@ pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
             if let Some((folder, reason)) = unreadable.first_key_value() {
                 bail!("reading {}: {reason}", folder.display());
             }
+            // As kubectl: who names the wrong directory has not validated anything.
+            if files.is_empty() {
+                bail!("there are no manifests in {}: no visible .yaml, .yml or .json", path.display());
+            }
             files
         } else {
             [path.clone()].into()
@@ -93,7 +97,7 @@ impl Report {
                 field: field.to_owned(),
                 reason: Reason::FieldValueDuplicate,
                 message,
-                fix: Some(fix.to_owned()),
+                fix: fix.to_owned(),
                 object: Some(key.clone()),
             };
             if let Some((owner, position)) = self.owners.get(&key) {
@@ -161,6 +165,15 @@ fn count(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_without_manifests_is_an_error() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("notes.txt"), "").unwrap();
+        let args = ValidateArgs { paths: vec![home.path().to_owned()], output: Output::Text };
+        let error = run(&args).unwrap_err().to_string();
+        assert!(error.contains(&home.path().display().to_string()) && error.contains(".yaml"), "{error}");
+    }
 
     #[test]
     fn a_uid_that_two_files_give_is_an_error_of_the_second() {

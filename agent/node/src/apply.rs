@@ -8,12 +8,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use portreeve_manifests::{Kind, Object, ObjectKey, Verdict, parse_file};
+use portreeve_manifests::{Kind, Object, ObjectKey, Verdict, parse_file_in};
 
 use crate::desired::Ledger;
 use crate::disk;
 use crate::error::NodeError;
-use crate::report::{Applied, ApplyReport, Deleted, ManifestFile, ObjectName, ProblemReport};
+use crate::report::{Applied, ApplyReport, DeleteReport, Deleted, ManifestFile, ObjectName, ProblemReport};
 use crate::volumes::NodeFacts;
 
 /// Folder of the manifests that belongs to `apply`.
@@ -29,17 +29,25 @@ pub(crate) struct Given {
     pub(crate) problems: Vec<ProblemReport>,
 }
 
-/// Parses manifests that were handed in.
-pub(crate) fn parse(files: &[ManifestFile]) -> Given {
+/// The reason of an object that is in another namespace than the one asked for.
+const ELSEWHERE: &str = "NamespaceMismatch";
+
+/// Parses manifests that were handed in; with a namespace, objects that say none are in it, and others are refused.
+pub(crate) fn parse(files: &[ManifestFile], namespace: Option<&str>) -> Given {
     let mut given = Given::default();
     let mut seen: BTreeMap<ObjectKey, usize> = BTreeMap::new();
     for file in files {
-        let parsed = parse_file(&file.path, file.content.as_bytes());
+        let parsed = parse_file_in(&file.path, file.content.as_bytes(), namespace.unwrap_or("default"));
         given.problems.extend(parsed.problems.iter().map(crate::desired::from_parser));
         for document in parsed.documents {
             match document.verdict {
                 Verdict::Accepted(object) => {
                     let key = object.key();
+                    if let Some(asked) = namespace.filter(|asked| *asked != key.namespace) {
+                        given.problems.push(misplaced(file, document.position.line, &key, asked));
+                        given.refused.push(Some(key));
+                        continue;
+                    }
                     given.places.insert(key.clone(), (file.path.clone(), document.position.line));
                     match seen.get(&key).and_then(|index| given.objects.get_mut(*index)) {
                         Some(former) => *former = object,
@@ -55,6 +63,20 @@ pub(crate) fn parse(files: &[ManifestFile]) -> Given {
         }
     }
     given
+}
+
+fn misplaced(file: &ManifestFile, line: u32, key: &ObjectKey, asked: &str) -> ProblemReport {
+    ProblemReport {
+        severity: "error".to_owned(),
+        file: file.path.clone(),
+        line,
+        column: 1,
+        object: Some(key.to_string()),
+        field: "metadata.namespace".to_owned(),
+        reason: ELSEWHERE.to_owned(),
+        message: format!("{key} is not in the namespace `{asked}` that was asked for"),
+        fix: Some(format!("give -n {}, or leave it out", key.namespace)),
+    }
 }
 
 /// A warning for each given pod that asks for another node.
@@ -82,9 +104,10 @@ pub(crate) fn apply_blocking(
     manifests: &Path,
     ledger: &Ledger,
     files: &[ManifestFile],
+    namespace: Option<&str>,
     node: &NodeFacts,
 ) -> Result<(ApplyReport, Vec<(ObjectKey, String)>), NodeError> {
-    let given = parse(files);
+    let given = parse(files, namespace);
     let elsewhere = elsewhere(&given, node);
     let (errors, mut warnings): (Vec<_>, Vec<_>) = given.problems.into_iter().partition(ProblemReport::is_error);
     warnings.extend(elsewhere.values().cloned());
@@ -147,15 +170,19 @@ fn write(path: &Path, object: &Object) -> Result<(), NodeError> {
     disk::replace_blocking(path, text.as_bytes(), 0o600).map_err(failed)
 }
 
-/// Removes the files of applied objects, all or none.
+/// Removes the files of applied objects; none when one of them lives in another file.
 pub(crate) fn delete_blocking(
     manifests: &Path,
     ledger: &Ledger,
     objects: &[ObjectName],
-) -> Result<Vec<Deleted>, NodeError> {
+) -> Result<DeleteReport, NodeError> {
+    let mut report = DeleteReport::default();
     let mut removals = Vec::new();
     for object in objects {
-        let key = key_of(object).ok_or_else(|| NodeError::ObjectNotFound(object.clone()))?;
+        let Some(key) = key_of(object) else {
+            report.absent.push(object.clone());
+            continue;
+        };
         let path = applied_path(manifests, &key);
         match ledger.objects.get(&key) {
             Some(record) if record.file != path => {
@@ -167,7 +194,10 @@ pub(crate) fn delete_blocking(
             }
             Some(_) => {}
             None if path.exists() => {}
-            None => return Err(NodeError::ObjectNotFound(object.clone())),
+            None => {
+                report.absent.push(object.clone());
+                continue;
+            }
         }
         let companion = ledger.objects.iter().find(|(other, record)| record.file == path && **other != key);
         if let Some((_, record)) = companion {
@@ -175,22 +205,22 @@ pub(crate) fn delete_blocking(
         }
         removals.push((object.clone(), path));
     }
-    let mut deleted = Vec::new();
     for (object, path) in removals {
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(NodeError::Write { path, source });
             }
-            _ => deleted.push(Deleted { object, file: path }),
+            _ => report.deleted.push(Deleted { object, file: path }),
         }
     }
-    Ok(deleted)
+    Ok(report)
 }
 
 /// The objects that manifests name, also those that are refused for their content.
-pub(crate) fn named(files: &[ManifestFile]) -> Result<Vec<ObjectName>, NodeError> {
-    let given = parse(files);
-    let unnamed = given.refused.iter().any(Option::is_none);
+pub(crate) fn named(files: &[ManifestFile], namespace: Option<&str>) -> Result<Vec<ObjectName>, NodeError> {
+    let given = parse(files, namespace);
+    let elsewhere = given.problems.iter().any(|problem| problem.reason == ELSEWHERE);
+    let unnamed = elsewhere || given.refused.iter().any(Option::is_none);
     let empty = given.objects.is_empty() && given.refused.is_empty();
     if unnamed || (empty && given.problems.iter().any(ProblemReport::is_error)) {
         let errors = given.problems.into_iter().filter(ProblemReport::is_error).collect();

@@ -49,9 +49,12 @@ pub enum NodeError {
         /// The pod.
         name: NamespacedName,
     },
-    /// No such object in any manifest.
-    #[error("{0} not found")]
-    ObjectNotFound(ObjectName),
+    /// Nothing is started on a drained node.
+    #[error("pod {name} is not restarted: the node is drained; start the agent again")]
+    Drained {
+        /// The pod.
+        name: NamespacedName,
+    },
     /// The pod has no such container.
     #[error("container {container} is not valid for pod {pod}")]
     ContainerNotFound {
@@ -112,16 +115,4 @@ pub enum NodeError {
     /// The node is shutting down.
     #[error("the node is shutting down")]
     Stopped,
-}
-
-/// An error and everything behind it, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -1,6 +1,7 @@
 //! Events: what happened to which object, in Kubernetes' own shape, counted and kept.
 //!
-//! The ring is bounded. Repetitions of one (object, reason, message) are one event with a count.
+//! The ring is bounded. Repetitions of one (object, reason, message) are one event with a count; what
+//! is told of the next try is no part of the comparison, and the newest is kept.
 //! Every change is appended to a journal of JSON lines by a task of its own, which compacts the
 //! journal when it has grown to a multiple of the ring: no rewriting for each event, and a killed
 //! agent loses nothing that the task had taken up.
@@ -26,6 +27,8 @@ use crate::history::{History, NamespacedName, REMEMBERED, Versions};
 const VERSION: u32 = 1;
 /// Longest message that is kept, in bytes; Kubernetes' own bound.
 const MAX_MESSAGE: usize = 1024;
+/// What comes between a message and the time of the next try.
+const NEXT_TRY: &str = "; next try at ";
 
 /// Why the events cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -169,10 +172,21 @@ impl Events {
         &self.list
     }
 
+    /// Records that something happened now that is tried again at `until`, to the second.
+    pub fn record_until(&self, subject: &Subject, kind: EventKind, reason: &str, message: &str, until: Timestamp) {
+        self.put_newest(subject, kind, reason, message, &format!("{NEXT_TRY}{until:.0}"));
+    }
+
     /// Records that something happened now.
     pub fn record(&self, subject: &Subject, kind: EventKind, reason: &str, message: &str) {
+        self.put_newest(subject, kind, reason, message, "");
+    }
+
+    fn put_newest(&self, subject: &Subject, kind: EventKind, reason: &str, message: &str, next_try: &str) {
         let now = Time(Timestamp::now());
-        let same = Same { subject: subject.clone(), kind, reason: reason.to_owned(), message: truncated(message) };
+        let what = truncated(message, MAX_MESSAGE - next_try.len());
+        let message = format!("{what}{next_try}");
+        let same = Same { subject: subject.clone(), kind, reason: reason.to_owned(), message: what.to_owned() };
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(key) = ring.known.get(&same).cloned()
             && let Some(event) = self.list.get(&key)
@@ -180,6 +194,7 @@ impl Events {
             let mut event = (*event).clone();
             event.count = Some(event.count.unwrap_or(1).saturating_add(1));
             event.last_timestamp = Some(now);
+            event.message = Some(message);
             self.put(&mut ring, key, event);
             return;
         }
@@ -203,7 +218,7 @@ impl Events {
                 ..ObjectReference::default()
             },
             reason: Some(same.reason.clone()),
-            message: Some(same.message.clone()),
+            message: Some(message),
             type_: Some(kind.as_str().to_owned()),
             count: Some(1),
             first_timestamp: Some(now.clone()),
@@ -391,16 +406,24 @@ fn same_of(event: &Event) -> Option<Same> {
             _ => EventKind::Normal,
         },
         reason: event.reason.clone()?,
-        message: event.message.clone()?,
+        message: event.message.as_deref().map(timeless)?.to_owned(),
     })
 }
 
-fn truncated(message: &str) -> String {
-    let mut end = message.len().min(MAX_MESSAGE);
+/// A message without the time of the next try.
+fn timeless(message: &str) -> &str {
+    match message.rsplit_once(NEXT_TRY) {
+        Some((what, at)) if at.parse::<Timestamp>().is_ok() => what,
+        _ => message,
+    }
+}
+
+fn truncated(message: &str, limit: usize) -> &str {
+    let mut end = message.len().min(limit);
     while !message.is_char_boundary(end) {
         end -= 1;
     }
-    message.get(..end).unwrap_or_default().to_owned()
+    message.get(..end).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -438,6 +461,61 @@ mod tests {
         assert_eq!(counts(&again), expected);
         again.record(&pod, EventKind::Warning, "BackOff", "d");
         assert_eq!(counts(&again).last().unwrap().1, 4, "repetitions are counted over restarts");
+    }
+
+    #[tokio::test]
+    async fn repeated_back_offs_are_one_event_that_says_when_the_next_try_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let events = open(&path);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(Arc::clone(&events).run(stop.clone()));
+        let pod = Subject::pod("default", "web", "u1").container("c", false);
+        let (long, at) = ("é".repeat(MAX_MESSAGE), |second| Timestamp::from_second(second).unwrap());
+        let warn = |events: &Events, message: &str, second| {
+            events.record_until(&pod, EventKind::Warning, "BackOff", message, at(second));
+        };
+        for second in [10, 30] {
+            warn(&events, "no such image", second);
+            warn(&events, &long, second);
+        }
+        let told = counts(&events);
+        assert_eq!(told[0], ("no such image; next try at 1970-01-01T00:00:30Z".to_owned(), 2));
+        assert!(told[1].0.len() <= MAX_MESSAGE && told[1].0.ends_with("é; next try at 1970-01-01T00:00:30Z"));
+        assert_eq!(told[1].1, 2);
+        assert!(events.list().list().items.iter().all(|event| event.type_.as_deref() == Some("Warning")));
+        stop.cancel();
+        task.await.unwrap();
+
+        let again = open(&path);
+        warn(&again, "no such image", 70);
+        warn(&again, &long, 70);
+        assert_eq!(counts(&again)[0], ("no such image; next try at 1970-01-01T00:01:10Z".to_owned(), 3));
+        assert_eq!(counts(&again).len(), 2, "they are the same after a restart, too");
+        again.record(&pod, EventKind::Warning, "BackOff", "no such image; next try at the office");
+        assert_eq!(counts(&again).len(), 3, "only a time is left out");
+    }
+
+    #[tokio::test]
+    async fn the_ring_and_its_journal_stay_within_their_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let events = open(&path);
+        for number in 0..1000 {
+            events.record(&Subject::node("n"), EventKind::Normal, "Told", &format!("{number:03}"));
+        }
+        let kept = [("997".to_owned(), 1), ("998".to_owned(), 1), ("999".to_owned(), 1)];
+        assert_eq!(counts(&events), kept);
+        let mut journal = None;
+        let mut lines = 0;
+        for number in 0..100 {
+            events.record(&Subject::node("n"), EventKind::Normal, "Told", &format!("again {}", number % 7));
+            events.write_blocking(&mut journal, false).unwrap();
+            lines = lines.max(fs::read_to_string(&path).unwrap().lines().count());
+        }
+        let ring = events.ring.lock().unwrap();
+        assert_eq!((ring.order.len(), ring.known.len(), ring.unwritten.len()), (3, 3, 0));
+        assert!((4..=15).contains(&lines), "a header, and at most some four times the ring: {lines}");
     }
 
     #[test]

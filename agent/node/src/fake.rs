@@ -341,6 +341,7 @@ impl Runtime for FakeRuntime {
                 state: SandboxState::Ready,
                 created_at: now,
                 ips,
+                warnings: Vec::new(),
                 shim_pid: Some(1),
                 namespaces: config.namespaces,
                 cgroup_parent: config.cgroup_parent,

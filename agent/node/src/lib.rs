@@ -50,8 +50,8 @@ pub use error::{NodeError, StartError};
 pub use history::{Change, ChangeKind, History, Listed, NamespacedName, Versions, Watch, WatchError};
 pub use node::{ContainerHandle, Node};
 pub use report::{
-    Applied, ApplyReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange, ObjectName,
-    PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, PodUsage, ProblemReport, PullReport, SourceReport,
-    SourceState, Usage,
+    Applied, ApplyReport, DeleteReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange,
+    ObjectName, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, PodUsage, ProblemReport, PullReport,
+    SourceReport, SourceState, Usage,
 };
 pub use runtime::{ImageFacts, PullFailure, Runtime};

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use portreeve_engine::ContainerId;
-use portreeve_plan::{HookState, KillCause, Past, ProbeVerdicts, Resources, Stopping, Verdict, VolumeRecord};
+use portreeve_plan::{Failure, HookState, KillCause, Past, ProbeVerdicts, Resources, Stopping, Verdict, VolumeRecord};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -30,6 +30,8 @@ pub(crate) struct Notes {
     pub(crate) containers: BTreeMap<String, ContainerNotes>,
     pub(crate) attempts: BTreeMap<String, u32>,
     pub(crate) pulled_at: BTreeMap<String, Timestamp>,
+    /// The last pull of an image that failed: its back-off goes on under another agent.
+    pub(crate) failed_pulls: BTreeMap<String, Failure>,
     #[serde(with = "shared")]
     pub(crate) status: Option<Arc<PodStatus>>,
 }

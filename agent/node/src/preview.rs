@@ -20,7 +20,7 @@ pub(crate) fn preview(shared: &Shared, ledger: &Ledger, views: &Views, request: 
     if request.files.is_empty() && !request.prune {
         return next(shared, views);
     }
-    let mut given = apply::parse(&request.files);
+    let mut given = apply::parse(&request.files, None);
     let elsewhere = apply::elsewhere(&given, &shared.node);
     // As the merge has it: it says of itself that it belongs elsewhere, as if it were not here.
     given.objects.retain(|object| !elsewhere.contains_key(&object.key()));
@@ -111,8 +111,8 @@ fn next(shared: &Shared, views: &Views) -> PlanReport {
         let change = match (&desired.intent, observed.sandboxes.is_empty()) {
             (Intent::Remove { .. }, _) => PodChange::Delete,
             (Intent::Run, true) if !made.is_empty() => PodChange::Create,
-            (Intent::Run, _) if !made.is_empty() => PodChange::Update,
-            (Intent::Run, _) => PodChange::Unchanged,
+            (Intent::Run | Intent::Rest { .. }, _) if !made.is_empty() => PodChange::Update,
+            (Intent::Run | Intent::Rest { .. }, _) => PodChange::Unchanged,
         };
         report.pods.push(pod_plan(&desired, &made, change, Some(uid.0)));
     }

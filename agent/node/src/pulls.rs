@@ -144,7 +144,7 @@ pub(crate) fn credentials(pod: &k8s_openapi::api::core::v1::Pod, configs: &Confi
         match Credential::from_docker_config(bytes) {
             Ok(credentials) => found.extend(credentials),
             Err(error) => {
-                problems.push(format!("{} {:?}: {}", Kind::Secret, secret.name, crate::error::chain(&error)));
+                problems.push(format!("{} {:?}: {}", Kind::Secret, secret.name, portreeve_engine::chain(&error)));
             }
         }
     }

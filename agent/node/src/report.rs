@@ -308,6 +308,16 @@ pub struct Deleted {
     pub file: PathBuf,
 }
 
+/// What `delete` did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeleteReport {
+    /// What was there and is removed.
+    pub deleted: Vec<Deleted>,
+    /// What was not there.
+    pub absent: Vec<ObjectName>,
+}
+
 /// How far a pull is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

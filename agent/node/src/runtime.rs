@@ -237,7 +237,7 @@ impl Runtime for EngineRuntime {
     }
 
     fn lookup_image(&self, reference: &str) -> Result<Option<ImageFacts>, String> {
-        let parsed: ImageRef = reference.parse().map_err(|error| crate::error::chain(&error))?;
+        let parsed: ImageRef = reference.parse().map_err(|error| portreeve_engine::chain(&error))?;
         Ok(self.0.images().lookup(&parsed).map(|image| facts(&image, &parsed)))
     }
 
@@ -250,13 +250,13 @@ impl Runtime for EngineRuntime {
         Box::pin(async move {
             let parsed: ImageRef = reference.parse().map_err(|error| PullFailure {
                 reason: "InvalidImageName".to_owned(),
-                message: crate::error::chain(&error),
+                message: portreeve_engine::chain(&error),
             })?;
             match self.0.images().pull(&parsed, &credentials, progress).await {
                 Ok(image) => Ok(facts(&image, &parsed)),
                 Err(error) => Err(PullFailure {
                     reason: "ErrImagePull".to_owned(),
-                    message: format!("{}; {}", crate::error::chain(&error), error.advice()),
+                    message: format!("{}; {}", portreeve_engine::chain(&error), error.advice()),
                 }),
             }
         })

@@ -12,43 +12,47 @@
 //! **Invariant:** what the engine has and the ledger does not know is removed only after every
 //! source was read in full.
 
+mod dispatch;
+mod drain;
+mod merging;
+mod showing;
+mod writers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodStatus, Secret};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use oci_spec::runtime::LinuxResources;
-use portreeve_engine::{EngineEvent, Owner};
-use portreeve_manifests::{Kind, Object, ObjectKey, QosClass, qos_class, references};
-use portreeve_plan::{
-    Blocked, Candidate, Config, Configs, DesiredPod, Finished, Intent, ObservedPod, PodKey, PodUid, SandboxRecord,
-    admit,
-};
+use portreeve_engine::EngineEvent;
+use portreeve_manifests::{Kind, ObjectKey};
+use portreeve_plan::{Blocked, Configs, DesiredPod, Finished, Intent, PodKey, PodUid};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+
+pub(crate) use dispatch::{configs, unobserved};
+use drain::Drain;
+pub(crate) use merging::elsewhere;
+use merging::refuses_uids;
+use writers::{set_weights, write_ledger};
 
 use crate::config::NodeConfig;
-use crate::desired::{Ledger, NOT_FOR_THIS_NODE, News, Record, merge};
-use crate::error::chain;
-use crate::events::{EventKind, Subject};
+use crate::desired::{Ledger, Record};
+use crate::error::NodeError;
 use crate::history::{History, NamespacedName};
-use crate::report::{SourceReport, SourceState};
+use crate::report::SourceReport;
 use crate::source::SourceSet;
-use crate::translate;
-use crate::volumes::NodeFacts;
-use crate::worker::{Shared, Worker, WorkerHandle, WorkerNews};
+use crate::worker::{Shared, WorkerHandle, WorkerNews};
 
 /// A request of a door.
 #[derive(Debug)]
 pub(crate) enum Request {
-    /// Restart a pod's containers; false if there is no such pod.
-    Restart { pod: NamespacedName, done: oneshot::Sender<bool> },
-    /// Stop every pod; answered when all are stopped.
+    /// Restart a pod's containers.
+    Restart { pod: NamespacedName, done: oneshot::Sender<Result<(), NodeError>> },
+    /// Stop every pod; answered with what ran, when all are stopped.
     Drain { grace: Option<Duration>, done: oneshot::Sender<Vec<NamespacedName>> },
 }
 
@@ -112,14 +116,6 @@ pub(crate) struct Supervisor {
     told: BTreeSet<String>,
     config_maps: Arc<History<ConfigMap>>,
     secrets: Arc<History<Secret>>,
-}
-
-struct Drain {
-    since: Timestamp,
-    grace: Option<Duration>,
-    stopped: BTreeSet<PodUid>,
-    names: Vec<NamespacedName>,
-    waiting: Vec<oneshot::Sender<Vec<NamespacedName>>>,
 }
 
 /// Everything a supervisor is made of.
@@ -226,96 +222,6 @@ impl Supervisor {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// The sandboxes that run for names the ledger does not know: an agent was killed between
-    /// their start and the ledger's write, and they keep their uid.
-    fn remember_what_runs(&mut self) {
-        for sandbox in self.shared.runtime.sandboxes() {
-            if sandbox.owner != Owner::Node || sandbox.state != portreeve_engine::SandboxState::Ready {
-                continue;
-            }
-            let uid = sandbox.metadata.uid;
-            let known = self.ledger.removals.contains_key(&PodUid(uid.clone()))
-                || self.ledger.objects.values().any(|record| record.uid == uid);
-            if !known {
-                let key = PodKey { namespace: sandbox.metadata.namespace, name: sandbox.metadata.name };
-                self.adoptable.insert(key, uid);
-            }
-        }
-    }
-
-    fn merge(&mut self) {
-        let set = self.sets.borrow_and_update().clone();
-        if !set.complete && set.unreadable.is_none() {
-            return;
-        }
-        let now = self.shared.clock.now();
-        let adoptable = &mut self.adoptable;
-        let mut new_uid = |key: &ObjectKey| {
-            let pod = PodKey { namespace: key.namespace.clone(), name: key.name.clone() };
-            let adopted = (key.kind == Kind::Pod).then(|| adoptable.remove(&pod)).flatten();
-            adopted.unwrap_or_else(|| uuid::Uuid::new_v4().hyphenated().to_string())
-        };
-        let node = &self.shared.node;
-        let placement = |object: &Object| match object {
-            Object::Pod(pod) => elsewhere(pod, node),
-            _ => None,
-        };
-        let complete = set.complete;
-        let merged = merge(&self.ledger, std::slice::from_ref(&set), now, &mut new_uid, &placement);
-        self.tell_problems(&merged.reports);
-        self.tell_displaced(&merged.news, &merged.reports);
-        self.shared.metrics.sources(&merged.reports);
-        self.reports.send_replace(Arc::new(merged.reports));
-        let first = complete && !self.merged_once;
-        self.merged_once |= complete;
-        for news in &merged.news {
-            match news {
-                News::Admitted(key) => info!(object = %key, "object admitted"),
-                News::Changed(key) => info!(object = %key, "object changed"),
-                News::Removed(key) => info!(object = %key, "object removed"),
-            }
-        }
-        if merged.ledger != self.ledger {
-            self.ledger = merged.ledger;
-            self.persist();
-        }
-        if !merged.news.is_empty() {
-            self.show_configs();
-        }
-        self.dispatch();
-        if first {
-            self.clean_directories();
-        }
-    }
-
-    /// Removes what is left on disk of pods that nobody knows any more.
-    fn clean_directories(&mut self) {
-        let known = |uid: &str| {
-            self.workers.contains_key(&PodUid(uid.to_owned()))
-                || self.ledger.removals.contains_key(&PodUid(uid.to_owned()))
-                || self.ledger.objects.values().any(|record| record.uid == uid)
-        };
-        let volumes = self.shared.volumes.clone();
-        let unknown: Vec<String> = volumes.uids().into_iter().filter(|uid| !known(uid)).collect();
-        if unknown.is_empty() {
-            return;
-        }
-        self.tasks.spawn(async move {
-            let cleaned = tokio::task::spawn_blocking(move || {
-                for uid in unknown {
-                    match volumes.remove_pod_blocking(&uid) {
-                        Ok(()) => info!(pod_uid = %uid, "directories of an unknown pod removed"),
-                        Err(error) => {
-                            warn!(pod_uid = %uid, error = %chain(&error), "directories of an unknown pod were not removed");
-                        }
-                    }
-                }
-            });
-            // A panic there was logged; nothing depends on it.
-            let _ = cleaned.await;
-        });
-    }
-
     /// Hands the ledger to the writer; the number says which write it is.
     fn persist(&mut self) -> u64 {
         let ledger = Arc::new(self.ledger.clone());
@@ -352,11 +258,10 @@ impl Supervisor {
                         // Its uid is free, and somebody may have been refused for it.
                         self.merge();
                     }
-                } else if let Some(drain) = &mut self.drain {
-                    drain.stopped.insert(uid);
                 }
                 self.dispatch();
             }
+            WorkerNews::Rests { uid } => self.take_rest(uid),
             WorkerNews::Holds => self.dispatch(),
         }
     }
@@ -387,41 +292,25 @@ impl Supervisor {
     fn take_request(&mut self, request: Request) {
         match request {
             Request::Restart { pod, done } => {
-                let key = ObjectKey { kind: Kind::Pod, namespace: pod.namespace, name: pod.name };
-                let now = self.shared.clock.now();
-                let found = self.ledger.objects.get_mut(&key);
-                let known = found.is_some();
-                if let Some(record) = found {
-                    record.restart_requested_at = Some(now);
-                    record.finished = None;
-                    self.persist();
-                    self.dispatch();
-                }
-                let _ = done.send(known);
+                let _ = done.send(self.restart(&pod));
             }
-            Request::Drain { grace, done } => {
-                let since = self.shared.clock.now();
-                let names = self.shared.pods.list().items;
-                let names = names.iter().filter_map(|pod| {
-                    Some(NamespacedName::new(pod.metadata.namespace.clone()?, pod.metadata.name.clone()?))
-                });
-                let names: Vec<_> = names.collect();
-                let drain = self.drain.get_or_insert_with(|| Drain {
-                    since,
-                    grace,
-                    stopped: BTreeSet::new(),
-                    names,
-                    waiting: Vec::new(),
-                });
-                drain.grace = match (drain.grace, grace) {
-                    (Some(one), Some(two)) => Some(one.min(two)),
-                    (one, two) => one.or(two),
-                };
-                drain.waiting.push(done);
-                info!("node is drained");
-                self.dispatch();
-            }
+            Request::Drain { grace, done } => self.begin_drain(grace, done),
         }
+    }
+
+    fn restart(&mut self, pod: &NamespacedName) -> Result<(), NodeError> {
+        let key = ObjectKey { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() };
+        let now = self.shared.clock.now();
+        let not_found = || NodeError::PodNotFound { name: pod.clone() };
+        let record = self.ledger.objects.get_mut(&key).ok_or_else(not_found)?;
+        if self.drain.is_some() {
+            return Err(NodeError::Drained { name: pod.clone() });
+        }
+        record.restart_requested_at = Some(now);
+        record.finished = None;
+        self.persist();
+        self.dispatch();
+        Ok(())
     }
 
     fn take_event(&mut self, event: &EngineEvent) {
@@ -448,460 +337,6 @@ impl Supervisor {
         }
         if !changed.is_empty() && self.merged_once {
             self.dispatch();
-        }
-    }
-
-    /// Makes the workers those that are needed, and tells each what is wanted now.
-    fn dispatch(&mut self) {
-        let blocked = self.admission();
-        let mut wanted: Vec<DesiredPod> = Vec::new();
-        let leaving: BTreeSet<ObjectKey> =
-            self.ledger.removals.values().map(|removal| removal.record.object.key()).collect();
-        for (key, record, pod) in self.ledger.pods() {
-            // The name is free when the pod that had it before is gone.
-            if leaving.contains(key) {
-                continue;
-            }
-            let pod_key = PodKey { namespace: key.namespace.clone(), name: key.name.clone() };
-            let mut desired = desired(record, pod);
-            desired.blocked = blocked.get(&pod_key).cloned();
-            wanted.push(desired);
-        }
-        for removal in self.ledger.removals.values() {
-            if let Object::Pod(pod) = &*removal.record.object {
-                let mut desired = desired(&removal.record, pod);
-                desired.intent = Intent::Remove { since: removal.since, grace: None };
-                wanted.push(desired);
-            }
-        }
-        wanted.extend(self.orphans());
-        if let Some(drain) = &self.drain {
-            wanted.retain(|desired| !drain.stopped.contains(&desired.uid));
-            for desired in &mut wanted {
-                match &mut desired.intent {
-                    Intent::Remove { grace, .. } => *grace = drain.grace.or(*grace),
-                    intent @ Intent::Run => {
-                        *intent = Intent::Remove { since: drain.since, grace: drain.grace };
-                    }
-                }
-            }
-        }
-        self.weigh(&wanted);
-        for desired in wanted {
-            self.tell(desired);
-        }
-        self.finish_drain();
-    }
-
-    /// Hands the shares of the processor that the QoS levels should have to whoever sets them.
-    fn weigh(&self, wanted: &[DesiredPod]) {
-        let holding = self.shared.index.uids();
-        let active = wanted.iter().filter(|desired| match desired.intent {
-            Intent::Run => desired.finished.is_none(),
-            Intent::Remove { .. } => holding.contains(&desired.uid),
-        });
-        let specs: Vec<_> = active.filter_map(|desired| desired.pod.spec.as_ref()).collect();
-        let level = |class: QosClass| {
-            let pods = specs.iter().copied().filter(|spec| qos_class(spec) == class);
-            Some((self.shared.place.level(class), translate::level_resources(class, pods)?))
-        };
-        let weights: Weights = [QosClass::Burstable, QosClass::BestEffort].into_iter().filter_map(level).collect();
-        self.weights.send_if_modified(|told| {
-            let other = *told != weights;
-            *told = weights;
-            other
-        });
-    }
-
-    fn finish_drain(&mut self) {
-        let Some(drain) = &mut self.drain else {
-            return;
-        };
-        if self.workers.is_empty() {
-            self.drained.send_replace(true);
-            for answer in drain.waiting.drain(..) {
-                let _ = answer.send(drain.names.clone());
-            }
-            for (key, record, pod) in self.ledger.pods() {
-                let mut pod = (**pod).clone();
-                pod.metadata.uid = Some(record.uid.clone());
-                pod.metadata.creation_timestamp = Some(Time(record.admitted_at));
-                pod.status = Some(PodStatus {
-                    phase: Some("Pending".to_owned()),
-                    reason: Some("Drained".to_owned()),
-                    message: Some("the node is drained; the pod starts when the agent starts again".to_owned()),
-                    ..PodStatus::default()
-                });
-                self.shared.pods.put(NamespacedName::new(key.namespace.clone(), key.name.clone()), pod);
-            }
-        }
-    }
-
-    fn admission(&self) -> BTreeMap<PodKey, Blocked> {
-        let holding = self.shared.index.uids();
-        let mut owned: Vec<(PodUid, PodKey, &Pod, Timestamp, bool)> = Vec::new();
-        for removal in self.ledger.removals.values() {
-            let uid = PodUid(removal.record.uid.clone());
-            if let Object::Pod(pod) = &*removal.record.object
-                && holding.contains(&uid)
-            {
-                let key = removal.record.object.key();
-                // Not under its own key: that of the pod which comes after it may be the same.
-                let key = PodKey { namespace: key.namespace, name: format!("{} (being removed)", key.name) };
-                owned.push((uid, key, pod, removal.record.admitted_at, true));
-            }
-        }
-        for (key, record, pod) in self.ledger.pods() {
-            let uid = PodUid(record.uid.clone());
-            let holds = holding.contains(&uid);
-            if record.finished.is_some() && !holds {
-                continue;
-            }
-            let key = PodKey { namespace: key.namespace.clone(), name: key.name.clone() };
-            owned.push((uid, key, pod, record.admitted_at, holds));
-        }
-        let candidates: Vec<Candidate<'_>> = owned
-            .iter()
-            .map(|(uid, key, pod, admitted_at, holds)| Candidate {
-                uid,
-                key,
-                pod,
-                admitted_at: *admitted_at,
-                holds: *holds,
-            })
-            .collect();
-        admit(&candidates)
-    }
-
-    /// What the engine runs for us and nobody asks for.
-    fn orphans(&self) -> Vec<DesiredPod> {
-        if !self.merged_once {
-            return Vec::new();
-        }
-        let known = |uid: &PodUid| {
-            self.ledger.removals.contains_key(uid) || self.ledger.objects.values().any(|record| record.uid == uid.0)
-        };
-        let uids = self.shared.index.uids();
-        let unknown: Vec<PodUid> = uids.into_iter().filter(|uid| !known(uid)).collect();
-        unknown
-            .into_iter()
-            .filter_map(|uid| {
-                let belongings = self.shared.index.of(&uid);
-                let id = belongings.sandboxes.iter().next()?;
-                let sandbox = self.shared.runtime.sandbox(id)?;
-                let record = sandbox.annotations.get(translate::RECORD);
-                let record: Option<SandboxRecord> = record.and_then(|text| serde_json::from_str(text).ok());
-                let pod = Pod {
-                    metadata: ObjectMeta {
-                        name: Some(sandbox.metadata.name.clone()),
-                        namespace: Some(sandbox.metadata.namespace.clone()),
-                        ..ObjectMeta::default()
-                    },
-                    spec: record.map(|record| record.spec),
-                    ..Pod::default()
-                };
-                let since = self.workers.get(&uid).map_or_else(
-                    || self.shared.clock.now(),
-                    |running| match running.sent.intent {
-                        Intent::Remove { since, .. } => since,
-                        Intent::Run => self.shared.clock.now(),
-                    },
-                );
-                let mut desired = DesiredPod::new(uid, Arc::new(pod), sandbox.created_at);
-                desired.intent = Intent::Remove { since, grace: None };
-                Some(desired)
-            })
-            .collect()
-    }
-
-    fn tell(&mut self, mut desired: DesiredPod) {
-        let namespace = desired.key().namespace;
-        let signature: Vec<(Kind, String, Option<String>)> = references(&desired.pod)
-            .into_iter()
-            .map(|(kind, name, _)| {
-                let hash = self.ledger.object(kind, &namespace, &name).map(|record| record.hash.clone());
-                (kind, name, hash)
-            })
-            .collect();
-        let record = self.ledger.objects.values().find(|record| record.uid == desired.uid.0);
-        let sent = Sent {
-            hash: record.map(|record| record.hash.clone()).unwrap_or_default(),
-            generation: desired.generation,
-            intent: desired.intent.clone(),
-            restart: desired.restart_requested_at,
-            finished: desired.finished.is_some(),
-            blocked: desired.blocked.clone(),
-            configs: signature,
-        };
-        let uid = desired.uid.clone();
-        if let Some(running) = self.workers.get_mut(&uid) {
-            if running.sent == sent {
-                return;
-            }
-            desired.configs = if running.sent.configs == sent.configs {
-                Arc::clone(&running.configs)
-            } else {
-                configs(&self.ledger, &namespace, &sent.configs, Some(self.shared.clock.now()))
-            };
-            running.configs = Arc::clone(&desired.configs);
-            running.sent = sent;
-            let desired = Arc::new(desired);
-            self.views.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, Arc::clone(&desired));
-            running.handle.mailbox.send_replace(desired);
-            return;
-        }
-        let configs = configs(&self.ledger, &namespace, &sent.configs, None);
-        desired.configs = Arc::clone(&configs);
-        let desired = Arc::new(desired);
-        self.views.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), Arc::clone(&desired));
-        let (worker, handle) = Worker::new(&self.shared, desired, self.stop.child_token());
-        self.tasks.spawn(worker.run());
-        self.workers.insert(uid, Running { handle, sent, configs });
-    }
-
-    /// ConfigMaps and Secrets as the doors list them.
-    fn show_configs(&self) {
-        let mut maps = BTreeSet::new();
-        let mut secrets = BTreeSet::new();
-        for (key, record) in &self.ledger.objects {
-            let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
-            let fill = |metadata: &mut ObjectMeta| {
-                metadata.uid = Some(record.uid.clone());
-                metadata.creation_timestamp = Some(Time(record.admitted_at));
-            };
-            match &*record.object {
-                Object::Pod(_) => {}
-                Object::ConfigMap(map) => {
-                    let mut map = (**map).clone();
-                    fill(&mut map.metadata);
-                    self.config_maps.put(name.clone(), map);
-                    maps.insert(name);
-                }
-                Object::Secret(secret) => {
-                    let mut secret = (**secret).clone();
-                    fill(&mut secret.metadata);
-                    self.secrets.put(name.clone(), secret);
-                    secrets.insert(name);
-                }
-            }
-        }
-        retain(&self.config_maps, &maps, |map| &map.metadata);
-        retain(&self.secrets, &secrets, |secret| &secret.metadata);
-    }
-
-    /// Events for pods that are removed because their manifest asks for another node now.
-    fn tell_displaced(&self, news: &[News], reports: &[SourceReport]) {
-        let removed = news.iter().filter_map(|news| match news {
-            News::Removed(key) => Some((key, self.ledger.objects.get(key)?)),
-            News::Admitted(_) | News::Changed(_) => None,
-        });
-        for (key, record) in removed {
-            let name = key.to_string();
-            let mut problems = reports.iter().flat_map(|report| &report.files).flat_map(|file| &file.problems);
-            let why = problems.find(|problem| {
-                problem.reason == NOT_FOR_THIS_NODE && problem.object.as_deref() == Some(name.as_str())
-            });
-            if let Some(problem) = why {
-                let subject = Subject::pod(&key.namespace, &key.name, &record.uid);
-                self.shared.events.record(&subject, EventKind::Warning, NOT_FOR_THIS_NODE, &problem.message);
-            }
-        }
-    }
-
-    /// Events for what is wrong with the sources, once for each.
-    fn tell_problems(&mut self, reports: &[SourceReport]) {
-        let mut told = BTreeSet::new();
-        for report in reports {
-            let subject = Subject {
-                kind: "Source".to_owned(),
-                namespace: "default".to_owned(),
-                name: "manifests".to_owned(),
-                uid: String::new(),
-                field_path: Some(report.path.display().to_string()),
-            };
-            let mut tell = |reason: &str, message: String| {
-                if !self.told.contains(&message) {
-                    warn!(source = %report.name, problem = %message, "source has a problem, what runs goes on");
-                    self.shared.events.record(&subject, EventKind::Warning, reason, &message);
-                }
-                told.insert(message);
-            };
-            if report.state == SourceState::Unreadable {
-                let reason = report.reason.clone().unwrap_or_default();
-                tell("SourceUnreadable", format!("{} cannot be read: {reason}", report.path.display()));
-            }
-            for problem in report.files.iter().flat_map(|file| &file.problems) {
-                if problem.is_error() {
-                    let reason = if problem.reason == "Conflict" { "Conflict" } else { "InvalidManifest" };
-                    tell(reason, problem.to_string());
-                }
-            }
-        }
-        self.told = told;
-    }
-}
-
-fn retain<T: Clone + PartialEq>(list: &History<T>, keep: &BTreeSet<NamespacedName>, metadata: fn(&T) -> &ObjectMeta) {
-    for item in list.list().items {
-        let metadata = metadata(&item);
-        if let (Some(namespace), Some(name)) = (&metadata.namespace, &metadata.name) {
-            let key = NamespacedName::new(namespace.clone(), name.clone());
-            if !keep.contains(&key) {
-                list.remove(&key);
-            }
-        }
-    }
-}
-
-/// The wish for one pod of the ledger.
-fn desired(record: &Record, pod: &Arc<Pod>) -> DesiredPod {
-    let mut desired = DesiredPod::new(PodUid(record.uid.clone()), Arc::clone(pod), record.admitted_at);
-    desired.generation = record.generation;
-    desired.changed_at = record.changed_at;
-    desired.restart_requested_at = record.restart_requested_at;
-    desired.finished = record.finished.as_ref().map(|finished| (**finished).clone());
-    desired
-}
-
-/// The ConfigMaps and Secrets that a pod names.
-pub(crate) fn configs(
-    ledger: &Ledger,
-    namespace: &str,
-    names: &[(Kind, String, Option<String>)],
-    changed: Option<Timestamp>,
-) -> Arc<Configs> {
-    let mut configs = Configs::default();
-    let mut last = changed;
-    for (kind, name, _) in names {
-        let Some(record) = ledger.object(*kind, namespace, name) else {
-            continue;
-        };
-        last = last.max(Some(record.changed_at));
-        match &*record.object {
-            Object::ConfigMap(map) => {
-                let text = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
-                let binary = map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
-                let config = Config::new(text.collect()).with_binary(binary.collect());
-                configs.config_maps.insert(name.clone(), config);
-            }
-            Object::Secret(secret) => {
-                let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
-                configs.secrets.insert(name.clone(), Config::new(data.collect()));
-            }
-            Object::Pod(_) => {}
-        }
-    }
-    configs.changed_at = last;
-    Arc::new(configs)
-}
-
-/// Why a pod belongs to another node, if it does.
-pub(crate) fn elsewhere(pod: &Pod, node: &NodeFacts) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    if let Some(name) = spec.node_name.as_deref().filter(|name| !name.is_empty() && *name != node.name) {
-        return Some(format!("the pod does not run here: spec.nodeName is {name:?}, this node is {:?}", node.name));
-    }
-    let mut asked = spec.node_selector.iter().flatten();
-    let (key, value) = asked.find(|(key, value)| node.labels.get(*key) != Some(*value))?;
-    Some(format!("the pod does not run here: spec.nodeSelector asks for {key}={value}, which this node has not"))
-}
-
-/// Whether an object is kept out because of its uid.
-fn refuses_uids(report: &SourceReport) -> bool {
-    report.files.iter().flat_map(|file| &file.problems).any(|problem| problem.field == "metadata.uid")
-}
-
-/// What a pod that does not run yet looks like to the planner.
-pub(crate) fn unobserved(shared: &Shared, pod: &Pod) -> ObservedPod {
-    use portreeve_plan::{ImageName, ImageView};
-    let mut observed = ObservedPod { host_ips: shared.node.host_ips.clone(), ..ObservedPod::default() };
-    if let Some(spec) = &pod.spec {
-        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
-            let image = container.image.clone().unwrap_or_default();
-            let view = match shared.runtime.lookup_image(&image) {
-                Ok(Some(facts)) => {
-                    ImageView::Present { id: facts.id, user: facts.user, pulled_at: None, failure: None }
-                }
-                Ok(None) => ImageView::Absent,
-                Err(message) => ImageView::Invalid { message },
-            };
-            observed.images.insert(ImageName(image), view);
-        }
-    }
-    observed
-}
-
-/// Sets what the QoS levels should enforce, the latest only.
-async fn set_weights(shared: Arc<Shared>, mut wanted: watch::Receiver<Weights>, stop: CancellationToken) {
-    let mut set = Weights::new();
-    let mut failed = false;
-    loop {
-        tokio::select! {
-            // cancel-safe: the value stays in the channel.
-            changed = wanted.changed() => if changed.is_err() {
-                return;
-            },
-            // cancel-safe: a timer.
-            () = tokio::time::sleep(Duration::from_secs(5)), if failed => {}
-            // cancel-safe: a state.
-            () = stop.cancelled() => return,
-        }
-        let wanted = wanted.borrow_and_update().clone();
-        failed = false;
-        for (path, resources) in wanted {
-            if set.get(&path) == Some(&resources) {
-                continue;
-            }
-            match shared.runtime.update_cgroup_resources(&path, &resources).await {
-                Ok(()) => drop(set.insert(path, resources)),
-                Err(error) => {
-                    failed = true;
-                    warn!(cgroup = %path, error = %chain(&error), "weight of a QoS level was not set, trying again in 5 s");
-                }
-            }
-        }
-    }
-}
-
-async fn write_ledger(
-    path: PathBuf,
-    mut to_write: watch::Receiver<(u64, Arc<Ledger>)>,
-    written: watch::Sender<(u64, Option<String>)>,
-    metrics: crate::metrics::Metrics,
-    stop: CancellationToken,
-) {
-    let mut failed = false;
-    loop {
-        let stopped = tokio::select! {
-            // cancel-safe: the value stays in the channel.
-            changed = to_write.changed() => changed.is_err(),
-            // cancel-safe: a timer.
-            () = tokio::time::sleep(Duration::from_secs(5)), if failed => false,
-            // cancel-safe: a state.
-            () = stop.cancelled() => true,
-        };
-        let (number, ledger) = to_write.borrow_and_update().clone();
-        if written.borrow().0 >= number && !failed {
-            if stopped {
-                return;
-            }
-            continue;
-        }
-        let target = path.clone();
-        let result = tokio::task::spawn_blocking(move || ledger.write_blocking(&target)).await;
-        let problem = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(problem)) => Some(chain(&problem)),
-            Err(problem) => Some(problem.to_string()),
-        };
-        failed = problem.is_some();
-        metrics.ledger_writes.with_label_values(&[if failed { "failure" } else { "success" }]).inc();
-        if let Some(problem) = &problem {
-            error!(error = %problem, "ledger was not written, trying again in 5 s");
-        }
-        written.send_replace((number, problem));
-        if stopped {
-            return;
         }
     }
 }

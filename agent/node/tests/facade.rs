@@ -102,11 +102,12 @@ async fn apply_writes_one_file_per_object_and_delete_removes_only_those() {
         assert!(matches!(&error, NodeError::OwnedElsewhere { line: 1, .. }), "{error:?}");
         assert!(error.to_string().contains("own.yaml:1"), "{error}");
     }
-    assert!(matches!(world.node.delete(vec![named("x")]).await, Err(NodeError::ObjectNotFound(_))));
     // All or nothing.
     assert!(world.node.delete(vec![named("a"), named("c")]).await.is_err());
     assert!(world.manifest("applied/pod.default.a.yaml").exists());
-    world.node.delete(vec![named("a")]).await.unwrap();
+    let report = world.node.delete(vec![named("x"), named("a")]).await.unwrap();
+    assert_eq!(report.absent, [named("x")]);
+    assert_eq!(report.deleted[0].object, named("a"), "what is not there keeps nothing else");
     world.until("a is gone", |w| w.phase("a").is_empty()).await;
     world.node.shutdown().await;
 }
@@ -119,6 +120,25 @@ async fn a_pod_of_the_longest_name_runs_and_can_be_removed() {
     world.until("it runs", |w| w.running(&name)).await;
     fs::remove_file(world.manifest("long.yaml")).unwrap();
     world.until("it is gone", |w| w.phase(&name).is_empty()).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_is_for_objects_that_say_none_and_others_must_be_in_it() {
+    let world = world();
+    let prod = || Some("prod".to_owned());
+    world.node.apply_in(given(&pod("a", "i:1")), prod()).await.unwrap();
+    assert!(world.manifest("applied/pod.prod.a.yaml").exists());
+    let other = pod("b", "i:1").replace("name: b", "name: b, namespace: test");
+    let Err(NodeError::Invalid(problems)) = world.node.apply_in(given(&other), prod()).await else {
+        panic!("accepted");
+    };
+    assert_eq!((problems.len(), problems[0].line), (1, 1), "{problems:?}");
+    assert!(problems[0].to_string().contains("give -n test"), "{}", problems[0]);
+    assert!(matches!(world.node.objects_in(&given(&other), Some("prod")), Err(NodeError::Invalid(_))));
+    let objects = world.node.objects_in(&given(&pod("a", "i:1")), Some("prod")).unwrap();
+    assert_eq!(world.node.delete(objects).await.unwrap().deleted.len(), 1);
+    assert!(!world.manifest("applied/pod.prod.a.yaml").exists());
     world.node.shutdown().await;
 }
 

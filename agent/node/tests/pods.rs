@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use portreeve_engine::ContainerState;
+use portreeve_engine::{ContainerState, SandboxState};
 use portreeve_manifests::parse_file;
 use portreeve_node::fake::{FakeRuntime, Program, Script};
 use portreeve_node::source::{FileContent, Identity, SourceFile, SourceSet};
-use portreeve_node::{Clock, ManifestFile, NamespacedName, Node, NodeConfig, PlanRequest, PodChange, Runtime};
+use portreeve_node::{
+    Clock, ManifestFile, NamespacedName, Node, NodeConfig, NodeError, PlanRequest, PodChange, Runtime,
+};
 use tokio::sync::watch;
 
 /// `stuck` is not alive and does not mind a stop signal, `good` leaves at once, `crash` ends by itself.
@@ -350,5 +352,84 @@ async fn qos_levels_weigh_what_their_pods_ask_for() {
     world.until("both count", |w| weights(w) == [Some(768), Some(2)]).await;
     world.sets.send_replace(set(&[("a.yaml", &a)]));
     world.until("one has gone", |w| weights(w) == [Some(512), Some(2)]).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_node_keeps_what_its_pods_came_to_and_restarts_none() {
+    let mut world = World::new(&pod(GOOD));
+    let of = |name: &str, policy: &str, image: &str| {
+        let container = format!("  containers:\n  - {{name: {name}, image: \"{image}\", imagePullPolicy: Never}}\n");
+        pod(&format!("  restartPolicy: {policy}\n{container}")).replace("name: p}", &format!("name: {name}}}"))
+    };
+    let (done, crash) = (of("done", "Never", "done:1"), of("crash", "Always", "crash:1"));
+    world.sets.send_replace(set(&[("p.yaml", &pod(GOOD)), ("done.yaml", &done), ("crash.yaml", &crash)]));
+    let named = |name: &str| NamespacedName::new("default", name);
+    let status =
+        |w: &World, name: &str| w.node.pod(&named(name)).and_then(|pod| pod.status.clone()).unwrap_or_default();
+    let phase = |w: &World, name: &str| status(w, name).phase.unwrap_or_default();
+    let container = |w: &World, name: &str| status(w, name).container_statuses.unwrap().remove(0);
+    world.until("done has ended", |w| phase(w, "done") == "Succeeded").await;
+    world.until("crash was restarted", |w| w.running("crash") == 1 && container(w, "crash").restart_count == 1).await;
+    let ready = |w: &World| w.runtime.sandboxes().iter().filter(|s| s.state == SandboxState::Ready).count();
+    world.until("done is released", |w| ready(w) == 2).await;
+    let before = status(&world, "done");
+    let uid = world.node.pod(&named("p")).unwrap().metadata.uid.clone();
+
+    let stopped = world.node.drain(Some(Duration::from_secs(3))).await.unwrap();
+    assert_eq!(stopped, [named("crash"), named("p")], "what had ended is not stopped");
+    assert!(world.node.is_drained());
+    assert_eq!(status(&world, "done"), before);
+    for name in ["p", "crash"] {
+        let status = status(&world, name);
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Drained")), "{name}");
+    }
+    let crash = container(&world, "crash");
+    assert!(crash.state.unwrap().terminated.is_some() && crash.last_state.unwrap().terminated.is_some());
+    assert_eq!(crash.restart_count, 1);
+    for (name, previous) in [("p", false), ("done", false), ("crash", false), ("crash", true)] {
+        assert!(world.node.log_path(&named(name), None, previous).is_ok(), "{name}");
+    }
+    let refused = world.node.restart_pod(&named("p")).await.unwrap_err();
+    assert_eq!(refused.to_string(), "pod default/p is not restarted: the node is drained; start the agent again");
+    assert!(matches!(world.node.restart_pod(&named("x")).await, Err(NodeError::PodNotFound { .. })));
+
+    // What comes now waits, what goes is gone, and a second drain has nothing to do.
+    let late = of("late", "Always", "good:1");
+    world.sets.send_replace(set(&[("p.yaml", &pod(GOOD)), ("done.yaml", &done), ("late.yaml", &late)]));
+    world.until("crash is gone", |w| w.node.pod(&named("crash")).is_none()).await;
+    world.until("late waits", |w| status(w, "late").reason.as_deref() == Some("Drained")).await;
+    assert_eq!(phase(&world, "late"), "Pending");
+    assert_eq!(world.node.drain(None).await.unwrap().len(), 2);
+    let running = |w: &World| w.runtime.containers().iter().filter(|c| c.state == ContainerState::Running).count();
+    assert_eq!(running(&world), 0);
+
+    world.kill_agent().await;
+    world.until("the others run", |w| phase(w, "p") == "Running" && phase(w, "late") == "Running").await;
+    assert_eq!(world.node.pod(&named("p")).unwrap().metadata.uid, uid);
+    assert_eq!(container(&world, "p").restart_count, 1);
+    assert_eq!(phase(&world, "done"), "Succeeded");
+    assert_eq!(world.runtime.violations(), Vec::<String>::new());
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_back_off_of_a_pull_goes_on_under_another_agent() {
+    let mut world = World::new(&pod("  containers: [{name: c, image: \"absent:1\"}]\n"));
+    let attempts = |w: &World| w.node.pulls().first().map_or(0, |pull| pull.attempts);
+    world.until("it failed three times", |w| attempts(w) == 3).await;
+    let failed = tokio::time::Instant::now();
+    let pulls = |w: &World| w.runtime.log().iter().filter(|line| line.contains("pull")).count();
+    let before = pulls(&world);
+    let told = world.events("Failed");
+    assert_eq!(told.len(), 2, "one for the pull and one for what it means: {told:?}");
+    let waits = world.events("BackOff");
+    assert!(waits.len() == 1 && waits[0].contains("; next try at 2026-01-01T00:0"), "{waits:?}");
+    world.kill_agent().await;
+    world.until("it is told again", |w| attempts(w) == 3).await;
+    world.until("it fails again", |w| attempts(w) == 4).await;
+    let took = failed.elapsed();
+    assert!((Duration::from_secs(39)..Duration::from_secs(43)).contains(&took), "{took:?}");
+    assert_eq!(pulls(&world), before + 1);
     world.node.shutdown().await;
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::observed::Failure;
+use crate::observed::{Attempted, Failure};
 
 /// First back-off of a crashing container and of a failing pull.
 const FIRST: Duration = Duration::from_secs(10);
@@ -41,6 +41,17 @@ pub fn retry_at(failure: &Failure) -> Timestamp {
 /// When a failed step of the node's own may be tried again: 1 s, doubling to 1 min.
 pub(crate) fn step_retry_at(failure: &Failure) -> Timestamp {
     after(failure.at, doubled(FIRST_STEP, LONGEST_STEP, failure.attempts))
+}
+
+/// When what failed may be tried again: a container as a failed pull, everything else as a step of
+/// the node's own.
+pub fn next_try(what: &Attempted, failure: &Failure) -> Timestamp {
+    match what {
+        Attempted::Container(_) => retry_at(failure),
+        Attempted::Sandbox | Attempted::Volumes | Attempted::Resources(_) | Attempted::Removal => {
+            step_retry_at(failure)
+        }
+    }
 }
 
 fn doubled(first: Duration, longest: Duration, attempts: u32) -> Duration {

@@ -99,6 +99,14 @@ impl DesiredPod {
 pub enum Intent {
     /// It should run.
     Run,
+    /// It should rest, gracefully stopped, because the node is drained: what its containers came to
+    /// stays, as do their logs, and it goes on when it should run again.
+    Rest {
+        /// When the drain was asked for; the grace period counts from here.
+        since: Timestamp,
+        /// As with [`Intent::Remove`].
+        grace: Option<Duration>,
+    },
     /// It should go, gracefully.
     Remove {
         /// When the removal was asked for; the grace period counts from here.

@@ -47,7 +47,7 @@ mod volumes;
 mod world;
 
 pub use admission::{Candidate, admit};
-pub use backoff::{crash_backoff, retry_at};
+pub use backoff::{crash_backoff, next_try, retry_at};
 pub use config::{Config, Configs};
 pub use desired::{Blocked, DesiredPod, Finished, Intent, PodKey, PodUid, Terminal};
 pub use difference::{Cost, Difference, differences};

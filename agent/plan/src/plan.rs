@@ -24,7 +24,7 @@ use crate::volumes;
 use crate::world::{Policy, World, is_running};
 use draft::Draft;
 
-pub(crate) use leave::terminal;
+pub(crate) use leave::{DRAINED_REASON, terminal};
 pub(crate) use upkeep::resources_differ;
 
 /// What to do next with one pod.
@@ -35,10 +35,15 @@ pub fn plan(desired: &DesiredPod, observed: &ObservedPod, now: Timestamp) -> Pla
     let mut draft = Draft::new(now);
     let mut differences = Vec::new();
     let mut removed = false;
+    let mut rests = false;
     match (&desired.intent, terminal(&world)) {
         (Intent::Remove { since, grace }, _) => {
             leave::remove(&world, &mut draft, *since, *grace);
             removed = leave::is_gone(&world);
+        }
+        (Intent::Rest { since, grace }, finished) => {
+            leave::rest(&world, &mut draft, (*since, *grace), finished);
+            rests = leave::is_at_rest(&world);
         }
         (Intent::Run, Some(finished)) => leave::finish(&world, &mut draft, &finished),
         (Intent::Run, None) => {
@@ -55,6 +60,7 @@ pub fn plan(desired: &DesiredPod, observed: &ObservedPod, now: Timestamp) -> Pla
         differences,
         wake_at: draft.wake_at,
         removed,
+        rests,
     }
 }
 

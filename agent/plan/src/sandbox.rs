@@ -93,6 +93,15 @@ pub(crate) fn sandbox_fate<'a>(world: &World<'a>) -> SandboxFate<'a> {
                 at: None,
             });
         }
+        (SandboxState::Stopped, Some(_)) if was_drained(world) => {
+            return SandboxFate::Create(Replacement {
+                reason: "the node was drained".to_owned(),
+                cost: Cost::Recreate,
+                cause: None,
+                backoff: None,
+                at: None,
+            });
+        }
         (SandboxState::Stopped, Some(_)) => ("the sandbox was stopped".to_owned(), None),
     };
     let mut mains = world.slots.iter().filter(|slot| slot.role == Role::Main);
@@ -117,6 +126,12 @@ pub(crate) fn sandbox_fate<'a>(world: &World<'a>) -> SandboxFate<'a> {
 fn wanted_again(world: &World<'_>, home: &SandboxView) -> bool {
     let asked = world.desired.restart_requested_at.max(Some(world.desired.changed_at));
     world.policy == Policy::Never || asked > Some(last_sign(world, home))
+}
+
+/// Whether a drain stopped what ran in the newest sandbox: no loss, and nothing to back off from.
+pub(crate) fn was_drained(world: &World<'_>) -> bool {
+    let cause = |slot: &Slot<'_>| Some(world.latest(slot.name())?.stopping.as_ref()?.cause);
+    world.slots.iter().any(|slot| cause(slot) == Some(KillCause::NodeDrained))
 }
 
 /// The last moment of which a sandbox left a trace.

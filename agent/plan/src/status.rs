@@ -17,8 +17,8 @@ use portreeve_manifests::qos_class;
 use crate::desired::{DesiredPod, Finished, Intent, Terminal};
 use crate::fate::{hold, stale};
 use crate::observed::{Attempted, History, ObservedPod};
-use crate::plan::{resources_differ, terminal};
-use crate::sandbox::{SandboxFate, sandbox_fate};
+use crate::plan::{DRAINED_REASON, resources_differ, terminal};
+use crate::sandbox::{SandboxFate, sandbox_fate, was_drained};
 use crate::world::{Role, World, is_running};
 use containers::{container_status, init_passed};
 
@@ -30,9 +30,11 @@ pub const PENDING_CHANGE: &str = "portreeve.dev/PendingChange";
 /// The status of a pod. Transition times come from `observed.history.previous`.
 pub fn status(desired: &DesiredPod, observed: &ObservedPod, now: Timestamp) -> PodStatus {
     let world = World::new(desired, observed, now);
+    let runs = world.containers.iter().any(|view| is_running(view));
     let finished = match desired.intent {
         Intent::Run => terminal(&world),
-        Intent::Remove { .. } => desired.finished.clone(),
+        Intent::Rest { .. } if !runs => terminal(&world),
+        Intent::Rest { .. } | Intent::Remove { .. } => desired.finished.clone(),
     };
     if let Some(Finished { status: Some(last), .. }) = &finished
         && world.containers.is_empty()
@@ -46,14 +48,22 @@ pub fn status(desired: &DesiredPod, observed: &ObservedPod, now: Timestamp) -> P
         slots.map(|slot| container_status(&world, slot, through)).collect()
     };
     let (init, main) = (of(true), of(false));
+    let drained = matches!(desired.intent, Intent::Rest { .. });
+    // Source: kubernetes `nodeshutdown_manager.go` killPods: what ran and has not succeeded has failed.
+    let stopped = drained && finished.is_none() && !runs && world.home().is_some();
     let (phase, reason, message) = match (&finished, &desired.blocked) {
         (Some(end), _) => (end.terminal.phase(), end.reason.clone(), end.message.clone()),
+        (None, _) if drained => {
+            let message = "the node is drained; the pod starts when the agent starts again".to_owned();
+            let phase = if stopped { Terminal::Failed.phase() } else { phase(&world, &main) };
+            (phase, Some(DRAINED_REASON.to_owned()), Some(message))
+        }
         (None, Some(blocked)) if world.ready_home().is_none() => {
             ("Pending", Some(blocked.reason.clone()), Some(blocked.message.clone()))
         }
         (None, _) => (phase(&world, &main), None, None),
     };
-    let terminal = finished.as_ref().map(|end| end.terminal);
+    let terminal = finished.as_ref().map(|end| end.terminal).or(stopped.then_some(Terminal::Failed));
     let conditions = conditions(&world, terminal, &init, &main);
     let mut ips = ips(&world);
     if ips.is_empty() && world.ready_home().is_none() {
@@ -142,6 +152,10 @@ fn conditions(
             Some(blocked) => condition("PodScheduled", false, Some(&blocked.reason), Some(blocked.message.clone())),
         },
     ];
+    if was_drained(world) && terminal == Some(Terminal::Failed) {
+        let message = "the node was drained".to_owned();
+        list.push(condition("DisruptionTarget", true, Some("TerminationByKubelet"), Some(message)));
+    }
     if terminal.is_none() {
         list.extend(stale_condition(world));
         list.extend(pending_change(world));

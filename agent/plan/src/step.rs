@@ -30,6 +30,8 @@ pub struct Plan {
     pub wake_at: Option<Timestamp>,
     /// The pod was to be removed and nothing of it is left: forget it.
     pub removed: bool,
+    /// The pod was to rest, and nothing of it runs or is held any more.
+    pub rests: bool,
 }
 
 impl Plan {
@@ -240,6 +242,8 @@ pub enum KillCause {
     PodRemoved,
     /// The pod has ended, or its deadline passed.
     PodFinished,
+    /// The node is drained.
+    NodeDrained,
     /// Nothing in the pod's spec asks for it, or another one of the same name runs.
     Unwanted,
     /// Its sandbox is lost.
@@ -381,6 +385,7 @@ impl fmt::Display for KillCause {
         f.write_str(match self {
             KillCause::PodRemoved => "the pod is removed",
             KillCause::PodFinished => "the pod has ended",
+            KillCause::NodeDrained => "the node is drained",
             KillCause::Unwanted => "nothing asks for it",
             KillCause::SandboxLost => "its sandbox is lost",
             KillCause::PodChanged => "the pod changed",

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
-use portreeve_api::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session};
+use portreeve_api::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
 use portreeve_api::v1alpha1::{Image, ImageStatus, Meta};
 use portreeve_engine::image::{Phase, Progress, ProgressSink};
 use portreeve_node::{
-    ApplyReport, ContainerHandle, Deleted, History, Listed, ManifestFile, NamespacedName, ObjectName, PlanReport,
-    PlanRequest, PodUsage, SourceReport, SourceState, Usage, Versions, Watch, WatchError,
+    ApplyReport, ContainerHandle, DeleteReport, Deleted, History, Listed, ManifestFile, NamespacedName, ObjectName,
+    PlanReport, PlanRequest, PodUsage, SourceReport, SourceState, Usage, Versions, Watch, WatchError,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Lists as the node keeps them, and scripted processes.
 #[derive(Debug)]
@@ -28,6 +28,11 @@ pub(crate) struct Fake {
     pub(crate) events: Arc<History<Event>>,
     pub(crate) config_maps: Arc<History<ConfigMap>>,
     pub(crate) logs: PathBuf,
+    /// The images' names.
+    pub(crate) images: watch::Sender<Vec<&'static str>>,
+    /// How many errors the source has.
+    pub(crate) errors: watch::Sender<usize>,
+    pub(crate) drained: watch::Sender<bool>,
 }
 
 impl Fake {
@@ -44,6 +49,9 @@ impl Fake {
                 map.metadata.resource_version = Some(version.to_string());
             })),
             logs,
+            images: watch::Sender::new(vec!["busybox:latest"]),
+            errors: watch::Sender::new(0),
+            drained: watch::Sender::new(false),
         })
     }
 
@@ -79,11 +87,20 @@ fn boxed<T: Send + 'static>(result: Result<T, BackendError>) -> BoxFuture<'stati
     async move { result }.boxed()
 }
 
+fn stirs<T: Send + Sync + 'static>(changes: &watch::Sender<T>) -> Signal {
+    let changed = |mut changes: watch::Receiver<T>| async move { changes.changed().await.ok().map(|()| ((), changes)) };
+    stream::unfold(changes.subscribe(), changed).boxed()
+}
+
 fn image() -> Image {
+    named("busybox:latest")
+}
+
+fn named(name: &str) -> Image {
     Image {
         api_version: "portreeve.dev/v1alpha1".into(),
         kind: "Image".into(),
-        metadata: Meta { name: "busybox:latest".into(), ..Meta::default() },
+        metadata: Meta { name: name.into(), ..Meta::default() },
         status: ImageStatus { id: "sha256:1".into(), size_bytes: 4_000_000, ..ImageStatus::default() },
     }
 }
@@ -119,7 +136,18 @@ impl Backend for Fake {
     }
 
     fn machine(&self) -> Node {
-        serde_json::from_value(serde_json::json!({ "metadata": { "name": "edge" } })).unwrap()
+        serde_json::from_value(serde_json::json!({
+            "metadata": { "name": "edge" },
+            "spec": { "unschedulable": *self.drained.borrow() },
+            "status": { "conditions": [
+                { "type": "Ready", "status": "True", "lastHeartbeatTime": Timestamp::now().to_string() },
+            ] },
+        }))
+        .unwrap()
+    }
+
+    fn machine_changes(&self) -> Signal {
+        stirs(&self.drained)
     }
 
     fn sources(&self) -> Vec<SourceReport> {
@@ -131,11 +159,15 @@ impl Backend for Fake {
             reason: None,
             last_read: Some(Timestamp::UNIX_EPOCH),
             objects: 1,
-            errors: 0,
+            errors: *self.errors.borrow(),
             warnings: 0,
             held_back: 0,
             files: Vec::new(),
         }]
+    }
+
+    fn source_changes(&self) -> Signal {
+        stirs(&self.errors)
     }
 
     fn metrics(&self) -> Answer<'_, String> {
@@ -263,8 +295,12 @@ impl Backend for Fake {
         }]))
     }
 
-    fn images(&self) -> Answer<'_, Vec<Image>> {
-        boxed(Ok(vec![image()]))
+    fn images(&self) -> Result<Vec<Image>, BackendError> {
+        Ok(self.images.borrow().iter().map(|name| named(name)).collect())
+    }
+
+    fn image_changes(&self) -> Signal {
+        stirs(&self.images)
     }
 
     fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image> {
@@ -305,16 +341,16 @@ impl Backend for Fake {
         boxed(Ok(PlanReport::default()))
     }
 
-    fn apply(&self, files: Vec<ManifestFile>) -> Answer<'_, ApplyReport> {
+    fn apply(&self, files: Vec<ManifestFile>, _namespace: Option<String>) -> Answer<'_, ApplyReport> {
         let causes = files.iter().map(|file| format!("{}:1:1: error: bad", file.path.display())).collect();
         boxed(Err(BackendError::Invalid { message: "1 problem(s) in the manifests".into(), causes }))
     }
 
-    fn delete_files(&self, _files: Vec<ManifestFile>) -> Answer<'_, Vec<Deleted>> {
-        boxed(Ok(Vec::new()))
+    fn delete_files(&self, _files: Vec<ManifestFile>, _namespace: Option<String>) -> Answer<'_, DeleteReport> {
+        boxed(Ok(DeleteReport::default()))
     }
 
-    fn delete(&self, objects: Vec<ObjectName>) -> Answer<'_, Vec<Deleted>> {
+    fn delete(&self, objects: Vec<ObjectName>) -> Answer<'_, DeleteReport> {
         boxed(match objects.as_slice() {
             [object] if object.name == "elsewhere" => {
                 Err(BackendError::Conflict(format!("{object} is defined in /m/a.yaml:3; edit or remove it there")))
@@ -324,7 +360,8 @@ impl Backend for Fake {
                     self.remove(&object.namespace, &object.name);
                 }
                 let file = PathBuf::from("/m/applied/x.yaml");
-                Ok(objects.iter().map(|object| Deleted { object: object.clone(), file: file.clone() }).collect())
+                let deleted = objects.iter().map(|object| Deleted { object: object.clone(), file: file.clone() });
+                Ok(DeleteReport { deleted: deleted.collect(), absent: Vec::new() })
             }
         })
     }

@@ -1,5 +1,6 @@
 //! The real kubectl through a proxy, where it is installed.
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 use tokio::net::{TcpListener, UnixStream};
@@ -33,7 +34,7 @@ async fn kubectl(server: &str, home: &std::path::Path, arguments: &[&str]) -> Ou
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_lists_describes_reads_logs_and_runs_commands() {
     if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
-        eprintln!("SKIPPED: there is no kubectl on this machine");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no kubectl on this machine");
         return;
     }
     let house = House::open().await;

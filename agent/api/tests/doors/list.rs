@@ -122,8 +122,58 @@ async fn a_version_that_is_forgotten_is_gone() {
         house.fake.put("default", "web", &[], running);
     }
     let version = list["metadata"]["resourceVersion"].as_str().unwrap();
-    let (status, body) = house.get(&format!("/api/v1/pods?watch=1&resourceVersion={version}")).await;
+    // As an API server has it that keeps what it watches: the stream begins, and says so.
+    let mut watch = house.lines(&format!("/api/v1/pods?watch=1&resourceVersion={version}"), "*/*").await;
+    let line = watch.next().await.unwrap();
+    assert_eq!((&line["type"], &line["object"]["reason"]), (&json!("ERROR"), &json!("Expired")));
+    assert_eq!(watch.next().await, None);
+    let exact = format!("/api/v1/pods?resourceVersion={version}&resourceVersionMatch=Exact");
+    let (status, body) = house.get(&exact).await;
     assert_eq!((status.as_u16(), &body["reason"]), (410, &json!("Expired")));
+}
+
+#[tokio::test]
+async fn a_list_is_of_the_version_that_was_asked_for_or_refused() {
+    let house = House::open().await;
+    house.fake.put("default", "web", &[], true);
+    let (_, list) = house.get("/api/v1/pods").await;
+    let version: u64 = list["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    house.fake.config_maps.put(portreeve_node::NamespacedName::new("default", "a"), Default::default());
+    let (ahead, exact) = (version + 1, "resourceVersionMatch=Exact");
+    for query in [
+        "resourceVersion=0".to_owned(),
+        "resourceVersion=1".to_owned(),
+        format!("resourceVersion={version}"),
+        format!("resourceVersion={version}&{exact}"),
+        // Given out for another list: this one has not changed since.
+        format!("resourceVersion={ahead}"),
+    ] {
+        let (status, body) = house.get(&format!("/api/v1/pods?{query}")).await;
+        assert_eq!((status.as_u16(), names(&body)), (200, vec!["web"]), "{query}: {body}");
+    }
+    let future = format!("resourceVersion={}", version + 1000);
+    for (query, code, reason) in [
+        ("resourceVersion=abc".to_owned(), 400, "BadRequest"),
+        (exact.to_owned(), 422, "Invalid"),
+        (format!("resourceVersion=1&{exact}"), 410, "Expired"),
+        (future.clone(), 504, "Timeout"),
+    ] {
+        let (status, body) = house.get(&format!("/api/v1/pods?{query}")).await;
+        assert_eq!((status.as_u16(), body["reason"].as_str()), (code, Some(reason)), "{query}: {body}");
+    }
+    let (_, body) = house.get(&format!("/api/v1/pods?{future}")).await;
+    assert_eq!(body["details"]["causes"][0]["reason"], "ResourceVersionTooLarge", "{body}");
+    let (status, _) = house.get(&format!("/api/v1/namespaces/default/pods/web?{future}")).await;
+    assert_eq!(status.as_u16(), 504);
+}
+
+#[tokio::test]
+async fn a_path_means_the_same_with_a_slash_behind_it() {
+    let house = House::open().await;
+    for path in ["/api/", "/apis/", "/api/v1/pods/", "/api/v1/pods/?limit=1", "/version/"] {
+        assert_eq!(house.get(path).await.0, StatusCode::OK, "{path}");
+    }
+    assert_eq!(house.get("/").await.0, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

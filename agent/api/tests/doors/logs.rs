@@ -35,6 +35,11 @@ async fn a_log_comes_as_a_client_asks_for_it() {
     ] {
         assert_eq!(house.get(&format!("{LOG}{query}")).await, (StatusCode::OK, json!(expected)), "{query}");
     }
+    let (status, body) = house.get(&format!("{LOG}?sinceSeconds=0")).await;
+    let message = "PodLogOptions \"web\" is invalid: sinceSeconds: Invalid value: 0: must be greater than 0";
+    assert_eq!((status.as_u16(), &body["message"]), (422, &json!(message)));
+    let (_, body) = house.get(&format!("{LOG}?sinceTime=yesterday")).await;
+    assert!(body["message"].as_str().unwrap().contains("such as 2026-01-31T08:00:00Z"), "{body}");
     for query in ["?container=none", "?limitBytes=0", "?sinceTime=yesterday", "?tailLines=x"] {
         let (status, body) = house.get(&format!("{LOG}{query}")).await;
         assert!(status.is_client_error() && body["kind"] == "Status", "{query}: {status}");

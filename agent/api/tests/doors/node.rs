@@ -23,7 +23,8 @@ struct Machine {
 }
 
 async fn machine() -> Machine {
-    let directory = tempfile::tempdir().unwrap();
+    // In memory, so that no tmpfs has to be mounted for the volumes: nothing would take it away again.
+    let directory = tempfile::Builder::new().prefix("portreeve-doors-").tempdir_in("/dev/shm").unwrap();
     let manifests = directory.path().join("manifests");
     std::fs::create_dir(&manifests).unwrap();
     let source = DirectorySource::start(&manifests, None, Duration::from_secs(30)).unwrap();

@@ -1,9 +1,9 @@
 //! What is ours, and what pods use.
 
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::client::House;
+use crate::client::{House, Lines};
 
 const OWN: &str = "/apis/portreeve.dev/v1alpha1";
 
@@ -73,10 +73,95 @@ async fn containers_are_told_of_from_the_status_of_their_pods() {
     let house = House::open().await;
     house.fake.put("default", "web", &[], true);
     let (_, list) = house.get(&format!("{OWN}/namespaces/default/containers")).await;
-    assert_eq!(list["items"][0]["metadata"]["name"], "web/main");
+    assert_eq!(list["items"][0]["metadata"]["name"], "web.main");
     assert_eq!(list["items"][0]["status"]["state"], "Running");
     let (_, none) = house.get(&format!("{OWN}/namespaces/prod/containers")).await;
     assert_eq!(none["items"], json!([]));
+    let (status, one) = house.get(&format!("{OWN}/namespaces/default/containers/web.main")).await;
+    assert_eq!((status, &one["status"]["pod"]), (StatusCode::OK, &json!("web")));
+    let (status, _) = house.get(&format!("{OWN}/namespaces/default/containers/web.none")).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+/// Type and name of the next change.
+async fn change(watch: &mut Lines) -> (String, String) {
+    let line = watch.next().await.unwrap();
+    let version = line["object"]["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    assert!(version.parse::<u64>().is_ok(), "{line}");
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    (text(&line["type"]), text(&line["object"]["metadata"]["name"]))
+}
+
+/// A watch from the list that is there now.
+async fn watched(house: &House, path: &str) -> Lines {
+    let (status, list) = house.get(path).await;
+    assert_eq!(status, StatusCode::OK, "{list}");
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    house.lines(&format!("{path}?watch=1&resourceVersion={version}"), "*/*").await
+}
+
+fn pair(word: &str, name: &str) -> (String, String) {
+    (word.to_owned(), name.to_owned())
+}
+
+#[tokio::test]
+async fn containers_are_watched_through_their_pods() {
+    let house = House::open().await;
+    house.fake.put("default", "web", &[], true);
+    let mut watch = watched(&house, &format!("{OWN}/containers")).await;
+    house.fake.put("default", "job", &[], true);
+    house.fake.put("default", "web", &[], false);
+    house.fake.remove("default", "job");
+    assert_eq!(change(&mut watch).await, pair("ADDED", "job.main"));
+    assert_eq!(change(&mut watch).await, pair("MODIFIED", "web.main"));
+    assert_eq!(change(&mut watch).await, pair("DELETED", "job.main"));
+    let mut other = house.lines(&format!("{OWN}/namespaces/prod/containers?watch=1"), "*/*").await;
+    house.fake.put("default", "web", &[], true);
+    house.fake.put("prod", "web", &[], true);
+    assert_eq!(change(&mut other).await, pair("ADDED", "web.main"));
+}
+
+#[tokio::test]
+async fn images_and_sources_are_watched_and_told_of_when_they_change() {
+    let house = House::open().await;
+    let mut images = watched(&house, &format!("{OWN}/images")).await;
+    let mut sources = watched(&house, &format!("{OWN}/sources")).await;
+    house.fake.images.send_replace(vec!["busybox:latest", "web:1"]);
+    assert_eq!(change(&mut images).await, pair("ADDED", "web:1"));
+    house.fake.images.send_replace(vec!["web:1"]);
+    assert_eq!(change(&mut images).await, pair("DELETED", "busybox:latest"));
+    house.fake.errors.send_replace(3);
+    let line = sources.next().await.unwrap();
+    assert_eq!((&line["type"], &line["object"]["status"]["errors"]), (&json!("MODIFIED"), &json!(3)));
+    // A version of before that is still remembered shows what was missed.
+    let (_, before) = house.get(&format!("{OWN}/images")).await;
+    let version = before["metadata"]["resourceVersion"].as_str().unwrap();
+    house.fake.images.send_replace(vec![]);
+    let mut late = house.lines(&format!("{OWN}/images?watch=1&resourceVersion={version}"), "*/*").await;
+    assert_eq!(change(&mut late).await, pair("DELETED", "web:1"));
+    house.fake.images.send_replace(vec!["registry.example/web:2"]);
+    let (status, one) = house.get(&format!("{OWN}/images/registry.example%2Fweb:2")).await;
+    assert_eq!((status, &one["metadata"]["name"]), (StatusCode::OK, &json!("registry.example/web:2")));
+    // One of another life is not.
+    let mut old = house.lines(&format!("{OWN}/images?watch=1&resourceVersion=1"), "*/*").await;
+    assert_eq!(old.next().await.unwrap()["object"]["code"], 410);
+}
+
+#[tokio::test]
+async fn the_node_and_the_namespaces_are_watched() {
+    let house = House::open().await;
+    let mut nodes = watched(&house, "/api/v1/nodes").await;
+    let mut namespaces = watched(&house, "/api/v1/namespaces").await;
+    let (_, before) = house.get("/api/v1/nodes").await;
+    let (_, again) = house.get("/api/v1/nodes").await;
+    assert_eq!(before, again, "a heart that beats is no change");
+    house.fake.drained.send_replace(true);
+    let line = nodes.next().await.unwrap();
+    assert_eq!((&line["type"], &line["object"]["spec"]["unschedulable"]), (&json!("MODIFIED"), &json!(true)));
+    house.fake.put("prod", "web", &[], true);
+    assert_eq!(change(&mut namespaces).await, pair("ADDED", "prod"));
+    house.fake.remove("prod", "web");
+    assert_eq!(change(&mut namespaces).await, pair("DELETED", "prod"));
 }
 
 #[tokio::test]

@@ -42,24 +42,18 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     stop.thread_block().context("blocking SIGINT, SIGTERM and SIGHUP")?;
 
     let home = tempfile::Builder::new().prefix("portreeve-demo-").tempdir().context("making a throwaway directory")?;
-    let demo = Demo::start(home.path())?;
-    let mut shown = demo.show();
-    if shown.is_ok() && !args.once {
-        println!("\nThe demo stays up until Ctrl-C. Try:\n");
-        for verb in ["get pods -o wide", "describe pod web", "logs web -f", "get events"] {
-            println!("    {} --run {} {verb}", program(), demo.run_dir());
-        }
-        shown = stop.wait().map(drop).context("waiting for Ctrl-C");
-    }
+    let out = &mut std::io::stdout();
+    let mut demo = Demo::start(home.path(), out)?;
+    let shown = demo.show(out).and_then(|()| if args.once { Ok(()) } else { demo.stay(out, &stop) });
     // The terminal may be closed by now.
-    let _ = writeln!(std::io::stdout(), "\nStopping the pods and removing every trace ...");
+    let _ = writeln!(out, "\nStopping the pods and removing every trace ...");
     let ended = demo.end();
     shown?;
     ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The agent of the demo.
+/// The agent of the demo; it goes, and takes with it what it made, whatever ends the demo.
 #[derive(Debug)]
 struct Demo<'a> {
     home: &'a Path,
@@ -67,17 +61,18 @@ struct Demo<'a> {
 }
 
 impl<'a> Demo<'a> {
-    fn start(home: &'a Path) -> anyhow::Result<Self> {
+    fn start(home: &'a Path, out: &mut impl Write) -> anyhow::Result<Self> {
         for folder in ["manifests", "images"] {
             std::fs::create_dir(home.join(folder)).with_context(|| format!("making {folder} in {}", home.display()))?;
         }
-        println!("Making an image of {} and its libraries ...", program());
+        writeln!(out, "Making an image of {} and its libraries ...", program())?;
         image::write(&home.join("images/demo.tar"))?;
-        println!("Starting an agent in {} ...", home.display());
+        writeln!(out, "Starting an agent in {} ...", home.display())?;
         let log = std::fs::File::create(home.join("agent.log")).context("creating the agent's log")?;
         let agent = Command::new("/proc/self/exe")
             .arg("agent")
             .arg("--ephemeral")
+            .args(["--with-parent", &std::process::id().to_string()])
             .args(["--listen", "127.0.0.1:0", "--node-name", "demo"])
             .arg("--manifests")
             .arg(home.join("manifests"))
@@ -100,25 +95,32 @@ impl<'a> Demo<'a> {
         self.home.join("run").display().to_string()
     }
 
-    fn show(&self) -> anyhow::Result<()> {
+    fn show(&self, out: &mut impl Write) -> anyhow::Result<()> {
         self.wait("the agent answers", || Ok(self.client(&["get", "pods"])?.is_some()))?;
         let port = free_port()?;
-        println!("Dropping a manifest with two pods into {} ...", self.home.join("manifests").display());
+        writeln!(out, "Dropping a manifest with two pods into {} ...", self.home.join("manifests").display())?;
         let dropped = Instant::now();
         std::fs::write(self.home.join("manifests/demo.yaml"), manifest(port)).context("writing the manifest")?;
         self.wait("both pods are ready", || self.ready(2))?;
-        println!(
-            "Both pods are ready after {} ms. Fetching http://127.0.0.1:{port}/ ...",
-            dropped.elapsed().as_millis()
-        );
+        let elapsed = dropped.elapsed().as_millis();
+        writeln!(out, "Both pods are ready after {elapsed} ms. Fetching http://127.0.0.1:{port}/ ...")?;
         let page = fetch(port)?;
-        println!("\n    {}\n", page.trim_end());
+        writeln!(out, "\n    {}\n", page.trim_end())?;
         if !page.contains(GREETING) {
             bail!("the published port answered something else than the demo's page");
         }
-        println!("$ portreeve get pods -o wide");
-        print!("{}", self.client(&["get", "pods", "-o", "wide"])?.context("`get pods` failed")?);
+        writeln!(out, "$ portreeve get pods -o wide")?;
+        write!(out, "{}", self.client(&["get", "pods", "-o", "wide"])?.context("`get pods` failed")?)?;
         Ok(())
+    }
+
+    /// Says what to try, and waits for a signal.
+    fn stay(&self, out: &mut impl Write, stop: &SigSet) -> anyhow::Result<()> {
+        writeln!(out, "\nThe demo stays up until Ctrl-C. Try:\n")?;
+        for verb in ["get pods -o wide", "describe pod web", "logs web -f", "get events"] {
+            writeln!(out, "    {} --run {} {verb}", program(), self.run_dir())?;
+        }
+        stop.wait().map(drop).context("waiting for Ctrl-C")
     }
 
     /// The output of a client verb; `None` when it failed.
@@ -162,16 +164,25 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    /// Ends the agent, which, being ephemeral, removes what it made.
-    fn end(mut self) -> anyhow::Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.agent.id())?);
-        kill(pid, Signal::SIGTERM).context("ending the agent")?;
+    /// Ends the agent, which, being ephemeral, removes what it made; once it has ended there is nothing to do.
+    fn end(&mut self) -> anyhow::Result<()> {
+        // Not waited for yet, its process id is nobody else's.
+        if self.agent.try_wait().context("asking for the agent's state")?.is_none() {
+            kill(Pid::from_raw(i32::try_from(self.agent.id())?), Signal::SIGTERM).context("ending the agent")?;
+        }
         let status = self.agent.wait().context("waiting for the agent")?;
         if !status.success() {
             let log = std::fs::read_to_string(self.home.join("agent.log")).unwrap_or_default();
             bail!("the agent ended with {status}; its log:\n{log}");
         }
         Ok(())
+    }
+}
+
+impl Drop for Demo<'_> {
+    fn drop(&mut self) {
+        // After a panic; in the usual way it has ended, and its failure is known.
+        let _ended = self.end();
     }
 }
 

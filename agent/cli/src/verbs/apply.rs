@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 use http::StatusCode;
-use portreeve_api::v1alpha1::{ApplyReport, ApplyRequest, DeleteRequest, Deleted, ObjectName};
+use portreeve_api::v1alpha1::{ApplyReport, ApplyRequest, DeleteReport, DeleteRequest, ObjectName};
 use serde_json::Value;
 
 use super::client::{Client, Refused, escape};
@@ -24,6 +24,9 @@ pub(crate) struct ApplyArgs {
     /// Manifests: files, directories, or - for standard input
     #[arg(short, long, required = true, value_name = "FILE")]
     filename: Vec<PathBuf>,
+    /// The namespace of objects that say none; others must be in it [default: default]
+    #[arg(short, long)]
+    namespace: Option<String>,
 }
 
 /// Arguments of `delete`.
@@ -38,12 +41,21 @@ pub(crate) struct DeleteArgs {
     /// Manifests whose objects go: files, directories, or - for standard input
     #[arg(short, long, value_name = "FILE")]
     filename: Vec<PathBuf>,
-    /// The namespace
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
+    /// The namespace; with -f that of objects that say none, and others must be in it [default: default]
+    #[arg(short, long)]
+    namespace: Option<String>,
     /// Wait until the pods are gone
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     wait: bool,
+    /// What is not there is no error
+    #[arg(long)]
+    ignore_not_found: bool,
+    /// Refused: a pod ends within the grace period that its manifest gives it
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    grace_period: Option<i64>,
+    /// Refused, as --grace-period
+    #[arg(long)]
+    now: bool,
     /// How long to wait; 0 means as long as it takes
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     timeout: Duration,
@@ -54,9 +66,14 @@ pub(crate) async fn apply(client: &Client, args: ApplyArgs) -> anyhow::Result<Ex
     if files.is_empty() {
         bail!("there are no manifests in what was given");
     }
-    let report: ApplyReport = client.post(&format!("{OWN}/apply"), &ApplyRequest { files }).await?;
+    let report: ApplyReport =
+        client.post(&format!("{OWN}/apply"), &ApplyRequest { files, namespace: args.namespace }).await?;
     for warning in &report.warnings {
         writeln!(io::stderr(), "{warning}")?;
+    }
+    if report.applied.is_empty() {
+        // A generator that failed in a pipe gives nothing; kubectl's words.
+        bail!("no objects passed to apply");
     }
     let mut out = io::stdout().lock();
     for applied in &report.applied {
@@ -89,27 +106,36 @@ fn objects(args: &DeleteArgs) -> anyhow::Result<Vec<ObjectName>> {
     pairs
         .into_iter()
         .map(|(word, name)| {
-            let (kind, namespace) = (kind(word)?.to_owned(), args.namespace.clone());
+            let namespace = args.namespace.clone().unwrap_or_else(|| "default".to_owned());
+            let kind = kind(word)?.to_owned();
             Ok(ObjectName { kind, namespace, name: name.to_owned() })
         })
         .collect()
 }
 
 pub(crate) async fn delete(client: &Client, args: DeleteArgs) -> anyhow::Result<ExitCode> {
-    let request = DeleteRequest { files: manifests::read(&args.filename)?, objects: objects(&args)? };
+    // As kubectl has it, -1 means the pod's own.
+    if args.now || args.grace_period.is_some_and(|seconds| seconds >= 0) {
+        bail!(
+            "delete removes a manifest, and the pod ends within the grace period that it gives: \
+             apply a smaller terminationGracePeriodSeconds first (that costs nothing), then delete without this flag"
+        );
+    }
+    let objects = objects(&args)?;
+    let request = DeleteRequest { files: manifests::read(&args.filename)?, namespace: args.namespace, objects };
     if request.files.is_empty() && request.objects.is_empty() {
         bail!("there are no manifests in what was given");
     }
-    let deleted: Vec<Deleted> = client.post(&format!("{OWN}/delete"), &request).await?;
+    let report: DeleteReport = client.post(&format!("{OWN}/delete"), &request).await?;
     let mut out = io::stdout().lock();
-    for one in &deleted {
+    for one in &report.deleted {
         writeln!(out, "{} \"{}\" deleted", one.object.kind.to_lowercase(), one.object.name)?;
     }
-    out.flush()?;
-    if !args.wait {
-        return Ok(ExitCode::SUCCESS);
+    if report.deleted.is_empty() && report.absent.is_empty() {
+        writeln!(out, "No resources found")?;
     }
-    for one in deleted.iter().filter(|one| one.object.kind == "Pod") {
+    out.flush()?;
+    for one in report.deleted.iter().filter(|one| one.object.kind == "Pod" && args.wait) {
         let gone = wait_until_gone(client, &one.object);
         if args.timeout.is_zero() {
             gone.await?;
@@ -117,7 +143,11 @@ pub(crate) async fn delete(client: &Client, args: DeleteArgs) -> anyhow::Result<
             bail!("{} is still there after {:?}: it ends within its grace period", one.object, args.timeout);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    if args.ignore_not_found || report.absent.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let absent: Vec<String> = report.absent.iter().map(|object| format!("{object} not found")).collect();
+    bail!("{}", absent.join("\nerror: "))
 }
 
 /// Waits until a pod is gone, by watching it.
@@ -166,8 +196,11 @@ mod tests {
             kind: Some(kind.into()),
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             filename: Vec::new(),
-            namespace: "prod".into(),
+            namespace: Some("prod".into()),
             wait: true,
+            ignore_not_found: false,
+            grace_period: None,
+            now: false,
             timeout: Duration::ZERO,
         }
     }

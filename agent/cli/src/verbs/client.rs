@@ -167,7 +167,7 @@ impl Answer {
     /// The next piece of the body.
     pub(crate) async fn piece(&mut self) -> anyhow::Result<Option<Bytes>> {
         while let Some(frame) = self.body.frame().await {
-            let frame = frame.context("reading the agent's answer")?;
+            let frame = frame.map_err(|error| gone(&error))?;
             if let Ok(bytes) = frame.into_data() {
                 return Ok(Some(bytes));
             }
@@ -225,14 +225,19 @@ impl Lines {
     }
 }
 
+/// What a stream that breaks off means: the agent ends its streams when it stops, and cannot when it is killed.
+pub(crate) fn gone(error: &impl fmt::Display) -> anyhow::Error {
+    anyhow!("the agent went away ({error})")
+}
+
 fn refused(code: StatusCode, body: &[u8]) -> Refused {
     let status: Status = serde_json::from_slice(body).unwrap_or_default();
     let causes = status.details.and_then(|details| details.causes).unwrap_or_default();
-    Refused {
-        code,
-        message: status.message.unwrap_or_else(|| format!("the agent answered {code}")),
-        causes: causes.into_iter().filter_map(|cause| cause.message).collect(),
-    }
+    let message = status.message.unwrap_or_else(|| format!("the agent answered {code}"));
+    // A message of one problem says it already.
+    let causes =
+        causes.into_iter().filter_map(|cause| cause.message).filter(|cause| !message.ends_with(cause.as_str()));
+    Refused { code, causes: causes.collect(), message }
 }
 
 fn unreachable_agent(socket: &Path, error: &io::Error) -> anyhow::Error {
@@ -307,6 +312,28 @@ mod tests {
             br#"{"message":"2 problems","details":{"causes":[{"message":"a:1:2: error: x"},{"message":"b"}]}}"#;
         let refused = refused(StatusCode::UNPROCESSABLE_ENTITY, status);
         assert_eq!(refused.to_string(), "2 problems\n  a:1:2: error: x\n  b");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_dies_is_said_to_have_gone_away() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let dies = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _head = stream.read(&mut request).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
+        };
+        let client = Client::new(socket);
+        let reads = async {
+            let mut answer = client.request(Method::GET, "/log", JSON, empty()).await.unwrap();
+            assert_eq!(answer.piece().await.unwrap().unwrap(), "abc");
+            format!("{:#}", answer.piece().await.unwrap_err())
+        };
+        let (error, ()) = tokio::join!(reads, dies);
+        assert!(error.starts_with("the agent went away ("), "{error}");
     }
 
     #[tokio::test]

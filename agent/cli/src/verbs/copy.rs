@@ -64,7 +64,31 @@ fn place(text: &str, namespace: &str) -> anyhow::Result<Place> {
     if pod.is_empty() || namespace.is_empty() || path.is_empty() {
         bail!("{text:?} is not [NAMESPACE/]POD:PATH");
     }
-    Ok(Place::Remote(Remote { namespace, pod: pod.to_owned(), path: path.to_owned() }))
+    Ok(Place::Remote(Remote { namespace, pod: pod.to_owned(), path: clean(path) }))
+}
+
+/// The path without the steps back in it, by its letters alone as kubectl does it; what comes back from the container
+/// is never cleaned, but refused.
+fn clean(path: &str) -> String {
+    if !path.split('/').any(|part| part == "..") {
+        return path.to_owned();
+    }
+    let root = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+            // Nothing is above the root.
+            ".." if root => {}
+            part => parts.push(part),
+        }
+    }
+    match (root, parts.join("/")) {
+        (true, rest) => format!("/{rest}"),
+        (false, rest) if rest.is_empty() => ".".to_owned(),
+        (false, rest) => rest,
+    }
 }
 
 pub(crate) async fn run(client: &Client, args: CopyArgs) -> anyhow::Result<ExitCode> {
@@ -177,5 +201,21 @@ mod tests {
         assert_eq!(place("./web:x", "default").unwrap(), Place::Local("./web:x".into()));
         assert_eq!(place("file", "default").unwrap(), Place::Local("file".into()));
         assert!(place("web:", "default").is_err());
+    }
+
+    #[test]
+    fn steps_back_in_the_users_own_path_are_taken() {
+        for (path, expected) in [
+            ("/tmp/../etc/passwd", "/etc/passwd"),
+            ("/../etc/./x", "/etc/x"),
+            ("a/b/../c/", "a/c"),
+            ("a/..", "."),
+            ("../x/../y", "../y"),
+            ("/srv/www/.", "/srv/www/."),
+            ("/srv/www/", "/srv/www/"),
+            ("/a..b/c", "/a..b/c"),
+        ] {
+            assert_eq!(clean(path), expected, "{path}");
+        }
     }
 }

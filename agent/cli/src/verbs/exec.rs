@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::client::{Client, Socket, with_query};
+use super::client::{Client, Socket, gone, with_query};
 use super::target::Target;
 use super::terminal::{self, Raw};
 
@@ -147,7 +147,7 @@ pub(super) async fn carry(
     };
     let receive = async {
         while let Some(message) = stream.next().await {
-            let bytes = match message? {
+            let bytes = match message.map_err(|error| gone(&error))? {
                 Message::Binary(bytes) => bytes,
                 Message::Close(_) => break,
                 _ => continue,

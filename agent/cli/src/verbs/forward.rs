@@ -9,13 +9,14 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
 use futures_util::{SinkExt, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
 use portreeve_api::channel::{CHUNK_BYTES, Frame, Protocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::client::{Client, with_query};
+use super::client::{Client, gone, with_query};
 use super::target::pod_path;
 use super::{Namespace, pod_name};
 
@@ -28,7 +29,8 @@ pub(crate) struct ForwardArgs {
     /// The pod
     #[arg(value_parser = pod_name)]
     pod: String,
-    /// LOCAL:REMOTE, PORT for both, or :REMOTE for any free local port
+    /// LOCAL:REMOTE, PORT for both, or :REMOTE for any free local port; a remote port may be the name that a container
+    /// gives it
     #[arg(required = true, value_name = "[LOCAL:]REMOTE", value_parser = pair)]
     ports: Vec<Pair>,
     #[command(flatten)]
@@ -38,37 +40,72 @@ pub(crate) struct ForwardArgs {
     address: Vec<String>,
 }
 
-/// A local and a remote port; local 0 is any free one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A local and a remote port.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pair {
-    local: u16,
-    remote: u16,
+    /// 0 is any free one, none the same as the remote one.
+    local: Option<u16>,
+    remote: Remote,
+}
+
+/// A port of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Remote {
+    Number(u16),
+    /// As the manifest of a container names it.
+    Named(String),
 }
 
 fn pair(text: &str) -> Result<Pair, String> {
     let number = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port"));
     let (local, remote) = match text.split_once(':') {
-        Some(("", remote)) => (0, number(remote)?),
-        Some((local, remote)) => (number(local)?, number(remote)?),
-        None => (number(text)?, number(text)?),
+        Some(("", remote)) => (Some(0), remote),
+        Some((local, remote)) => (Some(number(local)?), remote),
+        None => (None, text),
     };
-    if remote == 0 { Err("the pod's port cannot be 0".to_owned()) } else { Ok(Pair { local, remote }) }
+    // A name has a letter: what has none was meant as a number.
+    let is_name = remote.bytes().any(|one| one.is_ascii_alphabetic())
+        && remote.bytes().all(|one| one.is_ascii_alphanumeric() || one == b'-');
+    let remote = if is_name { Remote::Named(remote.to_owned()) } else { Remote::Number(number(remote)?) };
+    if remote == Remote::Number(0) { Err("the pod's port cannot be 0".to_owned()) } else { Ok(Pair { local, remote }) }
+}
+
+impl Remote {
+    /// The number, which the pod knows for a name.
+    fn number(&self, pod: &Pod) -> anyhow::Result<u16> {
+        let name = match self {
+            Remote::Number(number) => return Ok(*number),
+            Remote::Named(name) => name,
+        };
+        let spec = pod.spec.iter();
+        let containers = spec.flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+        let ports: Vec<_> = containers.flat_map(|container| container.ports.iter().flatten()).collect();
+        let found = ports.iter().find(|port| port.name.as_deref() == Some(name));
+        if let Some(port) = found.and_then(|port| u16::try_from(port.container_port).ok()) {
+            return Ok(port);
+        }
+        let names: Vec<&str> = ports.iter().filter_map(|port| port.name.as_deref()).collect();
+        let known = if names.is_empty() { "none of its ports has a name".to_owned() } else { names.join(", ") };
+        let pod = pod.metadata.name.as_deref().unwrap_or_default();
+        bail!("pod {pod} has no port named {name:?}: {known}")
+    }
 }
 
 pub(crate) async fn run(client: &Client, args: ForwardArgs) -> anyhow::Result<ExitCode> {
     let path = pod_path(&args.namespace.namespace, &args.pod, "portforward");
     // Asked once before listening: a pod that is not there is an error now, not at the first connection.
-    let pod: serde_json::Value = client.get(path.trim_end_matches("/portforward")).await?;
-    let phase = pod.pointer("/status/phase").and_then(serde_json::Value::as_str).unwrap_or("Unknown");
+    let pod: Pod = client.get(path.trim_end_matches("/portforward")).await?;
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Unknown");
     if phase != "Running" {
         bail!("pod {} is not running ({phase}): its ports cannot be forwarded", args.pod);
     }
     let mut listeners = Vec::new();
     for pair in &args.ports {
-        for listener in listen(&args.address, pair.local).await? {
+        let remote = pair.remote.number(&pod)?;
+        for listener in listen(&args.address, pair.local.unwrap_or(remote)).await? {
             let local = listener.local_addr()?;
-            writeln!(io::stdout(), "Forwarding from {local} -> {}", pair.remote)?;
-            listeners.push((listener, pair.remote));
+            writeln!(io::stdout(), "Forwarding from {local} -> {remote}")?;
+            listeners.push((listener, remote));
         }
     }
     io::stdout().flush()?;
@@ -148,7 +185,7 @@ async fn carry(client: &Client, path: &str, stream: TcpStream, remote: u16) -> a
         // Each channel opens with its port.
         let mut opened = [false, false];
         while let Some(message) = frames.next().await {
-            let bytes = match message? {
+            let bytes = match message.map_err(|error| gone(&error))? {
                 Message::Binary(bytes) => bytes,
                 Message::Close(_) => break,
                 _ => continue,
@@ -186,11 +223,35 @@ mod tests {
 
     #[test]
     fn ports_are_written_as_for_kubectl() {
-        assert_eq!(pair("80").unwrap(), Pair { local: 80, remote: 80 });
-        assert_eq!(pair("8080:80").unwrap(), Pair { local: 8080, remote: 80 });
-        assert_eq!(pair(":80").unwrap(), Pair { local: 0, remote: 80 });
-        for wrong in ["", "x", "80:", "0", "1:0", "70000"] {
+        let named = || Remote::Named("web-ui".to_owned());
+        for (text, local, remote) in [
+            ("80", None, Remote::Number(80)),
+            ("8080:80", Some(8080), Remote::Number(80)),
+            (":80", Some(0), Remote::Number(80)),
+            ("8080:web-ui", Some(8080), named()),
+            (":web-ui", Some(0), named()),
+            ("web-ui", None, named()),
+        ] {
+            assert_eq!(pair(text), Ok(Pair { local, remote }), "{text}");
+        }
+        for wrong in ["", "x:80", "80:", "0", "1:0", "70000", "80:web ui", "1:-2"] {
             assert!(pair(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_named_port_is_the_one_that_a_container_has() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": { "name": "web" },
+            "spec": { "containers": [
+                { "name": "a", "ports": [{ "containerPort": 9000 }] },
+                { "name": "b", "ports": [{ "name": "http", "containerPort": 8080 }, { "name": "admin", "containerPort": 81 }] },
+            ] },
+        }))
+        .unwrap();
+        assert_eq!(Remote::Named("http".into()).number(&pod).unwrap(), 8080);
+        assert_eq!(Remote::Number(7).number(&pod).unwrap(), 7);
+        let error = Remote::Named("https".into()).number(&pod).unwrap_err().to_string();
+        assert_eq!(error, "pod web has no port named \"https\": http, admin");
     }
 }

@@ -24,10 +24,10 @@ pub(crate) struct LogsArgs {
     /// The log of the container before its last restart
     #[arg(short, long)]
     previous: bool,
-    /// Only the last lines
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    /// Only the last lines; -1 means all
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     tail: Option<i64>,
-    /// Only what is newer than this, e.g. 5s, 2m, 3h
+    /// Only what is newer than this, e.g. 5s, 2m, 3h; 0s means all
     #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "since_time")]
     since: Option<Duration>,
     /// Only what is newer than this moment (RFC 3339)
@@ -56,7 +56,8 @@ pub(crate) async fn run(client: &Client, args: LogsArgs) -> anyhow::Result<ExitC
     if let Some(lines) = args.tail.filter(|lines| *lines >= 0) {
         query.push(("tailLines", lines.to_string()));
     }
-    if let Some(since) = args.since {
+    // As kubectl has it, no time at all means all.
+    if let Some(since) = args.since.filter(|since| !since.is_zero()) {
         query.push(("sinceSeconds", (since.as_secs() + u64::from(since.subsec_nanos() > 0)).to_string()));
     }
     if let Some(time) = args.since_time {
@@ -80,6 +81,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration such as 5s, 2m or 1h30m");
     let mut rest = text;
     let mut total = Duration::ZERO;
+    if rest == "0" {
+        return Ok(total);
+    }
     if rest.is_empty() {
         return Err(wrong());
     }
@@ -110,11 +114,28 @@ mod tests {
 
     #[test]
     fn durations_are_gos() {
-        for (text, millis) in [("5s", 5_000), ("1h30m", 5_400_000), ("1.5m", 90_000), ("250ms", 250)] {
+        for (text, millis) in
+            [("0", 0), ("0s", 0), ("5s", 5_000), ("1h30m", 5_400_000), ("1.5m", 90_000), ("250ms", 250)]
+        {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
         for text in ["", "5", "m", "5x", "-5s", "1h-3m"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_tail_is_a_number_of_lines_or_minus_one() {
+        use clap::Parser;
+        #[derive(Debug, Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: LogsArgs,
+        }
+        let tail = |text: &str| Command::try_parse_from(["logs", "web", text]).map(|command| command.args.tail);
+        assert_eq!(tail("--tail=0").unwrap(), Some(0));
+        assert_eq!(tail("--tail=-1").unwrap(), Some(-1));
+        let refused = tail("--tail=-5").unwrap_err().to_string();
+        assert!(refused.contains("-5") && refused.contains("-1"), "{refused}");
     }
 }

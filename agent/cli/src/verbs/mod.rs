@@ -38,7 +38,7 @@ pub(crate) struct Connection {
     pub(crate) run: Option<PathBuf>,
     /// The socket of the agent to talk to [env: PORTREEVE_SOCKET]
     #[arg(long, value_name = "PATH", global = true, conflicts_with = "run")]
-    socket: Option<PathBuf>,
+    pub(crate) socket: Option<PathBuf>,
 }
 
 impl Connection {

@@ -471,7 +471,7 @@ pub(crate) fn from_parser(problem: &Problem) -> ProblemReport {
         field: problem.field.clone(),
         reason: problem.reason.to_string(),
         message: problem.message.clone(),
-        fix: problem.fix.clone(),
+        fix: Some(problem.fix.clone()),
     }
 }
 

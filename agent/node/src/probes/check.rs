@@ -105,7 +105,7 @@ async fn exec(target: &Target, command: Vec<String>, timeout: Duration) -> Resul
         Err(EngineError::ExecTimeout { timeout }) => {
             Err(Miss::Failed(format!("command did not end within {} s", timeout.as_secs())))
         }
-        Err(error) => Err(Miss::Untried(crate::error::chain(&error))),
+        Err(error) => Err(Miss::Untried(portreeve_engine::chain(&error))),
     }
 }
 

@@ -277,18 +277,4 @@ pub(crate) fn free_id_base(used: &[u32]) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_log_directory_of_the_longest_name_can_be_made() {
-        let place = Place { cgroup_root: String::new(), logs: PathBuf::from("/l"), resolv_conf: PathBuf::new() };
-        let uid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
-        let short = place.log_directory("default", "web", uid);
-        assert_eq!(short, PathBuf::from(format!("/l/default_web_{uid}")));
-        let long = place.log_directory(&"n".repeat(63), &"a".repeat(253), uid);
-        let name = long.file_name().unwrap().to_str().unwrap();
-        assert_eq!(name.len(), 255);
-        assert!(name.ends_with(&format!("aa_{uid}")), "{name}");
-    }
-}
+mod tests;

@@ -128,6 +128,56 @@ mod tests {
         resolve(root, sub_path)
     }
 
+    /// The attack of CVE-2021-30465 on volumes: the way is exchanged with a link while it is walked.
+    #[test]
+    fn a_directory_that_becomes_a_link_again_and_again_leads_nowhere() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("volume"), dir.path().join("outside"));
+        fs::create_dir_all(volume.join("way")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        symlink("../../../../outside", volume.join("other")).unwrap();
+        symlink("../outside", volume.join("third")).unwrap();
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let stop = AtomicBool::new(false);
+        let (mut inside, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut rounds = 0_u32;
+                while !stop.load(Ordering::Relaxed) {
+                    let other = volume.join(if rounds.is_multiple_of(2) { "other" } else { "third" });
+                    renameat_with(CWD, volume.join("way"), CWD, other, RenameFlags::EXCHANGE).unwrap();
+                    rounds += 1;
+                }
+            });
+            let _stops_it_however_this_ends = Stop(&stop);
+            // Both outcomes belong to the test; the bound is for a machine on which one of them never comes.
+            for round in 0..20_000 {
+                match resolve(&volume, &format!("way/new{round}/inner")) {
+                    Ok(found) => {
+                        inside += 1;
+                        let path = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).unwrap();
+                        assert!(path.starts_with(&volume), "{path:?}");
+                    }
+                    Err(_) => refused += 1,
+                }
+                if inside >= 200 && refused >= 200 {
+                    break;
+                }
+            }
+        });
+        assert!(inside > 0 && refused > 0, "{inside} inside, {refused} refused");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
     #[test]
     fn a_sub_path_never_leads_out_of_its_volume() {
         let dir = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@
 //! planner what may be done until it has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,11 @@ use tracing::{debug, warn};
 
 use super::Worker;
 use crate::clock::Clock;
-use crate::error::chain;
 use crate::events::EventKind;
 use crate::notes::NoteBook;
 use crate::probes::{Handler, Target, run};
 use crate::runtime::Runtime;
+use portreeve_engine::chain;
 
 /// What is left for the stop signal when preStop took all; the kubelet's.
 const LEAST_AFTER_PRE_STOP: Duration = Duration::from_secs(2);
@@ -39,6 +40,8 @@ struct Going {
     container: String,
     deadline: watch::Sender<Timestamp>,
     began: Instant,
+    /// Whether preStop is still running.
+    in_hook: Arc<AtomicBool>,
     task: AbortHandle,
 }
 
@@ -66,6 +69,7 @@ struct Kill {
     cause: KillCause,
     deadline: watch::Receiver<Timestamp>,
     pre_stop: Option<(Handler, Target)>,
+    in_hook: Arc<AtomicBool>,
 }
 
 /// What a stop had to say: an error of preStop, an error of the stop itself.
@@ -80,8 +84,16 @@ pub(super) struct Killed {
 impl Worker {
     /// Begins the stops of a batch that are not going on yet, each noted on disk before; the time
     /// left of the others may become less. Says whether one is new.
-    pub(super) fn begin_kills(&mut self, desired: &DesiredPod, observed: &ObservedPod, batch: &[Step]) -> bool {
-        let now = self.shared.clock.now();
+    ///
+    /// `now` is the plan's: counted from any other moment, each look at a stop would move its
+    /// deadline a little, and a deadline that comes nearer is a signal.
+    pub(super) fn begin_kills(
+        &mut self,
+        desired: &DesiredPod,
+        observed: &ObservedPod,
+        batch: &[Step],
+        now: Timestamp,
+    ) -> bool {
         let mut new = false;
         for step in batch {
             let Action::KillContainer { id, container, grace, pre_stop, cause } = &step.action else {
@@ -103,19 +115,22 @@ impl Worker {
             }
             // Another agent may have begun it.
             let (deadline, receiver) = watch::channel(begun.map_or(until, |begun| until.min(begun.deadline)));
+            let pre_stop = pre_stop.then(|| self.pre_stop(view, &engine_id, observed)).flatten();
+            let in_hook = Arc::new(AtomicBool::new(pre_stop.is_some()));
             let kill = Kill {
                 runtime: Arc::clone(&self.shared.runtime),
                 clock: self.shared.clock.clone(),
                 book: Arc::clone(&self.book),
                 cause: *cause,
                 deadline: receiver,
-                pre_stop: pre_stop.then(|| self.pre_stop(view, &engine_id, observed)).flatten(),
+                pre_stop,
+                in_hook: Arc::clone(&in_hook),
                 id: engine_id.clone(),
             };
             kill.note(kill.pre_stop.is_none());
             debug!(container = %container, reason = %step.reason, "stop began");
             let task = self.kills.tasks.spawn(kill.run(container.clone()));
-            let going = Going { container: container.clone(), deadline, began: Instant::now(), task };
+            let going = Going { container: container.clone(), deadline, began: Instant::now(), in_hook, task };
             self.kills.going.insert(engine_id, going);
             new = true;
         }
@@ -156,17 +171,19 @@ impl Worker {
     }
 
     fn kill_failed(&mut self, desired: &DesiredPod, message: String) {
-        self.event(desired, None, EventKind::Warning, "FailedKillPod", &message);
-        self.fail(desired, Attempted::Removal, "FailedKillPod", message);
+        let until = self.fail(desired, Attempted::Removal, "FailedKillPod", message.clone());
+        self.back_off(desired, None, "FailedKillPod", &message, until);
     }
 
-    /// Gives up the stops of what has ended meanwhile: a preStop hook has nothing left to prepare.
+    /// Gives up the hooks of what has ended meanwhile: they have nothing left to prepare. A stop
+    /// whose hook is through ends by itself, and has to say how the hook went.
     pub(super) fn drop_kills_of_ended(&mut self, observed: &ObservedPod) {
         let runs = |id: &ContainerId| {
             let view = observed.containers.iter().find(|view| view.id.0 == id.as_str());
             view.is_some_and(|view| matches!(view.state, ContainerState::Running { .. }))
         };
-        let ended: Vec<ContainerId> = self.kills.going.keys().filter(|id| !runs(id)).cloned().collect();
+        let vain = |(id, going): &(&ContainerId, &Going)| going.in_hook.load(Ordering::Acquire) && !runs(id);
+        let ended: Vec<ContainerId> = self.kills.going.iter().filter(vain).map(|(id, _)| id.clone()).collect();
         for id in ended {
             if let Some(going) = self.kills.going.remove(&id) {
                 going.task.abort();
@@ -213,6 +230,7 @@ impl Kill {
         let has_hook = self.pre_stop.is_some();
         if let Some((handler, target)) = self.pre_stop.take() {
             killed.hook_error = self.run_hook(&handler, &target).await.err();
+            self.in_hook.store(false, Ordering::Release);
             self.note(true);
         }
         loop {

@@ -28,7 +28,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use portreeve_engine::{ContainerId, EngineError};
 use portreeve_plan::{
     Attempted, DesiredPod, Failure, Finished, ImageName, Intent, ObservedPod, Plan, PodUid, SandboxId, SandboxState,
-    past, plan, remember, status,
+    next_try, past, plan, remember, status,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -88,6 +88,8 @@ pub(crate) enum WorkerNews {
     Finished { desired: Arc<DesiredPod>, finished: Box<Finished>, done: oneshot::Sender<Result<(), String>> },
     /// Nothing of the pod is left; the worker has ended.
     Removed { uid: PodUid },
+    /// The pod was to rest, and does.
+    Rests { uid: PodUid },
     /// The pod got or lost its sandbox, which decides who holds host ports.
     Holds,
 }
@@ -148,6 +150,14 @@ impl Worker {
         let (outbox, probe_inbox) = mpsc::channel(64);
         let wake = Arc::new(Notify::new());
         let book = NoteBook::open(&shared.volumes.memory_of(&uid.0));
+        let failed = book.notes.failed_pulls.iter();
+        let pulls: BTreeMap<_, _> =
+            failed.map(|(image, failure)| (ImageName(image.clone()), PullState::Failed(failure.clone()))).collect();
+        for (image, state) in &pulls {
+            if let PullState::Failed(failure) = state {
+                shared.pulls.failed(&uid.0, &image.0, failure);
+            }
+        }
         let worker = Self {
             shared: Arc::clone(shared),
             mailbox,
@@ -156,7 +166,7 @@ impl Worker {
             book: Arc::new(Mutex::new(book)),
             past: PastBook::open(&shared.volumes.disk_of(&uid.0)),
             failures: BTreeMap::new(),
-            pulls: BTreeMap::new(),
+            pulls,
             pull_tasks: JoinSet::new(),
             kills: kill::Kills::default(),
             probes: Probes::new(Arc::clone(&shared.runtime), shared.clock.clone(), outbox),
@@ -193,7 +203,8 @@ impl Worker {
             let span = info_span!("reconcile", pod = %key, pod_uid = %self.uid, trigger);
             let stop = self.stop.clone();
             let reconciled = tokio::select! {
-                round = self.reconcile(&desired).instrument(span) => round,
+                // Boxed, so that a worker that waits does not hold the room of a round.
+                round = Box::pin(self.reconcile(&desired)).instrument(span) => round,
                 // What is half done then is found by the next agent, as after a kill.
                 () = async { stop.cancelled().await; tokio::time::sleep(STOPS_WITHIN).await } => return,
             };
@@ -244,11 +255,15 @@ impl Worker {
         self.ensure_probes(desired, &observed);
         if plan.is_empty() {
             self.save();
+            if plan.rests {
+                // The supervisor is gone only when the node stops.
+                let _ = self.shared.outbox.send(WorkerNews::Rests { uid: self.uid.clone() });
+            }
             timer.observe_duration();
             return Round::Wait(plan.wake_at);
         }
         debug!(steps = plan.steps.len(), "plan made");
-        let outcome = self.execute(desired, &observed, &plan).await;
+        let outcome = self.execute(desired, &observed, &plan, now).await;
         timer.observe_duration();
         match outcome {
             Outcome::Done | Outcome::Interrupted => Round::Again,
@@ -332,10 +347,11 @@ impl Worker {
         })
         .await;
         if let Ok(Err(error)) = removed {
-            let message = crate::error::chain(&error);
+            let message = portreeve_engine::chain(&error);
             warn!(pod = %key, error = %message, "directories of a pod were not removed");
-            self.fail(desired, Attempted::Removal, "FailedRemoval", message);
-            return Round::Wait(self.shared.clock.now().checked_add(jiff::SignedDuration::from_secs(10)).ok());
+            let until = self.fail(desired, Attempted::Removal, "FailedRemoval", message.clone());
+            self.back_off(desired, None, "FailedRemoval", &message, until);
+            return Round::Wait(Some(until));
         }
         shared.pulls.forget(&uid);
         shared.observed.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.uid);
@@ -386,30 +402,31 @@ impl Worker {
 
     /// Keeps on disk what the pod has come to, before anything follows from it.
     async fn keep_past(&mut self, desired: &DesiredPod, observed: &ObservedPod) -> std::io::Result<()> {
-        if desired.intent != Intent::Run {
+        if matches!(desired.intent, Intent::Remove { .. }) {
             return Ok(());
         }
         let past = past(desired, observed);
         if self.past.has(past.as_deref()) { Ok(()) } else { self.past.keep(past).await }
     }
 
-    fn subject(&self, desired: &DesiredPod) -> Subject {
-        let key = desired.key();
-        Subject::pod(&key.namespace, &key.name, &self.uid.0)
+    fn event(&self, desired: &DesiredPod, container: Option<&str>, kind: EventKind, reason: &str, message: &str) {
+        self.shared.events.record(&self.subject(desired, container), kind, reason, message);
     }
 
-    fn event(&self, desired: &DesiredPod, container: Option<&str>, kind: EventKind, reason: &str, message: &str) {
-        let mut subject = self.subject(desired);
-        if let Some(container) = container {
-            let init = desired
-                .pod
-                .spec
-                .iter()
-                .flat_map(|spec| spec.init_containers.iter().flatten())
-                .any(|init| init.name == container);
-            subject = subject.container(container, init);
-        }
-        self.shared.events.record(&subject, kind, reason, message);
+    /// A warning about what is tried again at `until`.
+    fn back_off(&self, desired: &DesiredPod, container: Option<&str>, reason: &str, message: &str, until: Timestamp) {
+        let subject = self.subject(desired, container);
+        self.shared.events.record_until(&subject, EventKind::Warning, reason, message, until);
+    }
+
+    fn subject(&self, desired: &DesiredPod, container: Option<&str>) -> Subject {
+        let key = desired.key();
+        let subject = Subject::pod(&key.namespace, &key.name, &self.uid.0);
+        let Some(container) = container else {
+            return subject;
+        };
+        let mut inits = desired.pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        subject.container(container, inits.any(|init| init.name == container))
     }
 
     /// An event for each sandbox that went away by itself.
@@ -442,13 +459,16 @@ impl Worker {
             }
             let what = (wait.container.clone(), wait.reason.clone(), wait.until, wait.message.clone());
             if !self.told.contains(&what) {
-                let (reason, message) = match wait.until {
-                    _ if wait.reason == FAILED_MOUNT => (FAILED_MOUNT, wait.message.clone()),
-                    Some(until) => ("Failed", format!("{}: {}; next try at {until:.0}", wait.reason, wait.message)),
-                    None => ("Failed", format!("{}: {}", wait.reason, wait.message)),
-                };
-                let reason = if wait.reason.contains("BackOff") { "BackOff" } else { reason };
-                self.event(desired, wait.container.as_deref(), EventKind::Warning, reason, &message);
+                let because = || format!("{}: {}", wait.reason, wait.message);
+                let reason = if wait.reason.contains("BackOff") { "BackOff" } else { "Failed" };
+                let container = wait.container.as_deref();
+                match wait.until {
+                    _ if wait.reason == FAILED_MOUNT => {
+                        self.event(desired, container, EventKind::Warning, FAILED_MOUNT, &wait.message);
+                    }
+                    Some(until) => self.back_off(desired, container, reason, &because(), until),
+                    None => self.event(desired, container, EventKind::Warning, reason, &because()),
+                }
             }
             told.insert(what);
         }
@@ -494,10 +514,12 @@ impl Worker {
         }
     }
 
-    /// Notes a failed step, for the planner's back-off.
-    fn fail(&mut self, desired: &DesiredPod, what: Attempted, reason: &str, message: String) {
+    /// Notes a failed step, for the planner's back-off, and says when it is tried again.
+    fn fail(&mut self, desired: &DesiredPod, what: Attempted, reason: &str, message: String) -> Timestamp {
         let failure = next_failure(self.failures.get(&what), desired, self.shared.clock.now(), reason, message);
+        let until = next_try(&what, &failure);
         self.failures.insert(what, failure);
+        until
     }
 
     fn engine_container(&self, name: &str, attempt: u32) -> Option<ContainerId> {
@@ -538,5 +560,20 @@ fn create_reason(error: &EngineError) -> &'static str {
     match error {
         EngineError::RunsAsRoot { .. } | EngineError::Invalid { .. } => "CreateContainerConfigError",
         _ => "CreateContainerError",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Worker;
+
+    fn size_of_future<F>(_: fn(Worker) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_worker_that_waits_is_small() {
+        let bytes = size_of_future(Worker::run);
+        assert!(bytes <= 2048, "{bytes}");
     }
 }

@@ -212,7 +212,7 @@ impl Worker {
 
     /// Runs the probes that are needed for what runs now.
     pub(super) fn ensure_probes(&mut self, desired: &DesiredPod, observed: &ObservedPod) {
-        let removing = matches!(desired.intent, Intent::Remove { .. });
+        let leaving = desired.intent != Intent::Run;
         let nothing = portreeve_plan::ProbeVerdicts::default();
         let mut probed: Vec<(portreeve_engine::ContainerId, &Container, Timestamp, &_, bool)> = Vec::new();
         for view in &observed.containers {
@@ -225,7 +225,7 @@ impl Worker {
                 continue;
             };
             let verdicts = observed.probes.get(&view.id).unwrap_or(&nothing);
-            probed.push((id, container, started_at, verdicts, removing || view.stopping.is_some()));
+            probed.push((id, container, started_at, verdicts, leaving || view.stopping.is_some()));
         }
         let host = observed
             .sandboxes

@@ -1,5 +1,7 @@
 //! The life of pods, from the file to the process.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use portreeve_node::{NamespacedName, PlanRequest};
@@ -198,20 +200,33 @@ pub(crate) async fn a_failed_container_that_left_no_message_says_the_end_of_its_
     }
 }
 
-pub(crate) async fn drain_stops_everything() {
+pub(crate) async fn a_drain_stops_everything_and_keeps_what_it_came_to() {
     let mut world = World::new().await;
-    world.write("a.yaml", &pod("a", "exec sleep 1000", ""));
+    world.write("a.yaml", &pod("a", "echo said; exec sleep 1000", ""));
     world.write("b.yaml", &pod("b", "exec sleep 1000", ""));
     world.until("both are ready", |w| w.is_ready("a") && w.is_ready("b")).await;
     let uid = world.pod("a").unwrap().metadata.uid.clone();
     let stopped = world.node().drain(Some(Duration::from_secs(1))).await.unwrap();
     assert_eq!(stopped.len(), 2);
-    assert!(world.traces().is_empty(), "{:?}", world.traces());
     assert!(world.node().is_drained());
+    let traces = world.traces();
+    let processes = |path: &String| fs::read_to_string(Path::new(path).join("cgroup.procs")).unwrap_or_default();
+    assert!(traces.iter().all(|path| processes(path).is_empty()), "{traces:?}");
+    assert!(traces.iter().all(|path| path.starts_with('/')), "nothing is mounted: {traces:?}");
+    let status = world.pod("a").unwrap().status.clone().unwrap();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Drained")));
+    let ended = status.container_statuses.unwrap().remove(0).state.unwrap().terminated.unwrap();
+    assert_ne!(ended.exit_code, 0);
+    let log = world.node().log_path(&NamespacedName::new("default", "a"), None, false).unwrap();
+    assert!(fs::read_to_string(log).unwrap().contains("said"));
+    world.remove("b.yaml");
+    world.until("b is gone", |w| w.pod("b").is_none()).await;
     world.close().await;
     world.open().await;
-    world.until("both are ready again", |w| w.is_ready("a") && w.is_ready("b")).await;
+    world.until("a is ready again", |w| w.is_ready("a")).await;
     assert_eq!(world.pod("a").unwrap().metadata.uid, uid);
+    world.remove("a.yaml");
+    world.until("nothing is left", |w| w.traces().is_empty()).await;
 }
 
 pub(crate) async fn qos_levels_have_the_weights_that_their_pods_ask_for() {
@@ -236,4 +251,40 @@ pub(crate) async fn a_missing_sub_path_can_be_used_by_whoever_may_use_the_volume
     world.write("web.yaml", &pod("web", "touch /rel/data/x && exec sleep 1000", more));
     world.until("web is ready", |w| w.is_ready("web")).await;
     assert_eq!(world.sh("web", "ls /rel/data; touch /rel/data/y && echo yes").await, "x\nyes");
+}
+
+/// A firewall of somebody else in the test's own network; gone when it is dropped.
+struct Firewall;
+
+impl Drop for Firewall {
+    fn drop(&mut self) {
+        let _gone = std::process::Command::new("nft").args(["delete", "table", "ip", "firewall"]).status();
+    }
+}
+
+pub(crate) async fn a_firewall_that_drops_forwarded_packets_is_named_in_an_event_of_the_pod() {
+    let world = World::new().await;
+    world.write("before.yaml", &pod("before", "exec sleep 1000", ""));
+    world.until("it is ready", |w| w.is_ready("before")).await;
+    let _firewall = Firewall;
+    for rule in [
+        ["add", "table", "ip", "firewall", ""],
+        ["add", "chain", "ip", "firewall", "forward { type filter hook forward priority 5; policy drop; }"],
+    ] {
+        match std::process::Command::new("nft").args(rule.iter().filter(|word| !word.is_empty())).status() {
+            Ok(status) if status.success() => {}
+            other => {
+                eprintln!("SKIPPED: nft makes no firewall here: {other:?}");
+                return;
+            }
+        }
+    }
+    world.write("web.yaml", &pod("web", "exec sleep 1000", ""));
+    world.until("it is ready", |w| w.is_ready("web")).await;
+    let events = world.node().events().items;
+    let blocked: Vec<_> = events.iter().filter(|one| one.reason.as_deref() == Some("ForwardingBlocked")).collect();
+    assert_eq!(blocked.len(), 1, "{blocked:?}");
+    let (event, message) = (&blocked[0], blocked[0].message.clone().unwrap());
+    assert_eq!((event.type_.as_deref(), event.involved_object.name.as_deref()), (Some("Warning"), Some("web")));
+    assert!(message.contains("nftables chain ip firewall forward") && message.contains(world.bridge()), "{message}");
 }

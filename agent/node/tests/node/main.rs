@@ -35,9 +35,10 @@ const TESTS: &[Test] = tests![
     life::edits_cost_what_their_class_says,
     life::a_job_runs_once_and_its_log_stays,
     life::a_failed_container_that_left_no_message_says_the_end_of_its_log,
-    life::drain_stops_everything,
+    life::a_drain_stops_everything_and_keeps_what_it_came_to,
     life::qos_levels_have_the_weights_that_their_pods_ask_for,
     life::a_missing_sub_path_can_be_used_by_whoever_may_use_the_volume,
+    life::a_firewall_that_drops_forwarded_packets_is_named_in_an_event_of_the_pod,
 ];
 
 fn main() {

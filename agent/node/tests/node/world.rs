@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
+use portreeve_engine::chain;
 use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
 use portreeve_node::{ManifestFile, NamespacedName, Node, NodeConfig};
 use sha2::{Digest as _, Sha256};
@@ -87,6 +88,11 @@ impl World {
         if let Some(engine) = self.engine.take() {
             engine.shutdown().await;
         }
+    }
+
+    /// The name of its bridge, rules and cgroups.
+    pub(crate) fn bridge(&self) -> &str {
+        &self.name
     }
 
     pub(crate) fn node(&self) -> &Node {
@@ -221,17 +227,6 @@ impl Drop for World {
             let _best_effort = nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH);
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 /// A docker-archive with busybox.

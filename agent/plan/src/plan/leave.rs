@@ -10,18 +10,21 @@ use crate::difference::Cost;
 use crate::fate::{Fate, fate, pod_grace};
 use crate::observed::SandboxState;
 use crate::plan::draft::{Draft, kill_all};
-use crate::sandbox::{SandboxFate, recreate_differences, sandbox_fate};
+use crate::sandbox::{SandboxFate, recreate_differences, sandbox_fate, was_drained};
 use crate::step::{Action, KillCause};
 use crate::world::{Policy, Role, World, is_running};
 
+/// Why a drained pod is stopped.
+const DRAINED: &str = "the node is drained";
+/// `status.reason` of a drained pod.
+pub(crate) const DRAINED_REASON: &str = "Drained";
 /// The least time a container gets to stop, as with the kubelet.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 
 /// Takes the whole pod away.
 pub(super) fn remove(world: &World<'_>, draft: &mut Draft, since: Timestamp, grace: Option<Duration>) {
     let reason = "the pod is removed";
-    let grace = grace.unwrap_or_else(|| pod_grace(world));
-    let left = between(world.now, after(since, grace)).max(LEAST_GRACE.min(grace));
+    let left = left(world, since, grace);
     if !kill_all(world, draft, KillCause::PodRemoved, left, (reason, &Cost::Remove)) {
         return;
     }
@@ -34,9 +37,44 @@ pub(super) fn remove(world: &World<'_>, draft: &mut Draft, since: Timestamp, gra
     }
 }
 
+/// What is left of a grace period that counts from `since`.
+fn left(world: &World<'_>, since: Timestamp, grace: Option<Duration>) -> Duration {
+    let grace = grace.unwrap_or_else(|| pod_grace(world));
+    between(world.now, after(since, grace)).max(LEAST_GRACE.min(grace))
+}
+
 /// Whether nothing of the pod is left.
 pub(super) fn is_gone(world: &World<'_>) -> bool {
     world.containers.is_empty() && world.sandboxes.is_empty() && world.observed.volumes.is_empty()
+}
+
+/// Stops the pod and keeps the records of its containers, for logs and status. A pod that has come
+/// to its end thereby is recorded as ended.
+///
+/// Source: kubernetes `nodeshutdown/nodeshutdown_manager.go`, killPods.
+pub(super) fn rest(
+    world: &World<'_>,
+    draft: &mut Draft,
+    (since, grace): (Timestamp, Option<Duration>),
+    finished: Option<Finished>,
+) {
+    let left = left(world, since, grace);
+    if world.containers.iter().any(|view| is_running(view)) {
+        kill_all(world, draft, KillCause::NodeDrained, left, (DRAINED, &Cost::Live));
+        // How they end decides whether the pod has ended.
+        return;
+    }
+    if let Some(finished) = finished.filter(|_| world.desired.finished.is_none()) {
+        let finished = Box::new(finished);
+        draft.push(Action::RecordFinished { finished }, DRAINED, Cost::Live);
+    }
+    release(world, draft, DRAINED, &Cost::Live);
+}
+
+/// Whether nothing of the pod runs or is held; records may be left.
+pub(super) fn is_at_rest(world: &World<'_>) -> bool {
+    let stopped = world.sandboxes.iter().all(|sandbox| sandbox.state == SandboxState::Stopped);
+    stopped && !world.containers.iter().any(|view| is_running(view)) && world.observed.volumes.is_empty()
 }
 
 /// Ends a pod that is through: what runs is killed, the end is recorded, and then its sandbox and
@@ -89,8 +127,11 @@ pub(crate) fn terminal(world: &World<'_>) -> Option<Finished> {
             .collect();
         if exits.len() == mains().count() {
             let succeeded = exits.iter().all(|code| *code == 0);
-            let terminal = if succeeded { Terminal::Succeeded } else { Terminal::Failed };
-            return end(terminal, None, None);
+            if succeeded {
+                return end(Terminal::Succeeded, None, None);
+            }
+            let drained = was_drained(world).then_some("the node was drained while the pod ran");
+            return end(Terminal::Failed, drained.map(|_| DRAINED_REASON), drained.map(str::to_owned));
         }
     }
     if world.policy == Policy::Never && !world.initialized() && !edited {

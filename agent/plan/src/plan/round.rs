@@ -44,13 +44,12 @@ impl<'a> Round<'a> {
         kill: Option<Replace<'a>>,
     ) -> bool {
         if let Some(at) = start.at.filter(|at| *at > world.now) {
-            let seconds = start.backoff.unwrap_or_default().as_secs();
             let name = slot.name();
             draft.wait(
                 Some(name),
                 Obstacle {
                     reason: "CrashLoopBackOff".to_owned(),
-                    message: format!("back-off {seconds} s before restarting container {name}"),
+                    message: format!("back-off restarting failed container {name}"),
                     until: Some(at),
                 },
             );

@@ -59,6 +59,8 @@ pub(crate) enum Case {
     VolumesUnmounted,
     StartFailed,
     Removed,
+    Drained,
+    DrainedBefore,
     Foreign,
 }
 
@@ -105,6 +107,8 @@ pub(crate) fn cases() -> impl Strategy<Value = Vec<Case>> {
         VolumesUnmounted,
         StartFailed,
         Removed,
+        Drained,
+        DrainedBefore,
         Foreign,
     ]);
     proptest::collection::vec(one, 1..=3)
@@ -197,6 +201,13 @@ fn happen(node: &mut Node, case: Case) {
         }
         Case::RestartRequested => node.desired.restart_requested_at = Some(now),
         Case::Removed => node.remove(),
+        Case::Drained => node.drain(),
+        Case::DrainedBefore => {
+            let intent = node.desired.intent.clone();
+            node.drain();
+            while !node.plan().is_empty() && node.round(usize::MAX).is_ok() {}
+            node.desired.intent = intent;
+        }
         Case::SandboxGone | Case::SandboxStopped => {
             // Whoever stops a sandbox from outside takes its containers with it.
             for view in &mut node.observed.containers {

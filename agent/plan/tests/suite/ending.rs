@@ -318,3 +318,84 @@ fn an_ended_pod_keeps_its_address_in_its_status() {
     assert_eq!((status.phase.as_deref(), status.pod_ip.as_deref()), (Some("Succeeded"), Some("10.0.0.2")));
     assert_eq!(status.pod_ips.unwrap().len(), 1);
 }
+
+#[test]
+fn a_drained_pod_is_stopped_keeps_what_it_came_to_and_goes_on_without_a_back_off() {
+    let mut spec = simple();
+    spec["volumes"] = json!([{"name": "tmp", "emptyDir": {}}]);
+    let mut node = Node::running(spec);
+    node.container("web").attempt = 3;
+    node.drain();
+    assert_eq!(node.steps(), ["stop container web within 30 s"]);
+    assert_eq!(node.status().phase.as_deref(), Some("Running"), "it is still being stopped");
+    assert!(!node.plan().rests);
+    node.round(usize::MAX).unwrap();
+    assert_eq!(node.steps(), ["stop sandbox sandbox-0001", "unmount volumes tmp"]);
+    node.settle();
+    assert!(node.plan().rests && !node.plan().removed);
+    let status = node.status();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Drained")));
+    let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == "DisruptionTarget");
+    assert_eq!(condition.and_then(|condition| condition.reason.as_deref()), Some("TerminationByKubelet"));
+    let web = &status.container_statuses.unwrap()[0];
+    assert_eq!(web.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 137);
+    assert_eq!((web.restart_count, web.ready), (3, false));
+    assert_eq!(node.desired.finished, None);
+
+    node.desired.intent = Intent::Run;
+    let kinds: Vec<_> = node.steps().into_iter().filter(|step| step.contains("sandbox")).collect();
+    assert_eq!(kinds, ["create sandbox", "remove sandbox sandbox-0001"]);
+    let plan = node.plan();
+    assert!(plan.steps.iter().any(|step| step.reason == "the node was drained"), "{plan}");
+    node.settle();
+    let status = node.status();
+    assert_eq!((status.phase.as_deref(), status.reason), (Some("Running"), None));
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 4);
+}
+
+#[test]
+fn what_a_drained_pod_becomes_depends_on_its_restart_policy_and_how_it_ended() {
+    // Policy, exit code of `a` before the drain, phase while drained, what is recorded.
+    let table = [
+        ("Always", None, "Failed", None),
+        ("OnFailure", None, "Failed", None),
+        ("Never", None, "Failed", Some("Drained")),
+        ("Never", Some(0), "Failed", Some("Drained")),
+    ];
+    for (policy, exit, phase, recorded) in table {
+        let mut node = Node::running(job(policy));
+        if let Some(code) = exit {
+            node.exit("a", code);
+        }
+        node.drain();
+        node.settle();
+        let status = node.status();
+        assert_eq!(status.phase.as_deref(), Some(phase), "{policy}");
+        assert_eq!(status.reason.as_deref(), Some("Drained"), "{policy}");
+        let finished = node.desired.finished.clone();
+        assert_eq!(finished.and_then(|finished| finished.reason).as_deref(), recorded, "{policy}");
+        node.desired.intent = Intent::Run;
+        node.settle();
+        let runs = node.observed.containers.iter().filter(|view| running(view)).count();
+        assert_eq!(runs, if recorded.is_some() { 0 } else { 2 }, "{policy}");
+    }
+}
+
+#[test]
+fn a_drain_changes_nothing_of_a_pod_that_has_ended_and_starts_none() {
+    let mut node = Node::running(job("Never"));
+    node.exit("a", 0);
+    node.exit("b", 0);
+    node.settle();
+    let before = node.status();
+    assert_eq!(before.phase.as_deref(), Some("Succeeded"));
+    node.drain();
+    assert!(node.plan().is_empty() && node.plan().rests);
+    assert_eq!(node.status(), before);
+
+    let mut node = Node::new(crate::pods::wanted(simple()));
+    node.drain();
+    assert!(node.plan().is_empty() && node.plan().rests);
+    let status = node.status();
+    assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Pending"), Some("Drained")));
+}

@@ -87,6 +87,10 @@ impl Node {
         self.desired.intent = Intent::Remove { since: self.now, grace: None };
     }
 
+    pub(crate) fn drain(&mut self) {
+        self.desired.intent = Intent::Rest { since: self.now, grace: None };
+    }
+
     /// The newest container of this name.
     pub(crate) fn container(&mut self, name: &str) -> &mut ContainerView {
         let all = self.observed.containers.iter_mut().filter(|view| view.name == name);
@@ -463,7 +467,12 @@ pub(crate) fn satisfies(node: &Node) -> Result<(), String> {
         check(sandboxes.is_empty(), "sandboxes are left")?;
         return check(node.observed.volumes.is_empty(), "volumes are left");
     }
-    if node.desired.finished.is_some() {
+    if matches!(node.desired.intent, Intent::Rest { .. }) {
+        let status = node.status();
+        let goes_on = status.message.is_some_and(|message| message.contains("starts when the agent starts again"));
+        check(goes_on || node.desired.finished.is_some(), "its end is not recorded")?;
+    }
+    if node.desired.finished.is_some() || matches!(node.desired.intent, Intent::Rest { .. }) {
         check(!containers.iter().any(|view| running(view)), "a container runs after the end")?;
         let stopped = sandboxes.iter().all(|s| s.state == SandboxState::Stopped);
         check(stopped, "a sandbox is there after the end")?;

@@ -60,6 +60,7 @@ proptest! {
         if node.plan().wake_at.is_none() {
             prop_assert!(far.plan().is_empty(), "time alone changed a plan that did not say so");
         }
+        prop_assert_eq!(node.plan().rests, matches!(node.desired.intent, Intent::Rest { .. }));
         prop_assert_eq!(node.plan().removed, matches!(node.desired.intent, Intent::Remove { .. }));
     }
 

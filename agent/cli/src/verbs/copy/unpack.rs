@@ -35,10 +35,13 @@ impl Read for Pieces {
 /// Writes what comes of `source` to `to`: into it when it is a directory, else under that name.
 pub(super) fn unpack(pieces: Receiver<Bytes>, source: &str, to: &Path) -> anyhow::Result<()> {
     let stem = plain(Path::new(source)).context("the path in the container cannot be copied")?;
+    let mut archive = tar::Archive::new(Pieces { pieces, current: Bytes::new() });
+    if let Some(mut stream) = stream(to)? {
+        return one_file(&mut archive, &stem, &mut stream).with_context(|| format!("writing {}", to.display()));
+    }
     let (directory, name) = destination(to, &stem)?;
     let base = rustix::fs::open(&directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("opening {}", directory.display()))?;
-    let mut archive = tar::Archive::new(Pieces { pieces, current: Bytes::new() });
     for entry in archive.entries().context("reading the container's tar stream")? {
         let mut entry = entry.context("reading the container's tar stream")?;
         let path = plain(&entry.path().context("reading a name")?)?;
@@ -57,6 +60,38 @@ pub(super) fn unpack(pieces: Receiver<Bytes>, source: &str, to: &Path) -> anyhow
             }
         }
     }
+    Ok(())
+}
+
+/// The destination as a stream, where it is a terminal, a pipe or a device rather than a place for files.
+///
+/// The user named it: a link such as /dev/stdout is followed.
+fn stream(to: &Path) -> anyhow::Result<Option<Box<dyn Write>>> {
+    if ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|stdout| to == Path::new(stdout)) {
+        return Ok(Some(Box::new(io::stdout())));
+    }
+    match std::fs::metadata(to) {
+        Ok(there) if !there.is_file() && !there.is_dir() => {
+            let opened = File::options().write(true).open(to);
+            Ok(Some(Box::new(opened.with_context(|| format!("opening {}", to.display()))?)))
+        }
+        // Whatever is wrong with another place shows when it is written to.
+        _ => Ok(None),
+    }
+}
+
+/// Writes the one file that was asked for; a directory does not go into a stream.
+fn one_file(archive: &mut tar::Archive<Pieces>, stem: &Path, to: &mut dyn Write) -> anyhow::Result<()> {
+    for entry in archive.entries().context("reading the container's tar stream")? {
+        let mut entry = entry.context("reading the container's tar stream")?;
+        let path = plain(&entry.path().context("reading a name")?)?;
+        let kind = entry.header().entry_type();
+        if path != stem || !matches!(kind, tar::EntryType::Regular | tar::EntryType::Continuous) {
+            bail!("{} is not a file: only a file can be copied there", stem.display());
+        }
+        io::copy(&mut entry, to)?;
+    }
+    to.flush()?;
     Ok(())
 }
 
@@ -184,6 +219,21 @@ mod tests {
         unpack(archive(&entries), "/srv", root.path()).unwrap();
         assert!(!root.path().join("srv/link").exists());
         assert_eq!(std::fs::read(root.path().join("srv/file")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_file_goes_into_a_pipe_and_a_directory_does_not() {
+        let root = tempfile::tempdir().unwrap();
+        let pipe = root.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        let reader = std::thread::spawn(move || std::fs::read(pipe).unwrap());
+        unpack(archive(&[("etc/file", Regular, "text")]), "/etc/file", &link).unwrap();
+        assert_eq!(reader.join().unwrap(), b"text");
+        let entries = [("srv/", Directory, ""), ("srv/file", Regular, "x")];
+        let error = unpack(archive(&entries), "/srv", Path::new("/dev/null")).unwrap_err();
+        assert!(format!("{error:#}").contains("srv is not a file"), "{error:#}");
     }
 
     #[test]

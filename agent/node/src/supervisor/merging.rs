@@ -1,0 +1,123 @@
+//! From what the sources say to the ledger.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use portreeve_engine::Owner;
+use portreeve_manifests::{Kind, Object, ObjectKey};
+use portreeve_plan::{PodKey, PodUid};
+use tracing::{info, warn};
+
+use super::Supervisor;
+use crate::desired::{News, merge};
+use crate::report::SourceReport;
+use crate::volumes::NodeFacts;
+use portreeve_engine::chain;
+
+impl Supervisor {
+    /// The sandboxes that run for names the ledger does not know: an agent was killed between
+    /// their start and the ledger's write, and they keep their uid.
+    pub(super) fn remember_what_runs(&mut self) {
+        for sandbox in self.shared.runtime.sandboxes() {
+            if sandbox.owner != Owner::Node || sandbox.state != portreeve_engine::SandboxState::Ready {
+                continue;
+            }
+            let uid = sandbox.metadata.uid;
+            let known = self.ledger.removals.contains_key(&PodUid(uid.clone()))
+                || self.ledger.objects.values().any(|record| record.uid == uid);
+            if !known {
+                let key = PodKey { namespace: sandbox.metadata.namespace, name: sandbox.metadata.name };
+                self.adoptable.insert(key, uid);
+            }
+        }
+    }
+
+    pub(super) fn merge(&mut self) {
+        let set = self.sets.borrow_and_update().clone();
+        if !set.complete && set.unreadable.is_none() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        let adoptable = &mut self.adoptable;
+        let mut new_uid = |key: &ObjectKey| {
+            let pod = PodKey { namespace: key.namespace.clone(), name: key.name.clone() };
+            let adopted = (key.kind == Kind::Pod).then(|| adoptable.remove(&pod)).flatten();
+            adopted.unwrap_or_else(|| uuid::Uuid::new_v4().hyphenated().to_string())
+        };
+        let node = &self.shared.node;
+        let placement = |object: &Object| match object {
+            Object::Pod(pod) => elsewhere(pod, node),
+            _ => None,
+        };
+        let complete = set.complete;
+        let merged = merge(&self.ledger, std::slice::from_ref(&set), now, &mut new_uid, &placement);
+        self.tell_problems(&merged.reports);
+        self.tell_displaced(&merged.news, &merged.reports);
+        self.shared.metrics.sources(&merged.reports);
+        self.reports.send_replace(Arc::new(merged.reports));
+        let first = complete && !self.merged_once;
+        self.merged_once |= complete;
+        for news in &merged.news {
+            match news {
+                News::Admitted(key) => info!(object = %key, "object admitted"),
+                News::Changed(key) => info!(object = %key, "object changed"),
+                News::Removed(key) => info!(object = %key, "object removed"),
+            }
+        }
+        if merged.ledger != self.ledger {
+            self.ledger = merged.ledger;
+            self.persist();
+        }
+        if !merged.news.is_empty() {
+            self.show_configs();
+        }
+        self.dispatch();
+        if first {
+            self.clean_directories();
+        }
+    }
+
+    /// Removes what is left on disk of pods that nobody knows any more.
+    pub(super) fn clean_directories(&mut self) {
+        let known = |uid: &str| {
+            self.workers.contains_key(&PodUid(uid.to_owned()))
+                || self.ledger.removals.contains_key(&PodUid(uid.to_owned()))
+                || self.ledger.objects.values().any(|record| record.uid == uid)
+        };
+        let volumes = self.shared.volumes.clone();
+        let unknown: Vec<String> = volumes.uids().into_iter().filter(|uid| !known(uid)).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        self.tasks.spawn(async move {
+            let cleaned = tokio::task::spawn_blocking(move || {
+                for uid in unknown {
+                    match volumes.remove_pod_blocking(&uid) {
+                        Ok(()) => info!(pod_uid = %uid, "directories of an unknown pod removed"),
+                        Err(error) => {
+                            warn!(pod_uid = %uid, error = %chain(&error), "directories of an unknown pod were not removed");
+                        }
+                    }
+                }
+            });
+            // A panic there was logged; nothing depends on it.
+            let _ = cleaned.await;
+        });
+    }
+}
+
+/// Why a pod belongs to another node, if it does.
+pub(crate) fn elsewhere(pod: &Pod, node: &NodeFacts) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    if let Some(name) = spec.node_name.as_deref().filter(|name| !name.is_empty() && *name != node.name) {
+        return Some(format!("the pod does not run here: spec.nodeName is {name:?}, this node is {:?}", node.name));
+    }
+    let mut asked = spec.node_selector.iter().flatten();
+    let (key, value) = asked.find(|(key, value)| node.labels.get(*key) != Some(*value))?;
+    Some(format!("the pod does not run here: spec.nodeSelector asks for {key}={value}, which this node has not"))
+}
+
+/// Whether an object is kept out because of its uid.
+pub(super) fn refuses_uids(report: &SourceReport) -> bool {
+    report.files.iter().flat_map(|file| &file.problems).any(|problem| problem.field == "metadata.uid")
+}

@@ -1,0 +1,164 @@
+//! Pulls: tasks of their own, which go on while their worker does what is more urgent.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portreeve_plan::{Action, DesiredPod, ImageName, Step};
+
+use super::super::observe::all_containers;
+use super::super::{PullState, Worker, next_failure};
+use super::StepResult;
+use crate::events::EventKind;
+use crate::pulls;
+use crate::runtime::{ImageFacts, PullFailure};
+
+impl Worker {
+    /// Waits for pulls, and gives way to anything else that comes; they go on meanwhile.
+    pub(super) async fn pull(&mut self, desired: &Arc<DesiredPod>, batch: &[Step]) -> StepResult {
+        let mut waiting = BTreeSet::new();
+        for step in batch {
+            if let Action::PullImage { image, containers } = &step.action {
+                self.begin_pull(desired, image, containers);
+                waiting.insert(image.clone());
+            }
+        }
+        let mut failed = false;
+        while !waiting.is_empty() {
+            tokio::select! {
+                // cancel-safe: a finished task stays in the set until it is joined.
+                done = self.pull_tasks.join_next() => match done {
+                    None => return StepResult::Interrupted,
+                    Some(Ok(done)) => {
+                        waiting.remove(&done.0);
+                        failed |= done.2.is_err();
+                        self.note_pull(done);
+                    }
+                    // A pull that panicked: asked for again by the next plan.
+                    Some(Err(_)) => { self.pulls.retain(|_, state| matches!(state, PullState::Failed(_))); return StepResult::Interrupted; }
+                },
+                // cancel-safe: the value stays in the channel.
+                _ = self.mailbox.changed() => { self.mailbox.mark_changed(); self.keep_or_drop_pulls(); return StepResult::Interrupted; }
+                // cancel-safe: a notification stays stored.
+                () = self.wake.notified() => return StepResult::Interrupted,
+                // cancel-safe: see there.
+                Some(done) = self.kills.next() => {
+                    self.take_kill(done);
+                    return StepResult::Interrupted;
+                }
+                // cancel-safe: a report stays in the channel until it is received.
+                report = self.probe_inbox.recv() => if let Some(report) = report {
+                    self.take_report(&report);
+                    return StepResult::Interrupted;
+                },
+                // cancel-safe: a state.
+                () = self.stop.cancelled() => return StepResult::Interrupted,
+            }
+        }
+        // A failed pull is the image's failure, not the plan's: the next plan sees it.
+        if failed { StepResult::Interrupted } else { StepResult::Done }
+    }
+
+    fn begin_pull(&mut self, desired: &Arc<DesiredPod>, image: &ImageName, containers: &[String]) {
+        let after = match self.pulls.get(image) {
+            Some(PullState::Running { .. }) => return,
+            Some(PullState::Failed(failure)) => Some(failure.clone()),
+            None => None,
+        };
+        let (credentials, problems) = pulls::credentials(&desired.pod, &desired.configs);
+        for problem in &problems {
+            let message = format!("unable to use an image pull secret: {problem}");
+            self.event(desired, None, EventKind::Warning, "FailedToRetrieveImagePullSecret", &message);
+        }
+        for container in containers {
+            self.event(desired, Some(container), EventKind::Normal, "Pulling", &format!("Pulling image {:?}", image.0));
+        }
+        let pulls = Arc::clone(&self.shared.pulls);
+        let runtime = Arc::clone(&self.shared.runtime);
+        let (uid, name) = (self.uid.0.clone(), image.clone());
+        self.pull_tasks.spawn(async move {
+            let began = tokio::time::Instant::now();
+            let result = pulls.pull(runtime, uid, name.0.clone(), credentials).await.map_err(|mut failure| {
+                for problem in &problems {
+                    failure.message.push_str(&format!("; imagePullSecrets: {problem}"));
+                }
+                failure
+            });
+            (name, began.elapsed(), result)
+        });
+        self.pulls.insert(image.clone(), PullState::Running { after });
+    }
+
+    /// An edit may want other images, or name other credentials: pulls begin anew.
+    fn keep_or_drop_pulls(&mut self) {
+        self.pull_tasks.abort_all();
+        self.pulls.retain(|_, state| matches!(state, PullState::Failed(_)));
+        while self.pull_tasks.try_join_next().is_some() {}
+    }
+
+    pub(in crate::worker) fn take_pulls(&mut self, _desired: &DesiredPod) {
+        while let Some(done) = self.pull_tasks.try_join_next() {
+            if let Ok(done) = done {
+                self.note_pull(done);
+            }
+        }
+    }
+
+    /// Notes how a pull ended.
+    pub(in crate::worker) fn note_pull(&mut self, done: (ImageName, Duration, Result<ImageFacts, PullFailure>)) {
+        let (image, took, result) = done;
+        let desired = Arc::clone(&self.mailbox.borrow());
+        let label = if result.is_ok() { "success" } else { "failure" };
+        self.shared.metrics.pulls.with_label_values(&[label]).observe(took.as_secs_f64());
+        let before = match self.pulls.remove(&image) {
+            Some(PullState::Running { after }) => after,
+            Some(PullState::Failed(failure)) => Some(failure),
+            // Given up meanwhile.
+            None => return,
+        };
+        let users: Vec<String> = desired
+            .pod
+            .spec
+            .iter()
+            .flat_map(all_containers)
+            .filter(|container| container.image.as_deref() == Some(image.0.as_str()))
+            .map(|container| container.name.clone())
+            .collect();
+        match result {
+            Ok(facts) => {
+                let now = self.shared.clock.now();
+                let mut book = self.book();
+                book.notes.pulled_at.insert(image.0.clone(), now);
+                book.notes.failed_pulls.remove(&image.0);
+                drop(book);
+                let message = format!(
+                    "Successfully pulled image {:?} in {} ms, {} bytes",
+                    image.0,
+                    took.as_millis(),
+                    facts.size_bytes
+                );
+                for user in &users {
+                    self.event(&desired, Some(user), EventKind::Normal, "Pulled", &message);
+                }
+            }
+            Err(error) => {
+                let now = self.shared.clock.now();
+                let failure = next_failure(before.as_ref(), &desired, now, &error.reason, error.message.clone());
+                let next = pulls::next_try(&failure);
+                self.shared.pulls.failed(&self.uid.0, &image.0, &failure);
+                let named = |image: &String| {
+                    desired.pod.spec.iter().flat_map(all_containers).any(|it| it.image.as_ref() == Some(image))
+                };
+                let mut book = self.book();
+                book.notes.failed_pulls.retain(|other, _| named(other));
+                book.notes.failed_pulls.insert(image.0.clone(), failure.clone());
+                drop(book);
+                let message = format!("Failed to pull image {:?}: {}", image.0, error.message);
+                for user in &users {
+                    self.back_off(&desired, Some(user), "Failed", &message, next);
+                }
+                self.pulls.insert(image, PullState::Failed(failure));
+            }
+        }
+    }
+}
