@@ -39,15 +39,37 @@ pub fn skipped_without_root(test: &str) -> bool {
     !root
 }
 
-/// Whether the kernel cannot publish host ports (User Mode Linux has no nftables for IPv4), said
-/// loudly: found by making such a rule in `world`.
+/// Why a test with published host ports cannot run here, said loudly; `true` means: return from the test.
 #[must_use]
 pub fn skipped_without_host_ports(world: &World, test: &str) -> bool {
-    let rules = "add table ip probe; add chain ip probe c { type nat hook prerouting priority -100; }; \
-                 add rule ip probe c fib daddr type local tcp dport 1 dnat to 127.0.0.1:2";
-    let can = world.command("nft").args(["--check", rules]).output().is_ok_and(|output| output.status.success());
+    let can = publishes_host_ports(world);
     if !can {
         skipped(test, "the nftables of this kernel cannot publish host ports");
     }
     !can
+}
+
+/// Whether the kernel can publish host ports (User Mode Linux has no nftables for IPv4): found by checking such a rule
+/// in `world`.
+#[must_use]
+pub fn publishes_host_ports(world: &World) -> bool {
+    let rules = "add table ip probe; add chain ip probe c { type nat hook prerouting priority -100; }; \
+                 add rule ip probe c fib daddr type local tcp dport 1 dnat to 127.0.0.1:2";
+    world.command("nft").args(["--check", rules]).output().is_ok_and(|output| output.status.success())
+}
+
+/// Why a pod with users of its own cannot run here, said loudly in `doctor`'s words; `true` means: return from the test.
+///
+/// # Panics
+/// When `doctor` says nothing about it.
+#[must_use]
+pub fn skipped_without_own_users(test: &str) -> bool {
+    let output = std::process::Command::new(binary()).args(["doctor", "-o", "json"]).output().expect("doctor runs");
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).expect("facts in JSON");
+    let mut facts = facts.as_array().into_iter().flatten();
+    let fact = facts.find(|fact| fact["name"] == "user namespaces").expect("a fact about user namespaces");
+    if let Some(advice) = fact["advice"].as_str() {
+        skipped(test, advice);
+    }
+    fact["advice"].is_string()
 }

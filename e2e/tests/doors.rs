@@ -54,6 +54,22 @@ fn the_socket_speaks_the_kubernetes_api() {
     assert_eq!(json(&agent, "/api/v1/nodes")["items"][0]["metadata"]["name"], "node-1");
     assert!(!json(&agent, "/api/v1/events")["items"].as_array().unwrap().is_empty());
 
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    assert_eq!(json(&agent, &format!("/api/v1/pods?resourceVersion={version}"))["kind"], "PodList");
+    for (query, code, reason) in [
+        ("resourceVersion=abc", 400, "BadRequest"),
+        ("resourceVersionMatch=Exact", 422, "Invalid"),
+        ("resourceVersion=1&resourceVersionMatch=Exact", 410, "Expired"),
+        ("resourceVersion=9999999999999999999", 504, "Timeout"),
+    ] {
+        let (found, body) = get(&agent, &format!("/api/v1/pods?{query}"));
+        let status: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((found, status["reason"].as_str()), (code, Some(reason)), "{query}: {body}");
+    }
+    let old = json(&agent, "/apis/portreeve.dev/v1alpha1/containers?watch=1&resourceVersion=1");
+    assert_eq!((&old["type"], &old["object"]["code"]), (&"ERROR".into(), &410.into()), "{old}");
+    assert_eq!(json(&agent, "/api/v1/pods/")["kind"], "PodList");
+
     let mode = std::fs::metadata(agent.run_dir().join("portreeve.sock")).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
 }

@@ -119,6 +119,60 @@ fn a_mounted_config_map_changes_in_place_and_env_goes_stale() {
 }
 
 #[test]
+fn a_mounted_secret_changes_in_place() {
+    if skipped_without_root("edits") {
+        return;
+    }
+    let world = World::new("secret");
+    let agent = Agent::with_busybox(&world);
+    let secret = |word: &str| {
+        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s" }, "stringData": { "word": word } })
+            .to_string()
+    };
+    let mut pod = base();
+    pod["spec"]["volumes"] = json!([{ "name": "config", "secret": { "secretName": "s", "defaultMode": 0o400 } }]);
+    pod["spec"]["containers"][0]["env"] = json!([
+        { "name": "FROM_SECRET", "valueFrom": { "secretKeyRef": { "name": "s", "key": "word" } } },
+    ]);
+    agent.drop_manifest("s.yaml", &secret("hidden"));
+    agent.drop_manifest("p.yaml", &pod.to_string());
+    agent.wait_ready("p");
+    let before = ids(&agent);
+    let inside = |line: &str| agent.client(&["exec", "p", "-c", "edited", "--", "sh", "-c", line]);
+    assert_eq!(
+        inside("cat /config/word; echo; echo $FROM_SECRET; stat -Lc %a /config/word").ok(),
+        "hidden\nhidden\n400\n"
+    );
+    agent.drop_manifest("s.yaml", &secret("revealed"));
+    wait_until("the mounted file changed", 30, || {
+        let out = inside("cat /config/word");
+        if out.stdout == "revealed" { Ok(()) } else { Err(out.stdout + &out.stderr) }
+    });
+    assert_eq!(inside("echo $FROM_SECRET; stat -Lc %a /config/word").ok(), "hidden\n400\n");
+    let after = ids(&agent);
+    assert_eq!(
+        (before.edited, before.bystander, before.ip, before.uid),
+        (after.edited, after.bystander, after.ip, after.uid)
+    );
+    let restarts = agent.pod("p").unwrap()["status"]["containerStatuses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["restartCount"].clone())
+        .collect::<Vec<_>>();
+    assert_eq!(restarts, [0, 0]);
+}
+
+/// What the cgroup of a container says in the first of `files` that is there.
+fn in_cgroup(agent: &Agent<'_>, container: &Value, files: [&str; 2]) -> String {
+    let id = container.as_str().unwrap().trim_start_matches("portreeve://").to_owned();
+    let census = agent.census();
+    let mut all = census.cgroups.iter().filter(|cgroup| cgroup.ends_with(&id));
+    let text = all.find_map(|cgroup| files.iter().find_map(|file| std::fs::read_to_string(cgroup.join(file)).ok()));
+    text.unwrap_or_else(|| panic!("no cgroup of {id} has one of {files:?}")).trim().to_owned()
+}
+
+#[test]
 fn cpu_and_memory_change_in_place() {
     if skipped_without_root("edits") {
         return;
@@ -135,19 +189,10 @@ fn cpu_and_memory_change_in_place() {
     assert_eq!(plan.code, 2, "{}{}", plan.stdout, plan.stderr);
     assert!(plan.stdout.contains("in-place"), "{}", plan.stdout);
     land(&agent, &pod, |pod| pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == "48Mi");
-    let id = before.edited.as_str().unwrap().trim_start_matches("portreeve://").to_owned();
-    let limit = agent
-        .census()
-        .cgroups
-        .iter()
-        .filter(|cgroup| cgroup.ends_with(&id))
-        .find_map(|cgroup| {
-            ["memory.limit_in_bytes", "memory.max"]
-                .iter()
-                .find_map(|file| std::fs::read_to_string(cgroup.join(file)).ok())
-        })
-        .expect("the container's memory cgroup");
-    assert_eq!(limit.trim(), (48u64 << 20).to_string());
+    let limit = in_cgroup(&agent, &before.edited, ["memory.limit_in_bytes", "memory.max"]);
+    assert_eq!(limit, (48u64 << 20).to_string());
+    let quota = in_cgroup(&agent, &before.edited, ["cpu.cfs_quota_us", "cpu.max"]);
+    assert_eq!(quota.split(' ').next(), Some("25000"), "a quarter of 100 ms");
     let after = ids(&agent);
     assert_eq!((before.edited, before.bystander), (after.edited, after.bystander));
 }
@@ -190,4 +235,44 @@ fn a_changed_hostname_recreates_the_pod_under_its_uid() {
     assert_ne!(before.bystander, after.bystander);
     assert_eq!(before.uid, after.uid);
     assert_eq!(agent.client(&["exec", "p", "-c", "edited", "--", "hostname"]).ok().trim(), "another");
+}
+
+#[test]
+fn a_change_of_the_qos_class_makes_the_pod_anew() {
+    if skipped_without_root("edits") {
+        return;
+    }
+    let world = World::new("qos");
+    let agent = started(&world);
+    let before = ids(&agent);
+    let sandboxes = agent.census().entries("run/sandboxes");
+    let uid = before.uid.as_str().unwrap().to_owned();
+    let lies_in = |class: &str| {
+        let census = agent.census();
+        census.cgroups.iter().any(|cgroup| cgroup.ends_with(format!("{class}/pod{uid}")))
+    };
+    assert_eq!(agent.pod("p").unwrap()["status"]["qosClass"], "Burstable");
+    assert!(lies_in("burstable") && !lies_in("besteffort"));
+    let mut pod = base();
+    pod["spec"]["containers"][0].as_object_mut().unwrap().remove("resources");
+    let plan_file = world.path("edit.json");
+    std::fs::write(&plan_file, pod.to_string()).unwrap();
+    let plan = agent.client(&["plan", &plan_file.to_string_lossy()]);
+    assert_eq!(plan.code, 2, "{}{}", plan.stdout, plan.stderr);
+    for part in ["Pod default/p differs [recreate]", "status.qosClass [recreate]: Burstable -> BestEffort"] {
+        assert!(plan.stdout.contains(part), "{part} is missing: {}", plan.stdout);
+    }
+    land(&agent, &pod, |pod| pod["status"]["qosClass"] == "BestEffort");
+    let after = ids(&agent);
+    assert_ne!(before.edited, after.edited);
+    assert_ne!(before.bystander, after.bystander, "the other container goes with its sandbox");
+    assert_eq!(before.uid, after.uid);
+    wait_until("one sandbox is there, another one", 10, || {
+        let now = agent.census().entries("run/sandboxes");
+        if now.len() == 1 && now.is_disjoint(&sandboxes) && lies_in("besteffort") && !lies_in("burstable") {
+            Ok(())
+        } else {
+            Err(format!("{sandboxes:?} were before, now {now:?}"))
+        }
+    });
 }

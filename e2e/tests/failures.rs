@@ -31,8 +31,9 @@ fn a_crash_loop_backs_off_and_says_when_it_tries_again() {
     assert_eq!(last["reason"], "Error");
     let message = first(&waiting)["state"]["waiting"]["message"].as_str().unwrap();
     assert!(message.contains("back-off"), "{message}");
+    assert!(message.contains("next try at 20"), "{message}");
     let events = agent.client(&["get", "events"]).ok();
-    assert!(events.contains("BackOff"), "{events}");
+    assert!(events.lines().any(|line| line.contains("BackOff") && line.contains("next try at 20")), "{events}");
 }
 
 #[test]
@@ -108,6 +109,14 @@ fn a_missing_image_is_pulled_once_it_appears() {
     let message = first(&waiting)["state"]["waiting"]["message"].as_str().unwrap_or_default().to_owned();
     assert!(message.contains("127.0.0.1:5000"), "{message}");
     assert_eq!(portreeve_e2e::condition(&agent.pod("late").unwrap(), "Ready"), Some("True"));
+    wait_until("an event says when it is tried again", 20, || {
+        let events = agent.client(&["get", "events"]).ok();
+        let told = |line: &str| line.contains("pod/down") && line.contains("next try at 20");
+        if events.lines().any(told) { Ok(()) } else { Err(events) }
+    });
+    registry.resume();
+    registry.push(&Image::busybox(world.home(), "other:1"), "other:1");
+    agent.wait_ready("down");
 }
 
 #[test]

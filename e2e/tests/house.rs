@@ -10,7 +10,7 @@ fn root() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn workspace() -> Vec<Value> {
+fn metadata() -> Value {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
@@ -18,8 +18,11 @@ fn workspace() -> Vec<Value> {
         .output()
         .expect("cargo metadata");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    metadata["packages"].as_array().cloned().expect("packages")
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn workspace() -> Vec<Value> {
+    metadata()["packages"].as_array().cloned().expect("packages")
 }
 
 /// Dependencies of each package, without those for its tests.
@@ -98,5 +101,70 @@ fn unsafe_code_lives_in_one_crate() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_fresh_checkout_builds_the_one_binary_with_what_is_installed() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().cloned().expect("packages");
+    let name_of =
+        |id: &Value| packages.iter().find(|package| package["id"] == *id).map(|package| package["name"].clone());
+    let default = metadata["workspace_default_members"].as_array().cloned().expect("default members");
+    let default: Vec<_> = default.iter().map(name_of).collect();
+    assert_eq!(default, [Some("portreeve-cli".into())], "`cargo run` means the one binary");
+    let cli = packages.iter().find(|package| package["name"] == "portreeve-cli").expect("the binary's crate");
+    assert!(cli["manifest_path"].as_str().is_some_and(|path| path.ends_with("/agent/cli/Cargo.toml")), "{cli}");
+    let binaries: Vec<_> = cli["targets"].as_array().into_iter().flatten().filter(|t| t["kind"][0] == "bin").collect();
+    assert!(matches!(binaries[..], [one] if one["name"] == "portreeve"), "{binaries:?}");
+    for package in &packages {
+        let name = &package["name"];
+        assert!(package["rust_version"].is_string(), "{name} does not say which Rust it needs");
+    }
+    for folder in std::iter::once(root()).chain(
+        packages.iter().filter_map(|package| Some(Path::new(package["manifest_path"].as_str()?).parent()?.to_owned())),
+    ) {
+        for pin in ["rust-toolchain", "rust-toolchain.toml"] {
+            assert!(!folder.join(pin).exists(), "{}/{pin} would fetch another toolchain", folder.display());
+        }
+        for file in [".cargo/config.toml", ".cargo/config"] {
+            let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+            for key in
+                ["linker", "rustc-wrapper", "rustc-workspace-wrapper", "runner", "fuse-ld", "credential-provider"]
+            {
+                assert!(
+                    !text.contains(key),
+                    "{}/{file}: {key} needs a program that may not be installed",
+                    folder.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_top_level_holds_only_what_has_a_place_there() {
+    let known = [
+        ".cargo",
+        ".ci",
+        ".clippy.toml",
+        ".deny.toml",
+        ".git",
+        ".gitignore",
+        ".rustfmt.toml",
+        "CHANGELOG.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "agent",
+        "e2e",
+        "manifests",
+        "runtime",
+        "target",
+    ];
+    for entry in std::fs::read_dir(root()).expect("the checkout").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        assert!(known.contains(&&*name), "{name} has no place at the top level");
     }
 }

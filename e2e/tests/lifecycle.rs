@@ -1,6 +1,6 @@
 //! From a file in a directory to a running pod, and back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use portreeve_e2e::{Agent, BUSYBOX, World, skipped_without_host_ports, skipped_without_root, wait_until};
 
@@ -51,6 +51,46 @@ spec:
     agent.remove_manifest("web.yaml");
     agent.wait_gone("web");
     assert!(world.fetch("http://127.0.0.1:18080/").is_err(), "the published port answers after its pod is gone");
+}
+
+#[test]
+fn a_removed_file_ends_its_pod_within_its_grace_period() {
+    if skipped_without_root("lifecycle") {
+        return;
+    }
+    let world = World::new("graceful");
+    let agent = Agent::with_busybox(&world);
+    let told = world.path("told");
+    std::fs::create_dir(&told).unwrap();
+    let pod = |name: &str, grace: u32, command: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: {grace}\n  \
+             volumes: [{{name: told, hostPath: {{path: '{told}'}}}}]\n  containers:\n  - {{name: main, image: '{BUSYBOX}', \
+             command: [sh, -c, '{command}'], volumeMounts: [{{name: told, mountPath: /told}}]}}\n",
+            told = told.display()
+        )
+    };
+    // One has enough time to say goodbye, the other never would end by itself.
+    agent.drop_manifest(
+        "polite.yaml",
+        &pod("polite", 600, "trap \"sleep 1; echo bye >/told/polite; exit 0\" TERM; while true; do sleep 0.1; done"),
+    );
+    agent.drop_manifest(
+        "stubborn.yaml",
+        &pod("stubborn", 2, "trap \"echo asked >/told/stubborn\" TERM; while true; do sleep 0.1; done"),
+    );
+    for name in ["polite", "stubborn"] {
+        agent.wait_ready(name);
+    }
+    let begun = Instant::now();
+    for name in ["polite", "stubborn"] {
+        agent.remove_manifest(&format!("{name}.yaml"));
+    }
+    agent.wait_gone("polite");
+    agent.wait_gone("stubborn");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "a pod was killed before its grace period was over");
+    assert_eq!(std::fs::read_to_string(told.join("polite")).unwrap(), "bye\n");
+    assert_eq!(std::fs::read_to_string(told.join("stubborn")).unwrap(), "asked\n", "SIGTERM comes first");
 }
 
 #[test]

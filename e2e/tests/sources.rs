@@ -1,6 +1,12 @@
 //! The directory of manifests: last good state, conflicts, and what is not a manifest.
 
-use portreeve_e2e::{Agent, BUSYBOX, World, condition, patience, skipped_without_root, wait_until};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use portreeve_e2e::{Agent, BUSYBOX, World, condition, preload_busybox, skipped, skipped_without_root, wait_until};
+use serde_json::Value;
 
 fn sleeper(name: &str, argument: &str) -> String {
     format!(
@@ -53,6 +59,22 @@ fn bad_yaml_over_a_running_pod_changes_nothing_also_across_a_restart() {
     assert_eq!(container_id(&agent, "a"), id);
 }
 
+/// The one source, as `get sources -o json` tells it.
+fn source(agent: &Agent<'_>) -> Value {
+    let text = agent.client(&["get", "sources", "-o", "json"]).ok();
+    let list: Value = serde_json::from_str(&text).expect("JSON");
+    list["items"][0].clone()
+}
+
+/// Waits until the directory is unreadable, or until it is not, and returns the source.
+fn wait_readable(agent: &Agent<'_>, readable: bool) -> Value {
+    let what = if readable { "the directory is read again" } else { "the directory is unreadable" };
+    wait_until(what, 60, || {
+        let source = source(agent);
+        if (source["status"]["state"] == "Unreadable") == readable { Err(source.to_string()) } else { Ok(source) }
+    })
+}
+
 #[test]
 fn a_directory_that_cannot_be_read_stops_nothing() {
     if skipped_without_root("sources") {
@@ -60,22 +82,217 @@ fn a_directory_that_cannot_be_read_stops_nothing() {
     }
     let world = World::new("unreadable");
     let agent = Agent::with_busybox(&world);
-    agent.drop_manifest("a.yaml", &sleeper("a", "1000"));
-    agent.wait_ready("a");
-    let id = container_id(&agent, "a");
+    for name in ["a", "b"] {
+        agent.drop_manifest(&format!("{name}.yaml"), &sleeper(name, "1000"));
+        agent.wait_ready(name);
+    }
+    let before = running(&agent);
     let manifests = agent.manifests();
     let aside = world.path("aside");
     std::fs::rename(&manifests, &aside).unwrap();
-    std::thread::sleep(patience(1));
-    assert_eq!(container_id(&agent, "a"), id);
+    wait_readable(&agent, false);
+    assert_eq!(running(&agent), before);
     // Another directory in its place that is empty: as after a failed mount.
     std::fs::create_dir(&manifests).unwrap();
-    std::thread::sleep(patience(1));
-    assert_eq!(container_id(&agent, "a"), id);
+    wait_until("the reason is that it is another one", 60, || {
+        let table = agent.client(&["get", "sources"]).ok() + &source(&agent).to_string();
+        if table.contains("another directory") { Ok(()) } else { Err(table) }
+    });
+    assert_eq!(running(&agent), before);
     std::fs::remove_dir(&manifests).unwrap();
     std::fs::rename(&aside, &manifests).unwrap();
-    agent.remove_manifest("a.yaml");
+    wait_readable(&agent, true);
+    assert_eq!(running(&agent), before);
+    // The same directory without files has none because somebody removed them.
+    for name in ["a", "b"] {
+        agent.remove_manifest(&format!("{name}.yaml"));
+    }
+    for name in ["a", "b"] {
+        agent.wait_gone(name);
+    }
+    assert_eq!(source(&agent)["status"]["state"], "Ready", "an empty directory can be read");
+}
+
+/// Container ids and restarts of all pods.
+fn running(agent: &Agent<'_>) -> Vec<(Value, Value, Value)> {
+    let first = |pod: &Value| pod["status"]["containerStatuses"][0].clone();
+    let pods = agent.pods();
+    pods.iter()
+        .map(|pod| {
+            (pod["metadata"]["name"].clone(), first(pod)["containerID"].clone(), first(pod)["restartCount"].clone())
+        })
+        .collect()
+}
+
+#[test]
+fn an_unmounted_directory_stops_nothing_also_across_a_restart() {
+    if skipped_without_root("sources") {
+        return;
+    }
+    let world = World::new("unmounted");
+    preload_busybox(&world);
+    let manifests = world.path("agent/manifests");
+    std::fs::create_dir_all(&manifests).unwrap();
+    let place = manifests.display();
+    let mount = || world.sh(&format!("mount -t tmpfs manifests '{place}'"));
+    // Seen in the world alone: a write from here would go below the mount.
+    let write = |name: &str| world.sh(&format!("cat > '{place}/{name}.yaml' <<'EOF'\n{}EOF\n", sleeper(name, "1000")));
+    mount();
+    let mut agent = Agent::start(&world);
+    for name in ["a", "b"] {
+        write(name);
+        agent.wait_ready(name);
+    }
+    let before = running(&agent);
+    world.sh(&format!("umount '{place}'"));
+    wait_readable(&agent, false);
+    assert_eq!(running(&agent), before);
+    agent.kill();
+    agent.launch();
+    wait_readable(&agent, false);
+    for name in ["a", "b"] {
+        agent.wait_ready(name);
+    }
+    assert_eq!(running(&agent), before, "the agent that started without the mount");
+    assert_eq!(agent.client(&["plan"]).code, 0, "nothing is due");
+
+    // Mounted again with what it had: as if nothing had been.
+    mount();
+    for name in ["a", "b"] {
+        write(name);
+    }
+    wait_readable(&agent, true);
+    wait_until("nothing is held back or due", 20, || {
+        let plan = agent.client(&["plan"]);
+        if plan.code == 0 { Ok(()) } else { Err(plan.stdout) }
+    });
+    assert_eq!(running(&agent), before);
+    // What is removed from it now was removed by somebody.
+    world.sh(&format!("rm '{place}/a.yaml' '{place}/b.yaml'"));
     agent.wait_gone("a");
+    agent.wait_gone("b");
+    world.sh(&format!("umount '{place}'"));
+}
+
+#[test]
+fn errors_of_sources_are_events_a_metric_and_in_get_sources() {
+    if skipped_without_root("sources") {
+        return;
+    }
+    let world = World::new("told");
+    let agent = Agent::with_busybox(&world);
+    let description = std::fs::read_to_string(agent.run_dir().join("agent.json")).unwrap();
+    let description: Value = serde_json::from_str(&description).unwrap();
+    let address = description["listen"].as_str().unwrap().to_owned();
+    // Value of the metric of the one source; 0 where it does not show.
+    let metric = |name: &str| {
+        let text = world.fetch(&format!("http://{address}/metrics")).expect("metrics");
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_default()
+    };
+    // Events of that reason, each with its message.
+    let events = |reason: &str| {
+        let text = agent.client(&["get", "events", "-A", "-o", "json"]).ok();
+        let list: Value = serde_json::from_str(&text).unwrap();
+        let all = list["items"].as_array().cloned().unwrap_or_default();
+        let of = all.into_iter().filter(|event| event["reason"] == reason && event["type"] == "Warning");
+        of.map(|event| event["message"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let until = |what: &str, told: &dyn Fn() -> bool| {
+        wait_until(what, 60, || if told() { Ok(()) } else { Err(agent.client(&["get", "events", "-A"]).stdout) });
+    };
+    assert!(
+        (metric("portreeve_source_errors") - 0.0).abs() < 0.1 && (metric("portreeve_source_ready") - 1.0).abs() < 0.1
+    );
+
+    agent.drop_manifest("bad.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec:\n  containers: []\n");
+    until("an event names file, line and field", &|| {
+        events("InvalidManifest")
+            .iter()
+            .any(|message| message.contains("bad.yaml:") && message.contains("spec.containers"))
+    });
+    until("the metric counts the error", &|| metric("portreeve_source_errors") > 0.9);
+    let table = agent.client(&["get", "sources"]).ok();
+    assert!(table.contains("bad.yaml:") && table.contains("spec.containers"), "{table}");
+    let told = events("InvalidManifest").len();
+    agent.drop_manifest("good.yaml", &sleeper("good", "1000"));
+    agent.wait_ready("good");
+    assert_eq!(events("InvalidManifest").len(), told, "told once");
+    agent.remove_manifest("bad.yaml");
+    until("the metric is back", &|| metric("portreeve_source_errors") < 0.1);
+
+    let aside = world.path("aside");
+    std::fs::rename(agent.manifests(), &aside).unwrap();
+    let place = agent.manifests().display().to_string();
+    until("an event says that the directory cannot be read", &|| {
+        events("SourceUnreadable").iter().any(|message| message.contains(&place))
+    });
+    until("the metric says so", &|| metric("portreeve_source_ready") < 0.1);
+    assert_eq!(source(&agent)["status"]["state"], "Unreadable");
+    std::fs::rename(&aside, agent.manifests()).unwrap();
+    until("the metric is back", &|| metric("portreeve_source_ready") > 0.9);
+}
+
+#[test]
+fn a_closed_or_renamed_file_counts_at_once_and_an_open_one_waits() {
+    if skipped_without_root("sources") {
+        return;
+    }
+    if std::env::var_os("PORTREEVE_GUEST").is_some() {
+        skipped("how soon a file counts", "the guest is too slow for a bound below 200 ms to mean something");
+        return;
+    }
+    let world = World::new("soon");
+    let agent = Agent::start(&world);
+    // A ConfigMap shows as soon as it counts: no container takes time of its own.
+    let mut watch = agent.verb(&["get", "configmaps", "-w", "-o", "name"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut seen = BufReader::new(watch.stdout.take().unwrap());
+    let text = |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{a: b}}\n");
+    let mut wait_for = |name: &str| {
+        let mut line = String::new();
+        while line.trim() != format!("configmap/{name}") {
+            line.clear();
+            assert_ne!(seen.read_line(&mut line).unwrap(), 0, "the watch ended before {name} was seen");
+        }
+    };
+    // The watch is there as soon as it shows something.
+    agent.drop_manifest("first.yaml", &text("first"));
+    wait_for("first");
+    let path = |name: &str| agent.manifests().join(format!("{name}.yaml"));
+    // Of several tries the soonest: a busy machine can only add.
+    let mut soonest = |way: &str, write: &dyn Fn(&str) -> (Instant, Option<File>)| {
+        let tries = (0..7).map(|number| {
+            let name = format!("{way}-{number}");
+            let (begun, open) = write(&name);
+            wait_for(&name);
+            let took = begun.elapsed();
+            drop(open);
+            took
+        });
+        tries.min().expect("there were tries")
+    };
+    let closed = soonest("closed", &|name| {
+        std::fs::write(path(name), text(name)).unwrap();
+        (Instant::now(), None)
+    });
+    let renamed = soonest("renamed", &|name| {
+        let beside = world.path(name);
+        std::fs::write(&beside, text(name)).unwrap();
+        std::fs::rename(beside, path(name)).unwrap();
+        (Instant::now(), None)
+    });
+    let open = soonest("open", &|name| {
+        let mut file = File::create(path(name)).unwrap();
+        file.write_all(text(name).as_bytes()).unwrap();
+        (Instant::now(), Some(file))
+    });
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    eprintln!("closed {closed:?}, renamed {renamed:?}, open {open:?}");
+    assert!(closed < Duration::from_millis(100), "a closed file counted after {closed:?} only");
+    assert!(renamed < Duration::from_millis(100), "a renamed file counted after {renamed:?} only");
+    // A file's times are those of the last clock tick, up to 10 ms ago.
+    assert!(open >= Duration::from_millis(185), "a file that was still open counted after {open:?} already");
 }
 
 #[test]

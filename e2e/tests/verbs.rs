@@ -39,6 +39,8 @@ fn cp_carries_files_and_directories_both_ways() {
     let one = world.path("one");
     agent.client(&["cp", "default/a:/etc/group", one.to_str().unwrap(), "-c", "main"]).ok();
     assert!(std::fs::read_to_string(one).unwrap().starts_with("root:x:0:"));
+    let climbed = agent.client(&["cp", "a:/tmp/../etc/group", "/dev/stdout"]).ok();
+    assert!(climbed.starts_with("root:x:0:"), "{climbed}");
     let missing = agent.client(&["cp", "a:/none", world.path("none").to_str().unwrap()]);
     assert!(missing.code == 1 && missing.stderr.contains("/none"), "{missing:?}");
 }
@@ -49,7 +51,7 @@ fn attach_reaches_the_process_itself_and_logs_tell_the_same() {
         return;
     }
     let world = World::new("attach");
-    let agent = Agent::with_busybox(&world);
+    let mut agent = Agent::with_busybox(&world);
     agent.drop_manifest("a.yaml", &pod("a", "while read line; do echo got $line; done", "stdin: true"));
     agent.wait_ready("a");
     let mut attached = agent.verb(&["attach", "-i", "a"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -65,6 +67,13 @@ fn attach_reaches_the_process_itself_and_logs_tell_the_same() {
     assert_eq!(agent.client(&["logs", "a"]).ok(), "got one\ngot two\n");
     let pod = agent.pod("a").unwrap();
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "leaving an attach ends nothing");
+
+    let mut session = Watch::begin(&agent, &["exec", "a", "--", "sh", "-c", "echo here; sleep 1000"]);
+    session.until(|line| line == "here\n");
+    agent.kill();
+    let (code, said) = session.end();
+    assert!(code == Some(1) && said.starts_with("error: the agent went away ("), "{said}");
+    agent.launch();
 }
 
 #[test]
@@ -94,6 +103,12 @@ fn logs_follow_look_back_and_know_the_container_before() {
     let (stamp, text) = stamped.split_once(' ').unwrap();
     assert!(stamp.starts_with("20") && stamp.contains('T') && text == "third\n", "{stamped}");
     assert_eq!(agent.client(&["logs", "-p", "--since", "1h", "a"]).ok(), "first\nsecond\nthird\n");
+    for all in ["0s", "0"] {
+        assert_eq!(agent.client(&["logs", "-p", "--since", all, "a"]).ok(), "first\nsecond\nthird\n");
+    }
+    assert_eq!(agent.client(&["logs", "a", "--tail=-5"]).code, 2);
+    let when = agent.client(&["logs", "a", "--since-time", "yesterday"]);
+    assert!(when.code == 1 && when.stderr.contains("such as 20"), "{when:?}");
     let wrong = agent.client(&["logs", "a", "-c", "nobody"]);
     assert!(wrong.code == 1 && wrong.stderr.contains("nobody"), "{wrong:?}");
 }
@@ -105,9 +120,10 @@ fn a_forwarded_port_speaks_with_the_pod() {
     }
     let world = World::new("forward");
     let agent = Agent::with_busybox(&world);
-    agent.drop_manifest("web.yaml", &pod("web", "exec httpd -f -p 8080 -h /www", ""));
+    let ports = "ports: [{name: http, containerPort: 8080}]";
+    agent.drop_manifest("web.yaml", &pod("web", "exec httpd -f -p 8080 -h /www", ports));
     agent.wait_ready("web");
-    let mut forward = agent.verb(&["port-forward", "pod/web", ":8080"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut forward = agent.verb(&["port-forward", "pod/web", ":http"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     let mut output = BufReader::new(forward.stdout.take().unwrap());
     output.read_line(&mut said).unwrap();
@@ -123,6 +139,8 @@ fn a_forwarded_port_speaks_with_the_pod() {
     assert!(page.ends_with("a page from busybox\n"), "{page}");
     forward.kill().unwrap();
     forward.wait().unwrap();
+    let unnamed = agent.client(&["port-forward", "web", ":https"]);
+    assert!(unnamed.code == 1 && unnamed.stderr.contains("no port named \"https\": http"), "{unnamed:?}");
     let missing = agent.client(&["port-forward", "none", ":80"]);
     assert!(missing.code == 1 && missing.stderr.contains("none"), "{missing:?}");
 }
@@ -178,10 +196,11 @@ fn images_are_loaded_listed_and_removed_but_not_under_a_container() {
     assert!(loaded.contains(BUSYBOX), "{loaded}");
     let table = agent.client(&["image", "ls"]).ok();
     assert!(table.contains("test.local/busybox") && table.lines().count() == 2, "{table}");
+    assert!(!table.contains("<unknown>"), "an image without a date has the age of its loading: {table}");
     agent.drop_manifest("a.yaml", &pod("a", "sleep 1000", "imagePullPolicy: Never"));
     agent.wait_ready("a");
     let used = agent.client(&["image", "rm", BUSYBOX]);
-    assert!(used.code == 1 && used.stderr.contains("in use"), "{used:?}");
+    assert!(used.code == 1 && used.stderr.contains("in use by container main of pod default/a"), "{used:?}");
     agent.remove_manifest("a.yaml");
     agent.wait_gone("a");
     agent.client(&["image", "rm", BUSYBOX]).ok();
@@ -222,4 +241,129 @@ fn describe_shows_what_is_wrong_and_get_watches() {
     }
     watch.kill().unwrap();
     watch.wait().unwrap();
+}
+
+/// A client that goes on, and its output line by line.
+struct Watch {
+    process: std::process::Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Watch {
+    fn begin(agent: &Agent<'_>, arguments: &[&str]) -> Watch {
+        let mut process =
+            agent.verb(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the watch starts");
+        let output = BufReader::new(process.stdout.take().expect("stdout is a pipe"));
+        Watch { process, output }
+    }
+
+    /// Reads until a line satisfies.
+    fn until(&mut self, satisfied: impl Fn(&str) -> bool) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).expect("a line"), 0, "the watch ended");
+            if satisfied(&line) {
+                return line;
+            }
+        }
+    }
+
+    /// What it says on standard error at its end.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        self.process.stderr.take().expect("stderr is a pipe").read_to_string(&mut said).expect("text");
+        (self.process.wait().expect("its end").code(), said)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // One that has ended is as good.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn get_watches_containers_images_and_sources_until_the_agent_goes_away() {
+    if skipped_without_root("verbs") {
+        return;
+    }
+    let world = World::new("watching");
+    let mut agent = Agent::start(&world);
+    let image = Image::busybox(world.home(), BUSYBOX);
+    let mut containers = Watch::begin(&agent, &["get", "containers", "-w", "--no-headers"]);
+    let mut images = Watch::begin(&agent, &["get", "images", "-w", "-o", "name"]);
+    let mut sources = Watch::begin(&agent, &["get", "sources", "-w", "-o", "json"]);
+    sources.until(|line| line.contains("\"state\": \"Ready\""));
+    agent.client(&["image", "load", image.tar.to_str().unwrap()]).ok();
+    images.until(|line| line == format!("image.portreeve.dev/{BUSYBOX}\n"));
+    agent.drop_manifest("a.yaml", &pod("a", "sleep 1000", "imagePullPolicy: Never"));
+    let row = containers.until(|line| line.contains("Running"));
+    assert!(row.starts_with("main "), "{row}");
+    sources.until(|line| line.contains("\"objects\": 1"));
+
+    // What is printed is taken, and so is what kubectl writes.
+    for name in [&["containers", "main"][..], &["containers", "a/main"], &["container/a.main"], &["containers/a/main"]]
+    {
+        let shown = agent.client(&[&["get"], name, &["-o", "name"]].concat()).ok();
+        assert_eq!(shown, "container.portreeve.dev/a.main\n", "{name:?}");
+    }
+    let both = agent.client(&["get", "pods/a", "container.portreeve.dev/a.main", "--no-headers"]).ok();
+    let first: Vec<&str> = both.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(first, ["pod/a", "container.portreeve.dev/main"], "{both}");
+    let kinds = agent.client(&["get", "pods,images", "-o", "name"]).ok();
+    assert_eq!(kinds, format!("pod/a\nimage.portreeve.dev/{BUSYBOX}\n"));
+    let absent = agent.client(&["get", "pods/a", "pods/b"]);
+    assert!(absent.code == 1 && absent.stdout.contains("a "), "{absent:?}");
+    assert_eq!(absent.stderr, "error: pods \"b\" not found\n");
+
+    let mut table = Watch::begin(&agent, &["get", "sources", "-w"]);
+    table.until(|line| line.starts_with("NAME"));
+    agent.drop_manifest("broken.yaml", "kind: [\n");
+    table.until(|line| line.contains("broken.yaml:") && line.contains(": error: "));
+    agent.remove_manifest("broken.yaml");
+    agent.remove_manifest("a.yaml");
+    sources.until(|line| line.contains("\"objects\": 0"));
+    agent.wait_gone("a");
+    agent.client(&["image", "rm", BUSYBOX]).ok();
+    // The last state of what goes is shown as it goes.
+    images.until(|line| line == format!("image.portreeve.dev/{BUSYBOX}\n"));
+    agent.kill();
+    let (code, said) = images.end();
+    assert_eq!(code, Some(1));
+    assert!(said.starts_with("error: the agent went away ("), "{said}");
+    agent.launch();
+}
+
+#[test]
+fn delete_takes_what_is_there_and_tells_what_is_not() {
+    if skipped_without_root("verbs") {
+        return;
+    }
+    let world = World::new("delete");
+    let agent = Agent::start(&world);
+    let map = |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
+    let (one, both) = (world.path("one.yaml"), world.path("both.yaml"));
+    std::fs::write(&one, map("one")).unwrap();
+    std::fs::write(&both, map("none") + "---\n" + &map("one")).unwrap();
+    let (one, both) = (one.to_str().unwrap(), both.to_str().unwrap());
+    agent.client(&["apply", "-f", one]).ok();
+    let deleted = agent.client(&["delete", "-f", both]);
+    assert_eq!((deleted.code, deleted.stdout.as_str()), (1, "configmap \"one\" deleted\n"));
+    assert_eq!(deleted.stderr, "error: ConfigMap default/none not found\n");
+    assert!(!agent.manifests().join("applied/configmap.default.one.yaml").exists());
+    agent.client(&["delete", "-f", both, "--ignore-not-found"]).ok();
+
+    agent.client(&["apply", "-n", "prod", "-f", one]).ok();
+    assert!(agent.manifests().join("applied/configmap.prod.one.yaml").exists());
+    let now = agent.client(&["delete", "-n", "prod", "-f", one, "--now"]);
+    assert!(now.code == 1 && now.stderr.contains("terminationGracePeriodSeconds"), "{now:?}");
+    agent.client(&["delete", "-n", "prod", "-f", one]).ok();
+    assert!(!agent.manifests().join("applied/configmap.prod.one.yaml").exists());
+
+    // Standard input is empty here.
+    let nothing = agent.client(&["apply", "-f", "-"]);
+    assert_eq!(nothing.code, 1);
+    assert!(nothing.stderr.ends_with("error: no objects passed to apply\n"), "{nothing:?}");
 }
