@@ -767,6 +767,13 @@ fn the_sockets_group_is_let_in_and_nobody_else() {
     assert!(refused.code == 1 && refused.stderr.contains("no permission"), "{refused:?}");
     let member = as_nobody(&world, &agent, &GROUP.to_string());
     assert_eq!(member.code, 0, "a member of the group: {}", member.stderr);
+    // A start that is refused because this agent runs changes nothing about who may come in.
+    let mut second = world.command(binary());
+    second.args(["agent", "--listen", "127.0.0.1:0", "--node-name", "n", "--manifests"]).arg(agent.manifests());
+    let second = answer(second.arg("--root").arg(agent.root()).arg("--run").arg(agent.run_dir()).output().unwrap());
+    assert!(second.code == 1 && second.stderr.contains("another agent uses"), "{second:?}");
+    let metadata = std::fs::metadata(agent.run_dir()).unwrap();
+    assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o710, GROUP));
     // What else is in the run directory stays root's.
     for folder in ["sandboxes", "network", "pods"] {
         assert_eq!(std::fs::metadata(agent.run_dir().join(folder)).unwrap().mode() & 0o077, 0, "{folder}");

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use portreeve_e2e::{Agent, Answer, BUSYBOX, Census, World, binary, skipped_without_root, wait_until};
+use portreeve_e2e::{
+    Agent, Answer, BUSYBOX, Census, World, binary, skipped_without_host_ports, skipped_without_root, wait_until,
+};
 use serde_json::Value;
 
 fn sleeper(name: &str) -> String {
@@ -138,6 +140,117 @@ fn the_doctor_tells_who_turned_forwarding_on() {
     agent.drop_manifest("a.yaml", &sleeper("a"));
     agent.wait_ready("a");
     assert!(forwarding().contains("an agent of ours turned it on"), "{}", forwarding());
+}
+
+/// What `<run>/agent.json` says.
+fn description(run: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(run.join("agent.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn an_agent_starts_with_a_file_of_settings_alone_and_a_flag_beats_the_environment_beats_the_file() {
+    if skipped_without_root("config") {
+        return;
+    }
+    let world = World::new("layers");
+    let at = |name: &str| world.path(name).display().to_string();
+    std::fs::create_dir(at("m")).unwrap();
+    let tag = &world.home().display().to_string();
+    let tag = &tag[tag.len() - 6..];
+    let file = format!(
+        "root: {}\nrun: {}\nmanifests: {}\nnodeName: from-file\nnodeLabels: {{a: file}}\nlisten: 127.0.0.1:0\n\
+         cgroupRoot: /prt-f-{tag}\nbridge: prtf-{tag}\nnftTable: prt_f_{tag}\npodCIDR: 10.77.7.0/24\n",
+        at("root"),
+        at("run"),
+        at("m")
+    );
+    std::fs::write(at("c.yaml"), file).unwrap();
+    let agent = || {
+        let mut command = world.command("timeout");
+        command.arg("30").arg(binary()).args(["agent", "--ephemeral", "--config", &at("c.yaml")]);
+        command
+    };
+    let node = |run: &Path| {
+        let mut command = Command::new(binary());
+        command.arg("--run").arg(run).args(["get", "nodes", "-o", "json"]);
+        let nodes: Value = serde_json::from_str(&answer(command).ok()).unwrap();
+        nodes["items"][0]["metadata"].clone()
+    };
+
+    let run = world.path("run");
+    lives(agent(), &run, || {
+        let about = description(&run);
+        for (key, value) in [
+            ("root", at("root")),
+            ("manifests", at("m")),
+            ("cgroupRoot", format!("/prt-f-{tag}")),
+            ("bridge", format!("prtf-{tag}")),
+            ("nftTable", format!("prt_f_{tag}")),
+        ] {
+            assert_eq!(about[key], value.as_str(), "{about}");
+        }
+        assert_ne!(about["listen"], "127.0.0.1:9580");
+        let node = node(&run);
+        assert_eq!((&node["name"], &node["labels"]["a"]), (&"from-file".into(), &"file".into()), "{node}");
+    });
+
+    let by_environment = [
+        ("PORTREEVE_RUN", at("run-e")),
+        ("PORTREEVE_NODE_NAME", "from-environment".to_owned()),
+        ("PORTREEVE_NODE_LABEL", "a=environment,b=too".to_owned()),
+        ("PORTREEVE_BRIDGE", format!("prte-{tag}")),
+        ("PORTREEVE_NFT_TABLE", format!("prt_e_{tag}")),
+    ];
+    let run = world.path("run-e");
+    let mut command = agent();
+    command.envs(by_environment.clone()).args(["--bridge", &format!("prtg-{tag}"), "--node-name", "from-flag"]);
+    lives(command, &run, || {
+        let about = description(&run);
+        for (key, value) in [
+            ("root", at("root")),
+            ("cgroupRoot", format!("/prt-f-{tag}")),
+            ("bridge", format!("prtg-{tag}")),
+            ("nftTable", format!("prt_e_{tag}")),
+        ] {
+            assert_eq!(about[key], value.as_str(), "{about}");
+        }
+        let node = node(&run);
+        assert_eq!(node["name"], "from-flag", "{node}");
+        let labels = &node["labels"];
+        assert_eq!((&labels["a"], &labels["b"]), (&"environment".into(), &"too".into()), "{node}");
+    });
+
+    // The doctor looks at what the agent would have.
+    let facts = |variables: &[(&str, String)], flags: &[&str]| {
+        let mut command = world.command(binary());
+        command.args(["doctor", "-o", "json", "--config", &at("c.yaml")]).args(flags);
+        let said = answer({
+            command.envs(variables.iter().cloned());
+            command
+        });
+        serde_json::from_str::<Vec<Value>>(&said.stdout).unwrap_or_else(|error| panic!("{error}: {said:?}"))
+    };
+    let found = |facts: &[Value], name: &str| {
+        let fact = facts.iter().find(|fact| fact["name"] == name).unwrap_or_else(|| panic!("{name}: {facts:?}"));
+        fact["found"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(found(&facts(&[], &[]), "node name"), "from-file");
+    let mut by_environment = by_environment.to_vec();
+    by_environment.push(("PORTREEVE_ROOT", at("root-e")));
+    let told = facts(&by_environment, &[]);
+    assert_eq!(found(&told, "node name"), "from-environment");
+    assert!(found(&told, "state").starts_with(&at("root-e")), "{told:?}");
+    assert_eq!(found(&facts(&by_environment, &["--node-name", "from-flag"]), "node name"), "from-flag");
+    // A firewall that lets nothing through but one bridge is in the way of every other.
+    if skipped_without_host_ports(&world, "the bridge that the doctor looks at") {
+        return;
+    }
+    world.sh(&format!(
+        "nft 'add table ip fw; add chain ip fw f {{ type filter hook forward priority 0; policy drop; }}; \
+         add rule ip fw f iifname \"prte-{tag}\" accept'"
+    ));
+    let blocks = |facts: &[Value]| facts.iter().any(|fact| fact["name"] == "firewall");
+    assert!(blocks(&facts(&[], &[])) && !blocks(&facts(&by_environment, &[])));
 }
 
 /// Lays an overlay of `directory` over itself, in the world alone.

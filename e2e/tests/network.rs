@@ -82,7 +82,8 @@ fn a_published_port_answers_everywhere_it_should() {
         return;
     }
     // A second address of the host, and a machine outside that is reached through it.
-    world.sh("ip netns add outside");
+    // Its name is in the world's own mounts, and goes with them however this test ends.
+    world.sh("mkdir -p /run/netns && mount -t tmpfs none /run/netns && ip netns add outside");
     world.sh("ip link add uplink type veth peer name eth0 netns outside");
     world.sh("ip addr add 192.0.2.1/24 dev uplink && ip link set uplink up");
     world.sh("ip -n outside addr add 192.0.2.2/24 dev eth0 && ip -n outside link set eth0 up && ip -n outside link set lo up");
@@ -150,7 +151,7 @@ fn a_published_port_answers_everywhere_it_should() {
     agent.remove_manifest("server.yaml");
     agent.wait_gone("server");
     assert!(world.fetch("http://127.0.0.1:18080/").is_err());
-    world.sh("ip link del uplink; ip netns del outside");
+    world.sh("ip link del uplink; ip netns del outside; umount /run/netns");
 }
 
 fn web(ports: &str) -> String {

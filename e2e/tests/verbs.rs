@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use portreeve_e2e::{Agent, BUSYBOX, Image, World, skipped_without_root, wait_until};
+use serde_json::json;
 
 /// A pod of one container, with a line of YAML of its own in the container.
 fn pod(name: &str, command: &str, more: &str) -> String {
@@ -74,6 +75,38 @@ fn attach_reaches_the_process_itself_and_logs_tell_the_same() {
     let (code, said) = session.end();
     assert!(code == Some(1) && said.starts_with("error: the agent went away ("), "{said}");
     agent.launch();
+}
+
+#[test]
+fn logs_are_five_files_of_ten_mebibytes() {
+    if skipped_without_root("verbs") {
+        return;
+    }
+    const FILE: u64 = 10 << 20;
+    let world = World::new("rotation");
+    let agent = Agent::with_busybox(&world);
+    // Without an end of line: written in parts of 16 KiB each, as fast as they are read.
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "a" },
+        "spec": { "restartPolicy": "Never", "containers": [
+            { "name": "c", "image": BUSYBOX, "command": ["head", "-c", "68000000", "/dev/zero"] },
+        ] },
+    });
+    agent.drop_manifest("a.yaml", &manifest.to_string());
+    agent.wait_pod("a", "Succeeded", |pod| pod["status"]["phase"] == "Succeeded");
+    let listed =
+        world.sh(&format!("find {} -name '*.log*' -printf '%f %s\\n' | sort", agent.root().join("logs").display()));
+    let files: Vec<(&str, u64)> = listed
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, size)| (name, size.parse().unwrap()))
+        .collect();
+    let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["0.log", "0.log.1", "0.log.2", "0.log.3", "0.log.4"]);
+    assert!(files[0].1 < FILE + (64 << 10), "{listed}");
+    for (_, size) in &files[1..] {
+        assert!((FILE..FILE + (64 << 10)).contains(size), "{listed}");
+    }
 }
 
 #[test]

@@ -43,7 +43,7 @@ use crate::v1alpha1::{
     PlanReport, PlanRequest, PullProgress, Source,
 };
 
-pub(crate) use kinds::Mirrors;
+pub(crate) use kinds::{Mirrors, take_heartbeats};
 
 /// How often a pull says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);

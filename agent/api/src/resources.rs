@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::backend::{Backend, Signal};
 use crate::failure::Failure;
 use crate::mirror::{Changes, changes};
+use crate::own::take_heartbeats;
 use crate::params::Params;
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::table::{Form, Row, table};
@@ -221,7 +222,13 @@ impl Resource for Node {
     }
 
     fn list(app: &App) -> Result<Listed<Self>, Failure> {
-        Ok(app.mirrors.machine.list()?)
+        let mut machines = app.mirrors.machine.list()?;
+        // The list changes with the machine; that it lives is told at every look.
+        let now = app.backend.machine();
+        for machine in &mut machines.items {
+            take_heartbeats(Arc::make_mut(machine), &now);
+        }
+        Ok(machines)
     }
 
     fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure> {

@@ -55,10 +55,10 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
     config.check_places()?;
     private_directory(&config.root)?;
     private_directory(&config.run)?;
-    open_to(&config.run, socket_group(&config)?)?;
     // Held until the process ends; the kernel lets go of them whatever ends it.
     let _root = lock(&config.root)?;
     let _run = lock(&config.run)?;
+    open_to(&config.run, socket_group(&config)?)?;
     // The engine kills what it does not know below its names: they must be nobody else's.
     let claim = Claim::take(&config)?;
     if config.manifests_by_default {
@@ -220,8 +220,11 @@ fn socket_group(config: &Config) -> anyhow::Result<Option<u32>> {
 }
 
 fn group_id(name: &str) -> anyhow::Result<u32> {
-    if let Ok(number) = name.parse() {
-        return Ok(number);
+    match name.parse() {
+        // chown(2): leave the group as it is.
+        Ok(u32::MAX) => bail!("socketGroup: {name} is no group"),
+        Ok(number) => return Ok(number),
+        Err(_) => {}
     }
     let groups = std::fs::read_to_string("/etc/group").context("reading /etc/group")?;
     groups

@@ -1,7 +1,7 @@
 //! Names in the kernel that two agents could be given by mistake: each belongs to one agent of the machine.
 //!
 //! ```text
-//!   /run/portreeve-claims/<SHA-256 of the run directory>.json   {"run": "/run/a", "names": [...]}
+//!   /run/portreeve-claims/<SHA-256 of the run directory>.json   {"version": 1, "run": "/run/a", "names": [...]}
 //!        locked while that agent lives; what it says also holds while the agent is stopped and its pods run
 //! ```
 //!
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::warn;
@@ -43,9 +44,13 @@ pub(crate) struct Claim {
     _lock: Flock<File>,
 }
 
+/// Of what is written here. A newer one may have names of kinds that are not known here.
+const VERSION: u32 = 1;
+
 /// What a claim's file says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
+    version: u32,
     run: PathBuf,
     names: BTreeSet<Name>,
 }
@@ -114,8 +119,11 @@ impl Claim {
         let path = directory.join(&own);
         let listing = || format!("listing {}", directory.display());
         for entry in fs::read_dir(directory).with_context(listing)? {
-            let other = entry.with_context(listing)?.path();
-            if other != path && other.extension().is_some_and(|extension| extension == "json") {
+            let entry = entry.with_context(listing)?;
+            let other = entry.path();
+            // What is no file was not put there by an agent.
+            let is_file = entry.file_type().with_context(listing)?.is_file();
+            if is_file && other != path && other.extension().is_some_and(|extension| extension == "json") {
                 judge(&other, &names)?;
             }
         }
@@ -131,14 +139,14 @@ impl Claim {
         };
         // Pods that were started under other names still use those.
         if before.is_some() && has_pods(&run) {
-            names.extend(read(&path)?.map(|record| record.names).unwrap_or_default());
+            names.extend(read(&path)?.record().map(|record| record.names).unwrap_or_default());
         }
         let beside = path.with_extension("new");
         let written = || format!("writing {}", beside.display());
         let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&beside);
         let file = file.with_context(written)?;
         let lock = lock(file, LOCK_PATIENCE).with_context(written)?.with_context(written)?;
-        serde_json::to_writer(&*lock, &Record { run: run.clone(), names }).with_context(written)?;
+        serde_json::to_writer(&*lock, &Record { version: VERSION, run: run.clone(), names }).with_context(written)?;
         fs::rename(&beside, &path).with_context(written)?;
         Ok(Self { directory: directory.to_owned(), path, run, _lock: lock })
     }
@@ -152,7 +160,12 @@ impl Claim {
         if has_pods(&self.run) {
             return Ok(());
         }
-        fs::remove_file(&self.path).with_context(|| format!("removing {}", self.path.display()))
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -179,7 +192,13 @@ fn turn(directory: &Path) -> anyhow::Result<Flock<File>> {
         _ => {}
     }
     let locking = || format!("locking {}", directory.display());
-    let turn = lock(File::open(directory).with_context(locking)?, TURN_PATIENCE).with_context(locking)?;
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(directory).with_context(locking)?;
+    let facts = opened.metadata().with_context(locking)?;
+    if facts.uid() != nix::unistd::geteuid().as_raw() || facts.mode() & 0o022 != 0 {
+        bail!("{} can be written by others than root; remove it, and it is made anew", directory.display());
+    }
+    let turn = lock(opened, TURN_PATIENCE).with_context(locking)?;
     turn.with_context(|| {
         format!(
             "another agent holds the lock of {} for more than {TURN_PATIENCE:?}; is it stopped?",
@@ -190,11 +209,32 @@ fn turn(directory: &Path) -> anyhow::Result<Flock<File>> {
 
 /// Refuses names that the claim in this file has; removes it when nobody can need it any more.
 fn judge(path: &Path, names: &BTreeSet<Name>) -> anyhow::Result<()> {
-    let Some(record) = read(path)? else { return Ok(()) };
+    let locking = || format!("locking {}", path.display());
+    let record = match read(path)? {
+        Reading::Record(record) => record,
+        Reading::Newer { run: Some(run) } if has_pods(&run) => {
+            bail!(
+                "the agent of {} is of a newer version, and which names are its own cannot be read from {}; use that \
+                 version for this agent too",
+                run.display(),
+                path.display()
+            );
+        }
+        Reading::Newer { .. } | Reading::Damaged => {
+            let file = open(path).with_context(locking)?;
+            if lock(file, LOCK_PATIENCE).with_context(locking)?.is_none() {
+                bail!(
+                    "{} belongs to an agent that runs, and which names are its own cannot be read from it (another \
+                     version, or damaged); restart that agent, or use its version for this one too",
+                    path.display()
+                );
+            }
+            return Ok(());
+        }
+    };
     let run = record.run.display();
     let met = names.iter().find_map(|name| Some((name, record.names.iter().find(|other| name.meets(other))?)));
     let patience = if met.is_some() { LOCK_PATIENCE } else { Duration::ZERO };
-    let locking = || format!("locking {}", path.display());
     let alive = lock(open(path).with_context(locking)?, patience).with_context(locking)?.is_none();
     let pods = has_pods(&record.run);
     if let Some((name, other)) = met.filter(|_| alive || pods) {
@@ -203,7 +243,15 @@ fn judge(path: &Path, names: &BTreeSet<Name>) -> anyhow::Result<()> {
         } else {
             format!("{name} meets {other}, which belongs to the agent of {run}")
         };
-        let stopped = if alive { "" } else { ", which is stopped while its pods stay" };
+        let stopped = if alive {
+            String::new()
+        } else {
+            let sandboxes = record.run.join("sandboxes");
+            format!(
+                ", which is stopped while its pods stay (in {}; remove it once they are drained)",
+                sandboxes.display()
+            )
+        };
         bail!("{belongs}{stopped}; give this agent another {}", name.flag());
     }
     if !alive && !record.run.exists() {
@@ -216,15 +264,46 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).open(path)
 }
 
-/// What a claim's file says; nothing when it is damaged.
-fn read(path: &Path) -> anyhow::Result<Option<Record>> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let record = serde_json::from_slice(&bytes);
-    if let Err(error) = &record {
-        // Written whole or not at all: what cut it short was the end of the machine, and of the pods with it.
-        warn!(claim = %path.display(), %error, "damaged claim was ignored");
+/// What could be read of a claim's file.
+#[derive(Debug)]
+enum Reading {
+    Record(Record),
+    /// By a newer version, of the agent with this run directory.
+    Newer {
+        run: Option<PathBuf>,
+    },
+    Damaged,
+}
+
+impl Reading {
+    fn record(self) -> Option<Record> {
+        match self {
+            Self::Record(record) => Some(record),
+            Self::Newer { .. } | Self::Damaged => None,
+        }
     }
-    Ok(record.ok())
+}
+
+fn read(path: &Path) -> anyhow::Result<Reading> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+        run: Option<PathBuf>,
+    }
+    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    if let Ok(Head { version, run }) = serde_json::from_slice(&bytes)
+        && version > VERSION
+    {
+        return Ok(Reading::Newer { run });
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(record) => Ok(Reading::Record(record)),
+        Err(error) => {
+            // Written whole or not at all: what cut it short was the end of the machine, and of the pods with it.
+            warn!(path = %path.display(), %error, "damaged claim");
+            Ok(Reading::Damaged)
+        }
+    }
 }
 
 /// Whether an agent left pods in its run directory; one that cannot be looked at may have some.
@@ -352,7 +431,39 @@ mod tests {
     fn a_damaged_claim_stops_nobody() {
         let machine = Machine::new();
         fs::create_dir(machine.claims()).unwrap();
+        // Nor does what no agent has put there.
+        nix::unistd::mkfifo(&machine.claims().join("fifo.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::create_dir(machine.claims().join("folder.json")).unwrap();
         fs::write(machine.claims().join("x.json"), "{").unwrap();
         machine.claim("a", &[cgroup("/a")]).unwrap();
+    }
+
+    #[test]
+    fn what_a_running_agent_claims_counts_also_where_it_cannot_be_read() {
+        let machine = Machine::new();
+        let a = machine.claim("a", &[cgroup("/a")]).unwrap();
+        for text in ["{", r#"{"version": 2, "run": "/nowhere", "names": [{"pool": "x"}]}"#] {
+            fs::write(&a.path, text).unwrap();
+            let error = machine.claim("b", &[cgroup("/b")]).unwrap_err();
+            assert!(error.contains("belongs to an agent that runs"), "{error}");
+        }
+        let run = machine.run("a");
+        let newer = serde_json::json!({ "version": 2, "run": run, "names": [{ "pool": "x" }] });
+        fs::write(&a.path, newer.to_string()).unwrap();
+        drop(a);
+        machine.claim("b", &[cgroup("/b")]).unwrap();
+        fs::create_dir_all(run.join("sandboxes/one")).unwrap();
+        let error = machine.claim("b", &[cgroup("/b")]).unwrap_err();
+        assert!(error.contains("newer version"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_no_place_for_claims() {
+        use std::os::unix::fs::PermissionsExt;
+        let machine = Machine::new();
+        fs::create_dir(machine.claims()).unwrap();
+        fs::set_permissions(machine.claims(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = machine.claim("a", &[cgroup("/a")]).unwrap_err();
+        assert!(error.contains("can be written by others"), "{error}");
     }
 }

@@ -15,6 +15,9 @@ use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+#[cfg(test)]
+pub(crate) use file::KEYS;
+
 /// Where sandboxes and sockets live unless told otherwise.
 pub(crate) const DEFAULT_RUN: &str = "/run/portreeve";
 const DEFAULT_ROOT: &str = "/var/lib/portreeve";
@@ -41,8 +44,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "NAME", env = "PORTREEVE_NODE_NAME", value_parser = value::node_name)]
     #[serde(deserialize_with = "file::node_name")]
     pub(crate) node_name: Option<String>,
-    /// Label of this node, as key=value; may be given again
-    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = value::label)]
+    /// Label of this node, as key=value; may be given again, or several with commas
+    #[arg(
+        long = "node-label", value_name = "KEY=VALUE", env = "PORTREEVE_NODE_LABEL", value_delimiter = ',',
+        value_parser = value::label
+    )]
     #[serde(deserialize_with = "file::labels")]
     pub(crate) node_labels: Vec<(String, String)>,
     /// Address of /metrics, /livez and /readyz; port 0 takes a free one [default: 127.0.0.1:9580]
@@ -72,12 +78,15 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "DIR", env = "PORTREEVE_PRELOAD")]
     #[serde(deserialize_with = "file::path")]
     pub(crate) preload: Option<PathBuf>,
-    /// Registry that is spoken to over plain HTTP, as `host` or `host:port`; may be given again
-    #[arg(long = "insecure-registry", value_name = "HOST", value_parser = value::registry)]
+    /// Registry that is spoken to over plain HTTP, as `host` or `host:port`; may be given again, or several with commas
+    #[arg(
+        long = "insecure-registry", value_name = "HOST", env = "PORTREEVE_INSECURE_REGISTRY", value_delimiter = ',',
+        value_parser = value::registry
+    )]
     #[serde(deserialize_with = "file::registries")]
     pub(crate) insecure_registries: Vec<String>,
-    /// File of PEM certificates that registries are also trusted by; may be given again
-    #[arg(long = "registry-ca", value_name = "FILE")]
+    /// File of PEM certificates that registries are also trusted by; may be given again, or several with commas
+    #[arg(long = "registry-ca", value_name = "FILE", env = "PORTREEVE_REGISTRY_CA", value_delimiter = ',')]
     #[serde(deserialize_with = "file::paths")]
     pub(crate) registry_cas: Vec<PathBuf>,
     /// How lines of the log look [default: text]

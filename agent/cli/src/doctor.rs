@@ -16,6 +16,8 @@ pub(crate) struct DoctorArgs {
     /// The agent's configuration file
     #[arg(long, value_name = "FILE", env = "PORTREEVE_CONFIG")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
     /// How the facts are printed
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -31,8 +33,9 @@ enum Output {
 ///
 /// # Errors
 /// A configuration that cannot be.
-pub(crate) fn run(args: &DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    let config = resolve(args.config.as_deref(), Settings { run, ..Settings::default() })?;
+pub(crate) fn run(args: DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    // All settings of an agent, by the same flags and variables: the facts are those that it would meet.
+    let config = resolve(args.config.as_deref(), Settings { run, ..args.settings })?;
     let mut facts = kernel::survey();
     facts.push(state_directory(&config.root));
     facts.push(node_name(&config));

@@ -40,7 +40,7 @@ enum Command {
     /// Print what a manifest can say here
     Explain(explain::ExplainArgs),
     /// Print what this machine offers, and what to do about each lack
-    Doctor(doctor::DoctorArgs),
+    Doctor(Box<doctor::DoctorArgs>),
     /// Run a web page in a throwaway agent on this machine
     Demo(demo::DemoArgs),
     /// Print the completion script of a shell
@@ -82,7 +82,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Agent(args) => agent::run(*args, run),
         Command::Client(verb) => verbs::run(verb, &cli.connection),
-        Command::Doctor(args) => doctor::run(&args, run),
+        Command::Doctor(args) => doctor::run(*args, run),
         Command::Validate(args) => validate::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Demo(args) => demo::run(&args),
@@ -132,6 +132,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use anyhow::Context;
 
     use super::*;
@@ -156,6 +158,65 @@ mod tests {
                 "{told}"
             );
         }
+    }
+
+    /// Of a verb, the flags that are in its help: name and variable.
+    fn flags(verb: &str) -> BTreeMap<String, Option<String>> {
+        let mut cli = Cli::command();
+        cli.build();
+        let verb = cli.find_subcommand(verb).unwrap();
+        let text = |text: &std::ffi::OsStr| text.to_str().unwrap().to_owned();
+        let arguments = verb.get_arguments().filter(|argument| !argument.is_hide_set());
+        arguments.filter_map(|one| Some((one.get_long()?.to_owned(), one.get_env().map(text)))).collect()
+    }
+
+    /// What the README's table of settings says: each key with its flag.
+    fn settings_of_the_readme() -> Vec<(String, String)> {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
+        let table = readme.split("| key | flag | default |").nth(1).unwrap().split("\n\n").next().unwrap();
+        let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let pair = |row: &str| {
+            let cells: Vec<&str> = row.split(" | ").collect();
+            let flags = quoted(cells.get(1)?).into_iter();
+            let flags =
+                flags.map(|flag| flag.trim_start_matches("--").split(' ').next().unwrap_or_default().to_owned());
+            Some(quoted(cells.first()?).into_iter().zip(flags).collect::<Vec<_>>())
+        };
+        table.lines().filter_map(pair).flatten().collect()
+    }
+
+    #[test]
+    fn flags_variables_keys_and_the_readmes_table_agree() {
+        let table = settings_of_the_readme();
+        assert_eq!(table.iter().map(|(key, _)| key.as_str()).collect::<BTreeSet<_>>(), BTreeSet::from(config::KEYS));
+        let mut flags = flags("agent");
+        let variable = |flag: &str| format!("PORTREEVE_{}", flag.to_uppercase().replace('-', "_"));
+        // Neither is a setting: one names the file of all of them, the others are no agent's.
+        assert_eq!(flags.remove("config"), Some(Some(variable("config"))));
+        for other in ["help", "version", "socket"] {
+            flags.remove(other);
+        }
+        // Read by hand, because it belongs to all verbs.
+        assert_eq!(flags.insert("run".to_owned(), Some(variable("run"))), Some(None));
+        assert_eq!(flags.keys().collect::<BTreeSet<_>>(), table.iter().map(|(_, flag)| flag).collect());
+        for (flag, named) in &flags {
+            assert_eq!(named.as_deref(), Some(variable(flag).as_str()), "--{flag}");
+        }
+        for (key, flag) in &table {
+            let words = |text: &str| text.to_lowercase().replace('-', "");
+            // A key that is a list has the name of many, a flag that of one.
+            assert_eq!(
+                words(key).trim_end_matches('s').replace("registrie", "registry"),
+                words(flag).trim_end_matches('s')
+            );
+        }
+    }
+
+    #[test]
+    fn the_doctor_has_every_setting_of_an_agent() {
+        let mut doctor = flags("doctor");
+        assert!(doctor.remove("output").is_some());
+        assert_eq!(doctor, flags("agent"));
     }
 
     #[test]

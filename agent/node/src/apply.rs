@@ -34,6 +34,7 @@ const ELSEWHERE: &str = "NamespaceMismatch";
 
 /// Parses manifests that were handed in; with a namespace, objects that say none are in it, and others are refused.
 pub(crate) fn parse(files: &[ManifestFile], namespace: Option<&str>) -> Given {
+    let namespace = namespace.filter(|namespace| !namespace.is_empty());
     let mut given = Given::default();
     let mut seen: BTreeMap<ObjectKey, usize> = BTreeMap::new();
     for file in files {

@@ -63,3 +63,42 @@ pub(crate) fn ensure_directory(path: &Path, mode: u32) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
+    /// On a thread with mounts of its own, which go with it.
+    #[test]
+    fn a_full_disk_leaves_the_former_content_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let tested = std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    if let Err(error) = unshare(CloneFlags::CLONE_NEWNS) {
+                        let _ = writeln!(io::stderr(), "SKIPPED: no mounts of our own ({error}); run as root");
+                        return;
+                    }
+                    let none = None::<&str>;
+                    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+                    let small = Some("size=64k");
+                    mount(Some("tmpfs"), folder.path(), Some("tmpfs"), MsFlags::empty(), small).unwrap();
+                    let path = folder.path().join("a.yaml");
+                    replace_blocking(&path, b"former", 0o600).unwrap();
+                    let error = replace_blocking(&path, &vec![b'x'; 1 << 20], 0o600).unwrap_err();
+                    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+                    assert_eq!(fs::read(&path).unwrap(), b"former");
+                    let names: Vec<_> =
+                        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                    assert_eq!(names, ["a.yaml"]);
+                    replace_blocking(&path, b"later", 0o600).unwrap();
+                    assert_eq!(fs::read(&path).unwrap(), b"later");
+                })
+                .join()
+        });
+        tested.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+}

@@ -113,6 +113,30 @@ async fn apply_writes_one_file_per_object_and_delete_removes_only_those() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_replaces_a_file_as_a_whole() {
+    use std::io::Read;
+    let world = world();
+    let text = |word: &str| {
+        let data = word.repeat(100_000);
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata: {{word: {data}}}\n")
+    };
+    world.node.apply(given(&text("old"))).await.unwrap();
+    let path = world.manifest("applied/configmap.default.c.yaml");
+    let former = fs::read_to_string(&path).unwrap();
+    // A reader in the middle of the former content reads it to its end: the file itself is never written to.
+    let mut reader = fs::File::open(&path).unwrap();
+    let mut read = String::new();
+    reader.by_ref().take(1000).read_to_string(&mut read).unwrap();
+    world.node.apply(given(&text("new"))).await.unwrap();
+    reader.read_to_string(&mut read).unwrap();
+    assert!(read == former, "the file was changed under its reader");
+    assert_eq!(fs::read_to_string(&path).unwrap(), former.replace("old", "new"));
+    let names: Vec<_> = fs::read_dir(world.manifest("applied")).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(names, ["configmap.default.c.yaml"]);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_of_the_longest_name_runs_and_can_be_removed() {
     let world = world();
     let name = "a".repeat(253);

@@ -7,7 +7,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -313,7 +314,9 @@ fn a_node_reaches_its_goal_and_is_quiet_whatever_fails_and_whenever_the_agent_is
     let runs = number("PORTREEVE_SIM_RUNS").unwrap_or(QUICK_RUNS);
     let first = number("PORTREEVE_SIM_FIRST")
         .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_secs().wrapping_mul(QUICK_RUNS)));
-    eprintln!("PORTREEVE_SIM_FIRST={first} PORTREEVE_SIM_RUNS={runs}");
+    // Past the capture of passing tests: a run that went well may be of interest, too.
+    let seeds = format!("PORTREEVE_SIM_FIRST={first} PORTREEVE_SIM_RUNS={runs}: simulated nodes\n");
+    std::io::stderr().write_all(seeds.as_bytes()).unwrap();
     for seed in first..first + runs {
         if let Err(error) = run(seed) {
             panic!("seed {seed} (PORTREEVE_SIM_SEED={seed} runs it again): {error}");

@@ -201,7 +201,9 @@ fn killed_to_run_again(world: &World<'_>, slot: &Slot<'_>, view: &ContainerView,
                 | KillCause::RestartRequested
         )
     };
-    if let Some(cause) = cause.filter(|cause| asked(*cause)) {
+    // A program that heeds SIGTERM ends well: that is no success of its own.
+    let drained = cause == Some(KillCause::NodeDrained) && world.policy == Policy::OnFailure;
+    if let Some(cause) = cause.filter(|cause| drained || asked(*cause)) {
         return Some(format!("container {name} was stopped because {cause}"));
     }
     if view.record.is_none() && exit.finished_at >= desired.changed_at {

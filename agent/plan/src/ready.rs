@@ -49,11 +49,15 @@ pub(crate) fn readiness(world: &World<'_>, container: &Container, since: Timesta
     if let Some(failure) = world.failure(&Attempted::Container(container.name.clone()))
         && retry_at(failure) > world.now
     {
-        return Readiness::Blocked(Obstacle {
-            reason: failure.reason.clone(),
-            message: failure.message.clone(),
-            until: Some(retry_at(failure)),
-        });
+        return match image(world, container, since) {
+            // What lasts longer says when the next try is.
+            Readiness::Blocked(obstacle) if obstacle.until > Some(retry_at(failure)) => Readiness::Blocked(obstacle),
+            _ => Readiness::Blocked(Obstacle {
+                reason: failure.reason.clone(),
+                message: failure.message.clone(),
+                until: Some(retry_at(failure)),
+            }),
+        };
     }
     image(world, container, since)
 }

@@ -32,6 +32,7 @@ pub struct LogRotation {
 }
 
 impl Default for LogRotation {
+    /// Five files of 10 MiB.
     fn default() -> Self {
         Self { max_bytes: 10 << 20, max_files: 5 }
     }

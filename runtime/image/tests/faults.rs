@@ -7,6 +7,7 @@ mod support;
 use std::{
     error::Error,
     fs,
+    sync::{Arc, Barrier},
     time::{Duration, Instant},
 };
 
@@ -45,6 +46,22 @@ async fn pull(reference: &ImageRef, auth: &[Credential]) -> Result<(), PullError
 async fn a_plain_server_without_ranges_is_enough() {
     let (_server, reference) = serve(&Layout::new(&two_layers(), Pack::Gzip));
     pull(&reference, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn layers_are_fetched_beside_each_other() {
+    let layers: Vec<Vec<u8>> = (0..3).map(|i| Tar::new().file(&format!("f{i}"), b"x").bytes()).collect();
+    let layout = Layout::new(&layers, Pack::Gzip);
+    let (server, reference) = serve(&layout);
+    // No layer comes before all of them were asked for: one after the other none ever would.
+    let together = Arc::new(Barrier::new(layers.len()));
+    for digest in &layout.layers {
+        let blob = fs::read(layout.dir.path().join("blobs/sha256").join(digest.hex())).unwrap();
+        let answer = Answer { together: Some(together.clone()), ..Answer::ok(blob) };
+        server.replace(&format!("/v2/r/blobs/{digest}"), answer);
+    }
+    let pulled = tokio::time::timeout(Duration::from_secs(20), pull(&reference, &[])).await;
+    pulled.unwrap_or_else(|_| panic!("one after the other: {:?}", server.requests())).unwrap();
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     os::unix::{
         ffi::OsStrExt,
         fs::{FileTypeExt, MetadataExt},
@@ -282,10 +283,13 @@ fn a_pull_killed_at_any_moment_leaves_a_whole_store() {
         image.layers.iter().map(|l| facts(l)).collect::<Vec<_>>()
     };
     let usual = begun.elapsed();
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
-    println!("seed {seed}");
-    let mut random = seed;
-    for round in 0..20 {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let rounds = number("PORTREEVE_ROUNDS").unwrap_or(20);
+    let nanos = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    let mut random = number("PORTREEVE_SEED").unwrap_or_else(nanos);
+    // Past the capture of passing tests: a run that went well may be of interest, too.
+    writeln!(std::io::stderr(), "PORTREEVE_SEED={random} PORTREEVE_ROUNDS={rounds}: kills of pulls").unwrap();
+    for round in 0..rounds {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let root = tempfile::tempdir().unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use nix::libc;
@@ -17,7 +18,7 @@ use crate::nft::{Element, Extent, Ruleset};
 use crate::owner::Owner;
 use crate::reap::Reaper;
 use crate::record::{NetworkRecord, Records};
-use crate::{Config, Lack, NetworkError, PortMapping};
+use crate::{Config, ForeignDrop, Lack, NetworkError, PortMapping};
 
 pub(crate) const NETLINK_ROUTE: isize = 0;
 pub(crate) const NETLINK_NETFILTER: isize = 12;
@@ -39,6 +40,8 @@ pub struct Network {
     /// Device and inode of the host's network namespace.
     pub(crate) own_netns: (u64, u64),
     pub(crate) state: Mutex<State>,
+    /// Who blocks forwarding, and when that was looked up.
+    pub(crate) blocking: Mutex<Option<(Instant, Vec<ForeignDrop>)>>,
 }
 
 /// The place of one sandbox in the network.
@@ -151,6 +154,7 @@ impl Network {
             netfilter: Mutex::new(socket(NETLINK_NETFILTER, "opening a netfilter socket")?),
             upkeep: Mutex::new(()),
             state: Mutex::new(state),
+            blocking: Mutex::default(),
             owner: Owner::of(&config.state_dir),
             records,
             config,

@@ -3,10 +3,15 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use crate::netlink::{Refusal, Socket};
 use crate::network::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use crate::{Config, Network, NetworkError, link, nft, setting};
+
+/// How long it counts what a look at other firewalls has shown.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// Facts about this machine's network; taking them changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -151,6 +156,20 @@ impl Network {
             Err(refusal) if nft::is_of_lack(&refusal) => Ok(Vec::new()),
             Err(refusal) => Err(self.nftables_error("looking for chains that drop", refusal)),
         }
+    }
+
+    /// The same as of at most 10 s ago: each look reads every rule of every firewall on the machine.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn recently_blocking_chains(&self) -> Result<Vec<ForeignDrop>, NetworkError> {
+        let mut known = self.blocking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, chains)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return Ok(chains.clone());
+        }
+        let found = self.blocking_chains()?;
+        *known = Some((Instant::now(), found.clone()));
+        Ok(found)
     }
 
     /// Facts about this machine's network as this agent meets it.

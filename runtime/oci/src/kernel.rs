@@ -226,9 +226,10 @@ fn user_namespaces() -> Fact {
 }
 
 /// Capabilities that the agent itself needs, and what is lost without each.
-const NEEDED: [(u32, &str, Verdict, &str); 6] = [
+const NEEDED: [(u32, &str, Verdict, &str); 7] = [
     (21, "CAP_SYS_ADMIN", Verdict::Missing, "nothing can be mounted"),
     (12, "CAP_NET_ADMIN", Verdict::Missing, "pods get no network"),
+    (18, "CAP_SYS_CHROOT", Verdict::Limited, "exec does not work, nor does hostUsers: false before Linux 6.13"),
     (27, "CAP_MKNOD", Verdict::Missing, "device nodes cannot be made"),
     (19, "CAP_SYS_PTRACE", Verdict::Limited, "processes of other users cannot be looked at"),
     (

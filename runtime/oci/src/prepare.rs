@@ -291,6 +291,7 @@ fn overlay_by_attached_layers(
 ) -> Result<OwnedFd, SetupError> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let before = rustix::fs::open(".", directory, Mode::empty()).step("opening the working directory", "")?;
+    let top = rustix::fs::open("/", directory, Mode::empty()).step("opening", "/")?;
     let host = "/proc/thread-self/ns/mnt";
     let host = rustix::fs::open(host, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("opening", host)?;
     namespace::unshare(NEW_MOUNT).step("making a mount namespace for id-mapped layers", "")?;
@@ -304,8 +305,16 @@ fn overlay_by_attached_layers(
         }
         overlay(lower, writable, None, attributes)
     })();
-    namespace::enter(host.as_fd(), NEW_MOUNT).step("returning to the mount namespace", "")?;
-    rustix::process::fchdir(&before).step("returning to the working directory", "")?;
+    // Entering a mount namespace makes its root this process's, also where it lived in a chroot.
+    let back = namespace::enter(host.as_fd(), NEW_MOUNT)
+        .and_then(|()| Ok(rustix::process::fchdir(&top)?))
+        .and_then(|()| Ok(rustix::process::chroot(".")?))
+        .and_then(|()| Ok(rustix::process::fchdir(&before)?));
+    if let Err(error) = back {
+        // Here every path means something else: nothing that this process did from now on would be right.
+        eprintln!("returning from the mount namespace of id-mapped layers (needs CAP_SYS_CHROOT): {error}");
+        std::process::abort();
+    }
     made
 }
 

@@ -82,14 +82,19 @@ fn heartbeats_aside(mut machine: Node, known: &[Arc<Node>]) -> Node {
         return machine;
     };
     let now = machine.clone();
-    let beats = before.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    take_heartbeats(&mut machine, before);
+    machine.metadata.resource_version.clone_from(&before.metadata.resource_version);
+    if machine == **before { machine } else { now }
+}
+
+/// Gives `machine` the heartbeats of `other`, condition by condition.
+pub(crate) fn take_heartbeats(machine: &mut Node, other: &Node) {
+    let beats = other.status.iter().flat_map(|status| status.conditions.iter().flatten());
     for condition in machine.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten()) {
         if let Some(beat) = beats.clone().find(|beat| beat.type_ == condition.type_) {
             condition.last_heartbeat_time.clone_from(&beat.last_heartbeat_time);
         }
     }
-    machine.metadata.resource_version.clone_from(&before.metadata.resource_version);
-    if machine == **before { machine } else { now }
 }
 
 impl<'a> From<&'a Meta> for Identity<'a> {

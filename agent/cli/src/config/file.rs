@@ -43,7 +43,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-const KEYS: [&str; 16] = [
+pub(crate) const KEYS: [&str; 16] = [
     "manifests",
     "root",
     "run",

@@ -61,13 +61,18 @@ pub(crate) struct DeleteArgs {
     timeout: Duration,
 }
 
+/// A namespace as it was given; an empty one, of a variable that is not set, is none.
+fn named(namespace: Option<String>) -> Option<String> {
+    namespace.filter(|namespace| !namespace.is_empty())
+}
+
 pub(crate) async fn apply(client: &Client, args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let files = manifests::read(&args.filename)?;
     if files.is_empty() {
         bail!("there are no manifests in what was given");
     }
     let report: ApplyReport =
-        client.post(&format!("{OWN}/apply"), &ApplyRequest { files, namespace: args.namespace }).await?;
+        client.post(&format!("{OWN}/apply"), &ApplyRequest { files, namespace: named(args.namespace) }).await?;
     for warning in &report.warnings {
         writeln!(io::stderr(), "{warning}")?;
     }
@@ -106,7 +111,7 @@ fn objects(args: &DeleteArgs) -> anyhow::Result<Vec<ObjectName>> {
     pairs
         .into_iter()
         .map(|(word, name)| {
-            let namespace = args.namespace.clone().unwrap_or_else(|| "default".to_owned());
+            let namespace = named(args.namespace.clone()).unwrap_or_else(|| "default".to_owned());
             let kind = kind(word)?.to_owned();
             Ok(ObjectName { kind, namespace, name: name.to_owned() })
         })
@@ -122,7 +127,7 @@ pub(crate) async fn delete(client: &Client, args: DeleteArgs) -> anyhow::Result<
         );
     }
     let objects = objects(&args)?;
-    let request = DeleteRequest { files: manifests::read(&args.filename)?, namespace: args.namespace, objects };
+    let request = DeleteRequest { files: manifests::read(&args.filename)?, namespace: named(args.namespace), objects };
     if request.files.is_empty() && request.objects.is_empty() {
         bail!("there are no manifests in what was given");
     }

@@ -31,7 +31,7 @@ pub(crate) struct CopyArgs {
     #[arg(value_name = "TO")]
     to: String,
     /// The namespace of a pod that is given without one
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_parser = super::namespace)]
     namespace: String,
     /// The container [default: the one that the pod's annotation names, or the first]
     #[arg(short, long)]

@@ -23,7 +23,7 @@ pub(crate) struct GetArgs {
     #[arg(value_name = "KIND [NAME]", required = true)]
     words: Vec<String>,
     /// The namespace
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_parser = super::namespace)]
     namespace: String,
     /// The objects of all namespaces
     #[arg(short = 'A', long)]
@@ -306,6 +306,9 @@ async fn problems(client: &Client, asked: &Asked, out: &mut dyn Write) -> anyhow
     use portreeve_api::v1alpha1::{ObjectList, Source};
     let sources: ObjectList<Source> = client.get("/apis/portreeve.dev/v1alpha1/sources").await?;
     for source in sources.items.iter().filter(|source| asked.wants(&source.metadata.name)) {
+        if let Some(reason) = &source.status.reason {
+            writeln!(out, "{}: {reason}", source.status.path.display())?;
+        }
         for problem in source.status.files.iter().flat_map(|file| &file.problems) {
             writeln!(out, "{problem}")?;
         }

@@ -61,11 +61,16 @@ impl Connection {
     }
 }
 
+/// A namespace as it was given; an empty one, of a variable that is not set, is the default.
+pub(crate) fn namespace(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(if text.is_empty() { "default" } else { text }.to_owned())
+}
+
 /// The namespace a verb works in.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Namespace {
     /// The namespace
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_parser = namespace)]
     namespace: String,
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct TopArgs {
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// The namespace
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_parser = super::namespace)]
     namespace: String,
     /// The pods of all namespaces
     #[arg(short = 'A', long)]

@@ -146,10 +146,10 @@ impl Worker {
     /// A worker and what to reach it by.
     pub(crate) fn new(shared: &Arc<Shared>, desired: Arc<DesiredPod>, stop: CancellationToken) -> (Self, WorkerHandle) {
         let uid = desired.uid.clone();
-        let (sender, mailbox) = watch::channel(desired);
         let (outbox, probe_inbox) = mpsc::channel(64);
         let wake = Arc::new(Notify::new());
-        let book = NoteBook::open(&shared.volumes.memory_of(&uid.0));
+        let mut book = NoteBook::open(&shared.volumes.memory_of(&uid.0));
+        book.notes.failed_pulls.retain(|image, _| still_to_pull(shared, &desired, image));
         let failed = book.notes.failed_pulls.iter();
         let pulls: BTreeMap<_, _> =
             failed.map(|(image, failure)| (ImageName(image.clone()), PullState::Failed(failure.clone()))).collect();
@@ -158,6 +158,7 @@ impl Worker {
                 shared.pulls.failed(&uid.0, &image.0, failure);
             }
         }
+        let (sender, mailbox) = watch::channel(desired);
         let worker = Self {
             shared: Arc::clone(shared),
             mailbox,
@@ -531,6 +532,17 @@ impl Worker {
             .find(|container| container.metadata.name == name && container.metadata.attempt == attempt)
             .map(|container| container.id)
     }
+}
+
+/// Whether a pull of this image that failed under another agent is still one of the pod's to make:
+/// the image may have come by another way since, or left the manifest.
+fn still_to_pull(shared: &Shared, desired: &DesiredPod, image: &str) -> bool {
+    let mut users = desired.pod.spec.iter().flat_map(observe::all_containers);
+    let here = matches!(shared.runtime.lookup_image(image), Ok(Some(_)));
+    users.any(|container| {
+        let always = container.image_pull_policy.as_deref() == Some("Always");
+        container.image.as_deref() == Some(image) && (always || !here)
+    })
 }
 
 enum Round {

@@ -308,7 +308,9 @@ fn befall(node: &mut Node, case: Case, main: &str) {
         }
         Case::Duplicate => {
             let mut twin = copy(node, "twin");
-            twin.attempt += 1;
+            // No two of one name are ever made as the same attempt.
+            let attempts = node.observed.containers.iter().filter(|view| view.name == main).map(|view| view.attempt);
+            twin.attempt = attempts.max().unwrap_or_default() + 1;
             node.observed.containers.push(twin);
         }
         Case::OldRecords => {

@@ -382,6 +382,22 @@ fn what_a_drained_pod_becomes_depends_on_its_restart_policy_and_how_it_ended() {
 }
 
 #[test]
+fn a_program_that_heeds_the_drains_signal_has_not_succeeded_by_it() {
+    let mut node = Node::running(job("OnFailure"));
+    node.drain();
+    let stopping = Stopping { deadline: node.now, pre_stop_ran: true, cause: KillCause::NodeDrained };
+    for name in ["a", "b"] {
+        node.container(name).stopping = Some(stopping.clone());
+        node.exit(name, 0);
+    }
+    node.settle();
+    assert_eq!(node.desired.finished, None);
+    node.desired.intent = Intent::Run;
+    node.settle();
+    assert_eq!(node.observed.containers.iter().filter(|view| running(view)).count(), 2);
+}
+
+#[test]
 fn a_drain_changes_nothing_of_a_pod_that_has_ended_and_starts_none() {
     let mut node = Node::running(job("Never"));
     node.exit("a", 0);

@@ -269,6 +269,20 @@ fn a_container_that_failed_to_start_is_made_again_after_a_backoff() {
 }
 
 #[test]
+fn what_waits_for_two_things_says_when_the_later_one_is_tried() {
+    let mut node = Node::new(wanted(simple()));
+    node.round(3).unwrap();
+    for (pulls, told) in [(1, "RunContainerError"), (2, "ImagePullBackOff")] {
+        node.observed.failures.clear();
+        node.fail(Attempted::Container("web".to_owned()), "RunContainerError");
+        node.observed.images.insert(image("web:1"), ImageView::Failed(node.failure(pulls, "ErrImagePull")));
+        let statuses = node.status().container_statuses.unwrap();
+        let waiting = statuses[0].state.clone().unwrap().waiting.unwrap();
+        assert_eq!(waiting.reason.as_deref(), Some(told), "{waiting:?}");
+    }
+}
+
+#[test]
 fn a_sandbox_that_cannot_be_made_is_tried_again_after_1_s_doubling() {
     let mut node = Node::new(wanted(simple()));
     node.round(1).unwrap();

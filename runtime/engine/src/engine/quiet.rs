@@ -8,8 +8,9 @@ use tokio::sync::broadcast::error::RecvError;
 use super::blocking;
 use crate::EngineEvent;
 
-/// Quiet for so long after something has happened.
-const QUIET: Duration = Duration::from_secs(5);
+/// Quiet for so long after something has happened. The threads that a burst made end after 10 s
+/// without work, and only then is what they kept for themselves free.
+const QUIET: Duration = Duration::from_secs(15);
 
 /// Gives memory back after every burst of events, until there is nobody left to tell of any.
 pub(super) async fn give_back(mut events: broadcast::Receiver<EngineEvent>) {

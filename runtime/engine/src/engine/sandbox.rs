@@ -445,7 +445,7 @@ async fn greet(
 /// What others do to the traffic of pods, in words with what to do about it.
 fn obstacles(network: &Network) -> Vec<String> {
     let bridge = &network.config().bridge;
-    match network.blocking_chains() {
+    match network.recently_blocking_chains() {
         Ok(chains) => chains
             .iter()
             .map(|chain| {

@@ -26,8 +26,10 @@ use portreeve_sys::clone::{NEW_MOUNT, NEW_NET};
 
 type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
-/// One test may not take longer.
-const LIMIT: Duration = Duration::from_secs(60);
+/// One test may not take longer, unless it was told how many rounds to do.
+fn limit() -> Duration {
+    Duration::from_secs(if std::env::var_os("PORTREEVE_ROUNDS").is_some() { 600 } else { 60 })
+}
 
 macro_rules! tests {
     ($($module:ident :: $name:ident),* $(,)?) => {
@@ -121,7 +123,7 @@ fn main() {
         }
         let begin = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            runtime().block_on(async { tokio::time::timeout(LIMIT, test()).await.expect("in time") });
+            runtime().block_on(async { tokio::time::timeout(limit(), test()).await.expect("in time") });
         }));
         let word = if outcome.is_ok() { "ok" } else { "FAILED" };
         println!("test {name} ... {word} ({} ms)", begin.elapsed().as_millis());

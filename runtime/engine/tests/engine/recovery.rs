@@ -164,9 +164,11 @@ pub(crate) async fn an_agent_killed_at_any_moment_leaves_nothing_behind() {
     sandbox.namespaces = Namespaces::default();
     fs::write(world.path("name"), &world.name).unwrap();
     fs::write(world.path("sandbox.json"), serde_json::to_vec(&sandbox).unwrap()).unwrap();
-    let seed = u64::from(std::process::id());
-    println!("    seed {seed}");
-    for round in 0..12u64 {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let rounds = number("PORTREEVE_ROUNDS").unwrap_or(12);
+    let mut random = number("PORTREEVE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("    PORTREEVE_SEED={random} PORTREEVE_ROUNDS={rounds}: kills of an engine");
+    for round in 0..rounds {
         let mut agent = Command::new("/proc/self/exe")
             .arg0("victim-agent")
             .arg("victim")
@@ -175,8 +177,8 @@ pub(crate) async fn an_agent_killed_at_any_moment_leaves_nothing_behind() {
             .spawn()
             .unwrap();
         // Moments from the very beginning to some pods later.
-        let pause =
-            (seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round * 1_442_695_040_888_963_407) >> 33) % 250;
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let pause = (random >> 33) % 250;
         tokio::time::sleep(Duration::from_millis(pause)).await;
         agent.kill().unwrap();
         agent.wait().unwrap();

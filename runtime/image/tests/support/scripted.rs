@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -28,6 +28,8 @@ pub struct Answer {
     pub endless: bool,
     /// Send one byte of the body after each such time.
     pub trickle: Option<Duration>,
+    /// Send nothing before this many answers that share it were asked for.
+    pub together: Option<Arc<Barrier>>,
 }
 
 impl Answer {
@@ -40,6 +42,7 @@ impl Answer {
             ranges: false,
             endless: false,
             trickle: None,
+            together: None,
         }
     }
 
@@ -148,6 +151,9 @@ impl Scripted {
                 None => Answer::status(404),
             }
         };
+        if let Some(together) = &answer.together {
+            together.wait();
+        }
         let (mut status, mut body) = (answer.status, answer.body.clone());
         if let (true, Some(range)) = (answer.ranges, &request.range) {
             let from: usize = range.strip_prefix("bytes=").unwrap().trim_end_matches('-').parse().unwrap();

@@ -14,4 +14,6 @@ pub(crate) use foreign::{ForwardChain, forward_chains};
 pub(crate) use probe::{is_of_lack, probe};
 pub(crate) use ruleset::{Element, Extent, Ruleset};
 pub(crate) use stale::forget_flows;
+#[cfg(test)]
+pub(crate) use table::is_end_of_transaction;
 pub(crate) use table::{add_elements, delete_elements, delete_table, difference, is_of_table, rebuild, table_comment};

@@ -142,6 +142,15 @@ impl Ruleset {
         Self { comment, ..self }
     }
 
+    /// Puts one rule in the middle into a chain that does not exist.
+    #[cfg(test)]
+    pub(crate) fn misplace_a_rule(&mut self) {
+        let middle = self.rules.len() / 2;
+        if let Some(rule) = self.rules.get_mut(middle) {
+            rule.chain = "nowhere";
+        }
+    }
+
     /// The base chains that the kernel can hold.
     pub(super) fn chains(&self) -> impl Iterator<Item = Chain> + use<> {
         let extent = self.extent;

@@ -178,6 +178,12 @@ pub(crate) fn is_of_table(message: &Message<'_>, table: &str) -> bool {
     message.kind != kind(NEWGEN) && name.is_some_and(|name| name.text() == table)
 }
 
+/// Whether a notification says that a transaction was committed; it comes after those about its content.
+#[cfg(test)]
+pub(crate) fn is_end_of_transaction(message: &Message<'_>) -> bool {
+    message.kind == kind(NEWGEN)
+}
+
 fn push_table(batch: &mut Batch, message: u16, flags: u16, action: &str, table: &str) {
     batch.push(kind(message), flags, action, |w| {
         header(w, NFPROTO_IPV4);

@@ -1,6 +1,7 @@
 //! An agent that is killed between any two steps leaves nothing that a start does not clean.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -39,12 +40,15 @@ fn config(state: &std::path::Path) -> Config {
 fn a_kill_at_any_moment_leaks_nothing() {
     world(|world| {
         let state = world.directory.path();
-        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-        let mut random = u64::from(nanos);
-        eprintln!("seed {random}");
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let rounds = number("PORTREEVE_ROUNDS").unwrap_or(40);
+        let nanos = || u64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos());
+        let mut random = number("PORTREEVE_SEED").unwrap_or_else(nanos);
+        // Past the capture of passing tests: a run that went well may be of interest, too.
+        writeln!(std::io::stderr(), "PORTREEVE_SEED={random} PORTREEVE_ROUNDS={rounds}: kills of attachments").unwrap();
         let stays = Netns::new();
         let mut at_work = 0;
-        for round in 0..40 {
+        for round in 0..rounds {
             let mut child = Command::new("/proc/self/exe")
                 .args(["--exact", "tests::killing::churn_until_killed"])
                 .env(STATE, state)

@@ -221,6 +221,39 @@ fn two_agents_take_two_subnets_and_the_last_one_restores_forwarding() {
 }
 
 #[test]
+fn agents_that_start_at_the_same_time_take_different_subnets() {
+    world(|world| {
+        const AGENTS: usize = 8;
+        for round in 0..5 {
+            // Each has files and sockets of its own, as a process has.
+            let open = |n: usize| {
+                let config = Config {
+                    bridge: format!("prtest{n}"),
+                    nft_table: format!("portreeve-test{n}"),
+                    state_dir: world.directory.path().join(format!("state{n}")),
+                    ..world.config()
+                };
+                Network::open(config).unwrap()
+            };
+            let networks: Vec<Network> = (0..AGENTS).map(open).collect();
+            let barrier = std::sync::Barrier::new(AGENTS);
+            std::thread::scope(|scope| {
+                for network in &networks {
+                    let barrier = &barrier;
+                    scope.spawn(move || {
+                        barrier.wait();
+                        network.ensure().unwrap();
+                    });
+                }
+            });
+            let subnets: BTreeSet<Ipv4Net> = networks.iter().filter_map(Network::subnet).collect();
+            assert_eq!(subnets.len(), AGENTS, "round {round}: {subnets:?}");
+            networks.iter().for_each(|network| network.close_and_remove().unwrap());
+        }
+    });
+}
+
+#[test]
 fn subnets_in_use_are_left_alone() {
     world(|world| {
         run(world, |batch| {

@@ -3,7 +3,12 @@
 use std::os::fd::AsFd;
 
 use super::world::{Netns, can_filter, can_publish, id, tcp, udp, world};
-use crate::survey;
+use crate::netlink::Socket;
+use crate::network::NETLINK_NETFILTER;
+use crate::{nft, survey};
+
+/// `NFNLGRP_NFTABLES`.
+const NFNLGRP_NFTABLES: u32 = 7;
 
 /// What `nft -s list table` prints; the numbers of the rules' contents are left out.
 const GOLDEN: &str = r#"table ip portreeve_test {
@@ -78,6 +83,61 @@ fn nft_reads_the_ruleset_as_it_is_meant() {
     });
 }
 
+/// How many transactions the kernel committed during `work`; it tells of each one that it is done.
+fn transactions(work: impl FnOnce()) -> usize {
+    let mut heard = Socket::listen(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).unwrap();
+    work();
+    let mut count = 0;
+    heard
+        .drain(|message| {
+            count += usize::from(nft::is_end_of_transaction(message));
+            false
+        })
+        .unwrap();
+    count
+}
+
+#[test]
+fn a_change_is_one_transaction() {
+    if !can_publish() {
+        return;
+    }
+    world(|world| {
+        let network = world.open();
+        network.ensure().unwrap();
+        let pod = Netns::new();
+        let on_loopback = crate::PortMapping { host_ip: Some(std::net::Ipv4Addr::LOCALHOST), ..tcp(9090, 90) };
+        let ports = [tcp(8080, 80), udp(53, 53), on_loopback];
+        let attached = transactions(|| drop(network.attach(&id('a'), pod.as_fd(), &ports).unwrap()));
+        assert_eq!(attached, 1, "three ports in two maps");
+        // Wrong in many ways at once: a table without any of our chains, and elements and rules to be made again.
+        nft::delete_table(&mut network.netfilter(), "portreeve_test").unwrap();
+        assert_eq!(transactions(|| drop(network.ensure().unwrap())), 1, "the whole table");
+        assert_eq!(network.observe().unwrap(), []);
+        assert_eq!(transactions(|| network.detach(&id('a')).unwrap()), 1, "three ports in two maps");
+        assert_eq!(transactions(|| network.close_and_remove().unwrap()), 1);
+    });
+}
+
+#[test]
+fn a_refused_rule_in_the_middle_leaves_everything_as_it_was() {
+    if !can_publish() {
+        return;
+    }
+    world(|world| {
+        let network = world.open();
+        let pod = Netns::new();
+        network.attach(&id('a'), pod.as_fd(), &[tcp(8080, 80)]).unwrap();
+        let mut ruleset = network.ruleset(network.subnet().unwrap());
+        ruleset.misplace_a_rule();
+        let refusal = nft::rebuild(&mut network.netfilter(), &ruleset, &[]).unwrap_err();
+        assert!(refusal.action.contains("chain nowhere"), "{refusal:?}");
+        assert_eq!(network.observe().unwrap(), []);
+        pod.serve("pod", 80);
+        assert!(world.host.ask(std::net::Ipv4Addr::LOCALHOST, 8080).is_some());
+    });
+}
+
 #[test]
 fn foreign_chains_that_drop_are_named() {
     if !can_filter() {
@@ -116,10 +176,13 @@ fn foreign_chains_that_drop_are_named() {
         );
         assert!(found[0].blocks_pods() && !found[1].blocks_pods());
         assert_eq!(network.blocking_chains().unwrap(), found[..1]);
+        assert_eq!(network.recently_blocking_chains().unwrap(), found[..1]);
         let accept = ["add", "rule", "ip", "filter", "FORWARD", "iifname", "prtest0", "accept"];
         world.host.program("nft", &accept);
         assert!(!survey(&config).foreign_drops[0].blocks_pods());
         assert_eq!(network.blocking_chains().unwrap(), []);
+        // A hundred pods at once look once.
+        assert_eq!(network.recently_blocking_chains().unwrap(), found[..1]);
         // A last rule for all packets is a policy.
         world.host.program("nft", &["add", "rule", "inet", "firewall", "forward", "counter", "reject"]);
         let blocking = network.blocking_chains().unwrap();
