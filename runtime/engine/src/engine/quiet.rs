@@ -26,6 +26,7 @@ pub(super) async fn give_back(mut events: broadcast::Receiver<EngineEvent>) {
         // It walks the whole heap: not on a thread that others wait for.
         blocking(|| {
             portreeve_sys::memory::release_free();
+            portreeve_sys::memory::release_code();
             Ok(())
         })
         .await
