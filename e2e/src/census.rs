@@ -34,7 +34,7 @@ pub struct Census {
     pub processes: BTreeSet<String>,
     /// Process ids in the agent's cgroups.
     pub contained: BTreeSet<String>,
-    /// What is on disk for single pods: the entries of [`FOLDERS`].
+    /// What is on disk for single pods: the entries of `FOLDERS`.
     pub files: BTreeSet<PathBuf>,
 }
 
@@ -104,7 +104,7 @@ impl Census {
         census
     }
 
-    /// What there is for single pods in one of [`FOLDERS`], by name.
+    /// What there is for single pods in one of `FOLDERS`, by name.
     ///
     /// # Panics
     /// When it is none of them.
