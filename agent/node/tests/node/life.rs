@@ -264,8 +264,6 @@ impl Drop for Firewall {
 
 pub(crate) async fn a_firewall_that_drops_forwarded_packets_is_named_in_an_event_of_the_pod() {
     let world = World::new().await;
-    world.write("before.yaml", &pod("before", "exec sleep 1000", ""));
-    world.until("it is ready", |w| w.is_ready("before")).await;
     let _firewall = Firewall;
     for rule in [
         ["add", "table", "ip", "firewall", ""],

@@ -6,8 +6,10 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::desired::Intent;
 use crate::fate::{Fate, Start, fate};
 use crate::observed::{ContainerId, ContainerState, ContainerView, Exit, SandboxState, Verdict};
+use crate::plan::DRAINED_REASON;
 use crate::ready::{Readiness, readiness};
 use crate::resources::{Resources, ResourcesView};
 use crate::sandbox::{missing_volumes, one};
@@ -104,8 +106,11 @@ fn wait(reason: &str, message: Option<String>) -> State {
     State { waiting: Some(waiting), ..State::default() }
 }
 
-/// The reason of a container that is about to be made.
+/// The reason of a container that is about to be made, or would be were the node not drained.
 fn creating(world: &World<'_>, slot: &Slot<'_>) -> String {
+    if matches!(world.desired.intent, Intent::Rest { .. }) {
+        return DRAINED_REASON.to_owned();
+    }
     let init = world.slots.iter().any(|slot| slot.role != Role::Main);
     let behind = slot.role == Role::Main && init && !world.initialized();
     if behind { "PodInitializing" } else { "ContainerCreating" }.to_owned()

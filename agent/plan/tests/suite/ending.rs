@@ -414,4 +414,7 @@ fn a_drain_changes_nothing_of_a_pod_that_has_ended_and_starts_none() {
     assert!(node.plan().is_empty() && node.plan().rests);
     let status = node.status();
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Pending"), Some("Drained")));
+    let web = &status.container_statuses.unwrap()[0];
+    let waiting = web.state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("Drained"), "who looks at the table is told, too");
 }
