@@ -5,14 +5,12 @@ use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 use portreeve_manifests::{Kind, Object, ObjectKey, references};
-use portreeve_plan::{
-    Candidate, DesiredPod, Difference, Intent, ObservedPod, Plan, PodKey, PodUid, admit, differences, plan,
-};
+use portreeve_plan::{DesiredPod, Difference, Intent, ObservedPod, Plan, PodKey, PodUid, differences, plan};
 
 use crate::apply;
 use crate::desired::{Ledger, Record};
 use crate::report::{FieldDifference, ObjectChange, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan};
-use crate::supervisor::{Views, configs, unobserved};
+use crate::supervisor::{self, Applicant, Views, configs, unobserved};
 use crate::worker::Shared;
 
 /// Answers a plan request.
@@ -191,26 +189,16 @@ fn overlay(
 
 fn blocked(shared: &Shared, after: &Ledger) -> BTreeMap<PodKey, portreeve_plan::Blocked> {
     let holding = shared.index.uids();
-    let owned: Vec<_> = after
+    let owned: Vec<Applicant<'_>> = after
         .pods()
         .map(|(key, record, pod)| {
             let uid = PodUid(record.uid.clone());
             let holds = holding.contains(&uid);
             let key = PodKey { namespace: key.namespace.clone(), name: key.name.clone() };
-            (uid, key, pod, record.admitted_at, holds)
+            (uid, key, &**pod, record.admitted_at, holds)
         })
         .collect();
-    let candidates: Vec<Candidate<'_>> = owned
-        .iter()
-        .map(|(uid, key, pod, admitted_at, holds)| Candidate {
-            uid,
-            key,
-            pod,
-            admitted_at: *admitted_at,
-            holds: *holds,
-        })
-        .collect();
-    admit(&candidates)
+    supervisor::blocked(&owned)
 }
 
 fn object_change(key: &ObjectKey, before: Option<&Record>, after: Option<&Record>) -> ObjectChange {

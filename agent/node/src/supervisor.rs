@@ -33,7 +33,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use dispatch::{configs, unobserved};
+pub(crate) use dispatch::{Applicant, blocked, configs, unobserved};
 use drain::Drain;
 pub(crate) use merging::elsewhere;
 use merging::refuses_uids;

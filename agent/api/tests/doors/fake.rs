@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ pub(crate) struct Fake {
     /// How many errors the source has.
     pub(crate) errors: watch::Sender<usize>,
     pub(crate) drained: watch::Sender<bool>,
+    /// How often the machine was looked at.
+    looks: AtomicI64,
 }
 
 impl Fake {
@@ -52,6 +55,7 @@ impl Fake {
             images: watch::Sender::new(vec!["busybox:latest"]),
             errors: watch::Sender::new(0),
             drained: watch::Sender::new(false),
+            looks: AtomicI64::default(),
         })
     }
 
@@ -136,11 +140,13 @@ impl Backend for Fake {
     }
 
     fn machine(&self) -> Node {
+        // It beats once a second, and a second passes between two looks.
+        let beat = Timestamp::from_second(self.looks.fetch_add(1, Ordering::Relaxed)).unwrap();
         serde_json::from_value(serde_json::json!({
             "metadata": { "name": "edge" },
             "spec": { "unschedulable": *self.drained.borrow() },
             "status": { "conditions": [
-                { "type": "Ready", "status": "True", "lastHeartbeatTime": Timestamp::now().to_string() },
+                { "type": "Ready", "status": "True", "lastHeartbeatTime": beat.to_string() },
             ] },
         }))
         .unwrap()

@@ -154,6 +154,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_empty_namespace_is_the_default_one() {
+        assert_eq!(["", "prod"].map(|text| namespace(text).unwrap()), ["default", "prod"]);
+    }
+
+    #[test]
     fn a_flag_beats_the_environment_and_a_socket_beats_a_run_directory() {
         let environment = |name: &str| Some(PathBuf::from(if name == "PORTREEVE_RUN" { "/env" } else { "/env.sock" }));
         let only_run = |name: &str| (name == "PORTREEVE_RUN").then(|| PathBuf::from("/env"));

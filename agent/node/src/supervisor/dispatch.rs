@@ -72,7 +72,7 @@ impl Supervisor {
 
     fn admission(&self) -> BTreeMap<PodKey, Blocked> {
         let holding = self.shared.index.uids();
-        let mut owned: Vec<(PodUid, PodKey, &Pod, Timestamp, bool)> = Vec::new();
+        let mut owned: Vec<Applicant<'_>> = Vec::new();
         for removal in self.ledger.removals.values() {
             let uid = PodUid(removal.record.uid.clone());
             if let Object::Pod(pod) = &*removal.record.object
@@ -93,17 +93,7 @@ impl Supervisor {
             let key = PodKey { namespace: key.namespace.clone(), name: key.name.clone() };
             owned.push((uid, key, pod, record.admitted_at, holds));
         }
-        let candidates: Vec<Candidate<'_>> = owned
-            .iter()
-            .map(|(uid, key, pod, admitted_at, holds)| Candidate {
-                uid,
-                key,
-                pod,
-                admitted_at: *admitted_at,
-                holds: *holds,
-            })
-            .collect();
-        admit(&candidates)
+        blocked(&owned)
     }
 
     /// What the engine runs for us and nobody asks for.
@@ -253,4 +243,19 @@ pub(crate) fn unobserved(shared: &Shared, pod: &Pod) -> ObservedPod {
         }
     }
     observed
+}
+
+/// A pod as admission sees it: since when it is there, and whether it holds what it asks for.
+pub(crate) type Applicant<'a> = (PodUid, PodKey, &'a Pod, Timestamp, bool);
+
+/// Which of these pods must wait for others, and why.
+pub(crate) fn blocked(pods: &[Applicant<'_>]) -> BTreeMap<PodKey, Blocked> {
+    let candidates = pods.iter().map(|(uid, key, pod, admitted_at, holds)| Candidate {
+        uid,
+        key,
+        pod,
+        admitted_at: *admitted_at,
+        holds: *holds,
+    });
+    admit(&candidates.collect::<Vec<_>>())
 }
