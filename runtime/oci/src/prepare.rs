@@ -414,11 +414,11 @@ mod tests {
 
     #[test]
     fn mapped_layers_without_descriptors_make_the_same_overlay_for_older_kernels() {
+        use std::os::unix::fs::MetadataExt;
         if portreeve_sys::process::user_id() != 0 {
             let _ = writeln!(std::io::stderr(), "SKIPPED: mounting needs root");
             return;
         }
-        use std::os::unix::fs::MetadataExt;
         let directory = tempfile::tempdir().expect("tempdir");
         let layers = ["top", "bottom"].map(|name| directory.path().join(name));
         for layer in &layers {
@@ -432,14 +432,47 @@ mod tests {
             .build()
             .expect("a map")];
         let namespace = userns::with_maps(&maps, &maps).expect("a user namespace");
-        let place = || (std::fs::read_link("/proc/thread-self/ns/mnt"), std::env::current_dir().expect("directory"));
-        let before = place();
-        let root = overlay_by_attached_layers(&layers, None, namespace.as_fd(), READ_ONLY).expect("overlay");
-        assert_eq!(format!("{:?}", place()), format!("{before:?}"));
-        let file = rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");
-        let file = std::fs::File::from(file);
-        assert_eq!(file.metadata().expect("stat").uid(), 300_000);
-        assert_eq!(std::io::read_to_string(file).expect("read"), "top");
-        assert_eq!(std::fs::metadata(layers[0].join("file")).expect("stat").uid(), 0, "the layer itself is as it was");
+        let place = || {
+            let root = rustix::fs::statx(CWD, "/", rustix::fs::AtFlags::empty(), rustix::fs::StatxFlags::MNT_ID)
+                .expect("statx")
+                .stx_mnt_id;
+            let namespace = std::fs::read_link("/proc/thread-self/ns/mnt").expect("namespace");
+            (namespace, root, std::env::current_dir().expect("directory"))
+        };
+        let check = || {
+            let before = place();
+            let root = overlay_by_attached_layers(&layers, None, namespace.as_fd(), READ_ONLY).expect("overlay");
+            assert_eq!(place(), before);
+            let file =
+                rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");
+            let file = std::fs::File::from(file);
+            assert_eq!(file.metadata().expect("stat").uid(), 300_000);
+            assert_eq!(std::io::read_to_string(file).expect("read"), "top");
+            let below = std::fs::metadata(layers[0].join("file")).expect("stat").uid();
+            assert_eq!(below, 0, "the layer itself is as it was");
+            before.1
+        };
+        let plain = check();
+
+        // The same for a process that lives in a chroot: its root comes back too.
+        let house = directory.path().join("house");
+        std::fs::create_dir(&house).expect("mkdir");
+        let chrooted = std::thread::scope(|scope| {
+            let chrooted = scope.spawn(|| {
+                namespace::unshare(NEW_MOUNT).expect("a mount namespace of this thread");
+                let open = |path: &Path| {
+                    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                        .expect("open")
+                };
+                set_propagation(open(Path::new("/")).as_fd(), Some((Propagation::Private, true))).expect("private");
+                let tree = mount::clone_tree(CWD, Path::new("/"), true, true).expect("a copy of the tree");
+                mount::attach(tree.as_fd(), open(&house).as_fd()).expect("attach");
+                rustix::process::chroot(&house).expect("chroot");
+                rustix::process::chdir("/tmp").expect("chdir");
+                check()
+            });
+            chrooted.join().expect("the thread in the chroot")
+        });
+        assert_ne!(chrooted, plain, "the second check was made in a chroot");
     }
 }
