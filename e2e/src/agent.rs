@@ -1,7 +1,7 @@
 //! An agent in a world, and the client verbs that speak with it.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -45,6 +45,16 @@ impl Answer {
     pub fn ok(self) -> String {
         assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
         self.stdout
+    }
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }
 
@@ -127,12 +137,7 @@ impl<'w> Agent<'w> {
     /// When the binary cannot be run at all.
     #[must_use]
     pub fn client(&self, arguments: &[&str]) -> Answer {
-        let output = self.verb(arguments).stdin(Stdio::null()).output().expect("the client verb runs");
-        Answer {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        self.verb(arguments).stdin(Stdio::null()).output().expect("the client verb runs").into()
     }
 
     /// A client verb that the caller starts.

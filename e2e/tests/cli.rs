@@ -1,12 +1,11 @@
-//! The command line as people and scripts meet it: exit codes, forms of output, terminals, and who may use the socket.
+//! The command line as people and scripts meet it: exit codes, forms of output, terminals.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,17 +26,9 @@ fn pod(name: &str, command: &str) -> String {
     )
 }
 
-fn answer(output: Output) -> Answer {
-    Answer {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
 /// Runs the binary with nothing of the caller's environment that names an agent.
 fn portreeve(arguments: &[&str]) -> Answer {
-    answer(bare(arguments).output().expect("the binary runs"))
+    bare(arguments).output().expect("the binary runs").into()
 }
 
 fn bare(arguments: &[&str]) -> Command {
@@ -50,11 +41,11 @@ fn bare(arguments: &[&str]) -> Command {
 }
 
 /// Runs a command with `input` on its standard input.
-fn with_input(mut command: Command, input: &str) -> Answer {
+fn with_input(mut command: Command, input: impl AsRef<[u8]>) -> Answer {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a verb");
-    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("writing to a verb");
-    answer(child.wait_with_output().expect("a verb"))
+    child.stdin.take().expect("a pipe").write_all(input.as_ref()).expect("writing to a verb");
+    child.wait_with_output().expect("a verb").into()
 }
 
 fn json(text: &str) -> Value {
@@ -67,6 +58,8 @@ struct Terminal {
     keyboard: File,
     /// Kept open: its settings outlive the program.
     line: OwnedFd,
+    /// The settings, as `stty -g` tells them, that the program found.
+    found: String,
     said: Arc<Mutex<String>>,
 }
 
@@ -76,6 +69,7 @@ impl Terminal {
         let size = Winsize { ws_row: 30, ws_col: 90, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None).expect("a terminal");
         let stream = || Stdio::from(pair.slave.try_clone().expect("another descriptor"));
+        let found = stty(&pair.slave, &["-g"]);
         // Only of a session's own terminal does the kernel tell a change of the size.
         let child = Command::new("setsid")
             .args(["--ctty", "--wait"])
@@ -96,7 +90,7 @@ impl Terminal {
                 heard.lock().expect("nobody panics with it").push_str(&String::from_utf8_lossy(&buffer[..read]));
             }
         });
-        Terminal { child, keyboard, line: pair.slave, said }
+        Terminal { child, keyboard, line: pair.slave, found, said }
     }
 
     fn said(&self) -> String {
@@ -116,8 +110,7 @@ impl Terminal {
 
     /// What `stty` answers about this terminal.
     fn stty(&self, arguments: &[&str]) -> String {
-        let line = Stdio::from(self.line.try_clone().expect("another descriptor"));
-        answer(Command::new("stty").args(arguments).stdin(line).output().expect("stty of coreutils")).ok()
+        stty(&self.line, arguments)
     }
 
     fn wait(&mut self) -> i32 {
@@ -126,6 +119,11 @@ impl Terminal {
             other => Err(format!("{other:?}, it said {}", self.said())),
         })
     }
+}
+
+fn stty(line: &OwnedFd, arguments: &[&str]) -> String {
+    let line = Stdio::from(line.try_clone().expect("another descriptor"));
+    Answer::from(Command::new("stty").args(arguments).stdin(line).output().expect("stty of coreutils")).ok()
 }
 
 impl Drop for Terminal {
@@ -207,7 +205,7 @@ fn colour_is_for_terminals_alone() {
     let bad = home.path().join("bad.yaml");
     std::fs::write(&bad, "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\n").unwrap();
     for arguments in [vec!["validate", bad.to_str().unwrap()], vec!["doctor"]] {
-        let piped = answer(bare(&arguments).output().unwrap());
+        let piped = Answer::from(bare(&arguments).output().unwrap());
         assert!(!piped.stdout.contains('\x1b') && !piped.stderr.contains('\x1b'), "{}{}", piped.stdout, piped.stderr);
         let mut terminal = Terminal::start(&binary(), &arguments);
         assert_eq!(terminal.wait(), piped.code);
@@ -221,7 +219,8 @@ fn doctor_tells_each_fact_as_text_and_as_json() {
         return;
     }
     let world = World::new("doctor");
-    let doctor = |arguments: &[&str]| answer(world.command(binary()).arg("doctor").args(arguments).output().unwrap());
+    let doctor =
+        |arguments: &[&str]| Answer::from(world.command(binary()).arg("doctor").args(arguments).output().unwrap());
     let facts = json(&doctor(&["-o", "json"]).ok());
     let facts = facts.as_array().expect("a list");
     let names: BTreeSet<&str> = facts.iter().filter_map(|fact| fact["name"].as_str()).collect();
@@ -375,9 +374,10 @@ fn get_prints_every_form_and_namespace() {
         assert!(portreeve(&arguments).ok().contains("1/1"), "{arguments:?}");
     }
     for (variable, value) in [("PORTREEVE_RUN", run), ("PORTREEVE_SOCKET", socket)] {
-        let told = answer(bare(&["get", "pods", "-o", "name"]).env(variable, value).output().unwrap());
+        let told = Answer::from(bare(&["get", "pods", "-o", "name"]).env(variable, value).output().unwrap());
         assert_eq!(told.ok(), "pod/a\n", "{variable}");
-        let beaten = answer(bare(&["get", "pods", "--run", "/nonexistent"]).env(variable, value).output().unwrap());
+        let beaten =
+            Answer::from(bare(&["get", "pods", "--run", "/nonexistent"]).env(variable, value).output().unwrap());
         assert!(beaten.code == 1 && beaten.stderr.contains("/nonexistent"), "{}", beaten.stderr);
     }
 }
@@ -399,6 +399,16 @@ fn apply_reads_standard_input_and_delete_takes_a_file() {
     let bad = with_input(agent.verb(&["apply", "-f", "-"]), "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\n");
     assert!(bad.code == 1 && bad.stderr.contains("spec"), "{}{}", bad.stdout, bad.stderr);
     assert!(!written("pod.default.bad.yaml"));
+    // As other editors save it.
+    let utf16: Vec<u8> = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(with_input(agent.verb(&["apply", "-f", "-"]), &utf16).ok(), "pod/a unchanged\nconfigmap/c unchanged\n");
+    let again = world.path("again.yaml");
+    std::fs::write(&again, format!("# Again.\n{}", text.replace("k: v", "k: other"))).unwrap();
+    let twice = with_input(agent.verb(&["apply", "-f", "-", "-f", again.to_str().unwrap()]), &text);
+    for place in ["again.yaml:2:1: error: ", "is also in -:1 ", "again.yaml:10:1: error: ", "is also in -:9 "] {
+        assert!(twice.code == 1 && twice.stderr.contains(place), "{place}: {}", twice.stderr);
+    }
+    assert_eq!(with_input(agent.verb(&["apply", "-f", "-"]), &text).ok(), "pod/a unchanged\nconfigmap/c unchanged\n");
 
     let file = world.path("both.yaml");
     std::fs::write(&file, &text).unwrap();
@@ -449,9 +459,8 @@ fn exec_gives_a_terminal_that_is_resized_interrupted_and_restored() {
     let run = agent.run_dir();
     let arguments = ["--run", run.to_str().unwrap(), "exec", "-it", "a", "--", "sh"];
     let mut terminal = Terminal::start(&binary(), &arguments);
-    let before = terminal.stty(&["-g"]);
     terminal.wait_for("# ");
-    assert_ne!(terminal.stty(&["-g"]), before, "keys go through unchanged");
+    assert_ne!(terminal.stty(&["-g"]), terminal.found, "keys go through unchanged");
     terminal.types("busybox stty size\r");
     terminal.wait_for("30 90");
     terminal.stty(&["rows", "41", "columns", "101"]);
@@ -472,7 +481,7 @@ fn exec_gives_a_terminal_that_is_resized_interrupted_and_restored() {
     terminal.wait_for("alive-23");
     terminal.types("exit 7\r");
     assert_eq!(terminal.wait(), 7, "{}", terminal.said());
-    assert_eq!(terminal.stty(&["-g"]), before, "the terminal is as it was");
+    assert_eq!(terminal.stty(&["-g"]), terminal.found, "the terminal is as it was");
 
     // Without a terminal of its own a session goes on without one, and says so.
     let piped = agent.client(&["exec", "-it", "a", "--", "sh", "-c", "test -t 0 || echo none"]);
@@ -689,134 +698,4 @@ fn two_agents_share_a_machine_and_never_meet() {
     assert_eq!(after["status"]["containerStatuses"], first["status"]["containerStatuses"]);
     assert_eq!(world.fetch(&format!("http://{}:8080/", address(&first))).unwrap(), "first\n");
     assert_eq!(agent.client(&["plan"]).code, 0);
-}
-
-/// A group that no account has.
-const GROUP: u32 = 54_321;
-
-/// Copies the binary by another process: a child of another test's thread would inherit what is open for writing here,
-/// and a file that is open for writing cannot be executed.
-fn copy_binary(to: &Path) {
-    let copied = Command::new("cp").arg(binary()).arg(to).status().expect("cp of coreutils");
-    assert!(copied.success(), "{copied}");
-}
-
-/// The verb as `nobody`, who is a member of `groups` alone.
-fn as_nobody(world: &World, agent: &Agent<'_>, groups: &str) -> Answer {
-    // Where the binary lies need not be open to everybody; the world's directory is.
-    std::fs::set_permissions(world.home(), PermissionsExt::from_mode(0o755)).unwrap();
-    let program = world.path("portreeve");
-    if !program.exists() {
-        copy_binary(&program);
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534"]);
-    if groups.is_empty() {
-        command.arg("--clear-groups");
-    } else {
-        command.args(["--groups", groups]);
-    }
-    answer(command.arg(&program).arg("--run").arg(agent.run_dir()).args(["get", "pods"]).output().unwrap())
-}
-
-#[test]
-fn the_socket_is_roots_and_others_are_told_so() {
-    if skipped_without_root("socket") {
-        return;
-    }
-    let world = World::new("socket");
-    let agent = Agent::start(&world);
-    let socket = agent.run_dir().join("portreeve.sock");
-    let metadata = std::fs::metadata(&socket).unwrap();
-    assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o600, 0, 0));
-    let refused = as_nobody(&world, &agent, "");
-    assert!(refused.code == 1 && refused.stdout.is_empty(), "{refused:?}");
-    assert!(refused.stderr.contains("no permission") && refused.stderr.contains("root"), "{}", refused.stderr);
-    assert_eq!(agent.client(&["get", "pods"]).code, 0);
-}
-
-#[test]
-fn a_socket_that_was_opened_to_everybody_still_asks_who_it_is() {
-    if skipped_without_root("peer credentials") {
-        return;
-    }
-    let world = World::new("opened");
-    let agent = Agent::start(&world);
-    std::fs::set_permissions(agent.run_dir(), PermissionsExt::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(agent.run_dir().join("portreeve.sock"), PermissionsExt::from_mode(0o666)).unwrap();
-    let refused = as_nobody(&world, &agent, "");
-    assert!(refused.code == 1 && refused.stdout.is_empty(), "{refused:?}");
-    wait_until("the log says who was turned away", 10, || {
-        let log = agent.log();
-        if log.contains("turned away") && log.contains("uid=65534") { Ok(()) } else { Err(log) }
-    });
-    assert_eq!(agent.client(&["get", "pods"]).code, 0);
-    assert!(refused.stderr.contains("root"), "who is turned away is not told what to do: {}", refused.stderr);
-}
-
-#[test]
-fn the_sockets_group_is_let_in_and_nobody_else() {
-    if skipped_without_root("socket group") {
-        return;
-    }
-    let world = World::new("group");
-    let agent = Agent::start_with(&world, &["--socket-group", &GROUP.to_string()]);
-    let metadata = std::fs::metadata(agent.run_dir().join("portreeve.sock")).unwrap();
-    assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o660, 0, GROUP));
-    let refused = as_nobody(&world, &agent, "");
-    assert!(refused.code == 1 && refused.stderr.contains("no permission"), "{refused:?}");
-    let member = as_nobody(&world, &agent, &GROUP.to_string());
-    assert_eq!(member.code, 0, "a member of the group: {}", member.stderr);
-    // A start that is refused because this agent runs changes nothing about who may come in.
-    let mut second = world.command(binary());
-    second.args(["agent", "--listen", "127.0.0.1:0", "--node-name", "n", "--manifests"]).arg(agent.manifests());
-    let second = answer(second.arg("--root").arg(agent.root()).arg("--run").arg(agent.run_dir()).output().unwrap());
-    assert!(second.code == 1 && second.stderr.contains("another agent uses"), "{second:?}");
-    let metadata = std::fs::metadata(agent.run_dir()).unwrap();
-    assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o710, GROUP));
-    // What else is in the run directory stays root's.
-    for folder in ["sandboxes", "network", "pods"] {
-        assert_eq!(std::fs::metadata(agent.run_dir().join(folder)).unwrap().mode() & 0o077, 0, "{folder}");
-    }
-}
-
-#[test]
-fn a_socket_group_that_is_none_is_refused_at_the_start() {
-    if skipped_without_root("socket group") {
-        return;
-    }
-    let world = World::new("nogroup");
-    let home = world.path("agent");
-    let mut command = world.command(binary());
-    command.args(["agent", "--listen", "127.0.0.1:0", "--socket-group", "no-such-group", "--manifests"]);
-    command.arg(home.join("manifests")).arg("--root").arg(home.join("root")).arg("--run").arg(home.join("run"));
-    let refused = answer(command.output().unwrap());
-    assert!(refused.code == 1 && refused.stderr.contains("no-such-group"), "{refused:?}");
-}
-
-#[test]
-fn an_agent_without_root_says_so_in_one_line() {
-    if skipped_without_root("an agent without root") {
-        return;
-    }
-    let home = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(home.path(), PermissionsExt::from_mode(0o777)).unwrap();
-    let program = home.path().join("portreeve");
-    copy_binary(&program);
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
-    command
-        .args(["agent", "--listen", "127.0.0.1:0", "--node-name", "node-1", "--manifests"])
-        .arg(home.path().join("manifests"));
-    command.arg("--root").arg(home.path().join("root")).arg("--run").arg(home.path().join("run"));
-    let refused = answer(command.output().unwrap());
-    assert_eq!(refused.code, 1, "{refused:?}");
-    let about_root: Vec<&str> = refused.stderr.lines().filter(|line| line.starts_with("error: root: ")).collect();
-    assert!(
-        matches!(about_root[..], [line] if line.contains("65534") && line.contains("as root")),
-        "{}",
-        refused.stderr
-    );
-    assert!(refused.stderr.lines().all(|line| line.starts_with("error: ")), "{}", refused.stderr);
-    assert!(!home.path().join("root").exists() && !home.path().join("run").exists(), "it made something");
 }

@@ -1,5 +1,8 @@
 //! What goes wrong in a pod, and what is said about it.
 
+use std::io::{Read, Write};
+use std::process::Stdio;
+
 use portreeve_e2e::Image;
 use portreeve_e2e::{Agent, BUSYBOX, Registry, World, skipped_without_root, wait_until};
 use serde_json::Value;
@@ -177,4 +180,87 @@ fn a_killed_shim_leaves_no_orphans_and_its_pod_comes_back() {
     let after = agent.census().contained;
     assert!(contained.is_disjoint(&after), "an orphan of the killed shim lives on: {contained:?} {after:?}");
     assert_eq!(agent.pod("a").unwrap()["metadata"]["uid"], before["metadata"]["uid"]);
+}
+
+/// What `/readyz` says.
+fn readiness(world: &World, agent: &Agent<'_>) -> String {
+    let description = std::fs::read_to_string(agent.run_dir().join("agent.json")).expect("agent.json");
+    let description: Value = serde_json::from_str(&description).expect("JSON");
+    ask_readiness(world, description["listen"].as_str().expect("an address"))
+}
+
+fn ask_readiness(world: &World, address: &str) -> String {
+    let (host, port) = address.split_once(':').expect("an address with a port");
+    let client = world.command("busybox").args(["nc", host, port]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut client = client.expect("busybox runs");
+    // Its input stays open until the answer is there: who closes it is taken to have left.
+    client.stdin.as_ref().unwrap().write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.stdout.take().unwrap().read_to_string(&mut answer).unwrap();
+    client.wait().unwrap();
+    answer
+}
+
+fn wait_told(what: &str, answer: impl Fn() -> String, words: &str) {
+    wait_until(what, 60, || {
+        let answer = answer();
+        if answer.contains(words) { Ok(()) } else { Err(answer) }
+    });
+}
+
+#[test]
+fn a_ledger_that_cannot_be_written_is_told_and_undoes_no_edit_at_the_next_start() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("ledger");
+    let mut agent = Agent::with_busybox(&world);
+    agent.drop_manifest("a.yaml", &pod("a", "command: [sleep, '100000']"));
+    agent.wait_ready("a");
+    wait_told("the node is ready", || readiness(&world, &agent), "200 OK");
+    // As a full disk does, it lets nobody write the file that replaces the ledger.
+    let block = agent.root().join(".ledger.json.new");
+    std::fs::create_dir(&block).unwrap();
+    agent.drop_manifest("a.yaml", &pod("a", "command: [sleep, '200000']"));
+    let edited = agent.wait_pod("a", "runs as edited", |pod| {
+        first(pod)["restartCount"] == 1 && portreeve_e2e::condition(pod, "Ready") == Some("True")
+    });
+    wait_told("the node is not ready", || readiness(&world, &agent), "not ready: the ledger cannot be written");
+    let events = agent.client(&["get", "events"]).ok();
+    assert!(events.lines().any(|line| line.contains("LedgerNotWritten") && line.contains("next try at")), "{events}");
+
+    agent.terminate();
+    agent.launch();
+    // What would be undone is undone before a pod that comes later runs.
+    agent.drop_manifest("b.yaml", &pod("b", "command: [sleep, '100000']"));
+    agent.wait_ready("b");
+    let after = agent.wait_ready("a");
+    assert_eq!(first(&after)["containerID"], first(&edited)["containerID"]);
+    assert_eq!(agent.client(&["get", "events"]).ok().matches("Killing").count(), 1, "the edit's alone");
+
+    std::fs::remove_dir(&block).unwrap();
+    wait_told("the node is ready again", || readiness(&world, &agent), "200 OK");
+}
+
+#[test]
+fn a_run_directory_that_is_moved_away_makes_the_node_unready_until_it_is_back() {
+    if skipped_without_root("failures") {
+        return;
+    }
+    let world = World::new("moved");
+    let agent = Agent::with_busybox(&world);
+    agent.drop_manifest("a.yaml", &pod("a", "command: [sleep, '100000']"));
+    let before = agent.wait_ready("a");
+    let description = std::fs::read_to_string(agent.run_dir().join("agent.json")).unwrap();
+    let description: Value = serde_json::from_str(&description).unwrap();
+    let address = description["listen"].as_str().unwrap();
+    let aside = world.path("agent/aside");
+    std::fs::rename(agent.run_dir(), &aside).unwrap();
+    let place = agent.run_dir().join("sandboxes");
+    wait_told("the node is not ready", || ask_readiness(&world, address), &format!("not ready: {}", place.display()));
+    std::fs::rename(&aside, agent.run_dir()).unwrap();
+    wait_told("the node is ready again", || ask_readiness(&world, address), "200 OK");
+    let events = agent.client(&["get", "events"]).ok();
+    assert!(events.contains("RunDirectoryLost") && events.contains("RunDirectoryBack"), "{events}");
+    assert_eq!(first(&agent.wait_ready("a"))["containerID"], first(&before)["containerID"]);
 }

@@ -40,6 +40,11 @@ fn pods_come_back_under_their_uids_and_finished_ones_stay_finished() {
     // Its container is gone with the run directory, its log is not.
     assert_eq!(agent.client(&["logs", "done"]).ok(), "result\n");
     assert!(agent.client(&["describe", "pod", "failed"]).ok().contains("Exit Code:"));
+    for (name, phase) in [("done", "Succeeded"), ("failed", "Failed")] {
+        let refused = agent.client(&["exec", name, "--", "true"]);
+        let words = format!("cannot exec into a container in a completed pod; current phase is {phase}");
+        assert!(refused.code == 1 && refused.stderr.contains(&words), "{refused:?}");
+    }
     wait_until("only the server runs", 10, || {
         let census = agent.census();
         let sandboxes = census.files.iter().filter(|path| path.to_string_lossy().contains("sandboxes")).count();

@@ -201,9 +201,8 @@ fn errors_of_sources_are_events_a_metric_and_in_get_sources() {
     let until = |what: &str, told: &dyn Fn() -> bool| {
         wait_until(what, 60, || if told() { Ok(()) } else { Err(agent.client(&["get", "events", "-A"]).stdout) });
     };
-    assert!(
-        (metric("portreeve_source_errors") - 0.0).abs() < 0.1 && (metric("portreeve_source_ready") - 1.0).abs() < 0.1
-    );
+    until("the directory has been read", &|| metric("portreeve_source_ready") > 0.9);
+    assert!(metric("portreeve_source_errors") < 0.1);
 
     agent.drop_manifest("bad.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec:\n  containers: []\n");
     until("an event names file, line and field", &|| {
@@ -229,6 +228,9 @@ fn errors_of_sources_are_events_a_metric_and_in_get_sources() {
     });
     until("the metric says so", &|| metric("portreeve_source_ready") < 0.1);
     assert_eq!(source(&agent)["status"]["state"], "Unreadable");
+    let reason = source(&agent)["status"]["reason"].as_str().expect("a reason").to_owned();
+    let table = agent.client(&["get", "sources"]).ok();
+    assert!(!reason.is_empty() && table.lines().any(|line| line == format!("{place}: {reason}")), "{table}");
     std::fs::rename(&aside, agent.manifests()).unwrap();
     until("the metric is back", &|| metric("portreeve_source_ready") > 0.9);
 }

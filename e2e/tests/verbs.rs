@@ -216,6 +216,11 @@ fn top_restart_and_drain_do_what_they_say() {
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
     assert!(agent.manifests().join("a.yaml").exists(), "files stay the truth");
+    let plan = agent.client(&["plan"]).ok();
+    let told = "The node is drained: nothing is started until the agent is started again.\n";
+    assert!(plan.ends_with(told), "{plan}");
+    let plan: serde_json::Value = serde_json::from_str(&agent.client(&["plan", "-o", "json"]).ok()).unwrap();
+    assert_eq!(plan["drained"], true, "{plan}");
     agent.kill();
     agent.launch();
     assert_eq!(agent.wait_ready("a")["metadata"]["uid"], first["metadata"]["uid"]);

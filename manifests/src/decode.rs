@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::findings::{Finding, has_room, near_or, push};
 use crate::path::Path;
 use crate::problem::{Reason, Severity};
-use crate::yaml::{Entry, Node, Value};
+use crate::yaml::{Entry, Node, RETYPE, UNFILLED, Value, about_blank, false_blank, has_template};
 
 /// What the parts of one decoding share.
 #[derive(Debug, Default)]
@@ -70,9 +70,13 @@ impl Shared {
             return;
         }
         let fields = || fields.iter().copied().filter(|field| !read::is_newer(owner, field));
-        let fix = match misplaced(owner, &entry.key) {
-            Some(hint) => hint.to_owned(),
-            None => near_or(&entry.key, fields(), || remove(owner, &fields().collect::<Vec<_>>())),
+        let (message, fix) = match (false_blank(&entry.key), misplaced(owner, &entry.key)) {
+            (Some(blank), _) => (about_blank(blank), RETYPE.to_owned()),
+            (None, Some(hint)) => (unknown(&entry.key), hint.to_owned()),
+            (None, None) => {
+                let fix = near_or(&entry.key, fields(), || remove(owner, &fields().collect::<Vec<_>>()));
+                (unknown(&entry.key), fix)
+            }
         };
         push(
             &mut self.faults.borrow_mut(),
@@ -81,16 +85,21 @@ impl Shared {
                 position: entry.key_position,
                 field: path.field(&entry.key).to_string(),
                 reason: Reason::StrictUnknownField,
-                message: format!("unknown field `{}`", entry.key),
+                message,
                 fix,
             },
         );
     }
 }
 
+fn unknown(key: &str) -> String {
+    format!("unknown field `{key}`")
+}
+
 /// How to make a value one of the expected type.
 fn of_type(expected: &str, value: &Value) -> &'static str {
     match (expected, value) {
+        (_, Value::Text(text)) if has_template(text) => UNFILLED,
         ("a string", Value::Bool(_)) => "put it in quotes; y, yes, on, n, no, off are booleans too",
         ("a string", Value::List(_)) => "write one text, without `- ` or brackets",
         ("a string", Value::Map(_)) => "write one text; one that begins with `{` or has `: ` in it needs quotes",

@@ -14,7 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub(crate) use ephemeral::as_container;
 pub(crate) use gates::drop_gated;
-pub(crate) use pod::pod;
+pub(crate) use image::is_image_name;
+pub(crate) use pod::{pod, select_by_labels};
 pub(crate) use resources::{container_limits, container_requests};
 
 /// Puts metadata in order: the same owner twice is one owner.

@@ -69,6 +69,17 @@ impl ParsedFile {
     }
 }
 
+/// The text of a manifest file, in UTF-8, or in UTF-16 with a byte order mark; a mark is dropped.
+///
+/// # Errors
+/// The problem that [`parse_file`] has with such bytes.
+pub fn text_of(file: &Path, bytes: &[u8]) -> Result<String, Box<Problem>> {
+    yaml::decode_text(bytes).map_err(|broken| {
+        let finding = document::error(broken.position, "", Reason::YAMLSyntax, broken.message, broken.fix);
+        Box::new(to_problem(file, 0, None, finding))
+    })
+}
+
 /// Reads a manifest file: YAML or JSON, many documents, lists.
 ///
 /// Objects without a namespace are in `default`. An invalid document is refused alone; a syntax

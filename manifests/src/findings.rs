@@ -104,6 +104,20 @@ impl<'n> Findings<'n> {
         }
     }
 
+    /// Adds a warning about what can hardly be meant.
+    pub(crate) fn doubt(&mut self, path: &Path<'_>, message: String, fix: impl Into<String>) {
+        if has_room(&self.list, Severity::Warning) {
+            let (position, field) = (path.value_position(self.root), path.to_string());
+            let (severity, reason, fix) = (Severity::Warning, Reason::Doubtful, fix.into());
+            self.list.push(Finding { severity, position, field, reason, message, fix });
+        }
+    }
+
+    /// The text that stands at this path, as it was written.
+    pub(crate) fn written(&self, path: &Path<'_>) -> Option<&'n str> {
+        path.text(self.root)
+    }
+
     /// `must be given`, with what the API server adds, when it adds something, and an example.
     pub(crate) fn required(&mut self, path: &Path<'_>, detail: &str, example: &str) {
         let message = if detail.is_empty() { "a value is required" } else { detail };

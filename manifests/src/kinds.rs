@@ -4,7 +4,7 @@ use crate::findings::Finding;
 use crate::object::Kind;
 use crate::path::Path;
 use crate::problem::{Position, Reason, Severity};
-use crate::yaml::{Node, Value};
+use crate::yaml::{Node, RETYPE, Value, about_blank, false_blank};
 
 /// What is known about a document's kind.
 #[derive(Debug, PartialEq, Eq)]
@@ -158,6 +158,12 @@ pub(crate) fn identify(root: &Node, listed: Option<Kind>) -> Result<Known, Findi
     let kind = top(root, "kind")?;
     let (Some(kind), Some(api_version)) = (kind.or(listed.map(Kind::as_str)), api_version.or(listed.map(|_| "v1")))
     else {
+        if let Value::Map(entries) = &root.value
+            && let Some((entry, blank)) = entries.iter().find_map(|it| Some((it, false_blank(&it.key)?)))
+        {
+            let (position, reason) = (entry.key_position, Reason::StrictUnknownField);
+            return Err(finding(position, &entry.key, reason, about_blank(blank), RETYPE));
+        }
         let field = if kind.is_none() { "kind" } else { "apiVersion" };
         let message = format!("a manifest needs `{field}`");
         return Err(finding(root.position, field, Reason::KindMismatch, message, BEGINNING));

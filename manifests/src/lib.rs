@@ -18,6 +18,7 @@
 
 mod decode;
 mod defaults;
+mod doubts;
 mod file;
 mod findings;
 mod kinds;
@@ -42,7 +43,7 @@ pub fn to_yaml(value: &serde_json::Value) -> String {
     print::to_yaml(value)
 }
 
-pub use file::{ApiAnswer, Document, ParsedFile, Verdict, parse_document_as, parse_file, parse_file_in};
+pub use file::{ApiAnswer, Document, ParsedFile, Verdict, parse_document_as, parse_file, parse_file_in, text_of};
 pub use object::{Kind, Object, ObjectKey, UnknownKind};
 pub use problem::{Position, Problem, Reason, Severity};
 pub use qos::{QosClass, qos_class};

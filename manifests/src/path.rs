@@ -96,6 +96,12 @@ impl<'a> Path<'a> {
         self.nearest(root).2
     }
 
+    /// The text at this path, when there is one.
+    pub(crate) fn text<'n>(&self, root: &'n Node) -> Option<&'n str> {
+        let (node, _, exact) = self.nearest(root);
+        node.text().filter(|_| exact)
+    }
+
     /// Where this path stands in the document: its key, its list item, or what is nearest.
     pub(crate) fn position(&self, root: &Node) -> Position {
         self.nearest(root).1

@@ -34,7 +34,7 @@ impl fmt::Display for Position {
 pub enum Severity {
     /// The document is refused.
     Error,
-    /// The document runs; what the problem names has no effect here.
+    /// The document runs; what the problem names has no effect here, or can hardly be meant.
     Warning,
 }
 
@@ -99,6 +99,8 @@ pub enum Reason {
     UnsupportedHere,
     /// Only a cluster knows this; a single node has no use for it.
     ClusterOnly,
+    /// It is allowed, and can hardly be meant.
+    Doubtful,
     /// Nothing is declared where something was expected.
     Empty,
 }
@@ -107,7 +109,7 @@ impl Reason {
     /// Whether the problem is one of portreeve's own rules, which the API server does not have.
     #[must_use]
     pub fn is_own_rule(self) -> bool {
-        matches!(self, Self::LimitExceeded | Self::UnsupportedHere | Self::ClusterOnly | Self::Empty)
+        matches!(self, Self::LimitExceeded | Self::UnsupportedHere | Self::ClusterOnly | Self::Doubtful | Self::Empty)
     }
 }
 

@@ -425,3 +425,109 @@ fn what_only_the_server_sets_is_cleared() {
     ));
     assert_eq!(pod["metadata"], json!({"name": "p", "namespace": "default"}));
 }
+
+#[test]
+fn base64_is_read_as_go_reads_it() {
+    let secret = |data: &str| format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: s}}\ndata: {{a: {data}}}\n");
+    for (data, expected) in [
+        ("eA==", "eA=="),
+        // The last digit says more than the byte holds.
+        ("eB==", "eA=="),
+        ("YWJ=", "YWI="),
+        (r#""e\nA=\n=""#, "eA=="),
+        ("[]", ""),
+        ("[120, null, 1e1]", "eAAK"),
+        ("\"\"", ""),
+    ] {
+        let answer = ask(Kind::Secret, &secret(data));
+        let object = answer.object.unwrap_or_else(|| panic!("{data}: {:?}", answer.problems));
+        assert_eq!(object.to_json()["data"]["a"], expected, "{data}");
+    }
+    for (data, expected) in [
+        ("eA", "Base64 data[a]"),
+        ("eA=", "Base64 data[a]"),
+        ("e", "Base64 data[a]"),
+        ("'-_=='", "Base64 data[a]"),
+        ("' eA=='", "Base64 data[a]"),
+        ("[256]", "TypeMismatch data[a][0]"),
+        ("[x]", "TypeMismatch data[a][0]"),
+        ("{}", "TypeMismatch data[a]"),
+        ("1", "TypeMismatch data[a]"),
+    ] {
+        assert_eq!(causes(Kind::Secret, &secret(data)), [expected], "{data}");
+    }
+}
+
+#[test]
+fn times_are_read_as_go_reads_them() {
+    let with = |time: &str| pod(&format!("  creationTimestamp: {time}"), "", "");
+    for time in [
+        "2026-01-31T12:00:00Z",
+        "2026-01-31T1:00:00Z",
+        "2026-01-31T12:00:00.5Z",
+        "2026-01-31T12:00:00,1234567890123Z",
+        "2026-01-31T12:00:00+05:30",
+        "2024-02-29T23:59:59-08:00",
+        "null",
+    ] {
+        check(&with(time), &[]);
+    }
+    for time in [
+        "2026-01-31",
+        "2026-01-31T12:00Z",
+        "2026-01-31T12:00:60Z",
+        "2026-01-31T24:00:00Z",
+        "2026-02-29T12:00:00Z",
+        "2026-1-31T12:00:00Z",
+        "20260131T120000Z",
+        "2026-01-31t12:00:00z",
+        "2026-01-31T12:00:00",
+        "2026-01-31T12:00:00.Z",
+        "2026-01-31T12:00:00+0530",
+        "2026-01-31T12:00:00+05",
+        "'2026-01-31T12:00:00Z[UTC]'",
+        "' 2026-01-31T12:00:00Z'",
+        "+002026-01-31T12:00:00Z",
+        "''",
+    ] {
+        check(&with(time), &["TimeParse metadata.creationTimestamp"]);
+    }
+    check(&with("1"), &["TypeMismatch metadata.creationTimestamp"]);
+}
+
+#[test]
+fn only_plain_spaces_may_stand_around_a_quantity() {
+    let limits = |memory: &str| format!("    resources: {{limits: {{memory: {memory}}}}}\n");
+    for good in ["' 1Mi '", "'\u{a0}1Mi'", "'1Mi\u{3000}'"] {
+        container(&limits(good), &[]);
+    }
+    // In JSON these are escapes, and the server reads a quantity before it undoes them.
+    for bad in [r#""1Mi\n""#, r#""\t1Mi""#, r#""1Mi\r""#, r#""1Mi\u2028""#, "''", "'1 Mi'"] {
+        container(&limits(bad), &["QuantityParse spec.containers[0].resources.limits[memory]"]);
+    }
+    container(
+        "    resources:\n      limits:\n        memory: |\n          1Mi\n",
+        &["QuantityParse spec.containers[0].resources.limits[memory]"],
+    );
+}
+
+#[test]
+fn dockers_name_for_the_default_is_one_of_seccomp_alone() {
+    const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/c";
+    const SECCOMP: &str = "container.seccomp.security.alpha.kubernetes.io/c";
+    let with = |annotation: &str, field: &str| {
+        pod(
+            &format!("  annotations: {{{annotation}: docker/default}}"),
+            "",
+            &format!("    securityContext: {{{field}: {{type: RuntimeDefault}}}}\n"),
+        )
+    };
+    check(&with(SECCOMP, "seccompProfile"), &[]);
+    check(
+        &with(APPARMOR, "appArmorProfile"),
+        &[
+            "Forbidden spec.containers[0].securityContext.appArmorProfile.type",
+            &format!("Invalid metadata.annotations[{APPARMOR}]"),
+        ],
+    );
+}

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use portreeve_manifests::{ApiAnswer, Kind, Problem, Reason, Severity, parse_document_as, parse_file};
+use portreeve_manifests::{ApiAnswer, Kind, Problem, Reason, Severity, parse_document_as, parse_file, to_yaml};
 use serde_json::Value;
 
 fn directory() -> PathBuf {
@@ -220,6 +220,25 @@ fn a_file_is_judged_as_a_request_is() {
         }
     }
     assert!(unexplained.is_empty(), "{unexplained}");
+}
+
+#[test]
+fn an_object_of_a_file_is_the_same_when_it_is_written_out_and_read_again() {
+    let Some(cases) = cases() else { return };
+    let (mut differ, mut seen) = (String::new(), 0);
+    for case in &cases {
+        let file = parse_file(Path::new("case.yaml"), case["manifest"].as_str().unwrap().as_bytes());
+        for object in file.objects() {
+            let again = parse_file(Path::new("case.yaml"), to_yaml(&object.to_json()).as_bytes());
+            seen += 1;
+            if again.objects().next() != Some(object) {
+                let problems: Vec<String> = again.problems.iter().map(ToString::to_string).collect();
+                writeln!(differ, "{} ({}): {problems:?}", case["id"], case["category"]).unwrap();
+            }
+        }
+    }
+    assert!(seen > 500, "only {seen} objects");
+    assert!(differ.is_empty(), "{differ}");
 }
 
 /// Whether a problem says what to do, briefly and beyond what its message says.

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use portreeve_engine::image::ProgressSink;
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, ObjectName, PlanReport,
-    PlanRequest, PodUsage, SourceReport, Watch, WatchError,
+    PlanRequest, PodUsage, SourceReport, Versions, Watch, WatchError,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -115,6 +115,8 @@ pub struct ExecSpec {
 ///
 /// What is asked of memory answers at once; what touches the kernel or the disk is a future.
 pub trait Backend: fmt::Debug + Send + Sync + 'static {
+    /// The counter from which every list takes its versions.
+    fn versions(&self) -> Versions;
     /// The pods with their full status.
     fn pods(&self) -> Listed<Pod>;
     /// Follows the pods from a version on.

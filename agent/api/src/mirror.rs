@@ -43,13 +43,17 @@ impl<T> fmt::Debug for Mirror<T> {
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> Mirror<T> {
     /// A list of what `read` tells, that remembers so many changes; `stamp` writes a version into an object.
+    ///
+    /// The versions are those of the lists that it stands beside: whoever has seen a change in one of them misses
+    /// nothing that came later here.
     pub(crate) fn new(
+        versions: Versions,
         remembered: usize,
         name: fn(&T) -> NamespacedName,
         stamp: fn(&mut T, u64),
         read: impl Fn(&[Arc<T>]) -> Result<Vec<T>, BackendError> + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let history = Arc::new(History::new(Versions::from_clock(), remembered, stamp));
+        let history = Arc::new(History::new(versions, remembered, stamp));
         Arc::new(Mirror { history, name, read: Box::new(read), looking: Mutex::default() })
     }
 
@@ -117,6 +121,7 @@ mod tests {
         let (truth, signals) = watch::channel(vec![("a", 1), ("b", 1)]);
         let read = truth.subscribe();
         let mirror = Mirror::<Thing>::new(
+            Versions::starting_at(1),
             8,
             |thing| NamespacedName::new("", thing.1),
             |thing, version| thing.0 = version,

@@ -11,7 +11,7 @@ use portreeve_engine::image::{self, ImageRef, ProgressSink, StoreError};
 use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize, chain};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, Node, NodeError, ObjectName,
-    PlanReport, PlanRequest, PodUsage, SourceReport, Watch, WatchError,
+    PlanReport, PlanRequest, PodUsage, SourceReport, Versions, Watch, WatchError,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -71,6 +71,10 @@ impl NodeBackend {
 }
 
 impl Backend for NodeBackend {
+    fn versions(&self) -> Versions {
+        self.node.versions()
+    }
+
     fn pods(&self) -> Listed<Pod> {
         self.node.pods()
     }

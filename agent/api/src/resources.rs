@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::HeaderMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, NamespaceStatus, Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta};
 use portreeve_node::{Listed, ObjectName, Watch, WatchError};
 use serde_json::{Value, json};
 
@@ -36,10 +38,12 @@ pub(crate) trait Resource: Row + Clone + PartialEq + Send + Sync + 'static {
     /// The plural name in paths and messages.
     const PLURAL: &'static str;
     /// The fields that a selector may name.
-    const FIELDS: &'static [&'static str];
+    const FIELDS: &'static [&'static str] = &["metadata.name"];
     fn identity(&self) -> Identity<'_>;
     /// A field that is not of the identity.
-    fn field(&self, path: &str) -> String;
+    fn field(&self, _path: &str) -> String {
+        String::new()
+    }
     fn list(app: &App) -> Result<Listed<Self>, Failure>;
     fn watch(app: &App, since: u64) -> Result<Changes<Self>, Failure>;
 }
@@ -188,10 +192,6 @@ impl Resource for ConfigMap {
 
     fn identity(&self) -> Identity<'_> {
         (&self.metadata).into()
-    }
-
-    fn field(&self, _path: &str) -> String {
-        String::new()
     }
 
     fn list(app: &App) -> Result<Listed<Self>, Failure> {
@@ -468,16 +468,59 @@ doors!(Namespace: namespaces, namespace);
 pub(crate) async fn delete_pod(
     State(app): State<App>,
     Path((namespace, name)): Path<(String, String)>,
+    params: Params,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Failure> {
+    let body = body.map_err(|error| Failure::too_large(error.to_string()))?;
+    let options = delete_options(&params, &body)?;
     let pods = app.backend.pods();
     let pod = pods
         .items
         .iter()
         .find(|pod| pod.identity().place() == (namespace.as_str(), name.as_str()))
         .ok_or_else(|| Failure::not_found("pods", &name))?;
+    check_deletion(&options, pod.identity())?;
     let object = ObjectName { kind: "Pod".to_owned(), namespace, name };
     if let [absent] = app.backend.delete(vec![object]).await?.absent.as_slice() {
         return Err(Failure::not_found("pods", &absent.name));
     }
     serde_json::to_value(pod.as_ref()).map(Json).map_err(|error| Failure::internal(error.to_string()))
+}
+
+/// As the API server has it: the body's, or the query's where there is no body.
+fn delete_options(params: &Params, body: &[u8]) -> Result<DeleteOptions, Failure> {
+    if !body.is_empty() {
+        return serde_json::from_slice(body).map_err(|error| Failure::bad_request(format!("request body: {error}")));
+    }
+    let grace_period_seconds =
+        params.number("gracePeriodSeconds")?.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX));
+    let dry_run = Some(params.all("dryRun")).filter(|stages| !stages.is_empty());
+    Ok(DeleteOptions { dry_run, grace_period_seconds, ..DeleteOptions::default() })
+}
+
+/// What cannot be done as it is asked for is not done at all.
+fn check_deletion(options: &DeleteOptions, pod: Identity<'_>) -> Result<(), Failure> {
+    if options.dry_run.as_ref().is_some_and(|stages| !stages.is_empty()) {
+        return Err(Failure::bad_request("dryRun: a deletion cannot be tried here; ask for it without"));
+    }
+    if options.grace_period_seconds.is_some_and(|seconds| seconds >= 0) {
+        return Err(Failure::bad_request(
+            "gracePeriodSeconds: a pod ends within the grace period that its manifest gives it; apply a smaller \
+             terminationGracePeriodSeconds first (that costs nothing), then delete without it",
+        ));
+    }
+    let wanted = options.preconditions.clone().unwrap_or_default();
+    let other =
+        |wanted: &Option<String>, found: &str| wanted.as_deref().filter(|wanted| *wanted != found).map(str::to_owned);
+    match (other(&wanted.uid, pod.uid), other(&wanted.resource_version, pod.version)) {
+        (Some(uid), _) => Err(Failure::conflict(format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            pod.uid
+        ))),
+        (None, Some(version)) => Err(Failure::conflict(format!(
+            "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
+            pod.version
+        ))),
+        (None, None) => Ok(()),
+    }
 }

@@ -4,8 +4,11 @@ mod ports;
 mod session;
 mod socket;
 
+use std::sync::Arc;
+
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
+use k8s_openapi::api::core::v1::Pod;
 use portreeve_node::NamespacedName;
 
 use crate::app::App;
@@ -35,6 +38,7 @@ pub(crate) async fn exec(
     }
     let spec = spec(&params, command)?;
     let pod = NamespacedName::new(namespace, name);
+    refuse_completed(&app, &pod, "exec into")?;
     let container = app.backend.container(&pod, params.text("container"), false)?;
     // From here on a failure travels on the error channel, where clients look for it.
     let upgrade = socket::Upgrade::of(request)?;
@@ -61,6 +65,7 @@ pub(crate) async fn attach(
 ) -> Result<Response, Failure> {
     let spec = spec(&params, Vec::new())?;
     let pod = NamespacedName::new(namespace, name);
+    refuse_completed(&app, &pod, "attach")?;
     let container = app.backend.container(&pod, params.text("container"), false)?;
     // From here on a failure travels on the error channel, where clients look for it.
     let upgrade = socket::Upgrade::of(request)?;
@@ -112,11 +117,7 @@ pub(crate) async fn forward(
         return Err(Failure::bad_request(format!("ports: between 1 and {MAX_PORTS} ports are needed")));
     }
     let pod = NamespacedName::new(namespace, name);
-    let known = app.backend.pods().items.iter().any(|one| {
-        one.metadata.namespace.as_deref() == Some(pod.namespace.as_str())
-            && one.metadata.name.as_deref() == Some(pod.name.as_str())
-    });
-    if !known {
+    if find(&app, &pod).is_none() {
         return Err(Failure::not_found("pods", &pod.name));
     }
     let upgrade = socket::Upgrade::of(request)?;
@@ -130,6 +131,24 @@ pub(crate) async fn forward(
         }
     });
     Ok(response)
+}
+
+fn find(app: &App, pod: &NamespacedName) -> Option<Arc<Pod>> {
+    app.backend.pods().items.into_iter().find(|one| {
+        one.metadata.namespace.as_deref() == Some(pod.namespace.as_str())
+            && one.metadata.name.as_deref() == Some(pod.name.as_str())
+    })
+}
+
+/// Nothing runs in a pod that has ended, whatever is known of its containers. The words are kubectl's own.
+fn refuse_completed(app: &App, pod: &NamespacedName, verb: &str) -> Result<(), Failure> {
+    let phase = find(app, pod).and_then(|found| found.status.as_ref()?.phase.clone());
+    match phase.as_deref() {
+        Some(phase @ ("Succeeded" | "Failed")) => {
+            Err(Failure::bad_request(format!("cannot {verb} a container in a completed pod; current phase is {phase}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The protocols in the words of an error message.

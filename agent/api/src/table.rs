@@ -79,7 +79,7 @@ impl Form {
             let parts: Vec<&str> = parts.collect();
             match parts.iter().find_map(|part| part.strip_prefix("as=")) {
                 None => return Ok(Form::Objects),
-                Some("Table") if parts.contains(&"g=meta.k8s.io") => {
+                Some("Table") if parts.contains(&"g=meta.k8s.io") && parts.contains(&"v=v1") => {
                     return Ok(Form::Table(match params.get("includeObject") {
                         Some("None") => Include::Nothing,
                         Some("Object") => Include::Object,

@@ -51,6 +51,7 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
     let config = resolve(args.config.as_deref(), Settings { run, ..args.settings })?;
     log_to_stderr(&config)?;
     let node = node_config(&config)?;
+    let group = socket_group(&config)?;
     check_machine(&config)?;
     config.check_places()?;
     private_directory(&config.root)?;
@@ -58,7 +59,7 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
     // Held until the process ends; the kernel lets go of them whatever ends it.
     let _root = lock(&config.root)?;
     let _run = lock(&config.run)?;
-    open_to(&config.run, socket_group(&config)?)?;
+    open_to(&config.run, group)?;
     // The engine kills what it does not know below its names: they must be nobody else's.
     let claim = Claim::take(&config)?;
     if config.manifests_by_default {

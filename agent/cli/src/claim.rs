@@ -401,6 +401,18 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_whose_file_is_gone_is_released_all_the_same() {
+        let machine = Machine::new();
+        let a = machine.claim("a", &[cgroup("/a")]).unwrap();
+        fs::remove_file(&a.path).unwrap();
+        a.release().unwrap();
+        let a = machine.claim("a", &[cgroup("/a")]).unwrap();
+        fs::remove_dir_all(machine.claims()).unwrap();
+        a.release().unwrap();
+        machine.claim("b", &[cgroup("/a")]).unwrap();
+    }
+
+    #[test]
     fn an_agent_takes_its_own_names_again_and_only_once() {
         let machine = Machine::new();
         let a = machine.claim("a", &[cgroup("/a")]).unwrap();

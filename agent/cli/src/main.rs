@@ -193,7 +193,7 @@ mod tests {
         let variable = |flag: &str| format!("PORTREEVE_{}", flag.to_uppercase().replace('-', "_"));
         // Neither is a setting: one names the file of all of them, the others are no agent's.
         assert_eq!(flags.remove("config"), Some(Some(variable("config"))));
-        for other in ["help", "version", "socket"] {
+        for other in ["help", "version", "socket", "request-timeout"] {
             flags.remove(other);
         }
         // Read by hand, because it belongs to all verbs.

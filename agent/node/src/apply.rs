@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use portreeve_manifests::{Kind, Object, ObjectKey, Verdict, parse_file_in};
+use portreeve_manifests::{Kind, Object, ObjectKey, Position, Reason, Verdict, parse_file_in};
 
 use crate::desired::Ledger;
 use crate::disk;
@@ -19,7 +19,7 @@ use crate::volumes::NodeFacts;
 /// Folder of the manifests that belongs to `apply`.
 const FOLDER: &str = "applied";
 
-/// What the given manifests say, in order; of an object given twice the last counts.
+/// What the given manifests say, in order; an object given twice is an error of the second.
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     pub(crate) objects: Vec<Object>,
@@ -36,7 +36,6 @@ const ELSEWHERE: &str = "NamespaceMismatch";
 pub(crate) fn parse(files: &[ManifestFile], namespace: Option<&str>) -> Given {
     let namespace = namespace.filter(|namespace| !namespace.is_empty());
     let mut given = Given::default();
-    let mut seen: BTreeMap<ObjectKey, usize> = BTreeMap::new();
     for file in files {
         let parsed = parse_file_in(&file.path, file.content.as_bytes(), namespace.unwrap_or("default"));
         given.problems.extend(parsed.problems.iter().map(crate::desired::from_parser));
@@ -45,17 +44,13 @@ pub(crate) fn parse(files: &[ManifestFile], namespace: Option<&str>) -> Given {
                 Verdict::Accepted(object) => {
                     let key = object.key();
                     if let Some(asked) = namespace.filter(|asked| *asked != key.namespace) {
-                        given.problems.push(misplaced(file, document.position.line, &key, asked));
+                        given.problems.push(misplaced(file, document.position, &key, asked));
                         given.refused.push(Some(key));
-                        continue;
-                    }
-                    given.places.insert(key.clone(), (file.path.clone(), document.position.line));
-                    match seen.get(&key).and_then(|index| given.objects.get_mut(*index)) {
-                        Some(former) => *former = object,
-                        None => {
-                            seen.insert(key, given.objects.len());
-                            given.objects.push(object);
-                        }
+                    } else if let Some((first, line)) = given.places.get(&key) {
+                        given.problems.push(twice(file, document.position, &key, first, *line));
+                    } else {
+                        given.places.insert(key, (file.path.clone(), document.position.line));
+                        given.objects.push(object);
                     }
                 }
                 Verdict::Refused { key } => given.refused.push(key),
@@ -66,17 +61,38 @@ pub(crate) fn parse(files: &[ManifestFile], namespace: Option<&str>) -> Given {
     given
 }
 
-fn misplaced(file: &ManifestFile, line: u32, key: &ObjectKey, asked: &str) -> ProblemReport {
+fn misplaced(file: &ManifestFile, at: Position, key: &ObjectKey, asked: &str) -> ProblemReport {
     ProblemReport {
-        severity: "error".to_owned(),
-        file: file.path.clone(),
-        line,
-        column: 1,
-        object: Some(key.to_string()),
         field: "metadata.namespace".to_owned(),
         reason: ELSEWHERE.to_owned(),
         message: format!("{key} is not in the namespace `{asked}` that was asked for"),
         fix: Some(format!("give -n {}, or leave it out", key.namespace)),
+        ..error_at(file, at, key)
+    }
+}
+
+/// Nobody can tell which of the two is meant.
+fn twice(file: &ManifestFile, at: Position, key: &ObjectKey, first: &Path, line: u32) -> ProblemReport {
+    ProblemReport {
+        field: "metadata.name".to_owned(),
+        reason: Reason::FieldValueDuplicate.to_string(),
+        message: format!("{key} is also in {}:{line}", first.display()),
+        fix: Some("rename one of the two, or leave it out".to_owned()),
+        ..error_at(file, at, key)
+    }
+}
+
+fn error_at(file: &ManifestFile, at: Position, key: &ObjectKey) -> ProblemReport {
+    ProblemReport {
+        severity: "error".to_owned(),
+        file: file.path.clone(),
+        line: at.line,
+        column: at.column,
+        object: Some(key.to_string()),
+        field: String::new(),
+        reason: String::new(),
+        message: String::new(),
+        fix: None,
     }
 }
 
@@ -164,7 +180,7 @@ pub(crate) fn apply_blocking(
 
 fn write(path: &Path, object: &Object) -> Result<(), NodeError> {
     let failed = |source| NodeError::Write { path: path.to_owned(), source };
-    let text = crate::yaml::document(&object.to_json());
+    let text = portreeve_manifests::to_yaml(&object.to_json());
     if let Some(parent) = path.parent() {
         disk::ensure_directory(parent, 0o700).map_err(failed)?;
     }

@@ -307,6 +307,7 @@ impl Events {
     /// Writes what is recorded until `stop`, and what is left then.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut journal = None;
+        let mut told = None;
         loop {
             let stopped = tokio::select! {
                 // cancel-safe: a notification stays stored.
@@ -319,9 +320,15 @@ impl Events {
                 tokio::task::spawn_blocking(move || events.write_blocking(&mut journal, stopped).map(|()| journal))
                     .await;
             journal = match written {
-                Ok(Ok(journal)) => journal,
+                Ok(Ok(journal)) => {
+                    told = None;
+                    journal
+                }
                 Ok(Err(error)) => {
-                    warn!(path = %self.journal.display(), error = %error, "events were not written");
+                    // Each event tries again, and all that are kept are written then.
+                    if told.replace(error.kind()) != Some(error.kind()) {
+                        warn!(path = %self.journal.display(), error = %error, "events were not written");
+                    }
                     None
                 }
                 Err(_) => None,

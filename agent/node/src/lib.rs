@@ -42,7 +42,6 @@ mod supervisor;
 mod translate;
 mod volumes;
 mod worker;
-mod yaml;
 
 pub use clock::Clock;
 pub use config::NodeConfig;

@@ -32,7 +32,7 @@ use crate::pulls::Pulls;
 use crate::report::{PodUsage, PullReport, SourceReport, SourceState, Usage};
 use crate::runtime::{EngineRuntime, Runtime};
 use crate::source::{DirectorySource, SourceSet};
-use crate::supervisor::{Outlook, Parts, Request, Supervisor};
+use crate::supervisor::{Outlook, Parts, Request, Supervisor, unwritten};
 use crate::translate::Place;
 use crate::volumes::Volumes;
 use crate::worker::Shared;
@@ -53,6 +53,7 @@ struct Inner {
     requests: mpsc::Sender<Request>,
     config_maps: Arc<History<ConfigMap>>,
     secrets: Arc<History<Secret>>,
+    versions: Versions,
     stop: CancellationToken,
     events_stop: CancellationToken,
     started_at: jiff::Timestamp,
@@ -94,6 +95,8 @@ impl Node {
         let sets = source.sets();
         let node = Self::assemble(config, runtime, Some(engine), ledger, sets, Clock::system())?;
         *node.inner.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+        // A door that opens now tells of every pod. A supervisor that ended has logged why.
+        let _ = node.inner.outlook.begun.clone().wait_for(|begun| *begun).await;
         Ok(node)
     }
 
@@ -153,7 +156,7 @@ impl Node {
         let config_maps = Arc::new(History::new(versions.clone(), REMEMBERED, |map: &mut ConfigMap, version| {
             map.metadata.resource_version = Some(version.to_string());
         }));
-        let secrets = Arc::new(History::new(versions, REMEMBERED, |secret: &mut Secret, version| {
+        let secrets = Arc::new(History::new(versions.clone(), REMEMBERED, |secret: &mut Secret, version| {
             secret.metadata.resource_version = Some(version.to_string());
         }));
         let (requests, inbox) = mpsc::channel(64);
@@ -180,6 +183,7 @@ impl Node {
             requests,
             config_maps,
             secrets,
+            versions,
             stop,
             events_stop,
             started_at: clock.now(),
@@ -237,6 +241,11 @@ impl Node {
         }
     }
 
+    /// The counter from which every list here takes its versions, for lists beside them.
+    pub fn versions(&self) -> Versions {
+        self.inner.versions.clone()
+    }
+
     /// The settings of this node.
     pub fn config(&self) -> &NodeConfig {
         &self.inner.config
@@ -266,6 +275,8 @@ impl Node {
             let reason = report.reason.clone().unwrap_or_else(|| "not read yet".to_owned());
             reasons.push(format!("{}: {reason}", report.path.display()));
         }
+        reasons.extend(self.inner.outlook.written.borrow().problem.as_deref().map(unwritten));
+        reasons.extend(self.inner.shared.runtime.lost_ground().borrow().clone());
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 

@@ -155,6 +155,9 @@ pub struct PlanReport {
     pub objects: Vec<ObjectChange>,
     /// Problems of the given files.
     pub problems: Vec<ProblemReport>,
+    /// The node is drained: until the agent is started again nothing is started, whatever the plan says.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 impl PlanReport {

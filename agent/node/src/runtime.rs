@@ -13,7 +13,7 @@ use portreeve_engine::{
     ContainerConfig, ContainerId, ContainerStatus, Engine, EngineError, EngineEvent, ExecOutput, SandboxConfig,
     SandboxId, SandboxStats, SandboxStatus,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 /// An image as the planner and the translation need it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -101,6 +101,8 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<ExecOutput, EngineError>>;
     /// See [`Engine::sandbox_stats`].
     fn sandbox_stats<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<SandboxStats, EngineError>>;
+    /// See [`Engine::lost_ground`].
+    fn lost_ground(&self) -> watch::Receiver<Option<String>>;
     /// Everything that happens from now on.
     fn subscribe(&self) -> broadcast::Receiver<EngineEvent>;
     /// The image, if it is here; an error if the reference does not parse.
@@ -230,6 +232,10 @@ impl Runtime for EngineRuntime {
 
     fn sandbox_stats<'a>(&'a self, id: &'a SandboxId) -> BoxFuture<'a, Result<SandboxStats, EngineError>> {
         Box::pin(self.0.sandbox_stats(id))
+    }
+
+    fn lost_ground(&self) -> watch::Receiver<Option<String>> {
+        self.0.lost_ground()
     }
 
     fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {

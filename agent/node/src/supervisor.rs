@@ -37,7 +37,8 @@ pub(crate) use dispatch::{Applicant, blocked, configs, unobserved};
 use drain::Drain;
 pub(crate) use merging::elsewhere;
 use merging::refuses_uids;
-use writers::{set_weights, write_ledger};
+pub(crate) use writers::unwritten;
+use writers::{Written, set_weights, write_ledger};
 
 use crate::config::NodeConfig;
 use crate::desired::{Ledger, Record};
@@ -62,8 +63,14 @@ pub(crate) struct Outlook {
     pub(crate) ledger: watch::Receiver<Arc<Ledger>>,
     pub(crate) reports: watch::Receiver<Arc<Vec<SourceReport>>>,
     pub(crate) drained: watch::Receiver<bool>,
+    pub(crate) written: watch::Receiver<Written>,
+    /// Whether every pod that should run has its worker.
+    pub(crate) begun: watch::Receiver<bool>,
     pub(crate) views: Views,
 }
+
+/// At the start the ledger alone counts when a source has said nothing for so long.
+const FIRST_WORD: Duration = Duration::from_secs(5);
 
 /// What each worker was told last.
 pub(crate) type Views = Arc<Mutex<BTreeMap<PodUid, Arc<DesiredPod>>>>;
@@ -98,6 +105,7 @@ pub(crate) struct Supervisor {
     requests: mpsc::Receiver<Request>,
     news: mpsc::UnboundedReceiver<WorkerNews>,
     engine: broadcast::Receiver<EngineEvent>,
+    lost_ground: watch::Receiver<Option<String>>,
     workers: BTreeMap<PodUid, Running>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -106,11 +114,12 @@ pub(crate) struct Supervisor {
     merged_once: bool,
     drain: Option<Drain>,
     drained: watch::Sender<bool>,
+    begun: watch::Sender<bool>,
     ledger_out: watch::Sender<Arc<Ledger>>,
     reports: watch::Sender<Arc<Vec<SourceReport>>>,
     views: Views,
     writes: watch::Sender<(u64, Arc<Ledger>)>,
-    written: watch::Receiver<(u64, Option<String>)>,
+    written: watch::Receiver<Written>,
     waiting: Vec<(u64, oneshot::Sender<Result<(), String>>)>,
     weights: watch::Sender<Weights>,
     told: BTreeSet<String>,
@@ -138,17 +147,19 @@ impl Supervisor {
         let (ledger_out, ledger) = watch::channel(Arc::new(parts.ledger.clone()));
         let (reports_out, reports) = watch::channel(Arc::new(Vec::new()));
         let (drained_out, drained) = watch::channel(false);
+        let (begun_out, begun) = watch::channel(false);
         let (writes, to_write) = watch::channel((0, Arc::new(parts.ledger.clone())));
-        let (written_out, written) = watch::channel((0, None));
+        let (written_out, written) = watch::channel(Written::default());
         let views = Views::default();
-        let outlook = Outlook { ledger, reports, drained, views: Arc::clone(&views) };
+        let outlook = Outlook { ledger, reports, drained, written: written.clone(), begun, views: Arc::clone(&views) };
         let mut tasks = JoinSet::new();
-        let metrics = parts.shared.metrics.clone();
-        tasks.spawn(write_ledger(parts.ledger_path, to_write, written_out, metrics, parts.stop.clone()));
+        let shared = Arc::clone(&parts.shared);
+        tasks.spawn(write_ledger(parts.ledger_path, shared, to_write, written_out, parts.stop.clone()));
         let (weights, to_set) = watch::channel(Weights::new());
         tasks.spawn(set_weights(Arc::clone(&parts.shared), to_set, parts.stop.clone()));
         let supervisor = Self {
             engine: parts.shared.runtime.subscribe(),
+            lost_ground: parts.shared.runtime.lost_ground(),
             shared: parts.shared,
             config: parts.config,
             ledger: parts.ledger,
@@ -162,6 +173,7 @@ impl Supervisor {
             merged_once: false,
             drain: None,
             drained: drained_out,
+            begun: begun_out,
             ledger_out,
             reports: reports_out,
             views,
@@ -181,19 +193,21 @@ impl Supervisor {
         self.relist();
         self.remember_what_runs();
         self.show_configs();
-        // What the ledger knows runs on at once, whatever the sources say later.
-        self.dispatch();
+        self.hear_first().await;
+        if !self.merge() {
+            self.dispatch();
+        }
+        self.begun.send_replace(true);
         let mut relist = tokio::time::interval(self.config.relist);
         relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         relist.tick().await;
-        self.merge();
         loop {
             tokio::select! {
                 // cancel-safe: a state.
                 () = self.stop.cancelled() => break,
                 // cancel-safe: the value stays in the channel.
                 changed = self.sets.changed() => match changed {
-                    Ok(()) => self.merge(),
+                    Ok(()) => drop(self.merge()),
                     Err(_) => break,
                 },
                 // cancel-safe: a message stays in the channel until it is received.
@@ -208,6 +222,8 @@ impl Supervisor {
                 },
                 // cancel-safe: the value stays in the channel.
                 Ok(()) = self.written.changed() => self.take_written(),
+                // cancel-safe: as above.
+                Ok(()) = self.lost_ground.changed() => self.tell_ground(),
                 // cancel-safe: a tick is not lost.
                 _ = relist.tick() => self.relist(),
             }
@@ -220,6 +236,17 @@ impl Supervisor {
         self.waiting.clear();
         // Workers leave at once; the ledger's writer when the last state is on disk.
         while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Waits for the first word of the source, good or bad, but not for long: what it says may be newer than the
+    /// ledger, which a killed agent or a full disk kept from being written, and nothing is to go back and forth.
+    async fn hear_first(&mut self) {
+        tokio::select! {
+            // cancel-safe: only looks. A closed channel is seen by the loop.
+            _ = tokio::time::timeout(FIRST_WORD, self.sets.wait_for(SourceSet::says_something)) => {}
+            // cancel-safe: a state.
+            () = self.stop.cancelled() => {}
+        }
     }
 
     /// Hands the ledger to the writer; the number says which write it is.
@@ -236,13 +263,13 @@ impl Supervisor {
     }
 
     fn take_written(&mut self) {
-        let (number, error) = self.written.borrow_and_update().clone();
+        let Written { number, problem } = self.written.borrow_and_update().clone();
         let (done, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(of, _)| *of <= number);
         self.waiting = waiting;
         let done: Vec<_> = done;
         for (_, answer) in done {
             // Whoever asked may be gone.
-            let _ = answer.send(error.clone().map_or(Ok(()), Err));
+            let _ = answer.send(problem.clone().map_or(Ok(()), Err));
         }
     }
 

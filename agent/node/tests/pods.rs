@@ -244,6 +244,8 @@ async fn what_had_completed_before_a_reboot_is_not_run_again_and_the_rest_is() {
     assert_eq!(world.runtime.containers().len(), 1);
     assert_eq!(world.status("good").restart_count, 1);
     assert_eq!(world.status("done").state.unwrap().terminated.unwrap().exit_code, 0);
+    let found = world.node.container(&NamespacedName::new("default", "p"), Some("done"), false);
+    assert_eq!(found.unwrap_err().to_string(), "container done in pod p is not running");
     world.node.shutdown().await;
 }
 
@@ -431,5 +433,95 @@ async fn the_back_off_of_a_pull_goes_on_under_another_agent() {
     let took = failed.elapsed();
     assert!((Duration::from_secs(39)..Duration::from_secs(43)).contains(&took), "{took:?}");
     assert_eq!(pulls(&world), before + 1);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_came_by_another_way_is_not_waited_for_by_another_agent() {
+    let container = |policy: &str| format!("  containers: [{{name: c, image: \"absent:1\", {policy}}}]\n");
+    for (policy, pulled) in [("imagePullPolicy: IfNotPresent", false), ("imagePullPolicy: Always", true)] {
+        let mut world = World::new(&pod(&container(policy)));
+        let attempts = |w: &World| w.node.pulls().first().map_or(0, |pull| pull.attempts);
+        world.until("it failed", |w| attempts(w) == 1).await;
+        world.node.abort();
+        world.runtime.load("absent:1");
+        world.kill_agent().await;
+        let waits = |w: &World| attempts(w) == 1;
+        if pulled {
+            world.until("it asks the registry all the same", waits).await;
+        } else {
+            world.until("it runs", |w| w.running("c") == 1).await;
+            assert!(!waits(&world), "{:?}", world.node.pulls());
+        }
+        world.node.shutdown().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_is_not_written_is_told_and_undoes_no_edit_under_another_agent() {
+    let mut world = World::new(&pod(GOOD));
+    let reasons = |w: &World| w.node.ready().err().unwrap_or_default().join("; ");
+    world.until("it runs", |w| w.running("good") == 1 && reasons(w).is_empty()).await;
+    // As a full disk does, it lets nobody write the file that replaces the ledger.
+    let block = world.config.root.join(".ledger.json.new");
+    std::fs::create_dir(&block).unwrap();
+    let edited = pod(&GOOD.replace("imagePullPolicy", "args: [edited], imagePullPolicy"));
+    world.sets.send_replace(set(&[("p.yaml", &edited)]));
+    world.until("the edit runs", |w| w.running("good") == 1 && w.status("good").restart_count == 1).await;
+    world.until("the node is not ready", |w| reasons(w).contains("the ledger cannot be written")).await;
+    assert!(reasons(&world).contains("ledger.json"), "{}", reasons(&world));
+    let condition = world.node.node_object().status.unwrap().conditions.unwrap().remove(0);
+    assert_eq!((condition.status.as_str(), condition.message), ("False", Some(reasons(&world))));
+    let told = world.events("LedgerNotWritten");
+    assert!(told.len() == 1 && told[0].contains("; next try at "), "{told:?}");
+    let tries = |w: &World| {
+        let events = w.node.events().items;
+        let told = events.iter().find(|event| event.reason.as_deref() == Some("LedgerNotWritten"));
+        told.and_then(|event| event.count).unwrap_or_default()
+    };
+    let before = tries(&world);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!((15..30).contains(&(tries(&world) - before)), "with back-off: {} tries", tries(&world));
+
+    let runs = |w: &World| w.runtime.containers().into_iter().map(|it| it.id).collect::<Vec<_>>();
+    let container = runs(&world);
+    // The next agent hears of its source a little after it began.
+    world.sets.send_replace(SourceSet::starting(Path::new("/manifests")));
+    world.kill_agent().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.sets.send_replace(set(&[("p.yaml", &edited)]));
+    world.until("the pod is shown", |w| w.running("good") == 1 && w.phase() == "Running").await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(runs(&world), container, "{:#?}", world.runtime.log());
+
+    assert!(!reasons(&world).is_empty());
+    std::fs::remove_dir(&block).unwrap();
+    world.until("it is written by itself", |w| reasons(w).is_empty()).await;
+    assert_eq!(world.events("LedgerWritten").len(), 1);
+    world.node.shutdown().await;
+    let ledger = std::fs::read_to_string(world.config.root.join("ledger.json")).unwrap();
+    assert!(ledger.contains("edited"), "{ledger}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_ledger_knows_runs_although_its_source_says_nothing() {
+    let mut world = World::new(&pod(GOOD));
+    world.until("it runs", |w| w.running("good") == 1).await;
+    world.sets.send_replace(SourceSet::starting(Path::new("/manifests")));
+    world.reboot().await;
+    world.until("it runs again", |w| w.running("good") == 1).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_directory_that_is_moved_away_makes_the_node_unready_until_it_is_back() {
+    let world = World::new(&pod(GOOD));
+    world.until("it runs", |w| w.running("good") == 1 && w.node.ready().is_ok()).await;
+    world.runtime.lose_ground(Some("it was moved"));
+    assert_eq!(world.node.ready(), Err(vec!["it was moved".to_owned()]));
+    world.until("it is told", |w| w.events("RunDirectoryLost") == ["it was moved"]).await;
+    world.runtime.lose_ground(None);
+    assert!(world.node.ready().is_ok());
+    world.until("it is told", |w| w.events("RunDirectoryBack").len() == 1).await;
     world.node.shutdown().await;
 }

@@ -3,6 +3,9 @@
 use std::fmt::Display;
 use std::slice::Iter;
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use serde::de::value::{Error, StrDeserializer};
 use serde::de::{DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
@@ -10,7 +13,7 @@ use serde::forward_to_deserialize_any;
 use super::{Shared, zero};
 use crate::path::Path;
 use crate::problem::Reason;
-use crate::quantity::Amount;
+use crate::quantity::{Amount, QuantityError};
 use crate::yaml::{Entry, Node, Value, float_text};
 
 /// Reads one node; `path` is where it stands.
@@ -49,6 +52,34 @@ fn near_quantity(text: &str) -> String {
     }
 }
 
+/// A time as Go reads RFC 3339: one digit is enough for the hour, and a comma may begin the fraction.
+fn timestamp(text: &str) -> Option<jiff::Timestamp> {
+    let (date, time) = text.split_once('T')?;
+    let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
+    let mut parts = date.split('-');
+    let dated = parts.next().is_some_and(|year| digits(year, 4))
+        && parts.next().is_some_and(|month| digits(month, 2))
+        && parts.next().is_some_and(|day| digits(day, 2))
+        && parts.next().is_none();
+    let (clock, zone) = time.split_at(time.find(['Z', '+', '-'])?);
+    let (clock, fraction) = match clock.split_once(['.', ',']) {
+        Some((clock, fraction)) => (clock, Some(fraction)),
+        None => (clock, None),
+    };
+    let (hour, rest) = clock.split_once(':')?;
+    let (minute, second) = rest.split_once(':')?;
+    // A leap second is none here.
+    let timed = (digits(hour, 1) || digits(hour, 2)) && digits(minute, 2) && digits(second, 2) && second < "60";
+    let fraction_good = fraction.is_none_or(|it| !it.is_empty() && digits(it, it.len()));
+    let zoned = zone == "Z"
+        || zone.get(1..).and_then(|zone| zone.split_once(':')).is_some_and(|(h, m)| digits(h, 2) && digits(m, 2));
+    if !(dated && timed && fraction_good && zoned) {
+        return None;
+    }
+    let nanos = fraction.and_then(|it| it.get(..it.len().min(9))).unwrap_or("0");
+    format!("{date}T{hour:0>2}:{minute}:{second}.{nanos}{zone}").parse().ok()
+}
+
 fn text_reader(text: &str) -> StrDeserializer<'_, Error> {
     text.into_deserializer()
 }
@@ -76,6 +107,11 @@ impl Reader<'_> {
         }
     }
 
+    fn byte(&self) -> u8 {
+        let value = self.integer(0, u8::MAX.into(), "a byte");
+        u8::try_from(value).unwrap_or_default()
+    }
+
     fn quantity(&self) -> String {
         let text = match &self.node.value {
             Value::Null => return "0".to_owned(),
@@ -90,7 +126,10 @@ impl Reader<'_> {
                 return "0".to_owned();
             }
         };
-        match Amount::parse(&text) {
+        // The server looks at the JSON as it stands there, where these are escapes.
+        let escaped = text.contains(['\t', '\n', '\r', '\u{b}', '\u{c}', '\u{2028}', '\u{2029}']);
+        let amount = if escaped { Err(QuantityError::Format(text.clone())) } else { Amount::parse(&text) };
+        match amount {
             Ok(amount) => amount.to_string(),
             Err(error) => {
                 self.fault(Reason::QuantityParse, error.to_string(), near_quantity(&text));
@@ -103,9 +142,9 @@ impl Reader<'_> {
         const EPOCH: &str = "1970-01-01T00:00:00Z";
         match &self.node.value {
             Value::Null => EPOCH.to_owned(),
-            Value::Text(text) => match text.parse::<jiff::Timestamp>() {
-                Ok(time) if text.contains('T') => time.to_string(),
-                _ => {
+            Value::Text(text) => match timestamp(text) {
+                Some(time) => time.to_string(),
+                None => {
                     let message = format!("{text:?} is no time");
                     self.fault(Reason::TimeParse, message, "for example 2026-01-31T12:00:00Z");
                     EPOCH.to_owned()
@@ -118,16 +157,27 @@ impl Reader<'_> {
         }
     }
 
-    /// Base64 in its canonical form; line breaks in it are allowed, as in Go.
+    /// Base64 in its canonical form. As in Go, line breaks in it are allowed, what its last digit says too much does
+    /// not count, and a list of bytes is another way to say the same.
     fn base64(&self) -> Option<String> {
-        let Value::Text(text) = &self.node.value else {
-            self.mismatch("a string");
-            return None;
+        const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+        const ENGINE: GeneralPurpose = GeneralPurpose::new(&STANDARD, LENIENT);
+        let text = match &self.node.value {
+            Value::Text(text) => text,
+            Value::List(items) => {
+                let path = |index| self.path.index(index);
+                let byte = |(index, node)| Reader { node, path: &path(index), ..*self }.byte();
+                let bytes: Vec<u8> = items.iter().enumerate().map(byte).collect();
+                return Some(ENGINE.encode(bytes));
+            }
+            _ => {
+                self.mismatch("a string");
+                return None;
+            }
         };
-        let engine = base64::engine::general_purpose::STANDARD;
         let compact: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
-        match base64::Engine::decode(&engine, &compact) {
-            Ok(_) => Some(compact),
+        match ENGINE.decode(&compact) {
+            Ok(bytes) => Some(ENGINE.encode(bytes)),
             Err(error) => {
                 // A ConfigMap has plain text elsewhere than a Secret.
                 let plain = if self.path.to_string().starts_with("binaryData") { "data" } else { "stringData" };

@@ -8,6 +8,11 @@ pub(super) fn is_latest(image: &str) -> bool {
     parse(image).is_some_and(|tag| tag == "latest")
 }
 
+/// Whether the text is an image's name at all.
+pub(crate) fn is_image_name(image: &str) -> bool {
+    parse(image).is_some()
+}
+
 /// The tag of a reference: empty for one with only a digest, `None` for what is no reference.
 fn parse(image: &str) -> Option<&str> {
     if image.len() == 64 && image.bytes().all(is_lower_hex) {

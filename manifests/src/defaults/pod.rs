@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{image, resources};
 
@@ -17,7 +18,6 @@ fn or(slot: &mut Option<String>, value: &str) {
 /// Fills in a pod.
 pub(crate) fn pod(pod: &mut Pod) {
     pod.status = None;
-    let labels = pod.metadata.labels.clone().unwrap_or_default();
     let annotations = pod.metadata.annotations.clone().unwrap_or_default();
     let spec = pod.spec.get_or_insert_default();
     or(&mut spec.restart_policy, "Always");
@@ -41,7 +41,16 @@ pub(crate) fn pod(pod: &mut Pod) {
     }
     resources::round_up(spec.overhead.as_mut());
     apparmor(spec, &annotations);
-    label_keys(spec, &labels);
+}
+
+/// Adds the expressions that `matchLabelKeys` and `mismatchLabelKeys` stand for, over the pod's own labels. The API
+/// server stores them, and takes such an object for no new one.
+pub(crate) fn select_by_labels(pod: &mut Arc<Pod>) {
+    let selects = |spec: &PodSpec| spec.affinity.is_some() || spec.topology_spread_constraints.is_some();
+    if pod.spec.as_ref().is_some_and(selects) {
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        label_keys(Arc::make_mut(pod).spec.get_or_insert_default(), &labels);
+    }
 }
 
 /// `serviceAccount` is the old name of `serviceAccountName`; both are shown.
@@ -240,7 +249,6 @@ fn from_annotation(text: &str) -> Option<AppArmorProfile> {
     Some(AppArmorProfile { localhost_profile, type_: type_.to_owned() })
 }
 
-/// `matchLabelKeys` and `mismatchLabelKeys` become expressions over the pod's own labels.
 fn label_keys(spec: &mut PodSpec, labels: &Labels) {
     for constraint in spec.topology_spread_constraints.iter_mut().flatten() {
         if let (Some(selector), Some(keys)) = (&mut constraint.label_selector, &constraint.match_label_keys) {

@@ -11,7 +11,7 @@ use crate::object::{Kind, Object, ObjectKey};
 use crate::path::Path;
 use crate::problem::{Position, Reason, Severity};
 use crate::yaml::{self, Fault, FaultKind, Node, Value};
-use crate::{decode, defaults, kinds, qos, support, validation};
+use crate::{decode, defaults, doubts, kinds, qos, support, validation};
 
 /// What became of a document.
 #[derive(Debug)]
@@ -57,6 +57,11 @@ pub(super) fn name_position(root: &Node) -> Position {
 /// Whether a finding ends the reading before validation: what was decoded is not what was said.
 fn ends_reading(finding: &Finding) -> bool {
     !matches!(finding.reason, Reason::StrictUnknownField | Reason::StrictDuplicateKeyYAML)
+}
+
+/// Whether a field is unknown because of characters that only look like spaces.
+fn is_misread(finding: &Finding) -> bool {
+    finding.reason == Reason::StrictUnknownField && yaml::false_blank(&finding.field).is_some()
 }
 
 /// An object as decoded, with access to its metadata.
@@ -113,13 +118,25 @@ pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault], namespace: &str
         meta.namespace = Some(namespace.to_owned());
     }
     let key = key_of(&object);
+    // Lines that seem to be indented stand elsewhere: what else is wrong is wrong because of them.
+    if let Some(misread) = findings.iter().find(|finding| is_misread(finding)).cloned() {
+        return Answer { key, object: None, findings: vec![misread] };
+    }
     if findings.iter().any(ends_reading) {
         return Answer { key, object: None, findings };
     }
     fill(&mut object);
     let mut found = Findings::new(root);
-    validate(&object, &mut found);
+    // What the server stores is judged; what the file says is kept, so that it is the same when it is written out.
+    let mut stored = object.clone();
+    if let Object::Pod(pod) = &mut stored {
+        defaults::select_by_labels(pod);
+    }
+    validate(&stored, &mut found);
     support::check(kind, root, &mut found);
+    if let Object::Pod(pod) = &object {
+        doubts::pod(pod, &mut found);
+    }
     // Where a field was misspelt, the same place lacks it: one finding is enough.
     let fresh = found.list.into_iter().filter(|finding| {
         let hidden = finding.reason == Reason::FieldValueRequired
@@ -184,6 +201,9 @@ pub(super) fn as_request(kind: Kind, namespace: &str, document: Option<yaml::Doc
         defaults::drop_gated(Arc::make_mut(pod));
     }
     fill(&mut object);
+    if let Object::Pod(pod) = &mut object {
+        defaults::select_by_labels(pod);
+    }
     let mut found = Findings::new(root);
     validate(&object, &mut found);
     let key = key_of(&object);

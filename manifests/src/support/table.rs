@@ -152,6 +152,10 @@ fn is_sctp_on_the_host(node: &Node) -> bool {
     sctp && on_host
 }
 
+fn is_not_zero(node: &Node) -> bool {
+    says_something(node) && node.value != Value::Integer(0)
+}
+
 fn is_ipv6(node: &Node) -> bool {
     node.text().is_some_and(|text| text.contains(':'))
 }
@@ -307,7 +311,7 @@ pub(super) static ROWS: &[Row] = &[
         .when(When::Not(&["default"]), ""),
     idle("spec.automountServiceAccountToken", "remove it, or leave it: no token is mounted, as there is no API server to use it with")
         .when(When::True, ""),
-    idle("spec.enableServiceLinks", "remove it, or leave it: there are no services").when(When::True, ""),
+    yes("spec.enableServiceLinks").noted("there are no services, and so no links to them"),
     yes("spec.nodeName").noted(ELSEWHERE),
     yes("spec.nodeSelector").noted(ELSEWHERE),
     idle("spec.affinity", "remove it, or leave it: there is one node"),
@@ -318,8 +322,10 @@ pub(super) static ROWS: &[Row] = &[
     idle("spec.schedulingGroup", "remove it, or leave it: there is no scheduler"),
     idle("spec.readinessGates", "remove it: the pod is ready when its containers are"),
     idle("spec.priorityClassName", "remove it, or leave it: no pod is evicted for another"),
-    idle("spec.priority", "remove it, or leave it: no pod is evicted for another"),
-    idle("spec.preemptionPolicy", "remove it, or leave it: no pod is evicted for another"),
+    idle("spec.priority", "remove it, or leave it: no pod is evicted for another")
+        .when(When::Node(is_not_zero), ""),
+    idle("spec.preemptionPolicy", "remove it, or leave it: no pod is evicted for another")
+        .when(When::Not(&["PreemptLowerPriority"]), ""),
     idle("spec.overhead", "remove it, or leave it: there is no scheduler"),
 
     // Containers; init containers follow the same rows.

@@ -1,5 +1,7 @@
 //! The forms of names: labels, subdomains, qualified names, ports, users.
 
+use crate::yaml::{UNFILLED, has_template};
+
 /// What is wrong with a text, if something is.
 pub(super) type Check = Result<(), &'static str>;
 
@@ -184,6 +186,9 @@ pub(super) fn mended(text: &str, check: fn(&str) -> Check) -> String {
     const SHOWN: usize = 40;
     /// Nothing that is this long was meant as a name.
     const READ: usize = 1024;
+    if has_template(text) {
+        return UNFILLED.to_owned();
+    }
     let filler = if check("a_b").is_ok() { '_' } else { '-' };
     let example = || format!("for example `web{filler}1`");
     let good = |name: &str| !name.is_empty() && check(name).is_ok();

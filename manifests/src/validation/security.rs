@@ -351,12 +351,18 @@ pub(super) fn annotations_match(pod: &Pod, spec: &PodSpec, path: &Path<'_>, foun
                 &path.field("appArmorProfile"),
                 found,
             );
+            // Docker's name for the default is one of seccomp alone.
+            if profile.type_ == "RuntimeDefault" && text == "docker/default" {
+                found.forbidden(&path.field("appArmorProfile").field("type"), DISAGREES, FIELD);
+            }
         }
     });
 }
 
+const FIELD: &str = "remove the annotation: this field took its place";
+const DISAGREES: &str = "the annotation says something else";
+
 fn profile_matches(type_: &str, name: Option<&str>, annotation: &str, path: &Path<'_>, found: &mut Findings<'_>) {
-    const FIELD: &str = "remove the annotation: this field took its place";
     let file = annotation.strip_prefix("localhost/");
     let agrees = match type_ {
         "Unconfined" => annotation == "unconfined",
@@ -365,8 +371,8 @@ fn profile_matches(type_: &str, name: Option<&str>, annotation: &str, path: &Pat
         _ => true,
     };
     if !agrees {
-        found.forbidden(&path.field("type"), "the annotation says something else", FIELD);
+        found.forbidden(&path.field("type"), DISAGREES, FIELD);
     } else if type_ == "Localhost" && file != name {
-        found.forbidden(&path.field("localhostProfile"), "the annotation says something else", FIELD);
+        found.forbidden(&path.field("localhostProfile"), DISAGREES, FIELD);
     }
 }

@@ -8,6 +8,7 @@
 //! text; merge keys and aliases are applied, within a budget; a duplicate key is a fault that
 //! names both places.
 
+mod foreign;
 mod parse;
 mod resolve;
 mod scalar;
@@ -15,6 +16,8 @@ mod scan;
 
 use std::rc::Rc;
 
+pub(crate) use foreign::{RETYPE, UNFILLED, about_blank, false_blank, has_template};
+pub(crate) use parse::decode_text;
 pub(crate) use resolve::{Fault, FaultKind};
 pub(crate) use scalar::{float_text, is_plainly_text};
 
@@ -137,8 +140,13 @@ impl From<SyntaxError> for Broken {
 /// An error ends the stream; the documents before it are lost on purpose, because a text that
 /// breaks off may have been cut anywhere.
 pub(crate) fn read(bytes: &[u8], first_only: bool) -> Result<Vec<Document>, Broken> {
-    let text = parse::decode_text(bytes)?;
-    let mut parser = parse::Parser::new(&text);
+    let text = decode_text(bytes)?;
+    let read = read_text(&text, first_only);
+    read.map_err(|broken| if broken.over_limit { broken } else { foreign::explain(&text, broken) })
+}
+
+fn read_text(text: &str, first_only: bool) -> Result<Vec<Document>, Broken> {
+    let mut parser = parse::Parser::new(text);
     let mut documents = Vec::new();
     while let Some(arena) = parser.document()? {
         documents.push(resolve::resolve(&arena)?);

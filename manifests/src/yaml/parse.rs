@@ -36,7 +36,7 @@ pub(super) struct Arena {
 }
 
 /// Checks the encoding; a byte order mark at the beginning is dropped.
-pub(super) fn decode_text(bytes: &[u8]) -> Result<String, Broken> {
+pub(crate) fn decode_text(bytes: &[u8]) -> Result<String, Broken> {
     let broken = |line: usize, column: usize, message: &str, fix| Broken {
         position: Position::from(Mark { index: 0, line, column }),
         message: message.to_owned(),

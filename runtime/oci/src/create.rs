@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxMemory, LinuxResources, Spec};
 use portreeve_sys::clone::{NEW_CGROUP, NEW_USER};
 
 use crate::cgroup::{Cgroup, container_device_rules};
@@ -214,23 +214,27 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
         init::container(&container, &process)
     };
     let new = namespaces.new & !NEW_CGROUP;
+    let limit = resources.memory().as_ref().and_then(LinuxMemory::limit);
+    let failed = |error| create_error(error, cgroup, limit);
     let mut spawned = if between {
         spawn::between(sockets, new, &join, || spawn::enter(&joins), run)
     } else {
         spawn::direct(sockets, new, &join, run)
     }
-    .map_err(create_error)?;
+    .map_err(failed)?;
     let mut warnings = Vec::new();
     if let Some(score) = identity.oom_score_adj {
         set_oom_score(&spawned, score, &mut warnings)?;
     }
-    let heard = spawn::listen(&mut spawned).map_err(create_error)?;
+    let heard = spawn::listen(&mut spawned).map_err(failed)?;
     let Spawned { child, socket, .. } = spawned;
     Ok(Created { pid: child.pid, pidfd: child.pidfd, terminal: heard.terminal, warnings, socket })
 }
 
-fn create_error(error: SpawnError) -> CreateError {
+fn create_error(error: SpawnError, cgroup: &Cgroup, limit_bytes: Option<i64>) -> CreateError {
     match error {
+        // Nothing but this process has been in the cgroup.
+        _ if cgroup.oom_kills().is_ok_and(|kills| kills > 0) => CreateError::OutOfMemory { limit_bytes },
         SpawnError::Setup(error) => error.into(),
         SpawnError::Died(how) => CreateError::Died(how),
     }

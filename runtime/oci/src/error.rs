@@ -40,9 +40,23 @@ pub enum CreateError {
     /// A set-up step failed.
     #[error("setting up the container")]
     Setup(#[from] SetupError),
+    /// The kernel killed the container's process during its set-up because its cgroup's memory did not suffice.
+    #[error(
+        "the memory limit{} is too small: the kernel killed the container's process during its set-up (OOMKilled); \
+         raise the limit",
+        bytes(*.limit_bytes)
+    )]
+    OutOfMemory {
+        /// The container's own limit; without one it was a cgroup's above it.
+        limit_bytes: Option<i64>,
+    },
     /// The container's process ended before it had said that it is ready.
     #[error("the container's process ended during its set-up ({0})")]
     Died(String),
+}
+
+fn bytes(limit: Option<i64>) -> String {
+    limit.map_or_else(|| " above the container's cgroup".to_owned(), |limit| format!(" of {limit} B"))
 }
 
 /// Why a created container's program could not be started; its process has ended then.

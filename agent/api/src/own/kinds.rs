@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Node, Pod};
-use portreeve_node::{Change, ChangeKind, Listed, NamespacedName, SourceReport};
+use portreeve_node::{Change, ChangeKind, Listed, NamespacedName, SourceReport, Versions};
 
 use crate::app::App;
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError};
 use crate::failure::Failure;
 use crate::mirror::{Changes, Mirror, changes};
 use crate::resources::{Identity, Resource, namespaces_of};
@@ -38,33 +38,45 @@ impl Mirrors {
     pub(crate) fn of(backend: &Arc<dyn Backend>) -> Mirrors {
         let (sources, images, machine, namespaces) =
             (Arc::clone(backend), Arc::clone(backend), Arc::clone(backend), Arc::clone(backend));
+        let versions = backend.versions();
         Mirrors {
-            sources: Mirror::new(
+            sources: mirror(
+                &versions,
                 SOURCES,
-                |source| NamespacedName::new("", &source.metadata.name),
-                |source, version| source.metadata.resource_version = Some(version.to_string()),
+                |source: &mut Source, version| source.metadata.resource_version = Some(version.to_string()),
                 move |_| Ok(sources.sources().into_iter().map(named).collect()),
             ),
-            images: Mirror::new(
+            images: mirror(
+                &versions,
                 IMAGES,
-                |image| NamespacedName::new("", &image.metadata.name),
-                |image, version| image.metadata.resource_version = Some(version.to_string()),
+                |image: &mut Image, version| image.metadata.resource_version = Some(version.to_string()),
                 move |_| images.images(),
             ),
-            machine: Mirror::new(
+            machine: mirror(
+                &versions,
                 FEW,
-                |node| NamespacedName::new("", node.metadata.name.clone().unwrap_or_default()),
-                |node, version| node.metadata.resource_version = Some(version.to_string()),
+                |node: &mut Node, version| node.metadata.resource_version = Some(version.to_string()),
                 move |known| Ok(vec![heartbeats_aside(machine.machine(), known)]),
             ),
-            namespaces: Mirror::new(
+            namespaces: mirror(
+                &versions,
                 FEW,
-                |namespace| NamespacedName::new("", namespace.metadata.name.clone().unwrap_or_default()),
-                |namespace, version| namespace.metadata.resource_version = Some(version.to_string()),
+                |namespace: &mut Namespace, version| namespace.metadata.resource_version = Some(version.to_string()),
                 move |_| Ok(namespaces_of(namespaces.as_ref())),
             ),
         }
     }
+}
+
+/// A list of a kind that is in no namespace.
+fn mirror<T: Resource>(
+    versions: &Versions,
+    remembered: usize,
+    stamp: fn(&mut T, u64),
+    read: impl Fn(&[Arc<T>]) -> Result<Vec<T>, BackendError> + Send + Sync + 'static,
+) -> Arc<Mirror<T>> {
+    let name = |object: &T| NamespacedName::new("", object.identity().name);
+    Mirror::new(versions.clone(), remembered, name, stamp, read)
 }
 
 fn named(report: SourceReport) -> Source {
@@ -113,14 +125,9 @@ impl Resource for Source {
     const KIND: &'static str = "Source";
     const API_VERSION: &'static str = API_VERSION;
     const PLURAL: &'static str = "sources";
-    const FIELDS: &'static [&'static str] = &["metadata.name"];
 
     fn identity(&self) -> Identity<'_> {
         (&self.metadata).into()
-    }
-
-    fn field(&self, _path: &str) -> String {
-        String::new()
     }
 
     fn list(app: &App) -> Result<Listed<Self>, Failure> {
@@ -136,14 +143,9 @@ impl Resource for Image {
     const KIND: &'static str = "Image";
     const API_VERSION: &'static str = API_VERSION;
     const PLURAL: &'static str = "images";
-    const FIELDS: &'static [&'static str] = &["metadata.name"];
 
     fn identity(&self) -> Identity<'_> {
         (&self.metadata).into()
-    }
-
-    fn field(&self, _path: &str) -> String {
-        String::new()
     }
 
     fn list(app: &App) -> Result<Listed<Self>, Failure> {

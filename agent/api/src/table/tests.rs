@@ -161,6 +161,7 @@ fn a_client_gets_the_first_form_it_accepts_that_is_known() {
     };
     let table = Ok(Form::Table(Include::Metadata));
     assert_eq!(form("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"), table);
+    assert_eq!(form("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"), Ok(Form::Objects));
     assert_eq!(form("application/vnd.kubernetes.protobuf, application/json"), Ok(Form::Objects));
     assert_eq!(form("application/json;as=Other;v=v1;g=meta.k8s.io,*/*"), Ok(Form::Objects));
     assert_eq!(form("text/html"), Err(406));

@@ -28,6 +28,7 @@ pub(crate) struct Fake {
     pub(crate) pods: Arc<History<Pod>>,
     pub(crate) events: Arc<History<Event>>,
     pub(crate) config_maps: Arc<History<ConfigMap>>,
+    versions: Versions,
     pub(crate) logs: PathBuf,
     /// The images' names.
     pub(crate) images: watch::Sender<Vec<&'static str>>,
@@ -48,9 +49,10 @@ impl Fake {
             events: Arc::new(History::new(versions.clone(), ring, |event: &mut Event, version| {
                 event.metadata.resource_version = Some(version.to_string());
             })),
-            config_maps: Arc::new(History::new(versions, ring, |map: &mut ConfigMap, version| {
+            config_maps: Arc::new(History::new(versions.clone(), ring, |map: &mut ConfigMap, version| {
                 map.metadata.resource_version = Some(version.to_string());
             })),
+            versions,
             logs,
             images: watch::Sender::new(vec!["busybox:latest"]),
             errors: watch::Sender::new(0),
@@ -115,6 +117,10 @@ fn pipe() -> (DuplexStream, DuplexStream) {
 }
 
 impl Backend for Fake {
+    fn versions(&self) -> Versions {
+        self.versions.clone()
+    }
+
     fn pods(&self) -> Listed<Pod> {
         self.pods.list()
     }

@@ -73,4 +73,14 @@ async fn kubectl_lists_describes_reads_logs_and_runs_commands() {
     assert!(out.contains("web") && out.contains("3Mi"), "{out}{err}");
     let (_, out, err) = run(&["api-resources"]).await;
     assert!(out.contains("containers") && out.contains("portreeve.dev/v1alpha1"), "{out}{err}");
+    let (_, out, err) = run(&["get", "containers,sources,namespaces", "-A"]).await;
+    assert!(out.contains("main") && out.contains("source.portreeve.dev/") && out.contains("Active"), "{out}{err}");
+    let (_, out, err) = run(&["wait", "--for=condition=Ready", "pod/web", "--timeout=5s"]).await;
+    assert_eq!(out, "pod/web condition met\n", "{err}");
+    let (code, _, err) = run(&["delete", "pod", "web", "--dry-run=server"]).await;
+    assert!(code == Some(1) && err.contains("dryRun"), "{err}");
+    let (_, out, err) = run(&["delete", "pod", "web", "--timeout=5s"]).await;
+    assert_eq!(out, "pod \"web\" deleted\n", "{err}");
+    let (_, out, err) = run(&["get", "pods", "-o", "name"]).await;
+    assert_eq!(out, "pod/job\n", "what was tried stays, what was deleted is gone: {err}");
 }

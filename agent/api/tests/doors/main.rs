@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod client;
+mod discovery;
 mod fake;
 mod kubectl;
 mod list;

@@ -148,6 +148,22 @@ async fn images_and_sources_are_watched_and_told_of_when_they_change() {
 }
 
 #[tokio::test]
+async fn a_version_of_one_list_is_a_moment_of_every_other() {
+    let house = House::open().await;
+    let version =
+        async |path: &str| house.get(path).await.1["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let (images, pods) = (format!("{OWN}/images"), "/api/v1/pods");
+    let first = version(&images).await;
+    house.fake.put("default", "web", &[], true);
+    let mut watch = house.lines(&format!("{pods}?watch=1&resourceVersion={first}"), "*/*").await;
+    assert_eq!(change(&mut watch).await, pair("ADDED", "web"));
+    let second = version(pods).await;
+    house.fake.images.send_replace(vec!["busybox:latest", "web:1"]);
+    let mut watch = house.lines(&format!("{images}?watch=1&resourceVersion={second}"), "*/*").await;
+    assert_eq!(change(&mut watch).await, pair("ADDED", "web:1"), "and of nothing before that moment");
+}
+
+#[tokio::test]
 async fn the_node_and_the_namespaces_are_watched() {
     let house = House::open().await;
     let mut nodes = watched(&house, "/api/v1/nodes").await;

@@ -95,6 +95,19 @@ async fn what_cannot_be_streamed_is_refused_before_the_protocol_changes() {
 }
 
 #[tokio::test]
+async fn nothing_is_run_or_joined_in_a_completed_pod() {
+    let house = house().await;
+    house.fake.put("default", "web", &[], false);
+    for (path, verb) in [("exec?command=cat&stdout=1", "exec into"), ("attach?stdout=1", "attach")] {
+        let Err((status, body)) = house.open_socket(&format!("{POD}/{path}"), V5).await else {
+            panic!("{path} was accepted")
+        };
+        let message = format!("cannot {verb} a container in a completed pod; current phase is Succeeded");
+        assert_eq!((status.as_u16(), &body["message"]), (400, &json!(message)));
+    }
+}
+
+#[tokio::test]
 async fn a_forwarded_port_opens_with_its_number_and_ends_by_halves() {
     let house = house().await;
     let mut channels = house.open_socket(&format!("{POD}/portforward?ports=7"), V5).await.unwrap();

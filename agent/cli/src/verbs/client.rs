@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::{Buf, Bytes, BytesMut};
@@ -28,6 +29,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// The largest answer that is read whole.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+/// How long an answer may take, unless told otherwise: the agent is on the same machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest line of a stream.
 const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
 
@@ -64,6 +67,8 @@ impl std::error::Error for Refused {}
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
+    /// How long an answer may take, where that was said; zero means as long as it takes.
+    limit: Option<Duration>,
 }
 
 /// An answer whose body is still to be read.
@@ -74,8 +79,20 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    pub(crate) fn new(socket: PathBuf) -> Client {
-        Client { socket }
+    pub(crate) fn new(socket: PathBuf, limit: Option<Duration>) -> Client {
+        Client { socket, limit }
+    }
+
+    /// Gives an answer its time: an agent that is stopped takes connections all the same, and would never answer.
+    async fn in_time<T>(&self, answer: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let limit = self.limit.unwrap_or(PATIENCE);
+        if limit.is_zero() {
+            return answer.await;
+        }
+        match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(silent_agent(&self.socket, limit).await),
+        }
     }
 
     async fn connect(&self) -> anyhow::Result<UnixStream> {
@@ -97,8 +114,27 @@ impl Client {
         Ok((response, connection))
     }
 
-    /// Sends a request; an answer that is not a success is a [`Refused`].
+    /// Sends a request; an answer that is not a success is a [`Refused`]. It must begin in time, and may then last.
     pub(crate) async fn request(&self, method: Method, path: &str, accept: &str, body: Body) -> anyhow::Result<Answer> {
+        self.in_time(self.ask(method, path, accept, body)).await
+    }
+
+    /// As [`Client::request`], for what takes its time: unless told otherwise, the agent must only be alive.
+    pub(crate) async fn request_long(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Body,
+    ) -> anyhow::Result<Answer> {
+        if self.limit.is_some() {
+            return self.request(method, path, accept, body).await;
+        }
+        drop(self.request(Method::GET, "/livez", "*/*", empty()).await?);
+        self.ask(method, path, accept, body).await
+    }
+
+    async fn ask(&self, method: Method, path: &str, accept: &str, body: Body) -> anyhow::Result<Answer> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -122,17 +158,21 @@ impl Client {
 
     /// Gets one document in another form.
     pub(crate) async fn get_as<T: DeserializeOwned>(&self, path: &str, accept: &str) -> anyhow::Result<T> {
-        self.request(Method::GET, path, accept, empty()).await?.json().await
+        self.in_time(async { self.ask(Method::GET, path, accept, empty()).await?.json().await }).await
     }
 
     /// Posts a document and gets one back.
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
         let body = full(serde_json::to_vec(body)?);
-        self.request(Method::POST, path, JSON, body).await?.json().await
+        self.in_time(async { self.ask(Method::POST, path, JSON, body).await?.json().await }).await
     }
 
     /// Opens a WebSocket with the channel protocol.
     pub(crate) async fn open(&self, path: &str) -> anyhow::Result<(Socket, Protocol)> {
+        self.in_time(self.upgrade(path)).await
+    }
+
+    async fn upgrade(&self, path: &str) -> anyhow::Result<(Socket, Protocol)> {
         let request = Request::builder()
             .method(Method::GET)
             .uri(path)
@@ -251,8 +291,32 @@ fn unreachable_agent(socket: &Path, error: &io::Error) -> anyhow::Error {
                 "no permission to talk to the agent at {path}: run this as root, or as a member of the socket's group"
             )
         }
+        io::ErrorKind::WouldBlock => anyhow!(
+            "the agent at {path} takes no more connections: it hangs, or too many clients wait for it; see its log, \
+             or start it again (containers keep running)"
+        ),
         _ => anyhow!("talking to the agent at {path}: {error}"),
     }
+}
+
+/// Who it is that does not answer, and what can be done about it.
+async fn silent_agent(socket: &Path, limit: Duration) -> anyhow::Error {
+    let path = socket.display();
+    // The kernel knows who listens there, also when nobody takes the connection.
+    let peer = UnixStream::connect(socket).await.and_then(|stream| stream.peer_cred());
+    let Some(pid) = peer.ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0) else {
+        return anyhow!("the agent at {path} does not answer within {limit:?}");
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:")).map_or("unknown", str::trim);
+    let advice = if state.starts_with(['T', 't']) {
+        format!("`kill -CONT {pid}` lets it go on")
+    } else {
+        "it may be starting, or have much to do: give it longer (--request-timeout, 0 for no limit), see its log, or \
+         start it again (containers keep running)"
+            .to_owned()
+    };
+    anyhow!("the agent (pid {pid}, state {state}) at {path} does not answer within {limit:?}; {advice}")
 }
 
 /// No body.
@@ -326,7 +390,7 @@ mod tests {
             let _head = stream.read(&mut request).await.unwrap();
             stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
         };
-        let client = Client::new(socket);
+        let client = Client::new(socket, None);
         let reads = async {
             let mut answer = client.request(Method::GET, "/log", JSON, empty()).await.unwrap();
             assert_eq!(answer.piece().await.unwrap().unwrap(), "abc");
@@ -338,8 +402,91 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_agent_is_said_with_what_to_do() {
-        let client = Client::new("/nonexistent/portreeve.sock".into());
+        let client = Client::new("/nonexistent/portreeve.sock".into(), None);
         let error = client.get::<serde_json::Value>("/version").await.unwrap_err().to_string();
         assert!(error.contains("/nonexistent/portreeve.sock") && error.contains("portreeve agent"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_answer_is_named_with_its_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let _listens_and_takes_nobody = tokio::net::UnixListener::bind(&socket).unwrap();
+        let client = Client::new(socket.clone(), Some(Duration::from_millis(20)));
+        let errors = [
+            client.get::<serde_json::Value>("/version").await.unwrap_err(),
+            client.post::<serde_json::Value>("/plan", &()).await.unwrap_err(),
+            client.request(Method::GET, "/log", JSON, empty()).await.err().unwrap(),
+            client.request_long(Method::POST, "/drain", JSON, empty()).await.err().unwrap(),
+            client.open("/exec").await.err().unwrap(),
+        ];
+        let begin = format!("the agent (pid {}, state ", std::process::id());
+        for error in errors.map(|error| error.to_string()) {
+            assert!(error.starts_with(&begin) && error.contains("--request-timeout"), "{error}");
+            assert!(error.contains(&format!(" at {} does not answer within 20ms; ", socket.display())), "{error}");
+        }
+        // No limit at all.
+        let client = Client::new(socket, Some(Duration::ZERO));
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(())
+        };
+        client.in_time(later).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_document_must_be_whole_in_time_and_a_stream_must_only_begin() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let half = async {
+            let mut open = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                // Who only looks who listens sends nothing, and leaves.
+                if stream.read(&mut [0; 4096]).await.unwrap() > 0 {
+                    let part = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n";
+                    stream.write_all(part).await.unwrap();
+                    open.push(stream);
+                }
+            }
+        };
+        let limit = Duration::from_millis(500);
+        let client = Client::new(socket, Some(limit));
+        let asks = async {
+            let error = client.get::<serde_json::Value>("/version").await.unwrap_err().to_string();
+            assert!(error.contains("does not answer within"), "{error}");
+            let mut answer = client.request(Method::GET, "/log", JSON, empty()).await.unwrap();
+            assert_eq!(answer.piece().await.unwrap().unwrap(), "{");
+            assert!(tokio::time::timeout(limit, answer.piece()).await.is_err(), "the stream has ended");
+        };
+        tokio::select! {
+            () = asks => {}
+            () = half => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn what_takes_its_time_is_asked_of_an_agent_that_lives() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let lives = async {
+            let mut asked = Vec::new();
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).await.unwrap();
+                asked.push(String::from_utf8_lossy(&head[..read]).lines().next().unwrap_or_default().to_owned());
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            }
+            asked
+        };
+        let client = Client::new(socket, None);
+        let (answer, asked) = tokio::join!(client.request_long(Method::POST, "/drain", JSON, empty()), lives);
+        answer.unwrap();
+        assert_eq!(asked, ["GET /livez HTTP/1.1", "POST /drain HTTP/1.1"]);
     }
 }

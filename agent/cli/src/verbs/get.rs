@@ -441,7 +441,8 @@ fn nothing(args: &GetArgs, asked: &[Asked]) -> io::Result<()> {
 
 /// Removes an object by its path; shared by the verbs that remove.
 pub(crate) async fn remove(client: &Client, path: &str) -> anyhow::Result<Value> {
-    client.request(Method::DELETE, path, "application/json", empty()).await?.json().await
+    // The files of a large image take a while.
+    client.request_long(Method::DELETE, path, "application/json", empty()).await?.json().await
 }
 
 #[cfg(test)]
@@ -470,7 +471,7 @@ mod tests {
         let list = json!({ "metadata": { "resourceVersion": "1" }, "items": [pod("a"), pod("b")] });
         let change = json!({ "type": "MODIFIED", "object": pod("a") });
         let answers = [("/pods ", 200, list.to_string()), ("resourceVersion=1 ", 200, format!("{change}\n"))];
-        let (args, client, mut out) = (args(&["pods"], Format::Yaml), Client::new(socket), Vec::new());
+        let (args, client, mut out) = (args(&["pods"], Format::Yaml), Client::new(socket, None), Vec::new());
         let asked = asked(&args.words).unwrap();
         let (printed, ()) =
             tokio::join!(documents(&client, &args, &asked, Format::Yaml, &mut out), serve(listener, &answers));
@@ -523,7 +524,7 @@ mod tests {
             ("resourceVersion=9 ", 200, lines(&[json!({ "type": "MODIFIED", "object": pod("e") })])),
         ];
         let args = args(&["pods"], Format::Name);
-        let client = Client::new(socket);
+        let client = Client::new(socket, None);
         let mut out = Vec::new();
         let asked = asked(&args.words).unwrap();
         let (printed, ()) =

@@ -209,7 +209,7 @@ async fn load(client: &Client, file: PathBuf) -> anyhow::Result<()> {
             Ok((read > 0).then(|| (Bytes::from(buffer), file)))
         }))
     };
-    let answer = client.request(Method::POST, &format!("{IMAGES}/load"), "application/json", body).await;
+    let answer = client.request_long(Method::POST, &format!("{IMAGES}/load"), "application/json", body).await;
     let images: ObjectList<Image> = answer.with_context(|| format!("loading {}", file.display()))?.json().await?;
     for image in images.items {
         writeln!(io::stdout(), "Loaded image: {}", image.metadata.name)?;

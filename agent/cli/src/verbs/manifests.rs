@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use portreeve_api::v1alpha1::ManifestFile;
+use portreeve_manifests::text_of;
 use portreeve_node::source::manifests_below;
 
 /// The largest manifest.
@@ -34,31 +35,38 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<ManifestFile>> {
     let mut seen = BTreeSet::new();
     let mut files = Vec::new();
     let mut total = 0;
-    for name in names.into_iter().filter(|name| seen.insert(name.clone())) {
-        let content = if name == Path::new("-") {
+    for name in names {
+        let is_stdin = name == Path::new("-");
+        // The agent says file:line in the user's own words, and knows its files by absolute paths.
+        let path = if is_stdin { name.clone() } else { std::path::absolute(&name)? };
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        let bytes = if is_stdin {
             bounded(io::stdin().lock(), &name)?
         } else {
             bounded(File::open(&name).with_context(|| format!("opening {}", name.display()))?, &name)?
         };
-        total += content.len();
+        total += bytes.len();
         if total > MAX_TOTAL_BYTES {
             bail!("the manifests are larger than {} MiB together: give fewer at a time", MAX_TOTAL_BYTES >> 20);
         }
-        // The agent says file:line in the user's own words, and knows its files by absolute paths.
-        let path = if name == Path::new("-") { name } else { std::path::absolute(&name)? };
+        // In the words of the agent, where it would find the same.
+        let content =
+            text_of(&path, &bytes).map_err(|problem| anyhow!("1 problem(s) in the manifests\n  {problem}"))?;
         files.push(ManifestFile { path, content });
     }
     Ok(files)
 }
 
-fn bounded(from: impl Read, name: &Path) -> anyhow::Result<String> {
-    let mut content = String::new();
-    let read = from.take(MAX_FILE_BYTES + 1).read_to_string(&mut content);
+fn bounded(from: impl Read, name: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = from.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
     let read = read.with_context(|| format!("reading {}", name.display()))?;
     if u64::try_from(read).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
         bail!("{} is larger than {} MiB", name.display(), MAX_FILE_BYTES >> 20);
     }
-    Ok(content)
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -90,6 +98,37 @@ mod tests {
         std::os::unix::fs::symlink("/", at("m/out")).unwrap();
         let error = read(&[at("m")]).unwrap_err().to_string();
         assert!(error.contains("m/out") && error.contains("outside"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_decoded_as_the_agent_decodes_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.yaml");
+        let text = "kind: é\n";
+        let units = |bytes: fn(u16) -> [u8; 2]| -> Vec<u8> { text.encode_utf16().flat_map(bytes).collect() };
+        for encoded in [
+            text.as_bytes().to_vec(),
+            [b"\xef\xbb\xbf", text.as_bytes()].concat(),
+            [b"\xff\xfe".to_vec(), units(u16::to_le_bytes)].concat(),
+            [b"\xfe\xff".to_vec(), units(u16::to_be_bytes)].concat(),
+        ] {
+            std::fs::write(&path, &encoded).unwrap();
+            assert_eq!(read(std::slice::from_ref(&path)).unwrap()[0].content, text, "{encoded:?}");
+        }
+        std::fs::write(&path, b"kind: Pod\nname: \xe9\n").unwrap();
+        let told = read(std::slice::from_ref(&path)).unwrap_err().to_string();
+        let known = portreeve_manifests::parse_file(&path, &std::fs::read(&path).unwrap());
+        assert!(told.contains(&known.problems[0].to_string()), "{told}");
+        assert!(told.contains("a.yaml:2:7: error: the text is not UTF-8"), "{told}");
+    }
+
+    #[test]
+    fn a_file_that_is_named_twice_is_read_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.yaml");
+        std::fs::write(&path, "a").unwrap();
+        let files = read(&[root.path().to_owned(), path, root.path().join("./a.yaml")]).unwrap();
+        assert_eq!(files.len(), 1, "{files:?}");
     }
 
     #[test]

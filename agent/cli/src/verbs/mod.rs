@@ -24,6 +24,7 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -39,6 +40,10 @@ pub(crate) struct Connection {
     /// The socket of the agent to talk to [env: PORTREEVE_SOCKET]
     #[arg(long, value_name = "PATH", global = true, conflicts_with = "run")]
     pub(crate) socket: Option<PathBuf>,
+    /// How long the agent may take to answer, e.g. 5s; 0 means as long as it takes; streams last, once they have begun
+    /// [default: 30s; drain, image load and image rm: as long as it takes]
+    #[arg(long, value_name = "DURATION", global = true, value_parser = timeout)]
+    pub(crate) request_timeout: Option<Duration>,
 }
 
 impl Connection {
@@ -59,6 +64,11 @@ impl Connection {
             .or_else(|| environment("PORTREEVE_RUN").map(|run| in_run(&run)))
             .unwrap_or_else(|| in_run(Path::new("/run/portreeve")))
     }
+}
+
+/// A duration as kubectl reads it here: a number alone is seconds.
+fn timeout(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).or_else(|_| logs::duration(text))
 }
 
 /// A namespace as it was given; an empty one, of a variable that is not set, is the default.
@@ -113,7 +123,7 @@ pub(crate) enum Verb {
 /// # Errors
 /// What failed on which object and why, as one chain.
 pub(crate) fn run(verb: Verb, connection: &Connection) -> anyhow::Result<ExitCode> {
-    let client = Client::new(connection.socket());
+    let client = Client::new(connection.socket(), connection.request_timeout);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the async runtime")?;
     let result = runtime.block_on(async {
@@ -159,11 +169,21 @@ mod tests {
     }
 
     #[test]
+    fn a_request_timeout_is_kubectls() {
+        for (text, millis) in [("0", 0), ("5", 5_000), ("5s", 5_000), ("1m30s", 90_000), ("0s", 0)] {
+            assert_eq!(timeout(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for text in ["", "-1", "5x", "1.5"] {
+            assert!(timeout(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_flag_beats_the_environment_and_a_socket_beats_a_run_directory() {
         let environment = |name: &str| Some(PathBuf::from(if name == "PORTREEVE_RUN" { "/env" } else { "/env.sock" }));
         let only_run = |name: &str| (name == "PORTREEVE_RUN").then(|| PathBuf::from("/env"));
-        let run = Connection { run: Some("/flag".into()), socket: None };
-        let socket = Connection { run: None, socket: Some("/flag.sock".into()) };
+        let run = Connection { run: Some("/flag".into()), ..Connection::default() };
+        let socket = Connection { socket: Some("/flag.sock".into()), ..Connection::default() };
         assert_eq!(run.socket_with(environment), Path::new("/flag/portreeve.sock"));
         assert_eq!(socket.socket_with(environment), Path::new("/flag.sock"));
         assert_eq!(Connection::default().socket_with(environment), Path::new("/env.sock"));

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
+use http::Method;
 use portreeve_api::v1alpha1::DrainReport;
 use serde_json::Value;
 
-use super::client::{Client, escape};
+use super::client::{Client, empty, escape};
 use super::{Namespace, pod_name};
 
 const OWN: &str = "/apis/portreeve.dev/v1alpha1";
@@ -50,7 +51,10 @@ pub(crate) struct DrainArgs {
 
 pub(crate) async fn drain(client: &Client, args: DrainArgs) -> anyhow::Result<ExitCode> {
     let query = args.grace_period.map(|seconds| format!("?gracePeriodSeconds={seconds}")).unwrap_or_default();
-    let report: DrainReport = client.post(&format!("{OWN}/drain{query}"), &Value::Null).await?;
+    // It is answered once every pod has had its grace period.
+    let path = format!("{OWN}/drain{query}");
+    let answer = client.request_long(Method::POST, &path, "application/json", empty()).await?;
+    let report: DrainReport = answer.json().await?;
     let mut out = io::stdout().lock();
     for pod in &report.pods {
         writeln!(out, "pod {pod} stopped")?;

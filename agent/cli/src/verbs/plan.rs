@@ -119,6 +119,9 @@ fn print(out: &mut dyn Write, err: &mut dyn Write, report: &PlanReport) -> io::R
     if report.objects.is_empty() && !report.pods.iter().any(changes) {
         writeln!(out, "No changes.")?;
     }
+    if report.drained {
+        writeln!(out, "The node is drained: nothing is started until the agent is started again.")?;
+    }
     out.flush()
 }
 
@@ -175,5 +178,11 @@ mod tests {
         let report = PlanReport { pods: vec![pod(PodChange::Unchanged, Vec::new())], ..PlanReport::default() };
         assert_eq!(printed(&report), "No changes.\n");
         assert_eq!(verdict(&report), ExitCode::SUCCESS);
+        let drained = PlanReport { drained: true, ..report };
+        assert_eq!(
+            printed(&drained),
+            "No changes.\nThe node is drained: nothing is started until the agent is started again.\n"
+        );
+        assert_eq!(serde_json::to_value(&drained).unwrap()["drained"], true);
     }
 }

@@ -71,7 +71,7 @@ impl Node {
             state: if previous {
                 "without a previous instance".to_owned()
             } else {
-                format!("waiting to start: {}", waiting_reason(&object, &name))
+                state_without_record(&object, &name)
             },
         })?;
         Ok(ContainerHandle {
@@ -171,12 +171,15 @@ fn choose(object: &Pod, pod: &NamespacedName, container: Option<&str>) -> Result
     }
 }
 
-fn waiting_reason(object: &Pod, container: &str) -> String {
+/// What a container is of which the runtime has no record: not made yet, or gone with them, as at a reboot.
+fn state_without_record(object: &Pod, container: &str) -> String {
     let statuses = object.status.iter().flat_map(|status| {
         status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
     });
-    statuses
-        .filter(|status| status.name == container)
-        .find_map(|status| status.state.as_ref()?.waiting.as_ref()?.reason.clone())
-        .unwrap_or_else(|| "ContainerCreating".to_owned())
+    let state = statuses.filter(|status| status.name == container).find_map(|status| status.state.as_ref());
+    if state.is_some_and(|state| state.terminated.is_some()) {
+        return "not running".to_owned();
+    }
+    let reason = state.and_then(|state| state.waiting.as_ref()?.reason.clone());
+    format!("waiting to start: {}", reason.unwrap_or_else(|| "ContainerCreating".to_owned()))
 }

@@ -28,7 +28,8 @@ impl Node {
         }
         let (shared, ledger) = (Arc::clone(&self.inner.shared), self.ledger());
         let views = Arc::clone(&self.inner.outlook.views);
-        blocking(move || Ok(preview::preview(&shared, &ledger, &views, &request))).await
+        let drained = self.is_drained();
+        blocking(move || Ok(PlanReport { drained, ..preview::preview(&shared, &ledger, &views, &request) })).await
     }
 
     /// Validates, then writes one file per object below `<manifests>/applied`, and waits until the

@@ -82,6 +82,11 @@ impl SourceSet {
         }
     }
 
+    /// Whether it was read, or could not be.
+    pub fn says_something(&self) -> bool {
+        self.complete || self.unreadable.is_some()
+    }
+
     /// Whether the absence of `file` from this set means nothing.
     pub fn is_silent_about(&self, file: &Path) -> bool {
         !self.complete

@@ -32,10 +32,11 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn merge(&mut self) {
+    /// Merges what the source says, if it has said anything, and tells the workers.
+    pub(super) fn merge(&mut self) -> bool {
         let set = self.sets.borrow_and_update().clone();
-        if !set.complete && set.unreadable.is_none() {
-            return;
+        if !set.says_something() {
+            return false;
         }
         let now = self.shared.clock.now();
         let adoptable = &mut self.adoptable;
@@ -75,6 +76,7 @@ impl Supervisor {
         if first {
             self.clean_directories();
         }
+        true
     }
 
     /// Removes what is left on disk of pods that nobody knows any more.

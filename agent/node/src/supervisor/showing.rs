@@ -62,6 +62,16 @@ impl Supervisor {
         }
     }
 
+    /// An event when what is on disk of the sandboxes is gone, and when it is back.
+    pub(super) fn tell_ground(&mut self) {
+        let lost = self.lost_ground.borrow_and_update().clone();
+        let (kind, reason, message) = match &lost {
+            Some(why) => (EventKind::Warning, "RunDirectoryLost", why.as_str()),
+            None => (EventKind::Normal, "RunDirectoryBack", "the directory of the sandboxes is back"),
+        };
+        self.shared.events.record(&Subject::node(&self.shared.node.name), kind, reason, message);
+    }
+
     /// Events for what is wrong with the sources, once for each.
     pub(super) fn tell_problems(&mut self, reports: &[SourceReport]) {
         let mut told = BTreeSet::new();

@@ -16,6 +16,7 @@ mod execute;
 mod kill;
 mod log_end;
 mod observe;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -27,8 +28,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use portreeve_engine::{ContainerId, EngineError};
 use portreeve_plan::{
-    Attempted, DesiredPod, Failure, Finished, ImageName, Intent, ObservedPod, Plan, PodUid, SandboxId, SandboxState,
-    next_try, past, plan, remember, status,
+    Attempted, DesiredPod, Failure, Finished, ImageName, Intent, ObservedPod, PodUid, SandboxId, next_try, past, plan,
+    remember, status,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -36,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::clock::Clock;
-use crate::events::{EventKind, Events, Subject};
+use crate::events::{EventKind, Events};
 use crate::history::{History, NamespacedName};
 use crate::index::Index;
 use crate::metrics::Metrics;
@@ -49,8 +50,6 @@ use crate::volumes::{NodeFacts, Volumes};
 
 /// A step that has begun when the node stops has this long to end.
 const STOPS_WITHIN: Duration = Duration::from_secs(5);
-/// Reason of a volume that cannot be made.
-const FAILED_MOUNT: &str = "FailedMount";
 /// A plan that is made again and again without a pause is slowed down after so many rounds.
 const MAX_HASTE: u32 = 20;
 
@@ -408,72 +407,6 @@ impl Worker {
         }
         let past = past(desired, observed);
         if self.past.has(past.as_deref()) { Ok(()) } else { self.past.keep(past).await }
-    }
-
-    fn event(&self, desired: &DesiredPod, container: Option<&str>, kind: EventKind, reason: &str, message: &str) {
-        self.shared.events.record(&self.subject(desired, container), kind, reason, message);
-    }
-
-    /// A warning about what is tried again at `until`.
-    fn back_off(&self, desired: &DesiredPod, container: Option<&str>, reason: &str, message: &str, until: Timestamp) {
-        let subject = self.subject(desired, container);
-        self.shared.events.record_until(&subject, EventKind::Warning, reason, message, until);
-    }
-
-    fn subject(&self, desired: &DesiredPod, container: Option<&str>) -> Subject {
-        let key = desired.key();
-        let subject = Subject::pod(&key.namespace, &key.name, &self.uid.0);
-        let Some(container) = container else {
-            return subject;
-        };
-        let mut inits = desired.pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-        subject.container(container, inits.any(|init| init.name == container))
-    }
-
-    /// An event for each sandbox that went away by itself.
-    fn tell_losses(&mut self, desired: &DesiredPod, observed: &ObservedPod) {
-        let mut lost = BTreeSet::new();
-        for sandbox in &observed.sandboxes {
-            if let SandboxState::Lost { reason, .. } = &sandbox.state {
-                if !self.lost.contains(&sandbox.id) {
-                    let message = format!("the sandbox is lost, and all its containers with it: {reason}");
-                    self.event(desired, None, EventKind::Warning, "SandboxLost", &message);
-                }
-                lost.insert(sandbox.id.clone());
-            }
-        }
-        self.lost = lost;
-    }
-
-    /// Events for what the plan waits for, once for each try.
-    fn tell_waits(&mut self, desired: &DesiredPod, plan: &Plan) {
-        let mut told = BTreeSet::new();
-        for wait in &plan.waits {
-            let wrong = wait.reason.contains("BackOff")
-                || wait.reason.contains("Err")
-                || wait.reason.contains("Invalid")
-                || wait.reason.contains("Conflict")
-                // With a time it is a step that failed, which was told when it did.
-                || (wait.reason == FAILED_MOUNT && wait.until.is_none());
-            if !wrong {
-                continue;
-            }
-            let what = (wait.container.clone(), wait.reason.clone(), wait.until, wait.message.clone());
-            if !self.told.contains(&what) {
-                let because = || format!("{}: {}", wait.reason, wait.message);
-                let reason = if wait.reason.contains("BackOff") { "BackOff" } else { "Failed" };
-                let container = wait.container.as_deref();
-                match wait.until {
-                    _ if wait.reason == FAILED_MOUNT => {
-                        self.event(desired, container, EventKind::Warning, FAILED_MOUNT, &wait.message);
-                    }
-                    Some(until) => self.back_off(desired, container, reason, &because(), until),
-                    None => self.event(desired, container, EventKind::Warning, reason, &because()),
-                }
-            }
-            told.insert(what);
-        }
-        self.told = told;
     }
 
     fn show_observed(&self, observed: &Arc<ObservedPod>) {

@@ -109,6 +109,7 @@ pub(crate) async fn a_new_agent_finds_the_same_containers_and_ready_does_not_fli
     world.close().await;
     world.open().await;
     world.until("the error is reported again", |w| w.node().sources()[0].errors > 0).await;
+    world.until("web is shown", |w| w.pod("web").is_some()).await;
     assert_eq!(world.container_id("web"), id);
 }
 

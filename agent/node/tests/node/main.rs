@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+#[path = "../../../../runtime/engine/tests/engine/busybox.rs"]
+mod busybox;
 mod life;
 mod world;
 

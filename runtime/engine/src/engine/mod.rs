@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 use tokio::net::TcpStream;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub(crate) use exec::ExecKill;
@@ -53,6 +53,7 @@ pub struct Engine {
     upkeep: Upkeep,
     _quiet: AbortOnDropHandle<()>,
     ground: AbortOnDropHandle<()>,
+    lost: watch::Receiver<Option<String>>,
 }
 
 /// What the engine's tasks share.
@@ -80,8 +81,9 @@ impl Engine {
         let core = recover::open(config).await?;
         let upkeep = Upkeep::start(&core)?;
         let quiet = AbortOnDropHandle::new(tokio::spawn(quiet::give_back(core.events.subscribe())));
-        let ground = AbortOnDropHandle::new(tokio::spawn(ground::guard(core.sandboxes_directory())));
-        Ok(Arc::new(Self { core, upkeep, _quiet: quiet, ground }))
+        let (sender, lost) = watch::channel(None);
+        let ground = AbortOnDropHandle::new(tokio::spawn(ground::guard(core.sandboxes_directory(), sender)));
+        Ok(Arc::new(Self { core, upkeep, _quiet: quiet, ground, lost }))
     }
 
     /// The images.
@@ -102,6 +104,12 @@ impl Engine {
     /// Everything that happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
         self.core.events.subscribe()
+    }
+
+    /// Why what is on disk of the sandboxes is not where it should be, as long as it is not: a sentence that says what
+    /// to do.
+    pub fn lost_ground(&self) -> watch::Receiver<Option<String>> {
+        self.lost.clone()
     }
 
     /// Makes a sandbox and returns when containers can be created in it.

@@ -9,7 +9,8 @@ use portreeve_engine::{
     UserNamespace,
 };
 
-use crate::world::{World, sh, skipped_without_mapped_layers, wait_until, zombie};
+use crate::mapped_layers::skipped_without_mapped_layers;
+use crate::world::{World, sh, wait_until, zombie};
 
 pub(crate) async fn users_that_are_no_users_are_refused() {
     let world = World::new().await;

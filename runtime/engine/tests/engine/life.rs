@@ -11,7 +11,8 @@ use portreeve_engine::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::world::{World, chain, sh, skipped_without_mapped_layers, wait_until};
+use crate::mapped_layers::skipped_without_mapped_layers;
+use crate::world::{World, chain, sh, wait_until};
 
 fn memory(bytes: i64) -> LinuxResources {
     let mut memory = LinuxMemory::default();
@@ -367,7 +368,7 @@ pub(crate) async fn what_a_pod_with_its_own_users_is_given_has_its_ids() {
         propagation: Propagation::Private,
     };
     let host = |source: &std::path::Path, path: &str| mount(MountSource::HostPath(source.to_owned()), path);
-    let image = MountSource::Image { reference: crate::world::IMAGE.into(), sub_path: None };
+    let image = MountSource::Image { reference: crate::busybox::IMAGE.into(), sub_path: None };
     let run = async |security: SecurityContext, script: &str| {
         let mounts = vec![host(&volume, "/v"), host(&hosts, "/etc/hosts"), mount(image.clone(), "/image")];
         let id = world.start(&pod, ContainerConfig { mounts, security, ..sh(script) }).await;

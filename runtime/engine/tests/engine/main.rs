@@ -9,9 +9,12 @@
     reason = "a test program without a harness is a test as a whole"
 )]
 
+mod busybox;
 mod exec;
 mod hostile;
 mod life;
+#[path = "../../../oci/tests/containers/mapped_layers.rs"]
+mod mapped_layers;
 mod recovery;
 mod streams;
 mod versions;

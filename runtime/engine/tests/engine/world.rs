@@ -1,7 +1,6 @@
 //! An engine of a test's own, with an image, that is gone without a trace when it is dropped.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,9 +11,8 @@ use portreeve_engine::{
     ContainerConfig, ContainerId, ContainerMetadata, ContainerState, ContainerStatus, Engine, EngineConfig,
     LogRotation, Namespaces, NetworkNamespace, Owner, SandboxConfig, SandboxId, SandboxMetadata, image, network,
 };
-use sha2::{Digest as _, Sha256};
 
-pub(crate) const IMAGE: &str = "docker.io/library/box:1";
+use crate::busybox::{IMAGE, archive};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -259,58 +257,6 @@ pub(crate) async fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// A docker-archive with busybox.
-fn archive() -> Vec<u8> {
-    let mut layer = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, mode: u32, content: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(mode);
-        header.set_size(content.len() as u64);
-        if path.ends_with('/') {
-            header.set_entry_type(tar::EntryType::Directory);
-        }
-        layer.append_data(&mut header, path, content).expect("layer");
-    };
-    for directory in ["bin/", "etc/", "proc/", "sys/", "dev/", "root/", "home/web/"] {
-        add(directory, 0o755, b"");
-    }
-    add("tmp/", 0o1777, b"");
-    add("bin/busybox", 0o755, &fs::read("/bin/busybox").expect("busybox"));
-    add("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nweb:x:100:101::/home/web:/bin/sh\n");
-    add("etc/group", 0o644, b"root:x:0:\nweb:x:101:\naudio:x:29:web\n");
-    add("bin/notexec", 0o644, b"nothing");
-    for applet in [
-        "sh", "sleep", "cat", "echo", "id", "kill", "ls", "mount", "ps", "hostname", "head", "tail", "dd", "nc",
-        "stty", "env", "true", "false", "yes", "seq", "touch", "readlink", "test", "pwd", "wc", "tr", "grep",
-        "unshare", "ip", "mkdir",
-    ] {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
-        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("link");
-    }
-    let layer = layer.into_inner().expect("layer");
-    let config = format!(
-        r#"{{"architecture":"{}","os":"linux","config":{{"Env":["FROM_IMAGE=1"],"Cmd":["/bin/sh"],"StopSignal":"SIGUSR1"}},
-            "rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
-        if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-        hex::encode(Sha256::digest(&layer))
-    );
-    let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]"#);
-    let mut archive = tar::Builder::new(Vec::new());
-    for (path, content) in
-        [("config.json", config.as_bytes()), ("layer.tar", &layer), ("manifest.json", manifest.as_bytes())]
-    {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(content.len() as u64);
-        archive.append_data(&mut header, path, content).expect("archive");
-    }
-    let mut bytes = archive.into_inner().expect("archive");
-    bytes.flush().expect("archive");
-    bytes
-}
-
 /// What the parts of a pod's life take, with a network of its own: the minimum and median of some cycles.
 ///
 /// Not a test: `cargo test -p portreeve-engine --test engine -- bench`. An unoptimised build is three times slower.
@@ -358,16 +304,4 @@ pub(crate) async fn bench() {
         println!("{name:15} {:6.2} / {:6.2} ms", times[0].as_secs_f64() * 1e3, times[CYCLES / 2].as_secs_f64() * 1e3);
     }
     println!("CPU of a cycle, kernel workers not counted: {spent:.1} ms");
-}
-
-/// Whether layers cannot be id-mapped here, as `doctor` says it.
-pub(crate) fn skipped_without_mapped_layers(test: &str) -> bool {
-    let facts = portreeve_oci::kernel::survey();
-    let lacking = facts
-        .iter()
-        .find(|fact| fact.name == "user namespaces" && fact.verdict != portreeve_oci::kernel::Verdict::Present);
-    if let Some(advice) = lacking.and_then(|fact| fact.advice.as_ref()) {
-        eprintln!("SKIPPED {test}: {advice}");
-    }
-    lacking.is_some()
 }

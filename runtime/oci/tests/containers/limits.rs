@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("limits_of_the_configuration_are_in_force", limits_of_the_configuration_are_in_force),
     ("a_limit_whose_controller_is_missing_is_refused_by_name", a_limit_whose_controller_is_missing_is_refused_by_name),
     ("a_program_over_its_memory_limit_is_killed_and_counted", a_program_over_its_memory_limit_is_killed_and_counted),
+    ("a_memory_limit_too_small_for_the_set_up_is_named", a_memory_limit_too_small_for_the_set_up_is_named),
     ("a_program_over_its_process_limit_cannot_fork", a_program_over_its_process_limit_cannot_fork),
     ("a_memory_limit_below_use_is_refused_with_the_numbers", a_memory_limit_below_use_is_refused_with_the_numbers),
     ("limits_change_in_place", limits_change_in_place),
@@ -65,6 +66,17 @@ fn a_program_over_its_memory_limit_is_killed_and_counted() {
     let outcome = world.run();
     assert_eq!(outcome.exit, Exit::Signal(9), "{outcome:?}");
     assert_eq!(world.cgroup.oom_kills().expect("count"), 1);
+}
+
+fn a_memory_limit_too_small_for_the_set_up_is_named() {
+    // What `512m` means, and what `512` does.
+    for limit in [1, 512] {
+        let world =
+            World::shell("true").with(json!({"linux": {"resources": {"memory": {"limit": limit, "swap": limit}}}}));
+        let words = world.refusal();
+        assert!(words.starts_with(&format!("the memory limit of {limit} B is too small")), "{words}");
+        assert!(words.contains("OOMKilled"), "{words}");
+    }
 }
 
 fn a_program_over_its_process_limit_cannot_fork() {

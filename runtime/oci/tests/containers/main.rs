@@ -6,6 +6,7 @@
 mod attacks;
 mod basics;
 mod limits;
+mod mapped_layers;
 mod privileges;
 mod races;
 mod terminals;

@@ -4,6 +4,7 @@ use portreeve_sys::process::Exit;
 use serde_json::{Value, json};
 
 use crate::Test;
+use crate::mapped_layers::skipped_without_mapped_layers;
 use crate::world::World;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,18 +21,6 @@ fn namespaces(user: Value) -> Value {
     let maps = json!([{"containerID": 0, "hostID": 300_000, "size": 65536}]);
     json!({"linux": {"uidMappings": maps, "gidMappings": maps, "namespaces":
         [user, {"type": "pid"}, {"type": "mount"}, {"type": "network"}, {"type": "uts"}, {"type": "ipc"}, {"type": "cgroup"}]}})
-}
-
-/// Whether layers cannot be id-mapped here, as `doctor` says it.
-fn skipped_without_mapped_layers(test: &str) -> bool {
-    let facts = portreeve_oci::kernel::survey();
-    let lacking = facts
-        .iter()
-        .find(|fact| fact.name == "user namespaces" && fact.verdict != portreeve_oci::kernel::Verdict::Present);
-    if let Some(advice) = lacking.and_then(|fact| fact.advice.as_ref()) {
-        eprintln!("SKIPPED {test}: {advice}");
-    }
-    lacking.is_some()
 }
 
 fn root_of_a_user_namespace_is_nobody_on_the_host() {
