@@ -1,6 +1,7 @@
 //! A throwaway machine: a directory, a network namespace and a mount namespace.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -60,6 +61,18 @@ impl World {
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
+    }
+
+    /// Makes a directory of the world in which containers, whoever they run as, write down what they see.
+    ///
+    /// # Panics
+    /// When it is there already.
+    #[must_use]
+    pub fn notebook(&self) -> PathBuf {
+        let out = self.path("out");
+        std::fs::create_dir(&out).expect("making the notebook");
+        std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).expect("opening the notebook to all");
+        out
     }
 
     /// A command that will run inside the world's namespaces.

@@ -168,6 +168,46 @@ fn version_and_completion_need_no_agent() {
 }
 
 #[test]
+fn help_begins_with_what_it_is_for_and_knows_every_verb() {
+    let help = portreeve(&["--help"]).ok();
+    assert!(help.starts_with("Runs pods on this Linux machine"), "{help}");
+    assert_eq!(portreeve(&["help", "get"]).ok(), portreeve(&["get", "--help"]).ok());
+}
+
+#[test]
+fn an_agent_takes_no_flags_of_clients() {
+    for (flag, value) in [("--socket", "/nowhere"), ("--request-timeout", "5s")] {
+        // Where the flag is taken, the file that is not there ends it.
+        let refused = portreeve(&["agent", "--config", "/nonexistent", flag, value]);
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(refused.stderr.contains(flag), "{refused:?}");
+    }
+}
+
+#[test]
+fn what_has_no_end_or_no_writer_is_not_waited_for() {
+    // One that does wait, or takes all that comes, is ended.
+    let bounded = |arguments: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"ulimit -v 4000000; exec timeout 20 "$0" "$@""#]).arg(binary()).args(arguments);
+        Answer::from(command.stdin(Stdio::null()).output().expect("sh and timeout"))
+    };
+    let endless = bounded(&["validate", "/dev/zero"]);
+    assert!(endless.code == 1 && endless.stdout.contains("is larger than 4194304 bytes"), "{endless:?}");
+    let piped = with_input(bare(&["validate", "-"]), vec![b'#'; (4 << 20) + 1]);
+    assert!(piped.code == 1 && piped.stdout.contains("is larger than 4194304 bytes"), "{piped:?}");
+    let home = tempfile::tempdir().unwrap();
+    nix::unistd::mkfifo(&home.path().join("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let folder = home.path().to_str().unwrap();
+    for verb in [&["validate", folder][..], &["validate", "-f", folder], &["plan", folder], &["apply", "-f", folder]] {
+        let refused = bounded(verb);
+        assert!(refused.code == 1 && refused.stderr.contains("pipe.yaml: it is no regular file"), "{refused:?}");
+    }
+    let folder = portreeve(&["image", "load", folder]);
+    assert!(folder.code == 1 && folder.stderr.contains("is a directory"), "{folder:?}");
+}
+
+#[test]
 fn validate_answers_by_exit_code_and_in_json() {
     let home = tempfile::tempdir().unwrap();
     let (good, bad) = (home.path().join("good.yaml"), home.path().join("bad.yaml"));

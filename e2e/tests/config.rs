@@ -90,6 +90,8 @@ fn no_agent_takes_the_names_of_another_whether_it_runs_or_not() {
             assert!(refused.stderr.contains(name) && refused.stderr.contains(&run), "{}", refused.stderr);
             assert!(refused.stderr.contains(flag), "{}", refused.stderr);
             assert_eq!(refused.stderr.contains("stopped"), !running, "{}", refused.stderr);
+            let made = ["other/run", "other/root"].map(|name| world.path(name).exists());
+            assert_eq!(made, [false, false], "{flag}: what was made for an agent that is refused is left");
         }
         assert_eq!(agent.census(), there, "a refused agent touched what is another's");
     }

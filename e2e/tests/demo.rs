@@ -7,9 +7,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portreeve_e2e::{Census, World, binary, skipped_without_host_ports, skipped_without_root, wait_until};
 
+/// The demo on a machine where no other program is found.
 fn demo(world: &World, arguments: &[&str]) -> Command {
-    let mut command = world.command(binary());
-    command.arg("demo").args(arguments).env("TMPDIR", world.home()).stdin(Stdio::null());
+    let mut command = world.command("env");
+    command
+        .arg("PATH=/nonexistent")
+        .arg(binary())
+        .arg("demo")
+        .args(arguments)
+        .env("TMPDIR", world.home())
+        .stdin(Stdio::null());
     command
 }
 
@@ -43,6 +50,39 @@ fn the_demo_shows_a_page_and_leaves_nothing() {
     assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
     assert!(stdout.contains("Portreeve runs what its manifests say."), "{stdout}");
     assert!(stdout.contains("web") && stdout.contains("1/1") && stdout.contains("neighbour"), "{stdout}");
+    assert_eq!(left(&world), "");
+    assert_eq!(std::fs::read_dir(world.home()).unwrap().count(), 0, "files are left");
+}
+
+#[test]
+fn the_demo_stays_up_until_ctrl_c_and_leaves_nothing() {
+    if skipped_without_root("demo") {
+        return;
+    }
+    let world = World::new("stays");
+    if skipped_without_host_ports(&world, "demo") {
+        return;
+    }
+    let mut demo = demo(&world, &[]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let told: Vec<String> = lines.by_ref().take_while(|line| !line.ends_with(" get events")).collect();
+    let said = std::thread::spawn(move || lines.collect::<Vec<_>>());
+    // What it tells its user to try works meanwhile.
+    let tried = told.iter().find_map(|line| line.split_once("--run ")?.1.strip_suffix(" get pods -o wide"));
+    let listed = tried.map(|run| {
+        let listing = world.command(binary()).args(["--run", run, "get", "pods", "-o", "json"]).output().unwrap();
+        String::from_utf8_lossy(&listing.stdout).into_owned()
+    });
+    let (went_on, silent) = (demo.try_wait().unwrap().is_none(), !said.is_finished());
+    if went_on {
+        kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT).unwrap();
+    }
+    let status = demo.wait().unwrap();
+    let said = said.join().unwrap();
+    assert!(went_on && silent, "it ended by itself: {told:#?}{said:#?}");
+    let listed: serde_json::Value = serde_json::from_str(&listed.expect("the verb to try")).unwrap();
+    assert_eq!(listed["items"].as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(status.code(), Some(0), "{said:#?}");
     assert_eq!(left(&world), "");
     assert_eq!(std::fs::read_dir(world.home()).unwrap().count(), 0, "files are left");
 }

@@ -86,6 +86,8 @@ fn metrics_and_health_answer_on_the_address_that_agent_json_names() {
     });
     let description: Value = serde_json::from_str(&description).unwrap();
     assert_eq!(description["pid"].as_i64(), Some(i64::from(agent.pid().as_raw())));
+    let version = format!("portreeve {}\n", description["version"].as_str().unwrap());
+    assert_eq!(version, agent.client(&["version"]).ok());
     let listen = description["listen"].as_str().unwrap();
     assert!(!listen.ends_with(":0"), "{listen}");
     let metrics = world.fetch(&format!("http://{listen}/metrics")).unwrap();
@@ -117,6 +119,8 @@ fn a_second_agent_in_the_same_place_refuses_to_start() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("another agent uses"), "{stderr}");
+        let made = ["other-root", "other-run"].map(|name| world.path(name).exists());
+        assert_eq!(made, [false, false], "what was made for an agent that is refused is left");
     }
     assert_eq!(agent.client(&["get", "pods"]).code, 0);
 }

@@ -1,6 +1,11 @@
 //! What an edit costs: each row of the cost table, on a running pod.
 
-use portreeve_e2e::{Agent, BUSYBOX, World, condition, skipped_without_root, wait_until};
+use std::collections::BTreeMap;
+
+use portreeve_e2e::{
+    Agent, BUSYBOX, Image, World, condition, preload_busybox, publishes_host_ports, skipped, skipped_without_root,
+    wait_until,
+};
 use serde_json::{Value, json};
 
 /// A pod of two containers, as JSON, which every test edits.
@@ -275,4 +280,100 @@ fn a_change_of_the_qos_class_makes_the_pod_anew() {
             Err(format!("{sandboxes:?} were before, now {now:?}"))
         }
     });
+}
+
+/// What becomes of the containers by an edit.
+enum Becomes {
+    /// Those named are other ones, or were not there before, or are not there any more; the rest stay.
+    Restart(&'static [&'static str]),
+    /// All are other ones.
+    Recreate,
+}
+
+/// The ids of the containers that the pod has, by name, and its uid.
+fn all_ids(agent: &Agent<'_>) -> (BTreeMap<String, Value>, Value) {
+    let pod = agent.pod("p").expect("the pod is there");
+    let all = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+    let named = all.map(|c| (c["name"].as_str().unwrap().to_owned(), c["containerID"].clone())).collect();
+    (named, pod["metadata"]["uid"].clone())
+}
+
+#[test]
+fn every_field_costs_on_a_running_pod_what_plan_says() {
+    use Becomes::{Recreate, Restart};
+    if skipped_without_root("edits") {
+        return;
+    }
+    const OTHER: &str = "test.local/busybox:2";
+    const EDITED: Becomes = Restart(&["edited"]);
+    let world = World::new("costs");
+    preload_busybox(&world);
+    let _other = Image::busybox_with(&world.path("agent/images"), OTHER, &[("www/two", "2")]);
+    let agent = Agent::start(&world);
+    agent.drop_manifest("c.yaml", &config("hello").to_string());
+    let mut pod = base();
+    agent.drop_manifest("p.yaml", &pod.to_string());
+    agent.wait_ready("p");
+
+    let at = "/spec/containers/0";
+    let third = json!({ "name": "third", "image": BUSYBOX, "command": ["sleep", "1000"] });
+    let init = json!([{ "name": "init", "image": BUSYBOX, "command": ["true"] }]);
+    let mounts = json!([{ "name": "config", "mountPath": "/elsewhere" }]);
+    let volumes = json!([{ "name": "config", "configMap": { "name": "c", "defaultMode": 0o400 } }]);
+    let ports = json!([{ "containerPort": 18080, "hostPort": 18080 }]);
+    // Each on top of those before it.
+    let rows = [
+        (format!("{at}/image"), json!(OTHER), EDITED),
+        (format!("{at}/args"), json!(["2000"]), EDITED),
+        (format!("{at}/env/0"), json!({ "name": "OTHER", "value": "x" }), EDITED),
+        (format!("{at}/workingDir"), json!("/tmp"), EDITED),
+        (format!("{at}/volumeMounts"), mounts, EDITED),
+        (format!("{at}/securityContext"), json!({ "readOnlyRootFilesystem": true }), EDITED),
+        ("/spec/containers/2".to_owned(), third, Restart(&["third"])),
+        ("/spec/containers/2".to_owned(), Value::Null, Restart(&["third"])),
+        ("/spec/securityContext".to_owned(), json!({ "supplementalGroups": [1000] }), Recreate),
+        ("/spec/shareProcessNamespace".to_owned(), json!(true), Recreate),
+        ("/spec/volumes".to_owned(), volumes, Recreate),
+        ("/spec/initContainers".to_owned(), init, Recreate),
+        (format!("{at}/ports"), ports, Recreate),
+        ("/spec/hostNetwork".to_owned(), json!(true), Recreate),
+    ];
+    for (number, (pointer, value, becomes)) in rows.into_iter().enumerate() {
+        if pointer.ends_with("ports") && !publishes_host_ports(&world) {
+            skipped("edits: hostPort", "the nftables of this kernel cannot publish host ports");
+            continue;
+        }
+        let before = all_ids(&agent);
+        set(&mut pod, &pointer, value);
+        // Costs nothing, and shows which edit the agent has seen.
+        let row = json!(number.to_string());
+        pod["metadata"]["labels"]["row"] = row.clone();
+        let plan_file = world.path("edit.json");
+        std::fs::write(&plan_file, pod.to_string()).unwrap();
+        let plan = agent.client(&["plan", &plan_file.to_string_lossy()]).stdout;
+        let word = if matches!(becomes, Recreate) { "recreate" } else { "restart" };
+        assert!(plan.contains(&format!("Pod default/p differs [{word}")), "{pointer}: {plan}");
+        land(&agent, &pod, |pod| pod["metadata"]["labels"]["row"] == row);
+        let after = all_ids(&agent);
+        assert_eq!(before.1, after.1, "{pointer}: another uid");
+        let names = before.0.keys().chain(after.0.keys());
+        for name in names {
+            let stays = before.0.get(name) == after.0.get(name);
+            let should = matches!(&becomes, Restart(others) if !others.contains(&name.as_str()));
+            assert_eq!(stays, should, "{pointer}: container {name}: {before:?} -> {after:?}");
+        }
+    }
+}
+
+/// Puts a value at a JSON pointer, also where there is none yet; null takes it away.
+fn set(pod: &mut Value, pointer: &str, value: Value) {
+    let (above, key) = pointer.rsplit_once('/').unwrap();
+    match pod.pointer_mut(above).unwrap() {
+        Value::Array(all) => {
+            let at: usize = key.parse().unwrap();
+            let end = (at + 1).min(all.len());
+            all.splice(at..end, Some(value).filter(|value| !value.is_null()));
+        }
+        object => object[key] = value,
+    }
 }

@@ -1,17 +1,11 @@
 //! What else a manifest says about a pod: configuration, names, host namespaces, cgroups, late images.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, skipped, skipped_without_root, wait_until};
 use serde_json::{Value, json};
-
-fn notebook(world: &World) -> PathBuf {
-    let out = world.path("out");
-    std::fs::create_dir(&out).unwrap();
-    out
-}
 
 /// A pod of one container that writes what `script` says to `/out/<name>`, all at once, and sleeps.
 fn reporter(name: &str, out: &Path, script: &str) -> Value {
@@ -49,7 +43,7 @@ fn configuration_reaches_variables_and_files_and_follows_its_edits() {
         return;
     }
     let world = World::new("config");
-    let out = notebook(&world);
+    let out = world.notebook();
     let agent = Agent::with_busybox(&world);
     let configs = |word: &str| {
         json!({ "apiVersion": "v1", "kind": "List", "items": [
@@ -177,7 +171,7 @@ fn host_namespaces_names_and_resolvers_are_what_the_manifest_says() {
         return;
     }
     let world = World::new("names");
-    let out = notebook(&world);
+    let out = world.notebook();
     // A node with an address, neighbours and resolvers, for this world alone.
     world.sh("ip addr add 192.0.2.10/32 dev lo");
     for (file, text) in [

@@ -1,20 +1,13 @@
 //! Hooks and the end of a container: what runs when, told by the programs themselves.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use portreeve_e2e::{Agent, BUSYBOX, World, patience, skipped_without_root, wait_until};
 use serde_json::{Value, json};
 
 /// Seconds that a pod gets which is expected not to need them.
 const GRACE: u32 = 300;
-
-/// A directory of the world in which containers write what they see.
-fn notebook(world: &World) -> PathBuf {
-    let out = world.path("out");
-    std::fs::create_dir(&out).unwrap();
-    out
-}
 
 /// A container that has `out` at `/out`.
 fn container(name: &str, script: &str, more: &Value) -> Value {
@@ -67,7 +60,7 @@ fn hooks_run_before_their_signal_and_a_program_that_ends_ends_its_pod() {
         return;
     }
     let world = World::new("hooks");
-    let out = notebook(&world);
+    let out = world.notebook();
     // What an httpGet hook asks for is written down by the server that is asked.
     let served = out.join("cgi-bin");
     std::fs::create_dir(&served).unwrap();
@@ -159,7 +152,7 @@ fn a_failing_post_start_ends_its_container_gracefully_and_it_starts_again() {
         return;
     }
     let world = World::new("poststart");
-    let out = notebook(&world);
+    let out = world.notebook();
     let agent = Agent::with_busybox(&world);
     let program = "trap 'echo term >>/out/order; exit 7' TERM; echo start >>/out/order; while :; do sleep 0.1; done";
     let fails_once = "until test -s /out/order; do sleep 0.1; done; test -e /out/failed && exit 0; \
@@ -189,7 +182,7 @@ fn pre_stop_and_the_signal_share_one_grace_period() {
         return;
     }
     let world = World::new("grace");
-    let out = notebook(&world);
+    let out = world.notebook();
     let agent = Agent::with_busybox(&world);
     // `endless` never gets to its signal by itself; `deaf` lives on after it, and says for how long.
     let endless = container(

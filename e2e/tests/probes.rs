@@ -1,15 +1,9 @@
 //! Probes of real containers: when they are tried, how their answers are counted, what follows.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use portreeve_e2e::{Agent, BUSYBOX, World, condition, skipped_without_root, wait_until};
 use serde_json::{Value, json};
-
-fn notebook(world: &World) -> PathBuf {
-    let out = world.path("out");
-    std::fs::create_dir(&out).unwrap();
-    out
-}
 
 /// A container that has the world's notebook at `/out`.
 fn container(name: &str, script: &str, probes: &Value) -> Value {
@@ -79,7 +73,7 @@ fn a_startup_probe_holds_the_others_back_and_restarts_what_never_comes_up() {
         return;
     }
     let world = World::new("startup");
-    let out = notebook(&world);
+    let out = world.notebook();
     let agent = Agent::with_busybox(&world);
     let slow = container(
         "slow",
@@ -130,7 +124,7 @@ fn delays_thresholds_and_timeouts_are_counted() {
         return;
     }
     let world = World::new("counts");
-    let out = notebook(&world);
+    let out = world.notebook();
     let agent = Agent::with_busybox(&world);
     let delayed = container(
         "delayed",
@@ -197,7 +191,7 @@ fn tcp_and_http_probes_succeed_and_then_fail() {
         return;
     }
     let world = World::new("ports");
-    let out = notebook(&world);
+    let out = world.notebook();
     std::fs::write(out.join("page"), "up\n").unwrap();
     let agent = Agent::with_busybox(&world);
     let tcp = |failures: u32| {

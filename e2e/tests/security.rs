@@ -1,22 +1,14 @@
 //! securityContext: what a container's processes are and may do, as the kernel tells them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use portreeve_e2e::{Agent, BUSYBOX, World, skipped_without_root, wait_until};
 use serde_json::{Value, json};
 
 /// What a container with no word about capabilities has: the 14 that Docker and containerd give.
 const USUAL_CAPABILITIES: u64 = 0xa804_25fb;
-
-/// A directory of the world that every container may write to.
-fn notebook(world: &World) -> PathBuf {
-    let out = world.path("out");
-    std::fs::create_dir(&out).unwrap();
-    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).unwrap();
-    out
-}
 
 /// A container that writes what `script` says to `/out/<name>`, all at once, and then sleeps.
 fn reporter(name: &str, script: &str, security: &Value) -> Value {
@@ -71,7 +63,7 @@ fn privileges_are_what_the_manifest_says() {
         return;
     }
     let world = World::new("privileges");
-    let out = notebook(&world);
+    let out = world.notebook();
     // Where the kubelet's profiles lie, for this world alone.
     world.sh("mount -t tmpfs tmpfs /var/lib && mkdir -p /var/lib/kubelet/seccomp/profiles");
     let profile = json!({
@@ -212,7 +204,7 @@ fn users_groups_and_volumes_are_whose_the_manifest_says() {
         return;
     }
     let world = World::new("ids");
-    let out = notebook(&world);
+    let out = world.notebook();
     let agent = Agent::with_busybox(&world);
     let configs = |key: &str| {
         json!({ "apiVersion": "v1", "kind": "List", "items": [

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -86,23 +87,33 @@ fn a_directory_that_cannot_be_read_stops_nothing() {
         agent.drop_manifest(&format!("{name}.yaml"), &sleeper(name, "1000"));
         agent.wait_ready(name);
     }
+    let file = world.path("mine.yaml");
+    std::fs::write(&file, sleeper("mine", "1000")).unwrap();
+    agent.client(&["apply", "-f", &file.to_string_lossy()]).ok();
+    agent.wait_ready("mine");
     let before = running(&agent);
     let manifests = agent.manifests();
     let aside = world.path("aside");
     std::fs::rename(&manifests, &aside).unwrap();
     wait_readable(&agent, false);
     assert_eq!(running(&agent), before);
+    refuses_to_write(&agent, "mine");
+    assert!(!manifests.exists(), "the directory was made");
     // Another directory in its place that is empty: as after a failed mount.
     std::fs::create_dir(&manifests).unwrap();
     wait_until("the reason is that it is another one", 60, || {
         let table = agent.client(&["get", "sources"]).ok() + &source(&agent).to_string();
         if table.contains("another directory") { Ok(()) } else { Err(table) }
     });
+    refuses_to_write(&agent, "mine");
+    assert!(std::fs::read_dir(&manifests).unwrap().next().is_none(), "something was written");
     assert_eq!(running(&agent), before);
     std::fs::remove_dir(&manifests).unwrap();
     std::fs::rename(&aside, &manifests).unwrap();
     wait_readable(&agent, true);
     assert_eq!(running(&agent), before);
+    agent.client(&["delete", "pod", "mine"]).ok();
+    agent.wait_gone("mine");
     // The same directory without files has none because somebody removed them.
     for name in ["a", "b"] {
         agent.remove_manifest(&format!("{name}.yaml"));
@@ -111,6 +122,29 @@ fn a_directory_that_cannot_be_read_stops_nothing() {
         agent.wait_gone(name);
     }
     assert_eq!(source(&agent)["status"]["state"], "Ready", "an empty directory can be read");
+}
+
+/// Neither `apply` nor `delete` may do anything now, or say that it did.
+fn refuses_to_write(agent: &Agent<'_>, pod: &str) {
+    let file = agent.run_dir().with_extension("given.yaml");
+    std::fs::write(&file, sleeper("given", "1000")).unwrap();
+    for verb in [&["apply", "-f", &file.to_string_lossy()][..], &["delete", "pod", pod]] {
+        let refused = agent.client(verb);
+        assert_eq!((refused.code, refused.stdout.as_str()), (1, ""), "{}", refused.stderr);
+        assert!(refused.stderr.contains("is not the directory that was read"), "{}", refused.stderr);
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
+/// `plan` has nothing to do, and says with its exit code and its words that something is wrong.
+fn plan_names(agent: &Agent<'_>, what: &str) {
+    let plan = agent.client(&["plan"]);
+    assert_eq!((plan.code, plan.stdout.as_str()), (1, "No changes.\n"), "{}", plan.stderr);
+    assert!(plan.stderr.contains(what), "{}", plan.stderr);
+    let report = agent.client(&["plan", "-o", "json"]);
+    assert_eq!(report.code, 1);
+    let report: Value = serde_json::from_str(&report.stdout).expect("JSON");
+    assert!(report["problems"].to_string().contains(what), "{report}");
 }
 
 /// Container ids and restarts of all pods.
@@ -134,19 +168,17 @@ fn an_unmounted_directory_stops_nothing_also_across_a_restart() {
     let manifests = world.path("agent/manifests");
     std::fs::create_dir_all(&manifests).unwrap();
     let place = manifests.display();
-    let mount = || world.sh(&format!("mount -t tmpfs manifests '{place}'"));
-    // Seen in the world alone: a write from here would go below the mount.
-    let write = |name: &str| world.sh(&format!("cat > '{place}/{name}.yaml' <<'EOF'\n{}EOF\n", sleeper(name, "1000")));
-    mount();
+    mount_filled(&world, &manifests, &["a", "b"]);
     let mut agent = Agent::start(&world);
     for name in ["a", "b"] {
-        write(name);
         agent.wait_ready(name);
     }
     let before = running(&agent);
     world.sh(&format!("umount '{place}'"));
     wait_readable(&agent, false);
     assert_eq!(running(&agent), before);
+    refuses_to_write(&agent, "a");
+    assert!(std::fs::read_dir(&manifests).unwrap().next().is_none(), "something was written below the mount");
     agent.kill();
     agent.launch();
     wait_readable(&agent, false);
@@ -154,13 +186,10 @@ fn an_unmounted_directory_stops_nothing_also_across_a_restart() {
         agent.wait_ready(name);
     }
     assert_eq!(running(&agent), before, "the agent that started without the mount");
-    assert_eq!(agent.client(&["plan"]).code, 0, "nothing is due");
+    plan_names(&agent, &place.to_string());
 
     // Mounted again with what it had: as if nothing had been.
-    mount();
-    for name in ["a", "b"] {
-        write(name);
-    }
+    mount_filled(&world, &manifests, &["a", "b"]);
     wait_readable(&agent, true);
     wait_until("nothing is held back or due", 20, || {
         let plan = agent.client(&["plan"]);
@@ -171,6 +200,65 @@ fn an_unmounted_directory_stops_nothing_also_across_a_restart() {
     world.sh(&format!("rm '{place}/a.yaml' '{place}/b.yaml'"));
     agent.wait_gone("a");
     agent.wait_gone("b");
+    world.sh(&format!("umount '{place}'"));
+}
+
+/// Mounts a directory with a manifest for each of these pods, all at once and in the world alone.
+fn mount_filled(world: &World, place: &Path, pods: &[&str]) {
+    let aside = world.path("filled");
+    std::fs::create_dir_all(&aside).unwrap();
+    let (from, to) = (aside.display(), place.display());
+    let files = pods.iter().map(|pod| format!("cat > '{from}/{pod}.yaml' <<'EOF'\n{}EOF\n", sleeper(pod, "1000")));
+    let files: String = files.collect();
+    world.sh(&format!("mount -t tmpfs manifests '{from}'\n{files}mount --move '{from}' '{to}'\n"));
+}
+
+#[test]
+fn an_unmounted_folder_stops_nothing_also_across_a_restart() {
+    if skipped_without_root("sources") {
+        return;
+    }
+    let world = World::new("subfolder");
+    preload_busybox(&world);
+    let manifests = world.path("agent/manifests");
+    let folder = manifests.join("sub");
+    std::fs::create_dir_all(&folder).unwrap();
+    let place = folder.display().to_string();
+    mount_filled(&world, &folder, &["a"]);
+    let mut agent = Agent::start(&world);
+    agent.drop_manifest("b.yaml", &sleeper("b", "1000"));
+    for name in ["a", "b"] {
+        agent.wait_ready(name);
+    }
+    let before = running(&agent);
+    world.sh(&format!("umount '{place}'"));
+    let missed = |agent: &Agent<'_>| {
+        wait_until("the folder is missed", 60, || {
+            let told = source(agent).to_string();
+            if told.contains("not mounted") && told.contains(&place) { Ok(()) } else { Err(told) }
+        });
+        assert_eq!(running(agent), before);
+        plan_names(agent, &place);
+    };
+    missed(&agent);
+    agent.kill();
+    agent.launch();
+    for name in ["a", "b"] {
+        agent.wait_ready(name);
+    }
+    missed(&agent);
+
+    // Back with another pod beside the one that it had.
+    mount_filled(&world, &folder, &["a", "c"]);
+    agent.wait_ready("c");
+    agent.remove_manifest("b.yaml");
+    agent.wait_gone("b");
+    assert_eq!(agent.client(&["plan"]).code, 0);
+    assert!(before.contains(&running(&agent)[0]), "the pod of the folder was never anew");
+    // What is removed from it now was removed by somebody.
+    world.sh(&format!("rm '{place}/a.yaml'"));
+    agent.wait_gone("a");
+    agent.client(&["drain"]).ok();
     world.sh(&format!("umount '{place}'"));
 }
 

@@ -96,7 +96,7 @@ pub fn parse_file_in(file: &Path, bytes: &[u8], namespace: &str) -> ParsedFile {
     let (parsed, seen) = (ParsedFile::default(), BTreeMap::new());
     let mut reading = Reading { file: file.to_owned(), namespace, parsed, seen };
     if bytes.len() > MAX_FILE {
-        let message = format!("the file has {} bytes; at most {MAX_FILE} are read", bytes.len());
+        let message = format!("the file is larger than {MAX_FILE} bytes, and no more are read");
         reading.unreadable(Position::default(), Reason::LimitExceeded, message, "split it into several files");
         return reading.parsed;
     }

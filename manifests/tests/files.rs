@@ -265,7 +265,7 @@ fn what_changes_a_container_is_an_error_until_it_is_supported() {
     check(
         &pod(
             "runtimeClassName: kata\nhostnameOverride: h\nsecurityContext: {seLinuxOptions: {level: s0}, appArmorProfile: {type: RuntimeDefault}}\nresources: {limits: {cpu: 1}}\nvolumes:\n- {name: a, persistentVolumeClaim: {claimName: c}}\n- {name: b, emptyDir: {sizeLimit: 1Gi}}\n- {name: t, projected: {sources: [{serviceAccountToken: {path: t}}]}}\nserviceAccountName: default",
-            "livenessProbe: {grpc: {port: 1}}\nresources: {limits: {nvidia.com/gpu: 1, portreeve.dev/pids: 10}}\nports: [{containerPort: 1, hostPort: 1, protocol: SCTP}]\nlifecycle: {stopSignal: TERM}",
+            "livenessProbe: {grpc: {port: 1}}\nresources: {limits: {nvidia.com/gpu: 1, portreeve.dev/pids: 10}}\nports: [{containerPort: 1, hostPort: 1, protocol: SCTP}, {containerPort: 2, hostPort: 2, hostIP: localhost}]\nlifecycle: {stopSignal: TERM}",
         ),
         &expect![[r#"
             pods/web.yaml:5:3: error: spec.runtimeClassName: `runtimeClassName` is not supported by this version (remove it: there is one runtime)
@@ -279,6 +279,7 @@ fn what_changes_a_container_is_an_error_until_it_is_supported() {
             pods/web.yaml:17:21: error: spec.containers[0].livenessProbe.grpc: `grpc` is not supported by this version (use tcpSocket, or exec with a gRPC client)
             pods/web.yaml:18:26: error: spec.containers[0].resources.limits[nvidia.com/gpu]: `nvidia.com/gpu` (extended resources) is not supported by this version (remove it: devices are not handed out here)
             pods/web.yaml:19:13: error: spec.containers[0].ports[0]: `ports[0]` (SCTP on a hostPort) is not supported by this version (publish TCP or UDP, or use hostNetwork)
+            pods/web.yaml:19:94: error: spec.containers[0].ports[1].hostIP: `hostIP` (anything but an IPv4 address) is not supported by this version (use an IPv4 address, such as 127.0.0.1)
             pods/web.yaml:20:17: error: spec.containers[0].lifecycle.stopSignal: `stopSignal` (an unknown signal) is not supported by this version (use a name such as SIGTERM, SIGUSR1 or SIGRTMIN+3)
             0: refused Pod default/web
         "#]],

@@ -141,10 +141,10 @@ impl Failure {
 
     /// The object that goes over the wire.
     pub fn status(&self) -> Status {
-        let details = (*self.details != StatusDetails::default()).then(|| (*self.details).clone());
         Status {
             code: Some(i32::from(self.code.as_u16())),
-            details,
+            // Never absent: of a 404, `kubectl debug` reads the name in the details without asking for them first.
+            details: Some((*self.details).clone()),
             message: Some(self.message.clone()),
             reason: Some(self.reason.to_owned()),
             status: Some("Failure".to_owned()),
@@ -199,6 +199,14 @@ mod tests {
         assert_eq!(status["reason"], "NotFound");
         assert_eq!(status["message"], "pods \"web\" not found");
         assert_eq!(status["details"]["kind"], "pods");
+    }
+
+    #[test]
+    fn every_failure_has_details() {
+        for failure in [Failure::no_such_path(), Failure::method_not_allowed(), Failure::internal("x")] {
+            let status = serde_json::to_value(failure.status()).unwrap();
+            assert_eq!(status["details"], serde_json::json!({}), "{status}");
+        }
     }
 
     #[test]

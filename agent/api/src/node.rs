@@ -360,7 +360,10 @@ impl From<NodeError> for BackendError {
             NodeError::Invalid(problems) => {
                 BackendError::Invalid { message: text, causes: problems.iter().map(ToString::to_string).collect() }
             }
-            NodeError::OwnedElsewhere { .. } | NodeError::Drained { .. } => BackendError::Conflict(text),
+            NodeError::OwnedElsewhere { .. }
+            | NodeError::AnotherDirectory { .. }
+            | NodeError::FileMissing { .. }
+            | NodeError::Drained { .. } => BackendError::Conflict(text),
             NodeError::Stopped => BackendError::Unavailable(text),
             _ => BackendError::Internal(text),
         }

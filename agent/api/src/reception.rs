@@ -125,7 +125,7 @@ async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin, rank: Rank) {
         let body = concat!(
             r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
             r#""message":"this agent is root's; try again as root, or give the socket a group (socketGroup)","#,
-            r#""reason":"Forbidden","code":403}"#
+            r#""reason":"Forbidden","details":{},"code":403}"#
         );
         ("403 Forbidden", body)
     } else {

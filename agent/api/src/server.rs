@@ -97,14 +97,15 @@ impl Doors {
     /// # Errors
     /// [`ServeError`] naming what could not be taken.
     pub async fn bind(config: &Config) -> Result<Doors, ServeError> {
-        let listener =
-            bind_socket(config).map_err(|source| ServeError::Socket { path: config.socket.clone(), source })?;
         let tcp = match config.listen {
             Some(address) => {
                 Some(TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?)
             }
             None => None,
         };
+        // Last: an address that is taken leaves no socket behind.
+        let listener =
+            bind_socket(config).map_err(|source| ServeError::Socket { path: config.socket.clone(), source })?;
         let own_uid = rustix::process::geteuid().as_raw();
         let peers = Peers { own_uid, any_the_file_admits: config.group.is_some() };
         Ok(Doors {

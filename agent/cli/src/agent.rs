@@ -2,13 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use nix::fcntl::Flock;
+use nix::libc;
 use nix::sys::signal::SigSet;
 use portreeve_api::{Doors, NodeBackend};
 use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
@@ -54,11 +55,8 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
     let group = socket_group(&config)?;
     check_machine(&config)?;
     config.check_places()?;
-    private_directory(&config.root)?;
-    private_directory(&config.run)?;
     // Held until the process ends; the kernel lets go of them whatever ends it.
-    let _root = lock(&config.root)?;
-    let _run = lock(&config.run)?;
+    let mut places = [Place::take(&config.run)?, Place::take(&config.root)?];
     open_to(&config.run, group)?;
     // The engine kills what it does not know below its names: they must be nobody else's.
     let claim = Claim::take(&config)?;
@@ -70,7 +68,7 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    let served = runtime.block_on(serve(&config, node, args.ephemeral));
+    let served = runtime.block_on(serve(&config, node, args.ephemeral, &mut places));
     let released = if args.ephemeral { claim.release() } else { Ok(()) };
     served?;
     released.context("giving back the names in the kernel")?;
@@ -88,11 +86,12 @@ fn end_with(parent: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: &Config, node: NodeConfig, ephemeral: bool) -> anyhow::Result<()> {
+async fn serve(config: &Config, node: NodeConfig, ephemeral: bool, places: &mut [Place]) -> anyhow::Result<()> {
     // Before anything is made, so that a signal during the start ends it as orderly as later.
     let mut signals = Signals::new()?;
     // An address that is taken is found before anything was made. Clients wait in the backlog.
     let doors = Doors::bind(&doors_config(config)?).await?;
+    places.iter_mut().for_each(Place::keep);
     let engine = Engine::open(engine_config(config)).await.context("opening the engine")?;
     let served = run_node(config, node, &engine, doors, ephemeral, &mut signals).await;
     if ephemeral {
@@ -252,16 +251,43 @@ fn check_machine(config: &Config) -> anyhow::Result<()> {
     bail!("this machine cannot run containers as it is; `portreeve doctor` shows everything that was looked at")
 }
 
-/// Makes a state directory with mode 0700, its parents as usual.
-fn private_directory(path: &Path) -> anyhow::Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
-    }
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("making {}", path.display()))
+/// A state directory that is this agent's alone for as long as this lives. What was made of it goes with an agent
+/// that is refused.
+#[derive(Debug)]
+struct Place {
+    /// The deepest first.
+    made: Vec<PathBuf>,
+    _lock: Flock<File>,
+}
+
+impl Place {
+    /// Makes the directory with mode 0700, its parents as usual, and locks it.
+    fn take(path: &Path) -> anyhow::Result<Self> {
+        let made = path.ancestors().take_while(|above| !above.exists()).map(Path::to_owned).collect();
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         }
-        _ => Ok(()),
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("making {}", path.display()));
+            }
+            _ => {}
+        }
+        Ok(Self { made, _lock: lock(path, open(path)?)? })
+    }
+
+    /// Lets the directory stay when the agent ends.
+    fn keep(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for directory in &self.made {
+            // One that has something in it by now is somebody's.
+            let _stays = std::fs::remove_dir(directory);
+        }
     }
 }
 
@@ -273,19 +299,23 @@ fn open_to(run: &Path, group: Option<u32>) -> anyhow::Result<()> {
         .with_context(|| format!("setting group and mode of {}", run.display()))
 }
 
-fn lock(directory: &Path) -> anyhow::Result<Flock<File>> {
-    let path = directory.join("agent.lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))?;
-    let lock = claim::lock(file, LOCK_PATIENCE).with_context(|| format!("locking {}", path.display()))?;
-    lock.with_context(|| {
+fn open(directory: &Path) -> anyhow::Result<File> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(directory);
+    opened.with_context(|| format!("opening {}", directory.display()))
+}
+
+/// Locks the directory itself: a file in it could be removed under the lock, and would stay after a refusal.
+fn lock(directory: &Path, opened: File) -> anyhow::Result<Flock<File>> {
+    let lock = claim::lock(opened, LOCK_PATIENCE).with_context(|| format!("locking {}", directory.display()))?;
+    let lock = lock.with_context(|| {
         format!("another agent uses {}; stop it, or give this one its own --root and --run", directory.display())
-    })
+    })?;
+    let identity = |facts: std::fs::Metadata| (facts.dev(), facts.ino());
+    // One that is refused removes what it had made, maybe while this one waited for the lock.
+    if lock.metadata().map(identity).ok() != directory.metadata().map(identity).ok() {
+        bail!("{} was removed by an agent that was refused; start this one again", directory.display());
+    }
+    Ok(lock)
 }
 
 /// `<run>/agent.json`: who runs here, for people and for scripts.
@@ -326,4 +356,35 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
         LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_for_an_agent_that_is_refused_goes_unless_it_is_used() {
+        let home = tempfile::tempdir().unwrap();
+        let (deep, old) = (home.path().join("a/b"), home.path().join("old"));
+        std::fs::create_dir(&old).unwrap();
+        drop([Place::take(&deep).unwrap(), Place::take(&old).unwrap()]);
+        assert!(!home.path().join("a").exists() && old.exists());
+        let held = Place::take(&deep).unwrap();
+        let refused = format!("{:#}", Place::take(&deep).unwrap_err());
+        assert!(refused.contains("another agent uses") && deep.exists(), "{refused}");
+        std::fs::write(deep.join("state"), "").unwrap();
+        drop(held);
+        assert!(deep.join("state").exists());
+    }
+
+    #[test]
+    fn a_directory_that_went_while_its_lock_was_waited_for_is_not_used() {
+        let home = tempfile::tempdir().unwrap();
+        let place = home.path().join("a");
+        let first = Place::take(&place).unwrap();
+        let opened = open(&place).unwrap();
+        drop(first);
+        let refused = lock(&place, opened).unwrap_err().to_string();
+        assert!(refused.contains("start this one again"), "{refused}");
+    }
 }

@@ -124,7 +124,7 @@ impl Claim {
             // What is no file was not put there by an agent.
             let is_file = entry.file_type().with_context(listing)?.is_file();
             if is_file && other != path && other.extension().is_some_and(|extension| extension == "json") {
-                judge(&other, &names)?;
+                judge(&other, &names, &run)?;
             }
         }
         // The file is replaced, never changed: a claim is whole whenever its agent is killed.
@@ -207,8 +207,9 @@ fn turn(directory: &Path) -> anyhow::Result<Flock<File>> {
     })
 }
 
-/// Refuses names that the claim in this file has; removes it when nobody can need it any more.
-fn judge(path: &Path, names: &BTreeSet<Name>) -> anyhow::Result<()> {
+/// Refuses names that the claim in this file has; removes it when nobody can need it any more. `own` is the run
+/// directory of the agent that wants the names.
+fn judge(path: &Path, names: &BTreeSet<Name>, own: &Path) -> anyhow::Result<()> {
     let locking = || format!("locking {}", path.display());
     let record = match read(path)? {
         Reading::Record(record) => record,
@@ -238,6 +239,14 @@ fn judge(path: &Path, names: &BTreeSet<Name>) -> anyhow::Result<()> {
     let alive = lock(open(path).with_context(locking)?, patience).with_context(locking)?.is_none();
     let pods = has_pods(&record.run);
     if let Some((name, other)) = met.filter(|_| alive || pods) {
+        // Moved, and a link put in its place: these are our own pods, and nobody's to remove.
+        if record.run.canonicalize().is_ok_and(|leads| leads == own) {
+            bail!(
+                "{run} leads to {own} now, and the pods in it were started when {run} was the directory itself; put it \
+                 back (`rm {run} && mv {own} {run}`) and start the agent again",
+                own = own.display()
+            );
+        }
         let belongs = if name == other {
             format!("{name} belongs to the agent of {run}")
         } else {
@@ -422,6 +431,22 @@ mod tests {
         std::os::unix::fs::symlink(machine.run("a"), machine.0.path().join("link")).unwrap();
         fs::create_dir_all(machine.run("a").join("sandboxes/one")).unwrap();
         machine.claim("link", &[cgroup("/a")]).unwrap();
+    }
+
+    #[test]
+    fn a_run_directory_that_was_moved_and_linked_back_is_no_other_agents() {
+        let machine = Machine::new();
+        drop(machine.claim("a", &[cgroup("/a")]).unwrap());
+        let (run, moved) = (machine.run("a"), machine.0.path().join("moved"));
+        fs::create_dir_all(run.join("sandboxes/one")).unwrap();
+        fs::rename(&run, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &run).unwrap();
+        let error = machine.claim("a", &[cgroup("/a")]).unwrap_err();
+        assert!(error.contains(&format!("{} leads to {} now", run.display(), moved.display())), "{error}");
+        assert!(!error.contains("drained"), "{error}");
+        fs::remove_file(&run).unwrap();
+        fs::rename(&moved, &run).unwrap();
+        machine.claim("a", &[cgroup("/a")]).unwrap();
     }
 
     #[test]

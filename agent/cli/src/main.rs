@@ -21,7 +21,11 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "portreeve", version, about, long_about = None, disable_help_subcommand = true)]
+#[command(
+    name = "portreeve",
+    version,
+    about = "Runs pods on this Linux machine as the Kubernetes manifests in a directory say, and keeps them so"
+)]
 struct Cli {
     #[command(flatten)]
     connection: verbs::Connection,
@@ -78,6 +82,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Agent(_) if cli.connection.socket.is_some() => {
             let message = "an agent's socket is portreeve.sock in its run directory; set --run instead of --socket";
+            Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
+        }
+        Command::Agent(_) if cli.connection.request_timeout.is_some() => {
+            let message = "an agent asks nobody: --request-timeout is a flag of the verbs that talk to one";
             Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
         }
         Command::Agent(args) => agent::run(*args, run),

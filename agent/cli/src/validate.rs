@@ -1,20 +1,24 @@
 //! `portreeve validate`: every problem of every file, and an exit code.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use owo_colors::OwoColorize;
 use portreeve_manifests::{ObjectKey, Position, Problem, Reason, Severity, Verdict, parse_file};
-use portreeve_node::source::manifests_below;
+
+use crate::verbs::manifests;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ValidateArgs {
     /// Files, or directories that are read recursively; `-` is standard input
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required_unless_present = "filename", value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// The same as PATH, as apply and delete have it
+    #[arg(short, long, value_name = "FILE")]
+    filename: Vec<PathBuf>,
     /// How the problems are printed
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -32,30 +36,15 @@ enum Output {
 /// A path that cannot be read.
 pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
-    for path in &args.paths {
-        if path == Path::new("-") {
-            let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).context("reading standard input")?;
-            report.add(Path::new("<stdin>"), &bytes);
-            continue;
+    for path in args.paths.iter().chain(&args.filename) {
+        let files = manifests::named(path)?;
+        // As kubectl: who names the wrong directory has not validated anything.
+        if files.is_empty() {
+            bail!("there are no manifests in {}: no visible .yaml, .yml or .json", path.display());
         }
-        let metadata = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
-        let files = if metadata.is_dir() {
-            let (files, unreadable) = manifests_below(path).with_context(|| format!("listing {}", path.display()))?;
-            if let Some((folder, reason)) = unreadable.first_key_value() {
-                bail!("reading {}: {reason}", folder.display());
-            }
-            // As kubectl: who names the wrong directory has not validated anything.
-            if files.is_empty() {
-                bail!("there are no manifests in {}: no visible .yaml, .yml or .json", path.display());
-            }
-            files
-        } else {
-            [path.clone()].into()
-        };
         for file in files {
-            let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
-            report.add(&file, &bytes);
+            let bytes = file.bytes()?;
+            report.add(if file.is_stdin() { Path::new("<stdin>") } else { &file.path }, &bytes);
         }
     }
     let mut out = std::io::stdout().lock();
@@ -170,7 +159,7 @@ mod tests {
     fn a_directory_without_manifests_is_an_error() {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("notes.txt"), "").unwrap();
-        let args = ValidateArgs { paths: vec![home.path().to_owned()], output: Output::Text };
+        let args = ValidateArgs { paths: vec![home.path().to_owned()], filename: Vec::new(), output: Output::Text };
         let error = run(&args).unwrap_err().to_string();
         assert!(error.contains(&home.path().display().to_string()) && error.contains(".yaml"), "{error}");
     }

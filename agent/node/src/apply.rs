@@ -4,16 +4,18 @@
 //! other file belongs to whoever edits that file, and is refused with its place.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use portreeve_manifests::{Kind, Object, ObjectKey, Position, Reason, Verdict, parse_file_in};
 
-use crate::desired::Ledger;
+use crate::desired::{Ledger, given_uid, refused_uid};
 use crate::disk;
 use crate::error::NodeError;
 use crate::report::{Applied, ApplyReport, DeleteReport, Deleted, ManifestFile, ObjectName, ProblemReport};
+use crate::source::{Identity, SourceSet};
 use crate::volumes::NodeFacts;
 
 /// Folder of the manifests that belongs to `apply`.
@@ -61,6 +63,26 @@ pub(crate) fn parse(files: &[ManifestFile], namespace: Option<&str>) -> Given {
     given
 }
 
+/// Refuses what is given a uid that it cannot have: the merge would keep it out.
+pub(crate) fn refuse_uids(given: &mut Given, ledger: &Ledger) {
+    let mut taken = ledger.uids();
+    for object in std::mem::take(&mut given.objects) {
+        let key = object.key();
+        let own = ledger.objects.get(&key).map(|record| record.uid.as_str());
+        match given_uid(&object, &taken, own) {
+            Ok(uid) => {
+                taken.extend(uid);
+                given.objects.push(object);
+            }
+            Err(message) => {
+                let (file, line) = given.places.get(&key).cloned().unwrap_or_default();
+                given.problems.push(refused_uid(&file, line, &key, message));
+                given.refused.push(Some(key));
+            }
+        }
+    }
+}
+
 fn misplaced(file: &ManifestFile, at: Position, key: &ObjectKey, asked: &str) -> ProblemReport {
     ProblemReport {
         field: "metadata.namespace".to_owned(),
@@ -96,6 +118,21 @@ fn error_at(file: &ManifestFile, at: Position, key: &ObjectKey) -> ProblemReport
     }
 }
 
+/// The warning of an object that was written and that the agent has not taken up.
+pub(crate) fn not_seen(manifests: &Path, key: &ObjectKey, within: Duration) -> ProblemReport {
+    ProblemReport {
+        severity: "warning".to_owned(),
+        file: applied_path(manifests, key),
+        line: 0,
+        column: 0,
+        object: Some(key.to_string()),
+        field: String::new(),
+        reason: "NotSeen".to_owned(),
+        message: format!("{key} is written, but the agent has not taken it up within {} s", within.as_secs()),
+        fix: Some("`portreeve get sources` says why".to_owned()),
+    }
+}
+
 /// A warning for each given pod that asks for another node.
 pub(crate) fn elsewhere(given: &Given, node: &NodeFacts) -> BTreeMap<ObjectKey, ProblemReport> {
     let pods = given.objects.iter().filter_map(|object| match object {
@@ -116,6 +153,25 @@ pub(crate) fn applied_path(manifests: &Path, key: &ObjectKey) -> PathBuf {
     manifests.join(FOLDER).join(format!("{kind}.{}.{}.yaml", key.namespace, key.name))
 }
 
+/// The directory that was read, held open so that nobody unmounts it meanwhile.
+fn hold_directory(manifests: &Path, ledger: &Ledger) -> Result<File, NodeError> {
+    let another = |path: &Path, source| NodeError::AnotherDirectory { path: path.to_owned(), source };
+    let missing = |source| another(manifests, Some(source));
+    let held = File::options().read(true).custom_flags(nix::libc::O_DIRECTORY).open(manifests).map_err(missing)?;
+    let found = Identity::of(&held.metadata().map_err(missing)?);
+    if ledger.identities.get(&SourceSet::starting(manifests).name).is_some_and(|known| *known != found) {
+        return Err(another(manifests, None));
+    }
+    let folder = manifests.join(FOLDER);
+    if let Some(known) = ledger.mounts.get(&folder) {
+        let found = fs::metadata(&folder).map_err(|source| another(&folder, Some(source)))?;
+        if *known != Identity::of(&found) {
+            return Err(another(&folder, None));
+        }
+    }
+    Ok(held)
+}
+
 /// Validates and writes.
 pub(crate) fn apply_blocking(
     manifests: &Path,
@@ -124,7 +180,8 @@ pub(crate) fn apply_blocking(
     namespace: Option<&str>,
     node: &NodeFacts,
 ) -> Result<(ApplyReport, Vec<(ObjectKey, String)>), NodeError> {
-    let given = parse(files, namespace);
+    let mut given = parse(files, namespace);
+    refuse_uids(&mut given, ledger);
     let elsewhere = elsewhere(&given, node);
     let (errors, mut warnings): (Vec<_>, Vec<_>) = given.problems.into_iter().partition(ProblemReport::is_error);
     warnings.extend(elsewhere.values().cloned());
@@ -148,6 +205,7 @@ pub(crate) fn apply_blocking(
             return Err(NodeError::OwnedElsewhere { object: name_of(other), file: path, line: record.line });
         }
     }
+    let _held = hold_directory(manifests, ledger)?;
     let mut report = ApplyReport { applied: Vec::new(), warnings };
     let mut expected = Vec::new();
     for object in &given.objects {
@@ -182,17 +240,18 @@ fn write(path: &Path, object: &Object) -> Result<(), NodeError> {
     let failed = |source| NodeError::Write { path: path.to_owned(), source };
     let text = portreeve_manifests::to_yaml(&object.to_json());
     if let Some(parent) = path.parent() {
-        disk::ensure_directory(parent, 0o700).map_err(failed)?;
+        disk::ensure_folder(parent, 0o700).map_err(failed)?;
     }
     disk::replace_blocking(path, text.as_bytes(), 0o600).map_err(failed)
 }
 
-/// Removes the files of applied objects; none when one of them lives in another file.
+/// Removes the files of applied objects; none when one of them lives in another file, or has none.
 pub(crate) fn delete_blocking(
     manifests: &Path,
     ledger: &Ledger,
     objects: &[ObjectName],
 ) -> Result<DeleteReport, NodeError> {
+    let _held = hold_directory(manifests, ledger)?;
     let mut report = DeleteReport::default();
     let mut removals = Vec::new();
     for object in objects {
@@ -209,6 +268,7 @@ pub(crate) fn delete_blocking(
                     line: record.line,
                 });
             }
+            Some(_) if !path.exists() => return Err(NodeError::FileMissing { object: object.clone(), path }),
             Some(_) => {}
             None if path.exists() => {}
             None => {
@@ -224,10 +284,8 @@ pub(crate) fn delete_blocking(
     }
     for (object, path) in removals {
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(NodeError::Write { path, source });
-            }
-            _ => report.deleted.push(Deleted { object, file: path }),
+            Ok(()) => report.deleted.push(Deleted { object, file: path }),
+            Err(source) => return Err(NodeError::Remove { path, source }),
         }
     }
     Ok(report)

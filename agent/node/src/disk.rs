@@ -52,7 +52,16 @@ fn temporary_name(path: &Path) -> std::path::PathBuf {
 
 /// Makes sure that `path` is a directory with exactly this mode.
 pub(crate) fn ensure_directory(path: &Path, mode: u32) -> io::Result<()> {
-    match DirBuilder::new().recursive(true).mode(mode).create(path) {
+    ensure(DirBuilder::new().recursive(true), path, mode)
+}
+
+/// The same, for a directory whose parent must be there.
+pub(crate) fn ensure_folder(path: &Path, mode: u32) -> io::Result<()> {
+    ensure(&mut DirBuilder::new(), path, mode)
+}
+
+fn ensure(builder: &mut DirBuilder, path: &Path, mode: u32) -> io::Result<()> {
+    match builder.mode(mode).create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),

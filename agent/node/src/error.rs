@@ -1,6 +1,7 @@
 //! Errors of the facade, each in the words of who asked.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::history::NamespacedName;
 use crate::report::{ObjectName, ProblemReport};
@@ -100,7 +101,46 @@ pub enum NodeError {
         /// Line of the document.
         line: u32,
     },
-    /// A file cannot be written or removed.
+    /// The manifests directory, or what is mounted in it, is not there: a file would not land where manifests are read.
+    #[error("{path} is not the directory that was read: mount it or put it back first; nothing was changed")]
+    AnotherDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said, if there is none at all.
+        #[source]
+        source: Option<std::io::Error>,
+    },
+    /// The file of an object that is desired is not there.
+    #[error(
+        "{object} is not deleted: its file {path} is not there, and `portreeve get sources` says why it still counts"
+    )]
+    FileMissing {
+        /// The object.
+        object: ObjectName,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Files were removed, and the agent has not followed.
+    #[error(
+        "{} removed, but the agent has not followed within {} s; `portreeve get sources` says why",
+        paths(.files), .within.as_secs()
+    )]
+    NotFollowed {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// A file cannot be removed.
+    #[error("removing {path}")]
+    Remove {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
     #[error("writing {path}")]
     Write {
         /// The file.
@@ -115,4 +155,8 @@ pub enum NodeError {
     /// The node is shutting down.
     #[error("the node is shutting down")]
     Stopped,
+}
+
+fn paths(files: &[PathBuf]) -> String {
+    files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
 }

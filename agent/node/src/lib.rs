@@ -50,7 +50,7 @@ pub use history::{Change, ChangeKind, History, Listed, NamespacedName, Versions,
 pub use node::{ContainerHandle, Node};
 pub use report::{
     Applied, ApplyReport, DeleteReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange,
-    ObjectName, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, PodUsage, ProblemReport, PullReport,
-    SourceReport, SourceState, Usage,
+    ObjectName, PlanReport, PlanRequest, PlannedStart, PlannedStep, PodChange, PodPlan, PodUsage, ProblemReport,
+    PullReport, SourceReport, SourceState, Usage,
 };
 pub use runtime::{ImageFacts, PullFailure, Runtime};

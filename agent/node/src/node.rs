@@ -90,8 +90,8 @@ impl Node {
             }
         }
         let name = SourceSet::starting(&config.manifests_dir).name;
-        let identity = ledger.identities.get(&name).copied();
-        let source = DirectorySource::start(&config.manifests_dir, identity, config.source_resync)?;
+        let ground = ledger.ground(&name);
+        let source = DirectorySource::start(&config.manifests_dir, ground, config.source_resync)?;
         let sets = source.sets();
         let node = Self::assemble(config, runtime, Some(engine), ledger, sets, Clock::system())?;
         *node.inner.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);

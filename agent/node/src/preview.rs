@@ -8,17 +8,27 @@ use portreeve_manifests::{Kind, Object, ObjectKey, references};
 use portreeve_plan::{DesiredPod, Difference, Intent, ObservedPod, Plan, PodKey, PodUid, differences, plan};
 
 use crate::apply;
-use crate::desired::{Ledger, Record};
-use crate::report::{FieldDifference, ObjectChange, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan};
+use crate::desired::{Ledger, Record, unreadable};
+use crate::report::{
+    FieldDifference, ObjectChange, PlanReport, PlanRequest, PlannedStart, PlannedStep, PodChange, PodPlan,
+    ProblemReport, SourceReport, SourceState,
+};
 use crate::supervisor::{self, Applicant, Views, configs, unobserved};
 use crate::worker::Shared;
 
 /// Answers a plan request.
-pub(crate) fn preview(shared: &Shared, ledger: &Ledger, views: &Views, request: &PlanRequest) -> PlanReport {
+pub(crate) fn preview(
+    shared: &Shared,
+    ledger: &Ledger,
+    views: &Views,
+    sources: &[SourceReport],
+    request: &PlanRequest,
+) -> PlanReport {
     if request.files.is_empty() && !request.prune {
-        return next(shared, views);
+        return PlanReport { problems: errors(sources), ..next(shared, views) };
     }
     let mut given = apply::parse(&request.files, None);
+    apply::refuse_uids(&mut given, ledger);
     let elsewhere = apply::elsewhere(&given, &shared.node);
     // As the merge has it: it says of itself that it belongs elsewhere, as if it were not here.
     given.objects.retain(|object| !elsewhere.contains_key(&object.key()));
@@ -93,6 +103,14 @@ pub(crate) fn preview(shared: &Shared, ledger: &Ledger, views: &Views, request: 
     }
     report.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     report
+}
+
+/// What keeps the manifests from being in force.
+fn errors(sources: &[SourceReport]) -> Vec<ProblemReport> {
+    let unread = sources.iter().filter(|source| source.state == SourceState::Unreadable);
+    let unread = unread.map(|source| unreadable(&source.path, source.reason.clone().unwrap_or_default()));
+    let of_files = sources.iter().flat_map(|source| &source.files).flat_map(|file| &file.problems);
+    unread.chain(of_files.filter(|problem| problem.is_error()).cloned()).collect()
 }
 
 /// What the workers would do next.
@@ -266,6 +284,11 @@ fn pod_plan(desired: &DesiredPod, made: &Plan, change: PodChange, uid: Option<St
                 reason: step.reason.clone(),
                 cost: step.cost.to_string(),
             })
+            .collect(),
+        then: made
+            .then
+            .iter()
+            .map(|following| PlannedStart { containers: following.containers.clone(), when: following.when.clone() })
             .collect(),
         wake_at: made.wake_at,
         blocked,

@@ -153,7 +153,7 @@ pub struct PlanReport {
     pub pods: Vec<PodPlan>,
     /// ConfigMaps and Secrets that would change.
     pub objects: Vec<ObjectChange>,
-    /// Problems of the given files.
+    /// Problems of the given files; without files, the errors of the sources.
     pub problems: Vec<ProblemReport>,
     /// The node is drained: until the agent is started again nothing is started, whatever the plan says.
     #[serde(default)]
@@ -167,7 +167,7 @@ impl PlanReport {
             || self.pods.iter().any(|pod| pod.change != PodChange::Unchanged || !pod.steps.is_empty())
     }
 
-    /// Whether a given file has an error.
+    /// Whether a given file, or without files a source, has an error.
     pub fn has_errors(&self) -> bool {
         self.problems.iter().any(ProblemReport::is_error)
     }
@@ -206,6 +206,9 @@ pub struct PodPlan {
     pub differences: Vec<FieldDifference>,
     /// Steps in order.
     pub steps: Vec<PlannedStep>,
+    /// What is started when these steps have had their effect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<PlannedStart>,
     /// When the agent looks again although nothing happens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wake_at: Option<Timestamp>,
@@ -240,6 +243,16 @@ pub struct PlannedStep {
     pub reason: String,
     /// Cost class.
     pub cost: String,
+}
+
+/// Containers that are started after the steps of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedStart {
+    /// Their names, in the order of the pod.
+    pub containers: Vec<String>,
+    /// What must have happened before, e.g. `init container setup has ended`.
+    pub when: String,
 }
 
 /// A ConfigMap or Secret that would change.

@@ -51,6 +51,7 @@ impl World {
         set.unreadable = self.unreadable.clone();
         set.unreadable_folders = self.unreadable_folders.clone();
         set.identity = Some(Identity { device: 1, inode: 2 });
+        set.mounts = BTreeMap::from([("/m/sub".into(), Identity { device: 3, inode: 1 })]);
         set.files = self.files.clone();
         let uids = &mut self.uids;
         let mut new_uid = |_: &ObjectKey| {
@@ -245,6 +246,19 @@ fn a_uid_of_the_manifest_must_be_a_uuid_and_unique() {
 }
 
 #[test]
+fn a_claim_that_is_refused_for_its_uid_keeps_no_other_from_the_name() {
+    let mut world = World::default();
+    world.write("web.yaml", &pod("web", "i:1")).merge();
+    let uid = world.ledger.objects[&key("web")].uid.clone();
+    let stolen = pod("a", "i:1").replace("name: a", &format!("name: a, uid: \"{uid}\""));
+    let merged = world.write("d1.yaml", &stolen).write("d2.yaml", &pod("a", "i:2")).merge();
+    assert_eq!(world.pods(), [own("a", "i:2", '2', "d2.yaml"), own("web", "i:1", '1', "web.yaml")]);
+    let fields: Vec<_> = merged.reports[0].files[0].problems.iter().map(|problem| problem.field.as_str()).collect();
+    assert_eq!(fields, ["metadata.uid", ""], "refused for the uid, and told who has the name");
+    assert!(merged.reports[0].files[1].problems.is_empty());
+}
+
+#[test]
 fn the_ledger_survives_and_a_newer_one_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger.json");
@@ -255,6 +269,14 @@ fn the_ledger_survives_and_a_newer_one_is_left_alone() {
     world.ledger.write_blocking(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(Ledger::read(&path).unwrap(), world.ledger);
+    assert_eq!(world.ledger.mounts.len(), 1);
+    // As agents wrote it that did not remember what is mounted.
+    let text = fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once("\"mounts\":{").unwrap();
+    let former = format!("{before}{}", rest.split_once("}},").unwrap().1);
+    fs::write(&path, former).unwrap();
+    assert_eq!(Ledger::read(&path).unwrap(), Ledger { mounts: BTreeMap::new(), ..world.ledger.clone() });
+    fs::write(&path, text).unwrap();
 
     let newer = fs::read_to_string(&path).unwrap().replacen("\"version\":1", "\"version\":2", 1);
     fs::write(&path, &newer).unwrap();

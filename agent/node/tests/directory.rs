@@ -8,6 +8,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use portreeve_node::source::{DirectorySource, FileContent, Hints, Scanner, SourceSet};
 
 const LATER: Duration = Duration::from_millis(250);
@@ -152,7 +154,7 @@ fn links_to_folders_are_followed_inside_the_directory_only() {
     let set = scanner.set();
     assert_eq!(names(&set), ["absolute/b.yaml", "current/a.yaml", "d.yaml", "kernel.yaml", "plain/c.yaml"]);
     let refused: Vec<_> = set.unreadable_folders.keys().map(|path| path.strip_prefix(at("m")).unwrap()).collect();
-    assert_eq!(refused, ["out", "plain/out", "process"].map(Path::new));
+    assert_eq!(refused, ["dangling", "out", "plain/out", "process", "round"].map(Path::new));
     assert!(set.unreadable_folders[&at("m/out")].contains(at("outside").to_str().unwrap()));
     let kernel = &set.files[&at("m/kernel.yaml")].content;
     assert!(matches!(kernel, FileContent::Unreadable(message) if message.contains("procfs")), "{kernel:?}");
@@ -169,6 +171,48 @@ fn links_to_folders_are_followed_inside_the_directory_only() {
     scanner.scan(&rescan(), start + 4 * LATER);
     scanner.scan(&rescan(), start + 5 * LATER);
     assert!(!scanner.set().files.contains_key(&at("m/current/a.yaml")));
+}
+
+#[test]
+fn a_link_whose_target_is_away_and_what_is_no_file_keep_what_was_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir_all(at("m/.trees/one")).unwrap();
+    fs::write(at("target"), map("a")).unwrap();
+    fs::write(at("m/.trees/one/b.yaml"), map("b")).unwrap();
+    fs::write(at("m/c.yaml"), map("c")).unwrap();
+    symlink("../target", at("m/a.yaml")).unwrap();
+    symlink(".trees/one", at("m/current")).unwrap();
+    let start = Instant::now();
+    let look = |scanner: &mut Scanner, times: std::ops::Range<u32>| {
+        times.for_each(|time| scanner.scan(&rescan(), start + time * LATER));
+    };
+    let unreadable = |set: &SourceSet, name: &str| {
+        set.files.get(&at("m").join(name)).is_some_and(|file| matches!(file.content, FileContent::Unreadable(_)))
+    };
+    let mut scanner = Scanner::new(&at("m"), None);
+    look(&mut scanner, 0..2);
+    assert_eq!(names(&scanner.set()), ["a.yaml", "c.yaml", "current/b.yaml"]);
+
+    fs::rename(at("target"), at("away")).unwrap();
+    fs::rename(at("m/.trees/one"), at("m/.trees/two")).unwrap();
+    fs::remove_file(at("m/c.yaml")).unwrap();
+    symlink("c.yaml", at("m/c.yaml")).unwrap();
+    let mut restarted = Scanner::new(&at("m"), scanner.ground());
+    for scanner in [&mut scanner, &mut restarted] {
+        look(scanner, 2..6);
+        let set = scanner.set();
+        assert!(unreadable(&set, "a.yaml") && unreadable(&set, "c.yaml"), "{set:#?}");
+        assert!(set.is_silent_about(&at("m/current/b.yaml")), "{set:#?}");
+    }
+
+    fs::rename(at("away"), at("target")).unwrap();
+    fs::rename(at("m/.trees/two"), at("m/.trees/one")).unwrap();
+    fs::remove_file(at("m/c.yaml")).unwrap();
+    look(&mut scanner, 6..10);
+    let set = scanner.set();
+    assert_eq!(names(&set), ["a.yaml", "current/b.yaml"], "{set:#?}");
+    assert!(!unreadable(&set, "a.yaml") && !set.is_silent_about(&at("m/current/b.yaml")), "{set:#?}");
 }
 
 #[test]
@@ -206,7 +250,7 @@ fn a_missing_or_exchanged_empty_directory_changes_nothing() {
     scanner.scan(&rescan(), start);
     scanner.scan(&rescan(), start + LATER);
     assert_eq!(names(&scanner.set()), ["a.yaml"]);
-    let identity = scanner.identity();
+    let ground = scanner.ground();
 
     fs::rename(&manifests, dir.path().join("away")).unwrap();
     scanner.scan(&rescan(), start + LATER);
@@ -219,16 +263,153 @@ fn a_missing_or_exchanged_empty_directory_changes_nothing() {
     assert!(scanner.set().unreadable.is_some());
     assert_eq!(names(&scanner.set()), ["a.yaml"]);
     // Also for an agent that only remembers the identity.
-    let mut restarted = Scanner::new(&manifests, identity);
+    let mut restarted = Scanner::new(&manifests, ground);
     restarted.scan(&rescan(), start);
     assert!(restarted.set().unreadable.is_some() && !restarted.set().complete);
 
     fs::write(manifests.join("b.yaml"), map("b")).unwrap();
     for scanner in [&mut scanner, &mut restarted] {
-        scanner.scan(&rescan(), start + 3 * LATER);
-        scanner.scan(&rescan(), start + 5 * LATER);
+        for times in [3, 5, 7] {
+            scanner.scan(&rescan(), start + times * LATER);
+        }
         assert_eq!(names(&scanner.set()), ["b.yaml"]);
     }
+}
+
+#[test]
+fn what_comes_in_place_of_another_directory_is_read_when_its_list_is_quiet() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let fill = |folder: &str, files: &[&str]| {
+        fs::create_dir_all(at(folder)).unwrap();
+        files.iter().for_each(|name| fs::write(at(folder).join(name), map(name)).unwrap());
+    };
+    fill("m", &["a.yaml", "b.yaml"]);
+    let mut scanner = Scanner::new(&at("m"), None);
+    let mut now = Instant::now();
+    let mut scan = |scanner: &mut Scanner, after: Duration| {
+        now += after;
+        scanner.scan(&rescan(), now);
+        names(&scanner.set())
+    };
+    scan(&mut scanner, Duration::ZERO);
+    assert_eq!(scan(&mut scanner, LATER), ["a.yaml", "b.yaml"]);
+    let ground = scanner.ground();
+
+    fs::rename(at("m"), at("away")).unwrap();
+    // Filled step by step, as a mount may be: for the agent that runs and for one that starts in between.
+    let mut restarted = Scanner::new(&at("m"), ground);
+    for files in [&["a.yaml"][..], &["b.yaml"], &["c.yaml"]] {
+        fill("m", files);
+        assert_eq!(scan(&mut scanner, LATER), ["a.yaml", "b.yaml"], "what was read counts until it is quiet");
+        assert!(scanner.deadline().is_some());
+        assert!(scan(&mut restarted, Duration::ZERO).is_empty() && !restarted.set().complete);
+    }
+    for scanner in [&mut scanner, &mut restarted] {
+        scan(scanner, LATER);
+        assert_eq!(scan(scanner, LATER), ["a.yaml", "b.yaml", "c.yaml"]);
+        assert!(scanner.set().complete && scanner.deadline().is_none());
+    }
+}
+
+#[test]
+fn a_file_that_was_due_is_not_gone_with_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manifests, path) = (dir.path().join("m"), dir.path().join("m/a.yaml"));
+    fs::create_dir(&manifests).unwrap();
+    fs::write(&path, map("a")).unwrap();
+    fs::write(manifests.join("b.yaml"), map("b")).unwrap();
+    let mut scanner = Scanner::new(&manifests, None);
+    let start = Instant::now();
+    scanner.scan(&rescan(), start);
+    scanner.scan(&rescan(), start + LATER);
+    fs::write(&path, map("a") + "# more\n").unwrap();
+    scanner.scan(&touched(&path), start + LATER);
+    fs::rename(&manifests, dir.path().join("away")).unwrap();
+    for times in 2..5 {
+        scanner.scan(&Hints::default(), start + LATER * times);
+        assert_eq!(names(&scanner.set()), ["a.yaml", "b.yaml"]);
+    }
+    assert!(scanner.unreadable().is_some());
+}
+
+/// Runs `test` on a thread with mounts of its own, which go with it.
+fn with_own_mounts(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let tested = scope.spawn(|| {
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNS) {
+                let _ = writeln!(std::io::stderr(), "SKIPPED: no mounts of our own ({error}); run as root");
+                return;
+            }
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            test();
+        });
+        tested.join().unwrap();
+    });
+}
+
+#[test]
+fn a_folder_that_is_no_longer_mounted_is_not_read_as_empty() {
+    with_own_mounts(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let none = None::<&str>;
+        for folder in ["m/tmpfs", "m/bound", "source/deep"] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        fs::write(at("source/b.yaml"), map("b")).unwrap();
+        fs::write(at("m/z.yaml"), map("z")).unwrap();
+        let bind = || mount(Some(&at("source")), &at("m/bound"), none, MsFlags::MS_BIND, none).unwrap();
+        bind();
+        mount(Some("m"), &at("m/tmpfs"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        fs::write(at("m/tmpfs/a.yaml"), map("a")).unwrap();
+        let all = ["bound/b.yaml", "tmpfs/a.yaml", "z.yaml"];
+        let mut scanner = Scanner::new(&at("m"), None);
+        let start = Instant::now();
+        scanner.scan(&rescan(), start);
+        scanner.scan(&rescan(), start + LATER);
+        assert_eq!(names(&scanner.set()), all);
+        let ground = scanner.ground();
+        assert_eq!(ground.as_ref().unwrap().mounts.len(), 2);
+
+        umount2(&at("m/tmpfs"), MntFlags::empty()).unwrap();
+        umount2(&at("m/bound"), MntFlags::empty()).unwrap();
+        let mut restarted = Scanner::new(&at("m"), ground);
+        for times in 2..5 {
+            // Also where only a file in it is looked at.
+            let hints = if times == 2 { touched(&at("m/tmpfs/a.yaml")) } else { rescan() };
+            scanner.scan(&hints, start + LATER * times);
+            assert_eq!(names(&scanner.set()), all);
+            restarted.scan(&rescan(), start + LATER * times);
+        }
+        for scanner in [&scanner, &restarted] {
+            let set = scanner.set();
+            assert!(set.complete && scanner.misses_something() && scanner.deadline().is_none());
+            for name in ["tmpfs", "bound"] {
+                assert!(set.unreadable_folders[&at("m").join(name)].contains("not mounted"));
+                assert!(set.is_silent_about(&at("m").join(name).join("a.yaml")));
+            }
+            assert_eq!(set.mounts.len(), 2, "remembered for the next agent");
+        }
+
+        // Mounted again; and the folder of the other one is removed, which removes what it had.
+        bind();
+        fs::remove_dir(at("m/tmpfs")).unwrap();
+        for scanner in [&mut scanner, &mut restarted] {
+            for times in 5..9 {
+                scanner.scan(&rescan(), start + LATER * times);
+            }
+            assert_eq!(names(&scanner.set()), ["bound/b.yaml", "z.yaml"]);
+            assert!(scanner.set().files.len() == 2 && !scanner.misses_something());
+            assert_eq!(scanner.ground().unwrap().mounts.len(), 1);
+        }
+        // What is removed from what is mounted was removed by somebody.
+        fs::remove_file(at("source/b.yaml")).unwrap();
+        scanner.scan(&rescan(), start + LATER * 9);
+        scanner.scan(&rescan(), start + LATER * 10);
+        assert_eq!(scanner.set().files.len(), 1);
+        umount2(&at("m/bound"), MntFlags::empty()).unwrap();
+    });
 }
 
 #[test]

@@ -11,7 +11,7 @@ use portreeve_node::fake::{FakeRuntime, Script};
 use portreeve_node::source::DirectorySource;
 use portreeve_node::{
     Clock, ManifestFile, NamespacedName, Node, NodeConfig, NodeError, ObjectName, PlanRequest, PodChange, Runtime,
-    WatchError,
+    SourceState, WatchError,
 };
 
 struct World {
@@ -110,6 +110,129 @@ async fn apply_writes_one_file_per_object_and_delete_removes_only_those() {
     assert_eq!(report.absent, [named("x")]);
     assert_eq!(report.deleted[0].object, named("a"), "what is not there keeps nothing else");
     world.until("a is gone", |w| w.phase("a").is_empty()).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_written_or_removed_while_the_directory_is_not_the_one_that_was_read() {
+    let world = world();
+    world.write("own.yaml", &pod("own", "i:1"));
+    world.node.apply(given(&pod("a", "i:1"))).await.unwrap();
+    world.until("both run", |w| w.running("own") && w.running("a")).await;
+    let (manifests, away) = (world.manifest(""), world.dir.path().join("away"));
+    fs::rename(&manifests, &away).unwrap();
+    for another in [false, true] {
+        if another {
+            // As below a mount that is gone.
+            fs::create_dir(&manifests).unwrap();
+        }
+        for error in [
+            world.node.apply(given(&pod("b", "i:1"))).await.unwrap_err(),
+            world.node.apply(given(&pod("a", "i:1"))).await.unwrap_err(),
+            world.node.delete(vec![named("a")]).await.unwrap_err(),
+            world.node.delete(vec![named("x")]).await.unwrap_err(),
+        ] {
+            assert!(matches!(&error, NodeError::AnotherDirectory { source, .. } if source.is_none() == another));
+            let told = format!("{} is not the directory that was read", world.dir.path().join("manifests").display());
+            assert!(error.to_string().starts_with(&told), "{error}");
+        }
+        assert_eq!(manifests.exists(), another, "it is never made");
+        assert!(!another || fs::read_dir(&manifests).unwrap().next().is_none(), "something was written");
+        world.until("it is unreadable", |w| w.node.sources()[0].state == SourceState::Unreadable).await;
+        let plan = world.node.plan(PlanRequest::default()).await.unwrap();
+        assert!(plan.has_errors() && !plan.has_changes(), "{plan:?}");
+        assert_eq!(plan.problems[0].file, world.dir.path().join("manifests"));
+    }
+    assert!(away.join("applied/pod.default.a.yaml").exists());
+    assert!(world.running("own") && world.running("a"));
+    fs::remove_dir(&manifests).unwrap();
+    fs::rename(&away, &manifests).unwrap();
+    world.until("it is read again", |w| w.node.sources()[0].state == SourceState::Ready).await;
+    assert!(!world.node.plan(PlanRequest::default()).await.unwrap().has_errors());
+    world.node.delete(vec![named("a")]).await.unwrap();
+    world.until("a is gone", |w| w.phase("a").is_empty()).await;
+    assert!(world.running("own"));
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_deleted_is_not_said_to_be() {
+    let world = world();
+    world.node.apply(given(&(pod("a", "i:1") + "---\n" + &pod("b", "i:1")))).await.unwrap();
+    world.until("both run", |w| w.running("a") && w.running("b")).await;
+    // A link that is not followed: what came from there runs on, and its files are out of sight.
+    let aside = world.dir.path().join("aside");
+    fs::rename(world.manifest("applied"), &aside).unwrap();
+    std::os::unix::fs::symlink(&aside, world.manifest("applied")).unwrap();
+    world.until("the link is refused", |w| w.node.sources()[0].errors > 0).await;
+    fs::rename(aside.join("pod.default.a.yaml"), world.dir.path().join("a")).unwrap();
+    let error = world.node.delete(vec![named("b"), named("a")]).await.unwrap_err();
+    assert!(matches!(&error, NodeError::FileMissing { object, .. } if *object == named("a")), "{error:?}");
+    assert!(aside.join("pod.default.b.yaml").exists(), "all or nothing");
+    let error = world.node.delete(vec![named("b")]).await.unwrap_err();
+    let NodeError::NotFollowed { files, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(*files, [world.manifest("applied/pod.default.b.yaml")]);
+    assert!(error.to_string().contains("get sources"), "{error}");
+    assert!(world.running("a") && world.running("b"));
+    let report = world.node.apply(given(&pod("b", "i:2"))).await.unwrap();
+    let told: Vec<_> =
+        report.warnings.iter().map(|warning| (warning.reason.as_str(), warning.object.clone())).collect();
+    assert_eq!(told, [("NotSeen", Some("Pod default/b".to_owned()))]);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_uid_that_cannot_be_had_is_refused_before_anything_is_written() {
+    let world = world();
+    world.node.apply(given(&pod("web", "i:1"))).await.unwrap();
+    world.until("it runs", |w| w.running("web")).await;
+    let pods = world.node.pods();
+    let uid = pods.items[0].metadata.uid.clone().unwrap();
+    let with_uid = |name: &str, uid: &str| pod(name, "i:1").replace("a: {name:", &format!("a: {{uid: {uid}, name:"));
+    let own = "0b5e4ee4-5c5f-4bd5-9c7d-8d1d7f2a4f10";
+    for (text, object) in [
+        (with_uid("a", &uid), "Pod default/a"),
+        (with_uid("a", own) + "---\n" + &with_uid("b", &own.to_uppercase()), "Pod default/b"),
+    ] {
+        let Err(NodeError::Invalid(problems)) = world.node.apply(given(&text)).await else { panic!("accepted") };
+        assert_eq!((problems.len(), problems[0].object.as_deref()), (1, Some(object)), "{problems:?}");
+        assert_eq!(problems[0].field, "metadata.uid");
+        let plan = world.node.plan(PlanRequest { files: given(&text), prune: true }).await.unwrap();
+        assert_eq!(plan.problems, problems);
+        assert!(plan.pods.iter().all(|pod| Some(format!("Pod default/{}", pod.name)).as_deref() != Some(object)));
+    }
+    assert_eq!(fs::read_dir(world.manifest("applied")).unwrap().count(), 1);
+    // Its own it may say, and a free one.
+    world.node.apply(given(&(with_uid("web", &uid) + "---\n" + &with_uid("a", own)))).await.unwrap();
+    world.until("a runs", |w| w.running("a")).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_without_files_names_the_errors_of_the_sources() {
+    let world = world();
+    world.write("a.yaml", &pod("a", "i:1"));
+    world.until("a runs", |w| w.running("a")).await;
+    world.until("nothing is left to do", |w| w.runtime.containers().len() == 1).await;
+    assert!(!world.node.plan(PlanRequest::default()).await.unwrap().has_errors());
+    world.write("a.yaml", "{{{");
+    world.until("the error is seen", |w| w.node.sources()[0].errors > 0).await;
+    let plan = world.node.plan(PlanRequest::default()).await.unwrap();
+    assert!(plan.has_errors() && !plan.has_changes(), "{plan:?}");
+    assert_eq!(plan.problems[0].file, world.manifest("a.yaml"));
+    let given = PlanRequest { files: given(&pod("a", "i:1")), prune: false };
+    assert!(!world.node.plan(given).await.unwrap().has_errors(), "files are judged by themselves");
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_says_what_it_starts_later() {
+    let world = world();
+    let text =
+        pod("a", "i:1").replace("  containers:", "  initContainers: [{name: init, image: \"i:1\"}]\n  containers:");
+    let plan = world.node.plan(PlanRequest { files: given(&text), prune: false }).await.unwrap();
+    let then: Vec<_> = plan.pods[0].then.iter().map(|then| (then.containers.join(","), then.when.as_str())).collect();
+    assert_eq!(then, [("c".to_owned(), "init container init has ended")]);
     world.node.shutdown().await;
 }
 

@@ -504,6 +504,55 @@ async fn a_ledger_that_is_not_written_is_told_and_undoes_no_edit_under_another_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_runs_without_a_record_stays_while_a_file_is_broken() {
+    const MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\n";
+    let mut world = World::new(MAP);
+    let block = world.config.root.join(".ledger.json.new");
+    let runs = |w: &World| w.runtime.containers().into_iter().map(|it| it.id).collect::<Vec<_>>();
+    world.until("the source has been read", |w| w.node.ready().is_ok()).await;
+    std::fs::create_dir(&block).unwrap();
+    world.sets.send_replace(set(&[("m.yaml", MAP), ("p.yaml", &pod(GOOD))]));
+    world.until("it runs", |w| w.running("good") == 1).await;
+    let container = runs(&world);
+
+    // Nothing on disk knows the pod, and its file says nothing any more.
+    let mut broken = set(&[("m.yaml", MAP)]);
+    let file = SourceFile { content: FileContent::Unreadable("broken".to_owned()), vanishing: false };
+    broken.files.insert(std::path::PathBuf::from("/manifests/p.yaml"), file);
+    world.sets.send_replace(broken);
+    let volumes = std::fs::read_dir(world.config.root.join("pods")).unwrap().next().unwrap().unwrap().path();
+    // What a pod left that an agent was killed over before anything knew of it.
+    let logs = |name: &str| world.config.root.join("logs").join(name);
+    let (nobodys, foreign) = (logs("default_x_9e2b8f8a-3a3b-4d7e-8a44-0c3a6cf0a111"), logs("somebody_elses"));
+    let own = logs(&format!("default_p_{}", volumes.file_name().unwrap().to_str().unwrap()));
+    for folder in [&nobodys, &foreign, &own] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    world.kill_agent().await;
+    std::fs::remove_dir(&block).unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(runs(&world), container, "{:#?}", world.runtime.log());
+    world.until("what belongs to nobody is removed", |_| !nobodys.exists()).await;
+    assert!(volumes.exists() && own.exists() && foreign.exists());
+    assert_eq!(world.events("ManifestUnknown").len(), 1);
+    world.sets.send_replace(set(&[("m.yaml", MAP), ("p.yaml", &pod(GOOD))]));
+    world.until("the pod is shown", |w| w.running("good") == 1 && w.phase() == "Running").await;
+    assert_eq!(runs(&world), container, "{:#?}", world.runtime.log());
+
+    // In order, but without the pod that nothing on disk knows: it goes.
+    std::fs::create_dir(&block).unwrap();
+    let other = pod(GOOD).replace("name: p", "name: other");
+    world.sets.send_replace(set(&[("m.yaml", MAP), ("p.yaml", &pod(GOOD)), ("o.yaml", &other)]));
+    world.until("the other runs", |w| w.runtime.containers().len() == 2).await;
+    world.sets.send_replace(set(&[("m.yaml", MAP), ("p.yaml", &pod(GOOD))]));
+    world.kill_agent().await;
+    std::fs::remove_dir(&block).unwrap();
+    world.until("the other is gone", |w| w.runtime.containers().len() == 1).await;
+    assert_eq!(runs(&world), container);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_ledger_knows_runs_although_its_source_says_nothing() {
     let mut world = World::new(&pod(GOOD));
     world.until("it runs", |w| w.running("good") == 1).await;

@@ -60,7 +60,7 @@ pub use observed::{
 pub use plan::{container_record, past, plan, sandbox_record, volume_records};
 pub use resources::{Resources, ResourcesView};
 pub use status::{PENDING_CHANGE, STALE, remember, status};
-pub use step::{Action, Beside, KillCause, Plan, Step, Wait};
+pub use step::{Action, Beside, Following, KillCause, Plan, Step, Wait, WaitKind};
 
 /// Annotation of a pod: `"true"` restarts a container when a ConfigMap or Secret key that its
 /// environment uses changes. Without it such a container runs on and is reported as stale.

@@ -57,6 +57,7 @@ pub fn plan(desired: &DesiredPod, observed: &ObservedPod, now: Timestamp) -> Pla
         key: desired.key(),
         steps: draft.steps,
         waits: draft.waits,
+        then: draft.then,
         differences,
         wake_at: draft.wake_at,
         removed,

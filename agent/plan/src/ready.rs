@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 use crate::backoff::retry_at;
 use crate::env::env_use;
 use crate::observed::{Attempted, Failure, ImageName, ImageView};
+use crate::step::WaitKind;
 use crate::world::World;
 
 /// The answer.
@@ -28,13 +29,21 @@ pub(crate) enum Readiness {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Obstacle {
     pub(crate) reason: String,
+    pub(crate) kind: WaitKind,
     pub(crate) message: String,
     pub(crate) until: Option<Timestamp>,
 }
 
 impl Obstacle {
-    fn new(reason: &str, message: impl Into<String>) -> Obstacle {
-        Obstacle { reason: reason.to_owned(), message: message.into(), until: None }
+    /// Something that is wrong until somebody mends it.
+    pub(crate) fn fault(reason: &str, message: impl Into<String>) -> Obstacle {
+        Obstacle { reason: reason.to_owned(), kind: WaitKind::Fault, message: message.into(), until: None }
+    }
+
+    /// A failure that is tried again at `until`.
+    pub(crate) fn failed(failure: &Failure, kind: WaitKind, until: Timestamp) -> Obstacle {
+        let (reason, message) = (failure.reason.clone(), failure.message.clone());
+        Obstacle { reason, kind, message, until: Some(until) }
     }
 }
 
@@ -44,7 +53,7 @@ pub(crate) fn readiness(world: &World<'_>, container: &Container, since: Timesta
     let missing = env_use(world.desired, container).missing;
     if !missing.is_empty() {
         let message = missing.join("; ");
-        return Readiness::Blocked(Obstacle::new("CreateContainerConfigError", message));
+        return Readiness::Blocked(Obstacle::fault("CreateContainerConfigError", message));
     }
     if let Some(failure) = world.failure(&Attempted::Container(container.name.clone()))
         && retry_at(failure) > world.now
@@ -52,11 +61,7 @@ pub(crate) fn readiness(world: &World<'_>, container: &Container, since: Timesta
         return match image(world, container, since) {
             // What lasts longer says when the next try is.
             Readiness::Blocked(obstacle) if obstacle.until > Some(retry_at(failure)) => Readiness::Blocked(obstacle),
-            _ => Readiness::Blocked(Obstacle {
-                reason: failure.reason.clone(),
-                message: failure.message.clone(),
-                until: Some(retry_at(failure)),
-            }),
+            _ => Readiness::Blocked(Obstacle::failed(failure, WaitKind::Fault, retry_at(failure))),
         };
     }
     image(world, container, since)
@@ -71,7 +76,7 @@ fn image(world: &World<'_>, container: &Container, since: Timestamp) -> Readines
         look_first: must_not_be_root(world, container).is_some_and(|user| user.is_none()),
     };
     match world.observed.images.get(&name).unwrap_or(&ImageView::Absent) {
-        ImageView::Invalid { message } => Readiness::Blocked(Obstacle::new("InvalidImageName", message)),
+        ImageView::Invalid { message } => Readiness::Blocked(Obstacle::fault("InvalidImageName", message)),
         ImageView::Present { user, pulled_at, failure, .. } => {
             if policy == "Always" && pulled_at.is_none_or(|pulled_at| pulled_at < since) {
                 return match backing_off(world, &name, failure.as_ref()) {
@@ -80,18 +85,19 @@ fn image(world: &World<'_>, container: &Container, since: Timestamp) -> Readines
                 };
             }
             match runs_as_root(world, container, user.as_deref()) {
-                Some(message) => Readiness::Blocked(Obstacle::new("CreateContainerConfigError", message)),
+                Some(message) => Readiness::Blocked(Obstacle::fault("CreateContainerConfigError", message)),
                 None => Readiness::Ready,
             }
         }
-        _ if policy == "Never" => Readiness::Blocked(Obstacle::new(
+        _ if policy == "Never" => Readiness::Blocked(Obstacle::fault(
             "ErrImageNeverPull",
             format!("image {name} is not on this node and imagePullPolicy is Never; load it"),
         )),
         ImageView::Absent => pull("is not on this node"),
-        ImageView::Pulling { after: None } => {
-            Readiness::Blocked(Obstacle::new("ContainerCreating", format!("pulling image {name}")))
-        }
+        ImageView::Pulling { after: None } => Readiness::Blocked(Obstacle {
+            kind: WaitKind::Progress,
+            ..Obstacle::fault("ContainerCreating", format!("pulling image {name}"))
+        }),
         ImageView::Pulling { after: Some(failure) } => {
             Readiness::Blocked(Obstacle { until: None, ..pull_failed(&name, failure) })
         }
@@ -110,13 +116,12 @@ fn backing_off(world: &World<'_>, name: &ImageName, failure: Option<&Failure>) -
 
 /// `ErrImagePull` for the first failure, `ImagePullBackOff` for those after it.
 fn pull_failed(name: &ImageName, failure: &Failure) -> Obstacle {
-    let (reason, message) = if failure.attempts <= 1 {
-        (failure.reason.clone(), failure.message.clone())
-    } else {
-        let message = format!("back-off pulling image {name}: {}", failure.message);
-        ("ImagePullBackOff".to_owned(), message)
-    };
-    Obstacle { reason, message, until: Some(retry_at(failure)) }
+    let first = Obstacle::failed(failure, WaitKind::Fault, retry_at(failure));
+    if failure.attempts <= 1 {
+        return first;
+    }
+    let message = format!("back-off pulling image {name}: {}", failure.message);
+    Obstacle { reason: "ImagePullBackOff".to_owned(), kind: WaitKind::BackOff, message, ..first }
 }
 
 /// `Some(user of the spec)` if the container may not run as root.

@@ -10,7 +10,7 @@ use crate::difference::{Cost, Difference, container_differences, spec_difference
 use crate::fate::{Fate, fate};
 use crate::observed::{Carried, SandboxState, SandboxView};
 use crate::ready::{Obstacle, Readiness, readiness};
-use crate::step::KillCause;
+use crate::step::{KillCause, WaitKind};
 use crate::volumes;
 use crate::world::{Policy, Role, Slot, World, exit_of, is_running};
 
@@ -164,8 +164,7 @@ fn obstacle(world: &World<'_>, home: &SandboxView) -> Option<Obstacle> {
         return None;
     }
     if let Some(blocked) = &world.desired.blocked {
-        let (reason, message) = (blocked.reason.clone(), blocked.message.clone());
-        return Some(Obstacle { reason, message, until: None });
+        return Some(Obstacle::fault(&blocked.reason, &blocked.message));
     }
     if let Some(missing) = missing_volumes(world) {
         return Some(missing);
@@ -190,6 +189,7 @@ pub(crate) fn missing_volumes(world: &World<'_>) -> Option<Obstacle> {
     }
     (!messages.is_empty()).then(|| Obstacle {
         reason: "FailedMount".to_owned(),
+        kind: WaitKind::Volume,
         message: messages.join("; "),
         until: None,
     })

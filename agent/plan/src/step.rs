@@ -24,6 +24,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What the plan is waiting for.
     pub waits: Vec<Wait>,
+    /// What a later plan starts, when these steps have had their effect.
+    pub then: Vec<Following>,
     /// How what runs differs from what is wanted.
     pub differences: Vec<Difference>,
     /// The first moment at which time alone could change this plan or the status.
@@ -78,10 +80,38 @@ pub struct Wait {
     pub container: Option<String>,
     /// One CamelCase word: `CrashLoopBackOff`, `ImagePullBackOff`, `CreateContainerConfigError`.
     pub reason: String,
+    /// What it means for whoever looks after the pod.
+    pub kind: WaitKind,
     /// A sentence.
     pub message: String,
     /// When it is tried again; `None` when only a change of the world ends the wait.
     pub until: Option<Timestamp>,
+}
+
+/// What a wait means for whoever looks after the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WaitKind {
+    /// Nothing is wrong: it takes its time.
+    Progress,
+    /// It failed more than once, and a pause is kept before the next try.
+    BackOff,
+    /// Something is wrong, and somebody may have to mend it.
+    Fault,
+    /// What a volume is made of is missing.
+    Volume,
+    /// A step failed, which was told when it did, and is tried again.
+    Retry,
+}
+
+/// Containers that are started by a later plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Following {
+    /// Their names, in the order of the pod.
+    pub containers: Vec<String>,
+    /// What must have happened before, as the end of a sentence that begins with `when`.
+    pub when: String,
 }
 
 /// The verbs of the planner. Each is idempotent for the executor: what is done already is done.
@@ -299,7 +329,7 @@ mod seconds_option {
 }
 
 impl fmt::Display for Plan {
-    /// A heading, then a line per step with its cost and reason, then what is waited for.
+    /// A heading, then a line per step with its cost and reason, then what follows, then what is waited for.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.removed {
             return writeln!(f, "Pod {}: nothing is left of it", self.key);
@@ -314,10 +344,20 @@ impl fmt::Display for Plan {
         for step in &self.steps {
             writeln!(f, "  {step}")?;
         }
+        for following in &self.then {
+            writeln!(f, "  {following}")?;
+        }
         for wait in &self.waits {
             writeln!(f, "  {wait}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Following {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = if self.containers.len() == 1 { "container" } else { "containers" };
+        write!(f, "then {word} {}, when {}", self.containers.join(", "), self.when)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The rows: every field of the kinds that run here, and what becomes of it.
 
+use std::net::Ipv4Addr;
+
 use super::Support::{self, Error, Supported, Warning};
 use crate::object::Kind;
 use crate::path::Path;
@@ -156,8 +158,9 @@ fn is_not_zero(node: &Node) -> bool {
     says_something(node) && node.value != Value::Integer(0)
 }
 
-fn is_ipv6(node: &Node) -> bool {
-    node.text().is_some_and(|text| text.contains(':'))
+/// Taken for any address, it would open the port to everybody.
+fn is_no_ipv4_address(node: &Node) -> bool {
+    node.text().is_some_and(|text| !text.is_empty() && text.parse::<Ipv4Addr>().is_err())
 }
 
 fn is_bounded_disk(node: &Node) -> bool {
@@ -345,7 +348,8 @@ pub(super) static ROWS: &[Row] = &[
     yes("spec.containers[].ports").noted("TCP and UDP; hostPort on IPv4"),
     no("spec.containers[].ports[]", "publish TCP or UDP, or use hostNetwork")
         .when(When::Node(is_sctp_on_the_host), "SCTP on a hostPort"),
-    no("spec.containers[].ports[].hostIP", "use an IPv4 address").when(When::Node(is_ipv6), "IPv6"),
+    no("spec.containers[].ports[].hostIP", "use an IPv4 address, such as 127.0.0.1")
+        .when(When::Node(is_no_ipv4_address), "anything but an IPv4 address"),
     yes("spec.containers[].resources").noted("cpu, memory, and portreeve.dev/pids"),
     no("spec.containers[].resources.limits{}", "remove it; disk use is not limited here")
         .when(When::Key(|name| name == "ephemeral-storage"), "ephemeral-storage"),

@@ -53,3 +53,13 @@ async fn root_has_places_that_others_do_not_take() {
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{answer}");
     drop(held);
 }
+
+#[tokio::test]
+async fn an_address_that_is_taken_leaves_no_socket_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = portreeve_api::Config::new(directory.path().join("portreeve.sock"));
+    config.listen = Some(taken.local_addr().unwrap());
+    assert!(portreeve_api::Doors::bind(&config).await.is_err());
+    assert!(!config.socket.exists());
+}

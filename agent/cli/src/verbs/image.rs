@@ -202,6 +202,10 @@ async fn load(client: &Client, file: PathBuf) -> anyhow::Result<()> {
         pieces(stream::unfold(input, |mut input| async move { input.recv().await.map(|piece| (Ok(piece), input)) }))
     } else {
         let opened = File::open(&file).await.with_context(|| format!("opening {}", file.display()))?;
+        let is_dir = opened.metadata().await.is_ok_and(|metadata| metadata.is_dir());
+        if is_dir {
+            bail!("{} is a directory; give the tar of an image, as `docker save` writes it", file.display());
+        }
         pieces(stream::try_unfold(opened, |mut file| async move {
             let mut buffer = vec![0; CHUNK_BYTES];
             let read = file.read(&mut buffer).await?;

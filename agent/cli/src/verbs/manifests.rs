@@ -3,50 +3,98 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use nix::libc;
 use portreeve_api::v1alpha1::ManifestFile;
 use portreeve_manifests::text_of;
 use portreeve_node::source::manifests_below;
 
-/// The largest manifest.
+/// The largest manifest, as the agent has it.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 /// All manifests of one request together.
 const MAX_TOTAL_BYTES: usize = 12 * 1024 * 1024;
+
+/// A manifest that a path names.
+#[derive(Debug)]
+pub(crate) struct Named {
+    /// `-` is standard input.
+    pub(crate) path: PathBuf,
+    in_directory: bool,
+}
+
+/// What a path names: itself, or every manifest in it when it is a directory.
+///
+/// # Errors
+/// A directory that cannot be read; an address.
+pub(crate) fn named(path: &Path) -> anyhow::Result<Vec<Named>> {
+    let text = path.to_string_lossy();
+    if text.starts_with("http://") || text.starts_with("https://") {
+        bail!("{text} is not fetched: give files, or pipe it in, as in `curl -fsSL {text} | portreeve ... -`");
+    }
+    if path == Path::new("-") || !path.is_dir() {
+        return Ok(vec![Named { path: path.to_owned(), in_directory: false }]);
+    }
+    let (below, unreadable) = manifests_below(path).with_context(|| format!("reading {}", path.display()))?;
+    if let Some((folder, reason)) = unreadable.first_key_value() {
+        bail!("reading {}: {reason}", folder.display());
+    }
+    Ok(below.into_iter().map(|path| Named { path, in_directory: true }).collect())
+}
+
+impl Named {
+    pub(crate) fn is_stdin(&self) -> bool {
+        !self.in_directory && self.path == Path::new("-")
+    }
+
+    /// Its content; of what is larger than any manifest, as much as shows that it is.
+    ///
+    /// # Errors
+    /// What cannot be read, and what was found in a directory and is no file.
+    pub(crate) fn bytes(&self) -> anyhow::Result<Vec<u8>> {
+        let path = self.path.display();
+        let mut bytes = Vec::new();
+        let read = if self.is_stdin() {
+            io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)
+        } else {
+            // Who names a pipe waits for its writer; nobody named what merely lies in a directory.
+            let flags = if self.in_directory { libc::O_NONBLOCK | libc::O_NOCTTY } else { 0 };
+            let opened = File::options().read(true).custom_flags(flags).open(&self.path);
+            let file = opened.with_context(|| format!("opening {path}"))?;
+            if self.in_directory && !file.metadata().with_context(|| format!("reading {path}"))?.is_file() {
+                bail!("reading {path}: it is no regular file (a pipe or a device?); move it out of the directory");
+            }
+            file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)
+        };
+        read.with_context(|| format!("reading {path}"))?;
+        Ok(bytes)
+    }
+}
 
 /// Reads what the paths name; a directory means every manifest in it, `-` standard input.
 ///
 /// # Errors
 /// What cannot be read, or is larger than its bound.
 pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<ManifestFile>> {
-    let mut names = Vec::new();
+    let mut all = Vec::new();
     for path in paths {
-        if path.is_dir() {
-            let (below, unreadable) = manifests_below(path).with_context(|| format!("reading {}", path.display()))?;
-            if let Some((folder, reason)) = unreadable.first_key_value() {
-                bail!("reading {}: {reason}", folder.display());
-            }
-            names.extend(below);
-        } else {
-            names.push(path.clone());
-        }
+        all.extend(named(path)?);
     }
     let mut seen = BTreeSet::new();
     let mut files = Vec::new();
     let mut total = 0;
-    for name in names {
-        let is_stdin = name == Path::new("-");
+    for one in all {
         // The agent says file:line in the user's own words, and knows its files by absolute paths.
-        let path = if is_stdin { name.clone() } else { std::path::absolute(&name)? };
+        let path = if one.is_stdin() { one.path.clone() } else { std::path::absolute(&one.path)? };
         if !seen.insert(path.clone()) {
             continue;
         }
-        let bytes = if is_stdin {
-            bounded(io::stdin().lock(), &name)?
-        } else {
-            bounded(File::open(&name).with_context(|| format!("opening {}", name.display()))?, &name)?
-        };
+        let bytes = one.bytes()?;
+        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
+            bail!("{} is larger than {} MiB", one.path.display(), MAX_FILE_BYTES >> 20);
+        }
         total += bytes.len();
         if total > MAX_TOTAL_BYTES {
             bail!("the manifests are larger than {} MiB together: give fewer at a time", MAX_TOTAL_BYTES >> 20);
@@ -57,16 +105,6 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<ManifestFile>> {
         files.push(ManifestFile { path, content });
     }
     Ok(files)
-}
-
-fn bounded(from: impl Read, name: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = from.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
-    let read = read.with_context(|| format!("reading {}", name.display()))?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
-        bail!("{} is larger than {} MiB", name.display(), MAX_FILE_BYTES >> 20);
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -137,5 +175,27 @@ mod tests {
         let path = root.path().join("big.yaml");
         File::create(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
         assert!(read(&[path]).unwrap_err().to_string().contains("big.yaml"));
+    }
+
+    #[test]
+    fn a_pipe_in_a_directory_is_named_instead_of_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&root.path().join("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = read(&[root.path().to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("pipe.yaml") && error.contains("no regular file"), "{error}");
+    }
+
+    #[test]
+    fn what_has_no_end_is_read_to_the_bound_alone() {
+        let endless = &named(Path::new("/dev/zero")).unwrap()[0];
+        assert_eq!(endless.bytes().unwrap().len() as u64, MAX_FILE_BYTES + 1);
+        let error = read(&["/dev/zero".into()]).unwrap_err().to_string();
+        assert!(error.contains("/dev/zero is larger than 4 MiB"), "{error}");
+    }
+
+    #[test]
+    fn an_address_is_no_file() {
+        let error = read(&["https://example.com/a.yaml".into()]).unwrap_err().to_string();
+        assert!(error.contains("is not fetched"), "{error}");
     }
 }

@@ -13,7 +13,7 @@ mod forward;
 mod get;
 mod image;
 mod logs;
-mod manifests;
+pub(crate) mod manifests;
 mod operate;
 mod output;
 mod plan;

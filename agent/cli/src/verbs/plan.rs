@@ -17,7 +17,7 @@ const CHANGES: u8 = 2;
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
-    /// Files or directories laid over what is desired; none: what the agent would do next
+    /// Files or directories laid over what is desired; none: what the agent would do next, and the sources' errors
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Treat PATH as the whole manifests directory: what it does not name is removed
@@ -109,6 +109,10 @@ fn print(out: &mut dyn Write, err: &mut dyn Write, report: &PlanReport) -> io::R
             let cost = if step.cost.is_empty() { String::new() } else { format!(" [{}]", step.cost) };
             writeln!(out, "    {number}. {}{cost}: {}", step.action, step.reason)?;
         }
+        for then in &pod.then {
+            let word = if then.containers.len() == 1 { "container" } else { "containers" };
+            writeln!(out, "    then {word} {}, when {}", then.containers.join(", "), then.when)?;
+        }
         if let Some(blocked) = &pod.blocked {
             writeln!(out, "    blocked: {blocked}")?;
         }
@@ -145,6 +149,7 @@ mod tests {
                 to: Some("nginx:2".into()),
             }],
             steps,
+            then: Vec::new(),
             wake_at: None,
             blocked: None,
         }
@@ -171,6 +176,37 @@ mod tests {
              1. KillContainer nginx [restart]: its image changes\n"
         );
         assert_eq!(verdict(&report), ExitCode::from(2));
+    }
+
+    #[test]
+    fn what_follows_the_steps_is_the_last_line() {
+        let step = PlannedStep { action: "start container init".into(), reason: "new".into(), cost: "live".into() };
+        let mut pod = pod(PodChange::Create, vec![step]);
+        pod.differences.clear();
+        let mut value = serde_json::to_value(&pod).unwrap();
+        assert!(value.get("then").is_none(), "{value}");
+        let then = serde_json::json!([{"containers": ["c", "s"], "when": "init container init has ended"}]);
+        value["then"] = then.clone();
+        let pod: PodPlan = serde_json::from_value(value).unwrap();
+        assert_eq!(serde_json::to_value(&pod).unwrap()["then"], then);
+        assert_eq!(
+            printed(&PlanReport { pods: vec![pod], ..PlanReport::default() }),
+            "+ Pod default/web is new [restart]\n    1. start container init [live]: new\n    \
+             then containers c, s, when init container init has ended\n"
+        );
+    }
+
+    #[test]
+    fn the_errors_of_the_sources_are_told_and_fail() {
+        let problem = serde_json::from_value(serde_json::json!({
+            "severity": "error", "file": "/m", "line": 0, "column": 0, "reason": "Unreadable", "message": "not there",
+        }));
+        let report = PlanReport { problems: vec![problem.unwrap()], ..PlanReport::default() };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        print(&mut out, &mut err, &report).unwrap();
+        assert_eq!(String::from_utf8(err).unwrap(), "/m: error: not there\n");
+        assert_eq!(String::from_utf8(out).unwrap(), "No changes.\n");
+        assert_eq!(verdict(&report), ExitCode::FAILURE);
     }
 
     #[test]

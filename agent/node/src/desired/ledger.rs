@@ -3,7 +3,7 @@
 //! One file, `<root>/ledger.json`, 0600, replaced as a whole when something changed. It holds
 //! Secrets in clear, as etcd does; whoever reads `<root>` is root.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use portreeve_plan::{Finished, PodUid};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::disk;
-use crate::source::Identity;
+use crate::source::{Ground, Identity};
 
 /// Version of the ledger that this agent writes, and the newest it reads.
 const VERSION: u32 = 1;
@@ -105,6 +105,8 @@ pub struct Removal {
 pub struct Ledger {
     /// The directories that were last read, by source.
     pub identities: BTreeMap<String, Identity>,
+    /// The folders of these directories that are mount points, and what was mounted there.
+    pub mounts: BTreeMap<PathBuf, Identity>,
     /// The objects that should be there.
     pub objects: BTreeMap<ObjectKey, Record>,
     /// The pods that should go, by uid.
@@ -116,6 +118,7 @@ pub struct Ledger {
 struct FileOut<'a> {
     version: u32,
     identities: &'a BTreeMap<String, Identity>,
+    mounts: &'a BTreeMap<PathBuf, Identity>,
     objects: Vec<&'a Record>,
     removals: &'a BTreeMap<PodUid, Removal>,
 }
@@ -129,6 +132,8 @@ struct Version {
 #[serde(rename_all = "camelCase")]
 struct FileIn {
     identities: BTreeMap<String, Identity>,
+    #[serde(default)]
+    mounts: BTreeMap<PathBuf, Identity>,
     objects: Vec<Record>,
     removals: BTreeMap<PodUid, Removal>,
 }
@@ -151,7 +156,7 @@ impl Ledger {
         }
         let file: FileIn = serde_json::from_slice(&bytes).map_err(parse)?;
         let objects = file.objects.into_iter().map(|record| (record.object.key(), record)).collect();
-        Ok(Self { identities: file.identities, objects, removals: file.removals })
+        Ok(Self { identities: file.identities, mounts: file.mounts, objects, removals: file.removals })
     }
 
     /// Writes the ledger at `path`, whole or not at all, and waits for the disk.
@@ -162,6 +167,7 @@ impl Ledger {
         let file = FileOut {
             version: VERSION,
             identities: &self.identities,
+            mounts: &self.mounts,
             objects: self.objects.values().collect(),
             removals: &self.removals,
         };
@@ -169,6 +175,17 @@ impl Ledger {
             .map_err(io::Error::other)
             .and_then(|bytes| disk::replace_blocking(path, &bytes, 0o600))
             .map_err(|source| LedgerError::Write { path: path.to_owned(), source })
+    }
+
+    /// What was known of the ground of a source when it was last read.
+    pub(crate) fn ground(&self, source: &str) -> Option<Ground> {
+        Some(Ground { identity: *self.identities.get(source)?, mounts: self.mounts.clone() })
+    }
+
+    /// Every uid that is taken.
+    pub(crate) fn uids(&self) -> BTreeSet<String> {
+        let removed = self.removals.keys().map(|uid| uid.0.clone());
+        self.objects.values().map(|record| record.uid.clone()).chain(removed).collect()
     }
 
     /// The pods that should run.

@@ -88,6 +88,7 @@ pub fn merge(
 
     let mut next = Ledger {
         identities: sets.iter().filter_map(|set| Some((set.name.clone(), set.identity?))).collect(),
+        mounts: sets.iter().flat_map(|set| set.mounts.clone()).collect(),
         objects: BTreeMap::new(),
         removals: before.removals.clone(),
     };
@@ -95,8 +96,7 @@ pub fn merge(
         next.identities.entry(name.clone()).or_insert(*identity);
     }
     let mut news = Vec::new();
-    let mut uids: BTreeSet<String> = before.objects.values().map(|record| record.uid.clone()).collect();
-    uids.extend(before.removals.keys().map(|uid| uid.0.clone()));
+    let mut uids = before.uids();
 
     for (key, record) in &before.objects {
         let said = claims.get(key).map_or(&[][..], Vec::as_slice);
@@ -139,18 +139,21 @@ pub fn merge(
         if before.objects.contains_key(key) {
             continue;
         }
-        let mut admissible = said.iter().filter(|claim| !claim.vanishing);
-        let Some((claim, object)) = admissible.find_map(|claim| Some((claim, claim.object?))) else {
+        let admissible = said.iter().filter(|claim| !claim.vanishing);
+        // The first that can have the name has it: one that is refused keeps nobody else from it.
+        let admitted = admissible.filter_map(|claim| Some((claim, claim.object?))).find_map(|(claim, object)| {
+            match given_uid(object, &uids, None) {
+                Ok(uid) => Some((claim, object, uid)),
+                Err(problem) => {
+                    refuse_uid(&mut facts, claim, key, problem);
+                    None
+                }
+            }
+        });
+        let Some((claim, object, uid)) = admitted else {
             continue;
         };
-        let uid = match given_uid(object, &uids, None) {
-            Ok(Some(uid)) => uid,
-            Ok(None) => new_uid(key),
-            Err(problem) => {
-                refuse_uid(&mut facts, claim, key, problem);
-                continue;
-            }
-        };
+        let uid = uid.unwrap_or_else(|| new_uid(key));
         uids.insert(uid.clone());
         news.push(News::Admitted(key.clone()));
         next.objects.insert(
@@ -293,7 +296,11 @@ fn update(
 }
 
 /// The uid that a pod's manifest gives it.
-fn given_uid(object: &Object, taken: &BTreeSet<String>, own: Option<&str>) -> Result<Option<String>, String> {
+pub(crate) fn given_uid(
+    object: &Object,
+    taken: &BTreeSet<String>,
+    own: Option<&str>,
+) -> Result<Option<String>, String> {
     let Some(uid) = object.metadata().uid.as_deref().filter(|uid| !uid.is_empty()) else {
         return Ok(None);
     };
@@ -309,19 +316,17 @@ fn given_uid(object: &Object, taken: &BTreeSet<String>, own: Option<&str>) -> Re
 }
 
 fn refuse_uid(facts: &mut BTreeMap<&Path, FileFacts>, claim: &Claim<'_>, key: &ObjectKey, message: String) {
-    let mut report = problem(
-        claim.file,
-        claim.line,
-        Some(key),
-        "FieldValueInvalid",
-        message,
-        Some("remove metadata.uid: the agent gives one and keeps it".to_owned()),
-    );
-    "metadata.uid".clone_into(&mut report.field);
     if let Some(fact) = facts.get_mut(claim.file) {
         fact.refused += 1;
-        fact.problems.push(report);
+        fact.problems.push(refused_uid(claim.file, claim.line, key, message));
     }
+}
+
+/// The problem of an object whose manifest gives it a uid that it cannot have.
+pub(crate) fn refused_uid(file: &Path, line: u32, key: &ObjectKey, message: String) -> ProblemReport {
+    let fix = "remove metadata.uid: the agent gives one and keeps it".to_owned();
+    let report = problem(file, line, Some(key), "FieldValueInvalid", message, Some(fix));
+    ProblemReport { field: "metadata.uid".to_owned(), ..report }
 }
 
 fn report_conflicts(
@@ -411,7 +416,7 @@ fn report(
         path: folder.clone(),
         state: FileState::HeldBack,
         objects: Vec::new(),
-        problems: vec![problem(folder, 0, None, "Unreadable", reason.clone(), None)],
+        problems: vec![unreadable(folder, reason.clone())],
     });
     let mut files: Vec<FileReport> = paths
         .into_iter()
@@ -480,6 +485,11 @@ pub(crate) fn not_for_this_node(file: &Path, line: u32, object: &ObjectKey, mess
     let fix = "remove nodeName and nodeSelector, or give the node the label".to_owned();
     let report = problem(file, line, Some(object), NOT_FOR_THIS_NODE, message, Some(fix));
     ProblemReport { severity: "warning".to_owned(), ..report }
+}
+
+/// The problem of a directory or folder that cannot be read.
+pub(crate) fn unreadable(directory: &Path, reason: String) -> ProblemReport {
+    problem(directory, 0, None, "Unreadable", reason, None)
 }
 
 fn problem(

@@ -14,4 +14,4 @@ mod merge;
 
 pub use ledger::{Ledger, LedgerError, Record, Removal};
 pub use merge::{Merged, News, merge};
-pub(crate) use merge::{NOT_FOR_THIS_NODE, from_parser, not_for_this_node};
+pub(crate) use merge::{NOT_FOR_THIS_NODE, from_parser, given_uid, not_for_this_node, refused_uid, unreadable};

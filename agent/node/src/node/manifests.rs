@@ -4,14 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portreeve_manifests::ObjectKey;
+
 use super::{Node, blocking};
 use crate::desired::Ledger;
 use crate::error::NodeError;
 use crate::report::{ApplyReport, DeleteReport, ManifestFile, ObjectName, PlanReport, PlanRequest};
 use crate::{apply, preview};
 
-/// How long `apply` waits until its objects are seen in the directory.
-const APPLY_SEEN_WITHIN: Duration = Duration::from_secs(3);
+/// How long `apply` and `delete` wait until the agent has seen what they did.
+const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 impl Node {
     fn ledger(&self) -> Arc<Ledger> {
@@ -28,15 +30,16 @@ impl Node {
         }
         let (shared, ledger) = (Arc::clone(&self.inner.shared), self.ledger());
         let views = Arc::clone(&self.inner.outlook.views);
-        let drained = self.is_drained();
-        blocking(move || Ok(PlanReport { drained, ..preview::preview(&shared, &ledger, &views, &request) })).await
+        let (drained, sources) = (self.is_drained(), self.sources());
+        let made = move || preview::preview(&shared, &ledger, &views, &sources, &request);
+        blocking(move || Ok(PlanReport { drained, ..made() })).await
     }
 
     /// Validates, then writes one file per object below `<manifests>/applied`, and waits until the
     /// directory's watcher has seen them.
     ///
     /// # Errors
-    /// [`NodeError::Invalid`] or [`NodeError::OwnedElsewhere`], with nothing written;
+    /// [`NodeError::Invalid`], [`NodeError::OwnedElsewhere`] or [`NodeError::AnotherDirectory`], with nothing written;
     /// [`NodeError::Write`] if the kernel refuses.
     pub async fn apply(&self, files: Vec<ManifestFile>) -> Result<ApplyReport, NodeError> {
         self.apply_in(files, None).await
@@ -55,27 +58,38 @@ impl Node {
         let shared = Arc::clone(&self.inner.shared);
         let applied =
             blocking(move || apply::apply_blocking(&manifests, &ledger, &files, namespace.as_deref(), &shared.node));
-        let (report, expected) = applied.await?;
-        let mut ledger = self.inner.outlook.ledger.clone();
-        let seen = ledger.wait_for(|ledger| {
-            expected.iter().all(|(key, hash)| ledger.objects.get(key).is_some_and(|record| record.hash == *hash))
-        });
-        // The files are what counts.
-        let _ = tokio::time::timeout(APPLY_SEEN_WITHIN, seen).await;
+        let (mut report, expected) = applied.await?;
+        let has = |ledger: &Ledger, key: &ObjectKey, hash: &String| {
+            ledger.objects.get(key).is_some_and(|record| record.hash == *hash)
+        };
+        if !self.seen(|ledger| expected.iter().all(|(key, hash)| has(ledger, key, hash))).await {
+            let (ledger, manifests) = (self.ledger(), &self.inner.config.manifests_dir);
+            let late = expected.iter().filter(|(key, hash)| !has(&ledger, key, hash));
+            report.warnings.extend(late.map(|(key, _)| apply::not_seen(manifests, key, SEEN_WITHIN)));
+        }
         Ok(report)
+    }
+
+    /// Waits until the ledger is so; false when it is not in time.
+    async fn seen(&self, so: impl Fn(&Ledger) -> bool) -> bool {
+        let mut ledger = self.inner.outlook.ledger.clone();
+        let seen = tokio::time::timeout(SEEN_WITHIN, ledger.wait_for(|ledger| so(ledger))).await;
+        matches!(seen, Ok(Ok(_)))
     }
 
     /// Removes the files of applied objects, and says which were not there.
     ///
     /// # Errors
-    /// [`NodeError::OwnedElsewhere`], with nothing removed.
+    /// [`NodeError::OwnedElsewhere`], [`NodeError::AnotherDirectory`] or [`NodeError::FileMissing`], with nothing
+    /// removed; [`NodeError::Remove`] if the kernel refuses; [`NodeError::NotFollowed`] if the files are gone and the
+    /// agent has not seen it.
     pub async fn delete(&self, objects: Vec<ObjectName>) -> Result<DeleteReport, NodeError> {
         let (manifests, ledger) = (self.inner.config.manifests_dir.clone(), self.ledger());
         let report = blocking(move || apply::delete_blocking(&manifests, &ledger, &objects)).await?;
         let files: Vec<PathBuf> = report.deleted.iter().map(|deleted| deleted.file.clone()).collect();
-        let mut ledger = self.inner.outlook.ledger.clone();
-        let seen = ledger.wait_for(|ledger| ledger.objects.values().all(|record| !files.contains(&record.file)));
-        let _ = tokio::time::timeout(APPLY_SEEN_WITHIN, seen).await;
+        if !self.seen(|ledger| ledger.objects.values().all(|record| !files.contains(&record.file))).await {
+            return Err(NodeError::NotFollowed { files, within: SEEN_WITHIN });
+        }
         Ok(report)
     }
 

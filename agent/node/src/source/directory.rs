@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::names::is_manifest_name;
-use super::{Hints, Identity, Scanner, SourceSet};
+use super::{Ground, Hints, Scanner, SourceSet};
 
 /// While the directory cannot be read, it is tried again this often.
 const RETRY: Duration = Duration::from_secs(2);
@@ -54,16 +54,16 @@ pub struct DirectorySource {
 }
 
 impl DirectorySource {
-    /// Starts to watch `directory`, which need not exist; `identity` is what the ledger remembers.
+    /// Starts to watch `directory`, which need not exist; `ground` is what the ledger remembers.
     ///
     /// # Errors
     /// [`SourceError::Thread`] if no thread can be had.
-    pub fn start(directory: &Path, identity: Option<Identity>, resync: Duration) -> Result<Self, SourceError> {
+    pub fn start(directory: &Path, ground: Option<Ground>, resync: Duration) -> Result<Self, SourceError> {
         let (stop, inbox) = mpsc::channel();
         let (sender, sets) = watch::channel(SourceSet::starting(directory));
         let mut watched = Watched {
             directory: directory.to_owned(),
-            scanner: Scanner::new(directory, identity),
+            scanner: Scanner::new(directory, ground),
             watch: None,
             unwatched: None,
             outbox: stop.clone(),
@@ -94,10 +94,10 @@ impl Drop for DirectorySource {
     }
 }
 
-/// A watch, and the directory that it was made for.
+/// A watch, and what it was made for.
 struct Watch {
     _watcher: RecommendedWatcher,
-    identity: Option<Identity>,
+    ground: Option<Ground>,
     /// The directory without links, as it stands in the reports.
     root: PathBuf,
 }
@@ -130,7 +130,7 @@ impl Watched {
                 listed_at = Instant::now();
             }
 
-            let every = if self.scanner.unreadable().is_some() || self.watch.is_none() { RETRY } else { self.resync };
+            let every = if self.scanner.misses_something() || self.watch.is_none() { RETRY } else { self.resync };
             let rested = listed_at + (self.scanner.listing_took() * PAUSE).min(self.resync);
             let due = (listed_at + every.min(self.resync)).max(rested);
             let next = due.min(self.scanner.deadline().unwrap_or(due));
@@ -198,23 +198,23 @@ impl Watched {
 
     /// Watches the directory that is there now.
     fn ensure_watch(&mut self) {
-        let identity = self.scanner.identity();
+        let ground = self.scanner.ground();
         if let Some(watch) = &self.watch {
             // Kept until an unreadable directory is back: it costs nothing and may report it.
-            if self.scanner.unreadable().is_some() || (identity.is_some() && watch.identity == identity) {
+            if self.scanner.unreadable().is_some() || (ground.is_some() && watch.ground == ground) {
                 return;
             }
         }
-        match self.watch_now(identity) {
+        match self.watch_now(ground.clone()) {
             Ok(watch) => {
                 let first = self.watch.is_none();
                 self.watch = Some(watch);
                 self.unwatched = None;
-                if !first || identity.is_some() {
+                if !first || ground.is_some() {
                     // What happened between the listing and the watch is seen by another listing.
                     self.scanner.scan(&Hints { rescan: true, ..Hints::default() }, Instant::now());
                     if let Some(watch) = &mut self.watch {
-                        watch.identity = self.scanner.identity();
+                        watch.ground = self.scanner.ground();
                     }
                 }
             }
@@ -230,7 +230,7 @@ impl Watched {
         }
     }
 
-    fn watch_now(&self, identity: Option<Identity>) -> notify::Result<Watch> {
+    fn watch_now(&self, ground: Option<Ground>) -> notify::Result<Watch> {
         // Whatever a link may lead to below the directory is watched at its own place.
         let root = self.directory.canonicalize()?;
         let outbox = self.outbox.clone();
@@ -242,7 +242,7 @@ impl Watched {
             notify::Config::default().with_follow_symlinks(false),
         )?;
         watcher.watch(&root, RecursiveMode::Recursive)?;
-        Ok(Watch { _watcher: watcher, identity, root })
+        Ok(Watch { _watcher: watcher, ground, root })
     }
 
     fn publish(&self) {

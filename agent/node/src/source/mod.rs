@@ -8,6 +8,8 @@ mod names;
 mod scan;
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +27,21 @@ pub struct Identity {
     pub device: u64,
     /// Inode.
     pub inode: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// What a source reads from, to be remembered over restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ground {
+    /// The directory.
+    pub identity: Identity,
+    /// The folders in it that are mount points, and what is mounted there.
+    pub mounts: BTreeMap<PathBuf, Identity>,
 }
 
 /// What a file said when it was last read.
@@ -55,6 +72,8 @@ pub struct SourceSet {
     pub path: PathBuf,
     /// The directory that was read, to be remembered over restarts.
     pub identity: Option<Identity>,
+    /// The folders inside that are mount points and what is mounted there, or was when they were last read.
+    pub mounts: BTreeMap<PathBuf, Identity>,
     /// Why the source as a whole cannot be read; `files` are then the last known ones.
     pub unreadable: Option<String>,
     /// Folders inside that cannot be read: what came from below them stays.
@@ -74,6 +93,7 @@ impl SourceSet {
             name: format!("directory:{}", path.display()),
             path: path.to_owned(),
             identity: None,
+            mounts: BTreeMap::new(),
             unreadable: None,
             unreadable_folders: BTreeMap::new(),
             files: BTreeMap::new(),

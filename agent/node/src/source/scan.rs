@@ -11,6 +11,10 @@
 //! A file that vanishes is believed after a moment only: `git checkout` and some editors remove a
 //! file and write it again. Nothing here waits; [`Scanner::deadline`] says when to look again.
 //!
+//! What comes in place of the directory that was read, or of one that could not be, is read when the
+//! list of its files has not changed for 200 ms: it may be mounted first and filled then. A folder
+//! that is a mount point is remembered: when it is another one and empty, it is not read as empty.
+//!
 //! Symbolic links:
 //! - The directory itself may be one.
 //! - One that leads to a folder is followed where that folder lies below the directory, as in the
@@ -37,14 +41,17 @@ use nix::sys::statfs::{
     fstatfs,
 };
 use portreeve_manifests::{ParsedFile, parse_file};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 
 use super::names::{is_manifest_name, is_visible};
-use super::{FileContent, Identity, SourceFile, SourceSet};
+use super::{FileContent, Ground, Identity, SourceFile, SourceSet};
 
 /// A file without a seen close counts when it is unchanged for so long.
 pub(crate) const SETTLES_AFTER: Duration = Duration::from_millis(200);
 /// A file is gone when it is absent for so long.
 pub(crate) const GONE_AFTER: Duration = Duration::from_millis(100);
+/// Why a directory or folder is not believed to be empty.
+const NOT_MOUNTED: &str = "it is another directory than before, and empty: not mounted?";
 /// Folders below the directory are followed so deep.
 const MAX_DEPTH: usize = 32;
 /// Files of one directory, at most.
@@ -111,6 +118,14 @@ impl Stamp {
     }
 }
 
+/// What is found in place of what could not be read, or was another directory.
+#[derive(Debug)]
+struct Arrival {
+    identity: Identity,
+    files: BTreeSet<PathBuf>,
+    since: Instant,
+}
+
 #[derive(Debug)]
 struct Known {
     content: Option<FileContent>,
@@ -124,6 +139,9 @@ struct Known {
 pub struct Scanner {
     directory: PathBuf,
     identity: Option<Identity>,
+    /// The folders that are mount points, also while nothing is mounted there.
+    mounts: BTreeMap<PathBuf, Identity>,
+    arrival: Option<Arrival>,
     files: BTreeMap<PathBuf, Known>,
     unreadable: Option<String>,
     unreadable_folders: BTreeMap<PathBuf, String>,
@@ -134,11 +152,14 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// A scanner of `directory`; `identity` is the directory that earlier runs read.
-    pub fn new(directory: &Path, identity: Option<Identity>) -> Self {
+    /// A scanner of `directory`; `ground` is what earlier runs read from.
+    pub fn new(directory: &Path, ground: Option<Ground>) -> Self {
+        let (identity, mounts) = ground.map(|ground| (ground.identity, ground.mounts)).unzip();
         Self {
             directory: directory.to_owned(),
             identity,
+            mounts: mounts.unwrap_or_default(),
+            arrival: None,
             files: BTreeMap::new(),
             unreadable: None,
             unreadable_folders: BTreeMap::new(),
@@ -149,9 +170,16 @@ impl Scanner {
         }
     }
 
-    /// The directory that was last read.
-    pub fn identity(&self) -> Option<Identity> {
-        self.identity
+    /// The directory that was last read, and what is mounted in it now.
+    pub fn ground(&self) -> Option<Ground> {
+        let mounted = self.mounts.iter().filter(|(folder, _)| !self.unreadable_folders.contains_key(*folder));
+        let mounts = mounted.map(|(folder, identity)| (folder.clone(), *identity)).collect();
+        Some(Ground { identity: self.identity?, mounts })
+    }
+
+    /// Whether the directory, or something that was mounted in it, cannot be read and may come back unreported.
+    pub fn misses_something(&self) -> bool {
+        self.unreadable.is_some() || self.mounts.keys().any(|folder| self.unreadable_folders.contains_key(folder))
     }
 
     /// Why the directory cannot be read, if so.
@@ -168,16 +196,16 @@ impl Scanner {
     pub fn lists(&self, hints: &Hints) -> bool {
         // What lies in a hidden folder (`..data`) is no manifest, but a link may lead there.
         let hidden = || hints.closed.iter().chain(&hints.touched).any(|path| self.is_hidden(path));
-        hints.rescan || self.unreadable.is_some() || !self.complete || hidden()
+        hints.rescan || self.unreadable.is_some() || self.arrival.is_some() || !self.complete || hidden()
     }
 
     /// Looks at what `hints` name, or at everything.
     pub fn scan(&mut self, hints: &Hints, now: Instant) {
-        if self.lists(hints) {
+        // A file that is not found is gone only where everything is that was read from.
+        if self.lists(hints) || !self.has_its_ground() {
             self.list(hints, now);
             return;
         }
-        let had_files = !self.files.is_empty();
         let due: Vec<PathBuf> = self
             .files
             .iter()
@@ -188,10 +216,16 @@ impl Scanner {
         for path in paths {
             self.examine(&path, hints, now);
         }
-        if had_files && self.files.is_empty() {
-            // The last file is gone: only the same directory may say so.
-            self.list(&Hints { rescan: true, ..Hints::default() }, now);
-        }
+    }
+
+    /// Whether the directory and what is mounted in it are what was read last.
+    fn has_its_ground(&self) -> bool {
+        let is = |path: &Path, known: Identity| {
+            fs::metadata(path).is_ok_and(|metadata| metadata.is_dir() && Identity::of(&metadata) == known)
+        };
+        self.ground().is_some_and(|ground| {
+            is(&self.directory, ground.identity) && ground.mounts.iter().all(|(folder, known)| is(folder, *known))
+        })
     }
 
     fn is_hidden(&self, path: &Path) -> bool {
@@ -201,6 +235,9 @@ impl Scanner {
 
     /// When the next look is due although nothing is reported.
     pub fn deadline(&self) -> Option<Instant> {
+        if let Some(arrival) = &self.arrival {
+            return Some(arrival.since + SETTLES_AFTER);
+        }
         if self.unreadable.is_some() {
             // No file is looked at before the directory can be read again.
             return None;
@@ -221,6 +258,7 @@ impl Scanner {
             name: self.name.clone(),
             path: self.directory.clone(),
             identity: self.identity,
+            mounts: self.mounts.clone(),
             unreadable: self.unreadable.clone(),
             unreadable_folders: self.unreadable_folders.clone(),
             files: self
@@ -243,44 +281,84 @@ impl Scanner {
         let began = Instant::now();
         let listed = Listing::read(&self.directory);
         self.listing_took = began.elapsed();
-        let (identity, listing) = match listed {
+        let (identity, mut listing) = match listed {
             Ok(listed) => listed,
             Err(error) => {
+                self.arrival = None;
                 self.unreadable = Some(error.to_string());
                 return;
             }
         };
         let replaced = self.identity.is_some_and(|known| known != identity);
         if replaced && listing.files.is_empty() && listing.unreadable.is_empty() {
-            self.unreadable = Some("it is another directory than before, and empty: not mounted?".to_owned());
+            self.arrival = None;
+            self.unreadable = Some(NOT_MOUNTED.to_owned());
             return;
         }
+        listing.miss(&self.mounts);
+        if (replaced || self.is_back(&listing)) && !self.has_arrived(identity, &listing, now) {
+            return;
+        }
+        self.arrival = None;
         self.identity = Some(identity);
+        self.mounts = listing.mounts;
         self.unreadable = None;
         self.unreadable_folders = listing.unreadable;
         let known: Vec<PathBuf> = self.files.keys().cloned().collect();
         for path in known.into_iter().chain(listing.files) {
             if !self.unreadable_folders.keys().any(|folder| path.starts_with(folder)) {
                 self.examine(&path, hints, now);
+            } else if let Some(known) = self.files.get_mut(&path) {
+                // Nothing about it is due before its folder can be read again.
+                known.pending = None;
+                known.absent_since = None;
             }
         }
         self.complete = true;
         self.read_at = Some(jiff::Timestamp::now());
     }
 
+    /// Whether something can be read again that could not be.
+    fn is_back(&self, listing: &Listing) -> bool {
+        let missed = |folder: &PathBuf| self.unreadable_folders.contains_key(folder);
+        self.unreadable.is_some()
+            || self.mounts.keys().any(|folder| missed(folder) && !listing.unreadable.contains_key(folder))
+    }
+
+    /// Whether what came in place of another directory is there as a whole: what is mounted first and filled then
+    /// must not be taken for one from which files were removed.
+    fn has_arrived(&mut self, identity: Identity, listing: &Listing, now: Instant) -> bool {
+        match &self.arrival {
+            Some(seen) if seen.identity == identity && seen.files == listing.files => {
+                now.duration_since(seen.since) >= SETTLES_AFTER
+            }
+            _ => {
+                self.arrival = Some(Arrival { identity, files: listing.files.clone(), since: now });
+                false
+            }
+        }
+    }
+
     fn examine(&mut self, path: &Path, hints: &Hints, now: Instant) {
-        let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file);
-        let Some(metadata) = metadata else {
-            self.absent(path, now);
-            return;
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => metadata,
+            // Only what is not even a link is gone: where a link leads may come back.
+            _ if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+                self.absent(path, now);
+                return;
+            }
+            other => {
+                let reason = other.map_or_else(
+                    |error| format!("{error} (what it said last stays in force)"),
+                    |_| "it is not a regular file (what it said last stays in force)".to_owned(),
+                );
+                let known = self.known(path);
+                (known.read, known.pending) = (None, None);
+                known.content = Some(FileContent::Unreadable(reason));
+                return;
+            }
         };
-        let known = self.files.entry(path.to_owned()).or_insert_with(|| Known {
-            content: None,
-            read: None,
-            pending: None,
-            absent_since: None,
-        });
-        known.absent_since = None;
+        let known = self.known(path);
         let stamp = Stamp::of(&metadata);
         if known.read == Some(stamp) {
             known.pending = None;
@@ -313,6 +391,14 @@ impl Scanner {
                 known.content = Some(FileContent::Unreadable(error.to_string()));
             }
         }
+    }
+
+    /// What is known of a file that is there.
+    fn known(&mut self, path: &Path) -> &mut Known {
+        let unread = || Known { content: None, read: None, pending: None, absent_since: None };
+        let known = self.files.entry(path.to_owned()).or_insert_with(unread);
+        known.absent_since = None;
+        known
     }
 
     fn absent(&mut self, path: &Path, now: Instant) {
@@ -366,6 +452,12 @@ fn refuse_kernels_own(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether something is mounted at this folder. Source: statx(2), `STATX_ATTR_MOUNT_ROOT`, Linux 5.8.
+fn is_mount_point(folder: &File) -> io::Result<bool> {
+    let found = rustix::fs::statx(folder, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// What lies in a directory.
 #[derive(Debug)]
 struct Listing {
@@ -374,6 +466,8 @@ struct Listing {
     files: BTreeSet<PathBuf>,
     unreadable: BTreeMap<PathBuf, String>,
     entered: BTreeSet<(u64, u64)>,
+    folders: BTreeMap<PathBuf, Identity>,
+    mounts: BTreeMap<PathBuf, Identity>,
     /// Links to folders and how deep they lie: followed last, when the real folders are known.
     links: BTreeMap<PathBuf, usize>,
 }
@@ -385,6 +479,8 @@ impl Listing {
             files: BTreeSet::new(),
             unreadable: BTreeMap::new(),
             entered: BTreeSet::new(),
+            folders: BTreeMap::new(),
+            mounts: BTreeMap::new(),
             links: BTreeMap::new(),
         };
         let identity = listing.walk(directory, 0)?;
@@ -398,10 +494,13 @@ impl Listing {
         let opened =
             File::options().read(true).custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC).open(folder)?;
         refuse_kernels_own(&opened)?;
-        let metadata = opened.metadata()?;
-        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
+        let identity = Identity::of(&opened.metadata()?);
         if !self.entered.insert((identity.device, identity.inode)) {
             return Ok(identity);
+        }
+        self.folders.insert(folder.to_owned(), identity);
+        if depth > 0 && is_mount_point(&opened)? {
+            self.mounts.insert(folder.to_owned(), identity);
         }
         let mut folders = BTreeSet::new();
         for entry in fs::read_dir(folder)? {
@@ -417,6 +516,10 @@ impl Listing {
                 self.links.insert(path, depth + 1);
             } else if is_manifest_name(&path) {
                 self.files.insert(path);
+            } else if kind.is_symlink() && fs::metadata(&path).is_err() {
+                // It may have led to a folder: what was read there stays.
+                self.unreadable
+                    .insert(path, "a link that leads nowhere: put back what it leads to, or remove it".to_owned());
             }
             if self.files.len() > MAX_FILES {
                 return Err(io::Error::other(format!("more than {MAX_FILES} files")));
@@ -429,6 +532,27 @@ impl Listing {
             self.enter(path, depth + 1);
         }
         Ok(identity)
+    }
+
+    /// Takes up which of the mount points that are known have nothing mounted: they are no folders without files.
+    fn miss(&mut self, known: &BTreeMap<PathBuf, Identity>) {
+        for (folder, before) in known {
+            // Nothing is known of what lies in a folder that cannot be read.
+            let unknown = self.unreadable.keys().any(|unreadable| folder.starts_with(unreadable));
+            let below = |path: &PathBuf| path.starts_with(folder);
+            let empty = !self.files.iter().any(below) && !self.unreadable.keys().any(below);
+            let missed = match self.folders.get(folder) {
+                Some(now) => now != before && empty,
+                // Removed, or a link that leads nowhere now.
+                None => fs::symlink_metadata(folder).is_ok(),
+            };
+            if unknown || missed {
+                self.mounts.insert(folder.clone(), *before);
+            }
+            if missed && !unknown {
+                self.unreadable.insert(folder.clone(), NOT_MOUNTED.to_owned());
+            }
+        }
     }
 
     fn enter(&mut self, folder: PathBuf, depth: usize) {

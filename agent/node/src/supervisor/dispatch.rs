@@ -102,7 +102,9 @@ impl Supervisor {
             return Vec::new();
         }
         let known = |uid: &PodUid| {
-            self.ledger.removals.contains_key(uid) || self.ledger.objects.values().any(|record| record.uid == uid.0)
+            self.ledger.removals.contains_key(uid)
+                || self.ledger.objects.values().any(|record| record.uid == uid.0)
+                || self.adoptable.values().any(|kept| *kept == uid.0)
         };
         let uids = self.shared.index.uids();
         let unknown: Vec<PodUid> = uids.into_iter().filter(|uid| !known(uid)).collect();

@@ -10,7 +10,8 @@ use tracing::{info, warn};
 
 use super::Supervisor;
 use crate::desired::{News, merge};
-use crate::report::SourceReport;
+use crate::events::{EventKind, Subject};
+use crate::report::{FileState, SourceReport, SourceState};
 use crate::volumes::NodeFacts;
 use portreeve_engine::chain;
 
@@ -72,11 +73,33 @@ impl Supervisor {
         if !merged.news.is_empty() {
             self.show_configs();
         }
+        if complete {
+            self.judge_what_ran(!first);
+        }
         self.dispatch();
         if first {
             self.clean_directories();
         }
         true
+    }
+
+    /// Lets go of what ran at the start for names that nothing claims, unless it may have come from what the source
+    /// cannot read now: then it runs on, which is told once.
+    fn judge_what_ran(&mut self, told: bool) {
+        let in_doubt = self.reports.borrow().iter().any(|report| {
+            report.state != SourceState::Ready || report.files.iter().any(|file| file.state != FileState::Loaded)
+        });
+        if !in_doubt {
+            self.adoptable.clear();
+        } else if !told {
+            for (pod, uid) in &self.adoptable {
+                let message = "runs without a manifest that can be read: it may have come from one that is broken now, \
+                               and is kept until every manifest is in order (`portreeve get sources`)";
+                let subject = Subject::pod(&pod.namespace, &pod.name, uid);
+                self.shared.events.record(&subject, EventKind::Warning, "ManifestUnknown", message);
+                warn!(%pod, pod_uid = %uid, "pod {message}");
+            }
+        }
     }
 
     /// Removes what is left on disk of pods that nobody knows any more.
@@ -85,16 +108,21 @@ impl Supervisor {
             self.workers.contains_key(&PodUid(uid.to_owned()))
                 || self.ledger.removals.contains_key(&PodUid(uid.to_owned()))
                 || self.ledger.objects.values().any(|record| record.uid == uid)
+                || self.adoptable.values().any(|kept| kept == uid)
         };
         let volumes = self.shared.volumes.clone();
-        let unknown: Vec<String> = volumes.uids().into_iter().filter(|uid| !known(uid)).collect();
+        let place = self.shared.place.clone();
+        let mut unknown = volumes.uids();
+        // Whose agent was killed in the middle of its first start has nothing but these.
+        unknown.extend(place.logged_uids());
+        unknown.retain(|uid| !known(uid));
         if unknown.is_empty() {
             return;
         }
         self.tasks.spawn(async move {
             let cleaned = tokio::task::spawn_blocking(move || {
                 for uid in unknown {
-                    match volumes.remove_pod_blocking(&uid) {
+                    match volumes.remove_pod_blocking(&uid).and_then(|()| place.remove_logs_blocking(&uid)) {
                         Ok(()) => info!(pod_uid = %uid, "directories of an unknown pod removed"),
                         Err(error) => {
                             warn!(pod_uid = %uid, error = %chain(&error), "directories of an unknown pod were not removed");

@@ -67,7 +67,7 @@ impl Supervisor {
         let lost = self.lost_ground.borrow_and_update().clone();
         let (kind, reason, message) = match &lost {
             Some(why) => (EventKind::Warning, "RunDirectoryLost", why.as_str()),
-            None => (EventKind::Normal, "RunDirectoryBack", "the directory of the sandboxes is back"),
+            None => (EventKind::Normal, "RunDirectoryBack", "the directories of the state are back"),
         };
         self.shared.events.record(&Subject::node(&self.shared.node.name), kind, reason, message);
     }

@@ -10,7 +10,7 @@ mod mounts;
 mod resources;
 mod security;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ use portreeve_engine::{
 use portreeve_manifests::{QosClass, qos_class};
 use portreeve_plan::{ContainerRecord, Resources, SandboxRecord};
 
-use crate::volumes::Facts;
+use crate::volumes::{Facts, VolumeError};
 
 pub(crate) use env::{EnvError, environment, expand};
 pub(crate) use hosts::{hosts_file, node_hosts_file};
@@ -70,6 +70,9 @@ pub(crate) enum TranslateError {
         /// Its value.
         value: i64,
     },
+    /// A port is to be published on what is no IPv4 address.
+    #[error("hostIP: {0:?} is no IPv4 address; use one, such as 127.0.0.1")]
+    HostAddress(String),
     /// The pod has no specification.
     #[error("the pod has no spec")]
     NoSpec,
@@ -92,6 +95,29 @@ impl Place {
         // The uid alone keeps the directories of two pods apart.
         let room = MAX_FILE_NAME.saturating_sub(namespace.len() + uid.len() + 2);
         self.logs.join(format!("{namespace}_{}_{uid}", name.get(..room).unwrap_or(name)))
+    }
+
+    /// The uids of all pods that have a directory of logs.
+    pub(crate) fn logged_uids(&self) -> BTreeSet<String> {
+        self.log_directories().map(|(uid, _)| uid).collect()
+    }
+
+    /// Removes the logs of a pod of which only the uid is known.
+    pub(crate) fn remove_logs_blocking(&self, uid: &str) -> Result<(), VolumeError> {
+        self.log_directories().filter(|(of, _)| of == uid).try_for_each(|(_, path)| {
+            std::fs::remove_dir_all(&path).map_err(|source| VolumeError::Io { action: "removing", path, source })
+        })
+    }
+
+    fn log_directories(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let entries = std::fs::read_dir(&self.logs).into_iter().flatten().flatten();
+        entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let uid = name.rsplit_once('_')?.1;
+            // Whatever else somebody put there is not a pod's.
+            uuid::Uuid::parse_str(uid).ok()?;
+            Some((uid.to_owned(), entry.path()))
+        })
     }
 
     /// The pod's cgroup.
@@ -199,16 +225,21 @@ fn ports(spec: &PodSpec) -> Result<Vec<PortMapping>, TranslateError> {
                     Some("SCTP") => Protocol::Sctp,
                     _ => Protocol::Tcp,
                 },
-                host_ip: port
-                    .host_ip
-                    .as_deref()
-                    .and_then(|ip| ip.parse::<Ipv4Addr>().ok())
-                    .filter(|ip| !ip.is_unspecified()),
+                host_ip: host_address(port.host_ip.as_deref().unwrap_or_default())?,
                 host_port: number("hostPort", port.host_port.unwrap_or(0))?,
                 container_port: number("containerPort", port.container_port)?,
             })
         })
         .collect()
+}
+
+/// The one address that a port is published on; none for all of them.
+fn host_address(text: &str) -> Result<Option<Ipv4Addr>, TranslateError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address: Ipv4Addr = text.parse().map_err(|_| TranslateError::HostAddress(text.to_owned()))?;
+    Ok(Some(address).filter(|address| !address.is_unspecified()))
 }
 
 /// What a container is made of beside its own definition.

@@ -340,6 +340,12 @@ fn what_a_pod_shares_and_publishes_is_asked_for() {
     );
     assert_eq!((made.hostname.as_str(), made.metadata.attempt), ("given", 2));
     assert_eq!(made.sysctls.into_iter().collect::<Vec<_>>(), [("net.core.somaxconn".to_owned(), "9".to_owned())]);
+    for mistyped in ["localhost", "127.0.0.l", "::1"] {
+        let mut spec = spec.clone();
+        spec["containers"][0]["ports"][1]["hostIP"] = mistyped.into();
+        let refused = sandbox_of(spec, None).expect_err("not published on every address instead").to_string();
+        assert!(refused.contains("hostIP") && refused.contains(mistyped), "{refused}");
+    }
     spec["hostNetwork"] = true.into();
     assert_eq!(sandbox_of(spec, None).unwrap().port_mappings, [], "a program there takes the node's port itself");
     for (name, expected) in

@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use portreeve_plan::{DesiredPod, ObservedPod, Plan, SandboxState};
+use portreeve_plan::{DesiredPod, ObservedPod, Plan, SandboxState, WaitKind};
 
 use super::Worker;
 use crate::events::{EventKind, Subject};
-
-/// Reason of a volume that cannot be made.
-const FAILED_MOUNT: &str = "FailedMount";
 
 impl Worker {
     pub(super) fn event(
@@ -65,26 +62,19 @@ impl Worker {
     pub(super) fn tell_waits(&mut self, desired: &DesiredPod, plan: &Plan) {
         let mut told = BTreeSet::new();
         for wait in &plan.waits {
-            let wrong = wait.reason.contains("BackOff")
-                || wait.reason.contains("Err")
-                || wait.reason.contains("Invalid")
-                || wait.reason.contains("Conflict")
-                // With a time it is a step that failed, which was told when it did.
-                || (wait.reason == FAILED_MOUNT && wait.until.is_none());
-            if !wrong {
-                continue;
-            }
+            let because = || format!("{}: {}", wait.reason, wait.message);
+            let (reason, message) = match wait.kind {
+                WaitKind::Progress | WaitKind::Retry => continue,
+                WaitKind::BackOff => ("BackOff", because()),
+                WaitKind::Fault => ("Failed", because()),
+                WaitKind::Volume => ("FailedMount", wait.message.clone()),
+            };
             let what = (wait.container.clone(), wait.reason.clone(), wait.until, wait.message.clone());
             if !self.told.contains(&what) {
-                let because = || format!("{}: {}", wait.reason, wait.message);
-                let reason = if wait.reason.contains("BackOff") { "BackOff" } else { "Failed" };
                 let container = wait.container.as_deref();
                 match wait.until {
-                    _ if wait.reason == FAILED_MOUNT => {
-                        self.event(desired, container, EventKind::Warning, FAILED_MOUNT, &wait.message);
-                    }
-                    Some(until) => self.back_off(desired, container, reason, &because(), until),
-                    None => self.event(desired, container, EventKind::Warning, reason, &because()),
+                    Some(until) => self.back_off(desired, container, reason, &message, until),
+                    None => self.event(desired, container, EventKind::Warning, reason, &message),
                 }
             }
             told.insert(what);

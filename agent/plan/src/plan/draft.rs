@@ -8,7 +8,7 @@ use crate::backoff::step_retry_at;
 use crate::difference::Cost;
 use crate::observed::{Attempted, ContainerView};
 use crate::ready::Obstacle;
-use crate::step::{Action, KillCause, Step, Wait};
+use crate::step::{Action, Following, KillCause, Step, Wait, WaitKind};
 use crate::world::{Role, World, is_running};
 
 #[derive(Debug)]
@@ -16,12 +16,13 @@ pub(super) struct Draft {
     now: Timestamp,
     pub(super) steps: Vec<Step>,
     pub(super) waits: Vec<Wait>,
+    pub(super) then: Vec<Following>,
     pub(super) wake_at: Option<Timestamp>,
 }
 
 impl Draft {
     pub(super) fn new(now: Timestamp) -> Draft {
-        Draft { now, steps: Vec::new(), waits: Vec::new(), wake_at: None }
+        Draft { now, steps: Vec::new(), waits: Vec::new(), then: Vec::new(), wake_at: None }
     }
 
     pub(super) fn push(&mut self, action: Action, reason: impl Into<String>, cost: Cost) {
@@ -42,11 +43,21 @@ impl Draft {
         let wait = Wait {
             container: container.map(str::to_owned),
             reason: obstacle.reason,
+            kind: obstacle.kind,
             message: obstacle.message,
             until: obstacle.until,
         };
         if !self.waits.contains(&wait) {
             self.waits.push(wait);
+        }
+    }
+
+    /// Notes that a later plan starts this container.
+    pub(super) fn follow(&mut self, container: &str, when: &str) {
+        let container = container.to_owned();
+        match self.then.iter_mut().find(|following| following.when == when) {
+            Some(following) => following.containers.push(container),
+            None => self.then.push(Following { containers: vec![container], when: when.to_owned() }),
         }
     }
 
@@ -78,14 +89,7 @@ impl Draft {
         let first = self.steps.iter().enumerate().find_map(|(at, step)| Some((at, failing(step)?)));
         let Some((at, failure)) = first else { return };
         self.steps.truncate(at);
-        self.wait(
-            None,
-            Obstacle {
-                reason: failure.reason.clone(),
-                message: failure.message.clone(),
-                until: Some(step_retry_at(failure)),
-            },
-        );
+        self.wait(None, Obstacle::failed(failure, WaitKind::Retry, step_retry_at(failure)));
     }
 }
 

@@ -7,7 +7,7 @@ use crate::fate::{Fate, Replace, Start};
 use crate::observed::{ContainerView, HookState, ImageName};
 use crate::plan::draft::Draft;
 use crate::ready::{Obstacle, Readiness, readiness};
-use crate::step::Action;
+use crate::step::{Action, WaitKind};
 use crate::world::{Role, Slot, World};
 
 /// Something to do with one container, in order.
@@ -22,6 +22,8 @@ pub(super) struct Round<'a> {
     pub(super) go: Vec<Go<'a>>,
     pub(super) pulls: BTreeMap<ImageName, (Vec<String>, String)>,
     pub(super) early: BTreeMap<ImageName, (Vec<String>, String)>,
+    /// What can be started later only, and when.
+    later: Vec<(&'a str, String)>,
 }
 
 impl<'a> Round<'a> {
@@ -49,6 +51,7 @@ impl<'a> Round<'a> {
                 Some(name),
                 Obstacle {
                     reason: "CrashLoopBackOff".to_owned(),
+                    kind: WaitKind::BackOff,
                     message: format!("back-off restarting failed container {name}"),
                     until: Some(at),
                 },
@@ -59,6 +62,9 @@ impl<'a> Round<'a> {
             match readiness(world, slot.container, start.since) {
                 Readiness::Ready => {}
                 Readiness::Pull { image, reason, look_first } => {
+                    if look_first {
+                        self.later.push((slot.name(), format!("image {image} is there")));
+                    }
                     Self::want(&mut self.pulls, (image, reason), slot.name());
                     if look_first {
                         return false;
@@ -83,14 +89,19 @@ impl<'a> Round<'a> {
         fates: Vec<(Slot<'a>, Fate<'a>)>,
         initialized: bool,
     ) {
-        let mut open = true;
+        let mut closed_until: Option<String> = None;
         for (slot, fate) in fates {
             let gates = slot.role != Role::Main && !initialized;
-            if (slot.role == Role::Init && initialized) || (!open && slot.role != Role::Main) {
+            if slot.role == Role::Init && initialized {
                 continue;
             }
-            if !open {
-                self.pull_early(world, &slot, &fate);
+            if let Some(when) = &closed_until {
+                if matches!(fate, Fate::Start(_)) {
+                    self.later.push((slot.name(), when.clone()));
+                }
+                if slot.role == Role::Main {
+                    self.pull_early(world, &slot, &fate);
+                }
                 continue;
             }
             let passed = match fate {
@@ -115,7 +126,12 @@ impl<'a> Round<'a> {
                     None => false,
                 },
             };
-            open = passed || !gates;
+            if gates && !passed {
+                closed_until = Some(match slot.role {
+                    Role::Sidecar => format!("sidecar {} has started", slot.name()),
+                    Role::Init | Role::Main => format!("init container {} has ended", slot.name()),
+                });
+            }
         }
     }
 
@@ -131,6 +147,26 @@ impl<'a> Round<'a> {
         {
             Self::want(&mut self.early, (image, reason), slot.name());
         }
+    }
+
+    /// Says what follows; after `first`, if that must have happened before anything is started.
+    pub(super) fn tell_later(&self, draft: &mut Draft, first: Option<&str>) {
+        if let Some(first) = first {
+            for go in &self.go {
+                if let Go::Make { slot, .. } = go {
+                    draft.follow(slot.name(), first);
+                }
+            }
+        }
+        for (container, when) in &self.later {
+            draft.follow(container, first.unwrap_or(when));
+        }
+    }
+
+    /// Nothing is started, neither now nor by itself later.
+    pub(super) fn give_up(&mut self) {
+        self.go.clear();
+        self.later.clear();
     }
 
     pub(super) fn makes(&self) -> bool {

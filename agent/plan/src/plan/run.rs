@@ -14,7 +14,7 @@ use crate::plan::round::{Go, Round, pull};
 use crate::plan::upkeep::{mount, refresh, unmount_changed, update_resources};
 use crate::ready::Obstacle;
 use crate::sandbox::{self, Replacement, SandboxFate, sandbox_fate};
-use crate::step::{Action, KillCause};
+use crate::step::{Action, KillCause, WaitKind};
 use crate::world::{Slot, World, is_running};
 
 /// Writes the steps that bring the pod closer to running as desired.
@@ -82,6 +82,7 @@ fn keep(world: &World<'_>, draft: &mut Draft, home: &SandboxView, is_held: bool)
         mount(world, draft, |name, _| !world.observed.volumes.contains_key(name));
     }
     remove_superseded(world, draft, Some(home), &dying);
+    round.tell_later(draft, None);
     start(world, draft, Some(home), std::mem::take(&mut round.go));
     update_resources(world, draft, &dying);
     pull(draft, round.early);
@@ -115,27 +116,27 @@ fn create(world: &World<'_>, draft: &mut Draft, replacement: &Replacement) {
     block_on_volumes(world, draft, &mut round);
     pull(draft, std::mem::take(&mut round.pulls));
     if let Some(blocked) = &world.desired.blocked {
-        let (reason, message) = (blocked.reason.clone(), blocked.message.clone());
-        draft.wait(None, Obstacle { reason, message, until: None });
+        draft.wait(None, Obstacle::fault(&blocked.reason, &blocked.message));
         return;
     }
     if !round.makes() {
+        round.tell_later(draft, None);
         return;
     }
     if let Some(at) = replacement.at.filter(|at| *at > world.now) {
-        draft.wait(
-            None,
-            Obstacle { reason: "SandboxBackOff".to_owned(), message: replacement.reason.clone(), until: Some(at) },
-        );
+        let (reason, message) = ("SandboxBackOff".to_owned(), replacement.reason.clone());
+        draft.wait(None, Obstacle { reason, kind: WaitKind::BackOff, message, until: Some(at) });
         return;
     }
     if !replacement.lost() {
         let cause = replacement.cause.unwrap_or(KillCause::Unwanted);
         if !kill_all(world, draft, cause, pod_grace(world), because) {
+            round.tell_later(draft, Some("what runs has stopped"));
             return;
         }
         stop_others(world, draft, None);
     }
+    round.tell_later(draft, None);
     unmount_changed(world, draft);
     mount(world, draft, |name, wanted| {
         let mounted = world.observed.volumes.get(name);
@@ -201,6 +202,6 @@ fn block_on_volumes(world: &World<'_>, draft: &mut Draft, round: &mut Round<'_>)
         && round.makes()
     {
         draft.wait(None, obstacle);
-        round.go.clear();
+        round.give_up();
     }
 }

@@ -8,7 +8,7 @@ use crate::observed::{Attempted, ContainerView};
 use crate::plan::draft::Draft;
 use crate::ready::Obstacle;
 use crate::resources::{Resources, ResourcesView};
-use crate::step::Action;
+use crate::step::{Action, WaitKind};
 use crate::volumes::{self, WantedVolume};
 use crate::world::{Slot, World, is_running};
 
@@ -73,9 +73,7 @@ pub(super) fn update_resources(world: &World<'_>, draft: &mut Draft, dying: &BTr
         if let Some(failure) = world.failure(&Attempted::Resources(slot.name().to_owned())) {
             let retry = crate::backoff::step_retry_at(failure);
             if retry > world.now {
-                let (reason, message) = (failure.reason.clone(), failure.message.clone());
-                let until = Some(retry);
-                draft.wait(Some(slot.name()), Obstacle { reason, message, until });
+                draft.wait(Some(slot.name()), Obstacle::failed(failure, WaitKind::Fault, retry));
                 continue;
             }
         }

@@ -1,7 +1,7 @@
 //! How a pod comes up: order, images, configuration, init containers, hooks.
 
 use expect_test::expect;
-use portreeve_plan::{Attempted, Blocked, HookState, ImageName, ImageView};
+use portreeve_plan::{Attempted, Blocked, HookState, ImageName, ImageView, WaitKind};
 use serde_json::json;
 
 use crate::model::Node;
@@ -74,6 +74,75 @@ fn init_containers_run_one_after_the_other_and_then_the_others() {
     node.round(usize::MAX).unwrap();
     node.exit("two", 0);
     assert_eq!(node.steps(), ["create container web (attempt 0)", "start container web"]);
+}
+
+fn then(node: &Node) -> Vec<String> {
+    node.plan().then.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_a_later_plan_starts_is_named_with_what_it_waits_for() {
+    let spec = json!({
+        "initContainers": [
+            {"name": "side", "image": "i:1", "restartPolicy": "Always",
+             "startupProbe": {"tcpSocket": {"port": 1}}},
+            {"name": "init", "image": "i:1"},
+        ],
+        "containers": [{"name": "web", "image": "i:1"}, {"name": "log", "image": "i:1"}],
+    });
+    let mut node = Node::new(wanted(spec.clone()));
+    assert_eq!(then(&node), ["then containers init, web, log, when sidecar side has started"]);
+    assert!(node.plan().to_string().ends_with("\n  then containers init, web, log, when sidecar side has started\n"));
+    node.settle();
+    assert!(then(&node).is_empty(), "{:?}", then(&node));
+    // Made anew: first the containers stop, then the sidecar, then everything starts as at first.
+    node.edit(with(spec, "/initContainers/1/image", json!("i:2")));
+    assert_eq!(then(&node), ["then containers side, init, web, log, when what runs has stopped"]);
+
+    let two = json!({
+        "initContainers": [{"name": "one", "image": "i:1"}, {"name": "two", "image": "i:1"}],
+        "containers": [{"name": "web", "image": "i:1"}],
+    });
+    let mut node = Node::new(wanted(two));
+    assert_eq!(then(&node), ["then containers two, web, when init container one has ended"]);
+    node.round(usize::MAX).unwrap();
+    node.exit("one", 0);
+    assert_eq!(then(&node), ["then container web, when init container two has ended"]);
+    node.round(usize::MAX).unwrap();
+    node.exit("two", 0);
+    assert!(then(&node).is_empty(), "{:?}", then(&node));
+}
+
+#[test]
+fn a_wait_says_what_it_means() {
+    let kinds = |node: &Node| node.plan().waits.iter().map(|wait| wait.kind).collect::<Vec<_>>();
+    let mut node = Node::new(wanted(simple()));
+    node.observed.images.insert(image("web:1"), ImageView::Pulling { after: None });
+    assert_eq!(kinds(&node), [WaitKind::Progress]);
+    node.observed.images.insert(image("web:1"), ImageView::Invalid { message: "a colon too many".to_owned() });
+    assert_eq!(kinds(&node), [WaitKind::Fault]);
+
+    let mut node = Node::new(wanted(simple()));
+    node.unknown_images.insert("web:1".to_owned());
+    node.settle();
+    assert_eq!(kinds(&node), [WaitKind::Fault], "the first failure");
+    node.now = node.plan().wake_at.unwrap();
+    node.settle();
+    assert_eq!(kinds(&node), [WaitKind::BackOff]);
+
+    let spec = with(simple(), "/volumes", json!([{"name": "keys", "secret": {"secretName": "keys"}}]));
+    assert_eq!(kinds(&Node::new(wanted(spec))), [WaitKind::Volume]);
+
+    let mut node = Node::new(wanted(simple()));
+    let failure = portreeve_plan::Failure {
+        at: node.now,
+        attempts: 1,
+        generation: 1,
+        reason: "FailedCreatePodSandBox".to_owned(),
+        message: "no".to_owned(),
+    };
+    node.observed.failures.insert(Attempted::Sandbox, failure);
+    assert_eq!(kinds(&node), [WaitKind::Retry]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Noticing that somebody takes the state away from under an engine that runs, without looking again and again.
 //!
-//! The kernel reports when a directory itself is moved or removed, wherever to. So the directory of all sandboxes and
-//! each one above it are watched: a report says only that it is worth looking whether the path still leads there.
+//! The kernel reports when a directory itself is moved or removed, wherever to. So the directories of the sandboxes and
+//! of the network, and each one above them, are watched: a report says only that it is worth looking whether the paths
+//! still lead there. The two, because pods that run keep the first from being removed with all that is in it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -15,30 +16,37 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-/// Says in `lost` why the directory of all sandboxes is not where it was, as long as it is not.
-pub(super) async fn guard(directory: PathBuf, lost: watch::Sender<Option<String>>) {
-    if let Err(error) = watch(&directory, &lost).await {
-        tracing::warn!(directory = %directory.display(), %error, "directory not watched for its removal");
+/// Says in `lost` which of these directories is not where it was, as long as it is not.
+pub(super) async fn guard(directories: Vec<PathBuf>, lost: watch::Sender<Option<String>>) {
+    if let Err(error) = watch(&directories, &lost).await {
+        tracing::warn!(?directories, %error, "directories not watched for their removal");
     }
 }
 
-/// Returns when the directory is gone for good.
-async fn watch(directory: &Path, lost: &watch::Sender<Option<String>>) -> io::Result<()> {
+/// Returns when one of them is gone for good.
+async fn watch(directories: &[PathBuf], lost: &watch::Sender<Option<String>>) -> io::Result<()> {
     let reports: OwnedFd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let place = directory.canonicalize()?;
-    let same = identity(&place)?;
-    // As many as the path has parts. The root cannot be moved.
-    for watched in place.ancestors().filter(|path| path.parent().is_some()) {
-        inotify::add_watch(&reports, watched, WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR)?;
+    let mut watched = Vec::new();
+    for directory in directories {
+        let place = directory.canonicalize()?;
+        // As many as the path has parts. The root cannot be moved.
+        for part in place.ancestors().filter(|path| path.parent().is_some()) {
+            inotify::add_watch(&reports, part, WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR)?;
+        }
+        watched.push((directory, identity(&place)?));
     }
     // Its replacement is unsafe for kinds of descriptors that lie about themselves; an `OwnedFd` does not.
     #[expect(deprecated, reason = "the successor needs unsafe code")]
     let reports = AsyncFd::with_interest(reports, Interest::READABLE)?;
     loop {
-        // A number is another directory's once nothing holds the inode; until it is removed, its watch does.
         let removed = drain(reports.get_ref())?;
-        let there = !removed && identity(directory).is_ok_and(|found| found == same);
-        tell(directory, there, lost);
+        let away = watched.iter().find(|(directory, same)| identity(directory).ok() != Some(*same));
+        match away {
+            Some((directory, _)) => tell(Some(directory), lost),
+            // A number is another directory's once nothing holds the inode; until it is removed, its watch does.
+            None if removed => tell(directories.first().map(PathBuf::as_path), lost),
+            None => tell(None, lost),
+        }
         if removed {
             return Ok(());
         }
@@ -65,22 +73,26 @@ fn identity(directory: &Path) -> io::Result<(u64, u64)> {
     std::fs::metadata(directory).map(|found| (found.dev(), found.ino()))
 }
 
-fn tell(directory: &Path, there: bool, lost: &watch::Sender<Option<String>>) {
+fn tell(away: Option<&Path>, lost: &watch::Sender<Option<String>>) {
     let told = lost.borrow().is_some();
-    let path = directory.display();
-    if there && told {
-        tracing::info!(directory = %path, "directory of the sandboxes is back");
-        lost.send_replace(None);
-    } else if !there && !told {
-        tracing::error!(
-            directory = %path,
-            "directory of the sandboxes was moved or removed while they run, put it back, or restart the agent: \
-             it makes all pods anew"
-        );
-        lost.send_replace(Some(format!(
-            "{path}, the directory of the sandboxes, was moved or removed while they run: put it back, \
-             or restart the agent, which makes all pods anew"
-        )));
+    match away {
+        None if told => {
+            tracing::info!("directories of the state are back");
+            lost.send_replace(None);
+        }
+        Some(directory) if !told => {
+            let path = directory.display();
+            tracing::error!(
+                directory = %path,
+                "directory of the state was moved or removed while pods run, put it back, or restart the agent: \
+                 it makes all pods anew"
+            );
+            lost.send_replace(Some(format!(
+                "{path}, a directory of the state, was moved or removed while pods run: put it back, \
+                 or restart the agent, which makes all pods anew"
+            )));
+        }
+        _ => {}
     }
 }
 
@@ -101,10 +113,10 @@ mod tests {
     impl Ground {
         async fn new() -> Self {
             let base = tempfile::tempdir().unwrap();
-            let directory = base.path().join("run/sandboxes");
-            fs::create_dir_all(&directory).unwrap();
+            let directories = vec![base.path().join("run/sandboxes"), base.path().join("run/network")];
+            directories.iter().for_each(|directory| fs::create_dir_all(directory).unwrap());
             let (sender, lost) = watch::channel(None);
-            let guard = tokio::spawn(guard(directory, sender));
+            let guard = tokio::spawn(guard(directories, sender));
             // On this one thread the guard watches before anybody else does anything.
             tokio::task::yield_now().await;
             Self { base, lost, guard }
@@ -117,7 +129,7 @@ mod tests {
         async fn until_lost(&mut self, wanted: bool) {
             let lost = self.lost.wait_for(|lost| lost.is_some() == wanted);
             let said = tokio::time::timeout(Duration::from_secs(10), lost).await.unwrap().unwrap().clone();
-            assert!(said.is_none_or(|said| said.contains("run/sandboxes")));
+            assert!(said.is_none_or(|said| said.contains("run/sandboxes") || said.contains("run/network")));
         }
 
         async fn is_quiet(&mut self) {
@@ -136,6 +148,14 @@ mod tests {
         fs::remove_dir_all(ground.path("run")).unwrap();
         ground.until_lost(true).await;
         tokio::time::timeout(Duration::from_secs(10), ground.guard).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn sandboxes_that_cannot_be_removed_do_not_hide_that_the_rest_was() {
+        let mut ground = Ground::new().await;
+        fs::remove_dir(ground.path("run/network")).unwrap();
+        ground.until_lost(true).await;
+        assert!(ground.lost.borrow().as_ref().unwrap().contains("run/network"));
     }
 
     #[tokio::test]
@@ -160,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_watched_is_no_loss() {
         let (sender, lost) = watch::channel(None);
-        guard(PathBuf::from("/nonexistent/sandboxes"), sender).await;
+        guard(vec![PathBuf::from("/nonexistent/sandboxes")], sender).await;
         assert!(lost.borrow().is_none());
     }
 }

@@ -82,7 +82,8 @@ impl Engine {
         let upkeep = Upkeep::start(&core)?;
         let quiet = AbortOnDropHandle::new(tokio::spawn(quiet::give_back(core.events.subscribe())));
         let (sender, lost) = watch::channel(None);
-        let ground = AbortOnDropHandle::new(tokio::spawn(ground::guard(core.sandboxes_directory(), sender)));
+        let state = vec![core.sandboxes_directory(), core.config.network.state_dir.clone()];
+        let ground = AbortOnDropHandle::new(tokio::spawn(ground::guard(state, sender)));
         Ok(Arc::new(Self { core, upkeep, _quiet: quiet, ground, lost }))
     }
 
@@ -106,8 +107,8 @@ impl Engine {
         self.core.events.subscribe()
     }
 
-    /// Why what is on disk of the sandboxes is not where it should be, as long as it is not: a sentence that says what
-    /// to do.
+    /// Why what is on disk of the sandboxes or the network is not where it should be, as long as it is not: a sentence
+    /// that says what to do.
     pub fn lost_ground(&self) -> watch::Receiver<Option<String>> {
         self.lost.clone()
     }
