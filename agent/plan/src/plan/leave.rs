@@ -78,7 +78,8 @@ pub(super) fn is_at_rest(world: &World<'_>) -> bool {
 }
 
 /// Ends a pod that is through: what runs is killed, the end is recorded, and then its sandbox and
-/// volumes go. The records of its containers stay for logs and status.
+/// volumes go. The records of its containers stay for logs and status; what it does not name any more has none: a later
+/// container of that name is another.
 pub(super) fn finish(world: &World<'_>, draft: &mut Draft, finished: &Finished) {
     let reason = match &finished.message {
         Some(message) => message.clone(),
@@ -91,6 +92,9 @@ pub(super) fn finish(world: &World<'_>, draft: &mut Draft, finished: &Finished) 
     if world.desired.finished.is_none() {
         let finished = Box::new(finished.clone());
         draft.push(Action::RecordFinished { finished }, reason.clone(), Cost::Live);
+    }
+    for view in world.containers.iter().filter(|view| !world.slots.iter().any(|slot| slot.name() == view.name)) {
+        draft.remove(view, format!("the pod has no container {}", view.name), Cost::Live);
     }
     release(world, draft, &reason, &Cost::Remove);
 }

@@ -167,6 +167,20 @@ fn an_init_container_that_an_edit_killed_does_not_end_a_pod_that_never_restarts(
 }
 
 #[test]
+fn what_an_edit_took_out_of_a_pod_that_has_ended_leaves_no_record() {
+    let mut node = Node::running(job("Never"));
+    node.exit("a", 0);
+    node.edit(with(job("Never"), "/containers", json!([{"name": "a", "image": "i:1"}])));
+    // The agent is killed when the other is: the pod has ended before its record is removed.
+    node.round(1).unwrap();
+    assert_eq!(node.done.last().map(String::as_str), Some("stop container b within 30 s"));
+    node.settle();
+    assert_eq!(node.desired.finished.as_ref().unwrap().terminal, Terminal::Succeeded);
+    let left: Vec<_> = node.observed.containers.iter().map(|view| view.name.as_str()).collect();
+    assert_eq!(left, ["a"], "a later container b is another");
+}
+
+#[test]
 fn a_pod_past_its_deadline_is_killed_and_failed() {
     let mut node = Node::new(crate::pods::wanted(with(simple(), "/activeDeadlineSeconds", json!(60))));
     node.settle();

@@ -472,13 +472,21 @@ pub(crate) fn satisfies(node: &Node) -> Result<(), String> {
         let goes_on = status.message.is_some_and(|message| message.contains("starts when the agent starts again"));
         check(goes_on || node.desired.finished.is_some(), "its end is not recorded")?;
     }
+    let spec = node.desired.pod.spec.clone().unwrap_or_default();
+    let known = |name: &str| {
+        let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        all.any(|container| container.name == name)
+    };
+    let unknown = check(containers.iter().all(|view| known(&view.name)), "an unknown container is left");
     if node.desired.finished.is_some() || matches!(node.desired.intent, Intent::Rest { .. }) {
+        if node.desired.intent == Intent::Run {
+            unknown?;
+        }
         check(!containers.iter().any(|view| running(view)), "a container runs after the end")?;
         let stopped = sandboxes.iter().all(|s| s.state == SandboxState::Stopped);
         check(stopped, "a sandbox is there after the end")?;
         return check(node.observed.volumes.is_empty(), "volumes are there after the end");
     }
-    let spec = node.desired.pod.spec.clone().unwrap_or_default();
     check(sandboxes.len() == 1, "not exactly one sandbox")?;
     let home = sandboxes.first().ok_or("no sandbox")?;
     check(home.state == SandboxState::Ready, "the sandbox is not ready")?;
@@ -537,9 +545,5 @@ pub(crate) fn satisfies(node: &Node) -> Result<(), String> {
         check(mine.clone().count() <= 1, "an init container has more than one record")?;
         check(!mine.clone().any(|view| running(view)), "an init container runs")?;
     }
-    let known = |name: &str| {
-        let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
-        all.any(|container| container.name == name)
-    };
-    check(containers.iter().all(|view| known(&view.name)), "an unknown container is left")
+    unknown
 }
