@@ -216,6 +216,27 @@ fn a_link_whose_target_is_away_and_what_is_no_file_keep_what_was_said() {
 }
 
 #[test]
+fn a_file_in_the_place_of_a_folder_ends_what_was_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("team");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("a.yaml"), map("a")).unwrap();
+    fs::write(dir.path().join("b.yaml"), map("b")).unwrap();
+    let mut scanner = Scanner::new(dir.path(), None);
+    let start = Instant::now();
+    for time in 0..2 {
+        scanner.scan(&rescan(), start + time * LATER);
+    }
+    assert_eq!(names(&scanner.set()), ["b.yaml", "team/a.yaml"]);
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, "").unwrap();
+    for time in 2..6 {
+        scanner.scan(&rescan(), start + time * LATER);
+    }
+    assert_eq!(names(&scanner.set()), ["b.yaml"]);
+}
+
+#[test]
 fn the_kernels_own_files_are_no_manifests() {
     let mut scanner = Scanner::new(Path::new("/proc/self"), None);
     scanner.scan(&rescan(), Instant::now());

@@ -188,6 +188,11 @@ impl Ledger {
         self.objects.values().map(|record| record.uid.clone()).chain(removed).collect()
     }
 
+    /// Whether an object that should be there, or a pod that should go, has this uid.
+    pub(crate) fn knows(&self, uid: &str) -> bool {
+        self.removals.keys().any(|removed| removed.0 == uid) || self.objects.values().any(|record| record.uid == uid)
+    }
+
     /// The pods that should run.
     pub fn pods(&self) -> impl Iterator<Item = (&ObjectKey, &Record, &Arc<Pod>)> {
         self.objects.iter().filter_map(|(key, record)| match &*record.object {

@@ -343,7 +343,7 @@ impl Scanner {
         let metadata = match fs::metadata(path) {
             Ok(metadata) if metadata.is_file() => metadata,
             // Only what is not even a link is gone: where a link leads may come back.
-            _ if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+            _ if fs::symlink_metadata(path).is_err_and(|error| is_absence(&error)) => {
                 self.absent(path, now);
                 return;
             }
@@ -420,6 +420,11 @@ impl Scanner {
 pub fn manifests_below(directory: &Path) -> io::Result<(BTreeSet<PathBuf>, BTreeMap<PathBuf, String>)> {
     let (_, listing) = Listing::read(directory)?;
     Ok((listing.files, listing.unreadable))
+}
+
+/// Whether nothing is there: no entry, or a file where its folder was.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> ParsedFile {

@@ -101,13 +101,8 @@ impl Supervisor {
         if !self.merged_once {
             return Vec::new();
         }
-        let known = |uid: &PodUid| {
-            self.ledger.removals.contains_key(uid)
-                || self.ledger.objects.values().any(|record| record.uid == uid.0)
-                || self.adoptable.values().any(|kept| *kept == uid.0)
-        };
         let uids = self.shared.index.uids();
-        let unknown: Vec<PodUid> = uids.into_iter().filter(|uid| !known(uid)).collect();
+        let unknown: Vec<PodUid> = uids.into_iter().filter(|uid| !self.is_somebodys(&uid.0)).collect();
         unknown
             .into_iter()
             .filter_map(|uid| {

@@ -24,9 +24,7 @@ impl Supervisor {
                 continue;
             }
             let uid = sandbox.metadata.uid;
-            let known = self.ledger.removals.contains_key(&PodUid(uid.clone()))
-                || self.ledger.objects.values().any(|record| record.uid == uid);
-            if !known {
+            if !self.ledger.knows(&uid) {
                 let key = PodKey { namespace: sandbox.metadata.namespace, name: sandbox.metadata.name };
                 self.adoptable.insert(key, uid);
             }
@@ -83,6 +81,11 @@ impl Supervisor {
         true
     }
 
+    /// Whether the uid is a pod's that is desired, that goes, or that is kept because its manifest may be broken.
+    pub(super) fn is_somebodys(&self, uid: &str) -> bool {
+        self.ledger.knows(uid) || self.adoptable.values().any(|kept| kept == uid)
+    }
+
     /// Lets go of what ran at the start for names that nothing claims, unless it may have come from what the source
     /// cannot read now: then it runs on, which is told once.
     fn judge_what_ran(&mut self, told: bool) {
@@ -104,12 +107,7 @@ impl Supervisor {
 
     /// Removes what is left on disk of pods that nobody knows any more.
     pub(super) fn clean_directories(&mut self) {
-        let known = |uid: &str| {
-            self.workers.contains_key(&PodUid(uid.to_owned()))
-                || self.ledger.removals.contains_key(&PodUid(uid.to_owned()))
-                || self.ledger.objects.values().any(|record| record.uid == uid)
-                || self.adoptable.values().any(|kept| kept == uid)
-        };
+        let known = |uid: &str| self.workers.contains_key(&PodUid(uid.to_owned())) || self.is_somebodys(uid);
         let volumes = self.shared.volumes.clone();
         let place = self.shared.place.clone();
         let mut unknown = volumes.uids();
