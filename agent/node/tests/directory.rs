@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 use portreeve_node::source::{DirectorySource, FileContent, Hints, Scanner, SourceSet};
+use rustix::process::setpriority_process;
 
 const LATER: Duration = Duration::from_millis(250);
 
@@ -493,6 +495,34 @@ fn an_open_file_is_not_read_while_it_is_written() {
     file.write_all(map("a").as_bytes()).unwrap();
     drop(file);
     wait_for(&source, "closed", |set| names(set) == ["a.yaml"] && objects(set, "a.yaml") == 1);
+}
+
+/// A new folder is reported before its own watch is there: what comes in between is reported by nobody.
+#[test]
+fn a_file_is_seen_however_soon_it_comes_into_a_new_folder() {
+    // One CPU, which is taken from the thread that makes the watches as soon as it has reported a folder.
+    let mut one = CpuSet::new();
+    one.set(sched_getcpu().unwrap()).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(dir.path());
+    for task in fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path()) {
+        if fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("notify")) {
+            let thread = task.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            setpriority_process(rustix::process::Pid::from_raw(thread), 19).unwrap();
+        }
+    }
+    for round in 0..100_u64 {
+        // So long that the folder is listed at once.
+        std::thread::sleep(Duration::from_millis(20));
+        let folder = dir.path().join(round.to_string());
+        fs::create_dir(&folder).unwrap();
+        std::thread::sleep(Duration::from_micros(3 * round));
+        fs::write(folder.join("a.yaml"), map("a")).unwrap();
+        let seen = |set: &SourceSet| set.files.contains_key(&folder.join("a.yaml"));
+        wait_for(&source, &format!("round {round}"), seen);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
 
 #[test]

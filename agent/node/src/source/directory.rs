@@ -96,7 +96,7 @@ impl Drop for DirectorySource {
 
 /// A watch, and what it was made for.
 struct Watch {
-    _watcher: RecommendedWatcher,
+    watcher: RecommendedWatcher,
     ground: Option<Ground>,
     /// The directory without links, as it stands in the reports.
     root: PathBuf,
@@ -122,6 +122,7 @@ impl Watched {
             let lists = self.scanner.lists(&hints);
             if hints.rescan {
                 self.ensure_watch();
+                self.settle_watch();
             }
             self.scanner.scan(&hints, Instant::now());
             self.ensure_watch();
@@ -172,12 +173,14 @@ impl Watched {
         true
     }
 
-    fn note(&self, message: Message, hints: &mut Hints) -> bool {
+    fn note(&mut self, message: Message, hints: &mut Hints) -> bool {
         match message {
             Message::Stop => return false,
             Message::Event(Ok(event)) => note_event(&self.in_our_words(event), hints),
             Message::Event(Err(error)) => {
                 debug!(error = %error, "a watch of the manifests failed");
+                // It may lack a folder: a new one is made, or the reason why there can be none is told.
+                self.watch = None;
                 hints.rescan = true;
             }
         }
@@ -230,6 +233,19 @@ impl Watched {
         }
     }
 
+    /// Waits until the folders that were reported are watched.
+    ///
+    /// A new folder is reported before its own watch is there: a file that comes after our listing and before that
+    /// watch would be seen by nobody. The watcher takes this call after it has dealt with what it reported.
+    fn settle_watch(&mut self) {
+        if let Some(watch) = &mut self.watch
+            && let Err(error) = watch.watcher.configure(notify::Config::default())
+        {
+            debug!(error = %error, "the watch of the manifests has ended");
+            self.watch = None;
+        }
+    }
+
     fn watch_now(&self, ground: Option<Ground>) -> notify::Result<Watch> {
         // Whatever a link may lead to below the directory is watched at its own place.
         let root = self.directory.canonicalize()?;
@@ -242,7 +258,7 @@ impl Watched {
             notify::Config::default().with_follow_symlinks(false),
         )?;
         watcher.watch(&root, RecursiveMode::Recursive)?;
-        Ok(Watch { _watcher: watcher, ground, root })
+        Ok(Watch { watcher, ground, root })
     }
 
     fn publish(&self) {
