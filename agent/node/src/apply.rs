@@ -89,7 +89,7 @@ fn misplaced(file: &ManifestFile, at: Position, key: &ObjectKey, asked: &str) ->
         reason: ELSEWHERE.to_owned(),
         message: format!("{key} is not in the namespace `{asked}` that was asked for"),
         fix: Some(format!("give -n {}, or leave it out", key.namespace)),
-        ..error_at(file, at, key)
+        ..blank("error", &file.path, Some(at), key)
     }
 }
 
@@ -100,16 +100,17 @@ fn twice(file: &ManifestFile, at: Position, key: &ObjectKey, first: &Path, line:
         reason: Reason::FieldValueDuplicate.to_string(),
         message: format!("{key} is also in {}:{line}", first.display()),
         fix: Some("rename one of the two, or leave it out".to_owned()),
-        ..error_at(file, at, key)
+        ..blank("error", &file.path, Some(at), key)
     }
 }
 
-fn error_at(file: &ManifestFile, at: Position, key: &ObjectKey) -> ProblemReport {
+/// A report about an object, without its words.
+fn blank(severity: &str, file: &Path, at: Option<Position>, key: &ObjectKey) -> ProblemReport {
     ProblemReport {
-        severity: "error".to_owned(),
-        file: file.path.clone(),
-        line: at.line,
-        column: at.column,
+        severity: severity.to_owned(),
+        file: file.to_owned(),
+        line: at.map_or(0, |at| at.line),
+        column: at.map_or(0, |at| at.column),
         object: Some(key.to_string()),
         field: String::new(),
         reason: String::new(),
@@ -121,15 +122,10 @@ fn error_at(file: &ManifestFile, at: Position, key: &ObjectKey) -> ProblemReport
 /// The warning of an object that was written and that the agent has not taken up.
 pub(crate) fn not_seen(manifests: &Path, key: &ObjectKey, within: Duration) -> ProblemReport {
     ProblemReport {
-        severity: "warning".to_owned(),
-        file: applied_path(manifests, key),
-        line: 0,
-        column: 0,
-        object: Some(key.to_string()),
-        field: String::new(),
         reason: "NotSeen".to_owned(),
         message: format!("{key} is written, but the agent has not taken it up within {} s", within.as_secs()),
         fix: Some("`portreeve get sources` says why".to_owned()),
+        ..blank("warning", &applied_path(manifests, key), None, key)
     }
 }
 

@@ -44,6 +44,14 @@ pub enum ReferenceError {
         /// Characters before tag and digest.
         length: usize,
     },
+    /// An address of a web page, not of an image.
+    #[error("image reference {text:?} is a URL: leave out {scheme:?}")]
+    Url {
+        /// The reference.
+        text: String,
+        /// Its beginning.
+        scheme: String,
+    },
     /// The part before the first slash is not a host name with an optional port.
     #[error("image reference {text:?}: {registry:?} is not a registry host")]
     Registry {
@@ -152,6 +160,9 @@ impl FromStr for ImageRef {
             return Err(ReferenceError::Empty);
         }
         let shown = || -> String { text.chars().take(300).collect() };
+        if let Some(scheme) = ["http://", "https://", "docker://"].into_iter().find(|scheme| text.starts_with(scheme)) {
+            return Err(ReferenceError::Url { text: shown(), scheme: scheme.to_owned() });
+        }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
                 let digest =
@@ -380,6 +391,8 @@ mod tests {
             }
             assert!(bad.parse::<ImageRef>().is_err(), "{bad:?} was taken");
         }
+        let url = "https://quay.io/a/b".parse::<ImageRef>().unwrap_err();
+        assert!(url.to_string().contains("is a URL: leave out \"https://\""), "{url}");
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! From what the sources say to the ledger.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -12,7 +14,7 @@ use super::Supervisor;
 use crate::desired::{News, merge};
 use crate::events::{EventKind, Subject};
 use crate::report::{FileState, SourceReport, SourceState};
-use crate::volumes::NodeFacts;
+use crate::volumes::{NodeFacts, VolumeError};
 use portreeve_engine::chain;
 
 impl Supervisor {
@@ -109,18 +111,26 @@ impl Supervisor {
     pub(super) fn clean_directories(&mut self) {
         let known = |uid: &str| self.workers.contains_key(&PodUid(uid.to_owned())) || self.is_somebodys(uid);
         let volumes = self.shared.volumes.clone();
-        let place = self.shared.place.clone();
-        let mut unknown = volumes.uids();
-        // Whose agent was killed in the middle of its first start has nothing but these.
-        unknown.extend(place.logged_uids());
-        unknown.retain(|uid| !known(uid));
+        let mut unknown: BTreeMap<String, Vec<PathBuf>> =
+            volumes.uids().into_iter().map(|uid| (uid, Vec::new())).collect();
+        for (uid, logs) in self.shared.place.log_directories() {
+            // Whose agent was killed in the middle of its first start has nothing but these.
+            unknown.entry(uid).or_default().push(logs);
+        }
+        unknown.retain(|uid, _| !known(uid));
         if unknown.is_empty() {
             return;
         }
         self.tasks.spawn(async move {
             let cleaned = tokio::task::spawn_blocking(move || {
-                for uid in unknown {
-                    match volumes.remove_pod_blocking(&uid).and_then(|()| place.remove_logs_blocking(&uid)) {
+                for (uid, logs) in unknown {
+                    let removed = volumes.remove_pod_blocking(&uid).and_then(|()| {
+                        logs.into_iter().try_for_each(|path| {
+                            std::fs::remove_dir_all(&path)
+                                .map_err(|source| VolumeError::Io { action: "removing", path, source })
+                        })
+                    });
+                    match removed {
                         Ok(()) => info!(pod_uid = %uid, "directories of an unknown pod removed"),
                         Err(error) => {
                             warn!(pod_uid = %uid, error = %chain(&error), "directories of an unknown pod were not removed");

@@ -10,7 +10,7 @@ mod mounts;
 mod resources;
 mod security;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ use portreeve_engine::{
 use portreeve_manifests::{QosClass, qos_class};
 use portreeve_plan::{ContainerRecord, Resources, SandboxRecord};
 
-use crate::volumes::{Facts, VolumeError};
+use crate::volumes::Facts;
 
 pub(crate) use env::{EnvError, environment, expand};
 pub(crate) use hosts::{hosts_file, node_hosts_file};
@@ -97,19 +97,8 @@ impl Place {
         self.logs.join(format!("{namespace}_{}_{uid}", name.get(..room).unwrap_or(name)))
     }
 
-    /// The uids of all pods that have a directory of logs.
-    pub(crate) fn logged_uids(&self) -> BTreeSet<String> {
-        self.log_directories().map(|(uid, _)| uid).collect()
-    }
-
-    /// Removes the logs of a pod of which only the uid is known.
-    pub(crate) fn remove_logs_blocking(&self, uid: &str) -> Result<(), VolumeError> {
-        self.log_directories().filter(|(of, _)| of == uid).try_for_each(|(_, path)| {
-            std::fs::remove_dir_all(&path).map_err(|source| VolumeError::Io { action: "removing", path, source })
-        })
-    }
-
-    fn log_directories(&self) -> impl Iterator<Item = (String, PathBuf)> {
+    /// Every pod's directory of logs, with the pod's uid.
+    pub(crate) fn log_directories(&self) -> impl Iterator<Item = (String, PathBuf)> {
         let entries = std::fs::read_dir(&self.logs).into_iter().flatten().flatten();
         entries.filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;

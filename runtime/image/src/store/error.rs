@@ -133,10 +133,12 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The outer archive is damaged.
-    #[error("reading the image archive")]
+    #[error("reading the image archive; wanted is a tar as `docker save` and `podman save` write it")]
     Archive(#[source] LayerError),
     /// There is neither an `index.json` nor a `manifest.json` in it.
-    #[error("archive is neither an OCI layout (index.json) nor a docker-archive (manifest.json)")]
+    #[error(
+        "archive is neither an OCI layout (index.json) nor a docker-archive (manifest.json, as `docker save` writes it)"
+    )]
     NotAnImage,
     /// A document in it makes no sense.
     #[error("{what} in the image archive: {problem}")]
