@@ -2,14 +2,16 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use portreeve_sys::self_exe;
 use rustix::fs::{CWD, Mode};
+use rustix::io::Errno;
 
 use crate::EngineError;
 
@@ -17,10 +19,10 @@ use crate::EngineError;
 /// program reads it as well; any other ignores it.
 const ALLOCATOR: &str = "glibc.malloc.tcache_count=0:glibc.malloc.trim_threshold=32768:glibc.malloc.top_pad=4096:glibc.malloc.mmap_threshold=32768";
 
-/// The program that shims are executed from: on a read-only mount of its own, that no container can write to.
+/// The program that shims are executed from, which no container can write to.
 #[derive(Debug)]
 pub(super) struct Executable {
-    mount: OwnedFd,
+    program: OwnedFd,
     path: PathBuf,
 }
 
@@ -30,13 +32,12 @@ impl Executable {
         let own = || std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
         let path = path.map_or_else(own, Path::to_owned);
         let spawn = |source| EngineError::SpawnShim { executable: path.clone(), source };
-        let mount = portreeve_sys::mount::clone_tree(CWD, &path, false, false).map_err(spawn)?;
-        let change = portreeve_sys::mount::Change {
-            set: portreeve_sys::mount::READ_ONLY | portreeve_sys::mount::NO_SUID,
-            ..Default::default()
+        let program = match self_exe::read_only(&path) {
+            // It is mounted as a file by itself, as into a container that has an agent in it.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::STALE) => self_exe::sealed_copy(&path),
+            mounted => mounted,
         };
-        portreeve_sys::mount::set_attributes(mount.as_fd(), &change).map_err(spawn)?;
-        Ok(Self { mount, path })
+        Ok(Self { program: program.map_err(spawn)?, path })
     }
 
     /// Starts the shim of a sandbox whose directory holds `shim.json`; connects to it. Blocking.
@@ -53,7 +54,7 @@ impl Executable {
         let listener = UnixListener::bind(socket.path()).map_err(spawn)?;
         rustix::fs::chmodat(CWD, socket.path(), Mode::from_raw_mode(0o600), rustix::fs::AtFlags::empty())
             .map_err(|error| spawn(error.into()))?;
-        let child = Command::new(format!("/proc/self/fd/{}", self.mount.as_raw_fd()))
+        let child = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
             .arg0("portreeve")
             .arg("shim")
             .arg(directory)
@@ -107,4 +108,67 @@ fn address(directory: &Path) -> io::Result<Address> {
 /// Makes a directory for us alone, with its parents; one that exists is fine.
 pub(super) fn private_directory(path: &Path, mode: u32) -> Result<(), EngineError> {
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(EngineError::file("creating", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
+
+    use portreeve_sys::mount::{Change, READ_ONLY, attach, clone_tree, set_attributes};
+    use portreeve_sys::namespace;
+    use rustix::fs::{OFlags, fcntl_get_seals, open};
+
+    use super::*;
+
+    /// Runs `test` in a mount namespace of its own thread.
+    fn elsewhere<T: Send>(test: impl FnOnce() -> T + Send) -> Option<T> {
+        if !rustix::process::geteuid().is_root() {
+            let _ = writeln!(io::stderr(), "SKIPPED: mounting needs root");
+            return None;
+        }
+        let enter = || {
+            namespace::unshare(portreeve_sys::clone::NEW_MOUNT).unwrap();
+            let root = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            let propagation = Some(portreeve_sys::mount::Propagation::Private);
+            set_attributes(root.as_fd(), &Change { propagation, recursive: true, ..Change::default() }).unwrap();
+            test()
+        };
+        Some(std::thread::scope(|scope| scope.spawn(enter).join().unwrap()))
+    }
+
+    #[test]
+    fn cve_2019_5736_nobody_makes_the_shims_program_writable() {
+        if !rustix::process::geteuid().is_root() {
+            let _ = writeln!(io::stderr(), "SKIPPED: mounting needs root");
+            return;
+        }
+        let program = tempfile::NamedTempFile::new().unwrap();
+        let executable = Executable::open(Some(program.path())).unwrap();
+        let caught = format!("/proc/self/fd/{}", executable.program.as_raw_fd());
+        let refused = elsewhere(|| {
+            let caught = std::fs::File::open(&caught).unwrap();
+            set_attributes(caught.as_fd(), &Change { clear: READ_ONLY, ..Change::default() }).unwrap_err()
+        });
+        assert!(refused.is_none_or(|refused| Errno::from_io_error(&refused) == Some(Errno::INVAL)));
+        let written = OpenOptions::new().write(true).open(&caught).unwrap_err();
+        assert_eq!(written.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    }
+
+    #[test]
+    fn a_program_that_is_mounted_by_itself_is_taken_into_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, mounted) = (folder.path().join("program"), folder.path().join("mounted"));
+        std::fs::write(&program, "covered").unwrap();
+        std::fs::write(&mounted, "the program").unwrap();
+        let text = elsewhere(|| {
+            let tree = clone_tree(CWD, &mounted, false, true).unwrap();
+            let target = open(&program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            attach(tree.as_fd(), target.as_fd()).unwrap();
+            let executable = Executable::open(Some(&program)).unwrap();
+            assert!(fcntl_get_seals(&executable.program).unwrap().contains(rustix::fs::SealFlags::WRITE));
+            std::fs::read_to_string(format!("/proc/thread-self/fd/{}", executable.program.as_raw_fd())).unwrap()
+        });
+        assert!(text.is_none_or(|text| text == "the program"));
+    }
 }
