@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Spec;
 use portreeve_oci::cgroup::Cgroup;
-use portreeve_oci::{ContainerRef, Create, RootFs, Stdio, exec};
+use portreeve_oci::{ContainerRef, Create, Exec, RootFs, Stdio, exec};
 use portreeve_sys::process::{pidfd_send_signal, wait};
 use serde_json::json;
 
@@ -46,10 +46,10 @@ fn main() -> Result<(), Error> {
             runs.push(begin.elapsed());
         } else {
             let begin = Instant::now();
-            let container = ContainerRef { pidfd: running.pidfd.as_fd(), spec: &spec, cgroup: &cgroup };
+            let container = ContainerRef { pidfd: running.pidfd.as_fd(), spec: &spec, cgroup: Some(&cgroup) };
             let mut process = spec.process().clone().ok_or("no process")?;
             process.set_args(Some(vec!["true".into()]));
-            let execed = exec(&container, &process, null()?)?;
+            let execed = exec(Exec::new(container, &process, null()?))?;
             wait(execed.pidfd.as_fd())?;
             execs.push(begin.elapsed());
         }

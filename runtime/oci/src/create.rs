@@ -3,19 +3,31 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use oci_spec::runtime::{LinuxMemory, LinuxResources, Spec};
-use portreeve_sys::clone::{NEW_CGROUP, NEW_USER};
+use oci_spec::runtime::{
+    ContainerState, LinuxMemory, LinuxResources, LinuxSeccomp, Process as ProcessSpec, Spec, State,
+};
+use portreeve_sys::clone::{Child, NEW_CGROUP, NEW_MOUNT, NEW_NET, NEW_TIME, NEW_USER};
+use portreeve_sys::namespace;
+use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::{Cgroup, container_device_rules};
+use crate::cgroup::{Cgroup, CgroupError, Join, container_device_rules, delegate_owner};
 use crate::error::{CreateError, SetupError, StartError, Step, Warning};
+use crate::gate::Inherited;
+use crate::hooks::{Hooks, Point, Terms};
 use crate::init::{self, Container, Joining, Process};
-use crate::plan::{PlanError, identity, mounts, namespaces};
-use crate::prepare::{self, Prepared};
-use crate::seccomp::Filter;
-use crate::spawn::{self, SpawnError, Spawned};
+use crate::plan::identity::Identity;
+use crate::plan::mounts::MountOp;
+use crate::plan::namespaces::Namespaces;
+use crate::plan::netdev::NetDevice;
+use crate::plan::sysctl::Sysctl;
+use crate::plan::{PlanError, identity, mounts, namespaces, netdev, order, sysctl};
+use crate::prepare::{self, Device, Prepared};
+use crate::seccomp::{Filter, SeccompError};
+use crate::spawn::{self, Place, SpawnError, Spawned};
 use crate::stdio::Stdio;
-use crate::{Pid, userns};
+use crate::{Pid, rdt, userns};
 
 /// Where a container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +45,32 @@ pub enum RootFs {
     Directory(PathBuf),
 }
 
+/// How the container's root file system becomes its root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pivot {
+    /// pivot_root(2): nothing of the old root is left in the container's mount namespace.
+    #[default]
+    PivotRoot,
+    /// The new root is mounted over the old one, which stays below it, and entered by chroot(2): for a caller whose own
+    /// root cannot be pivoted away from (an initial RAM file system).
+    MoveMount,
+}
+
+/// Where the container's process waits for its start.
+#[derive(Debug, Default)]
+pub enum Gate {
+    /// At the socket of its maker, who lives on: [`Created::start`]. When the maker ends, so does the process.
+    #[default]
+    Held,
+    /// At a listening socket, for whoever may connect to it; outlives the maker.
+    Listening {
+        /// The socket.
+        listener: OwnedFd,
+        /// A file with an exclusive flock(2), which falls with the execution of the program.
+        lock: OwnedFd,
+    },
+}
+
 /// A container to make.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -43,21 +81,39 @@ pub struct Create<'a> {
     pub spec: &'a Spec,
     /// Its root file system.
     pub rootfs: RootFs,
-    /// The cgroup it runs in; created when missing, and `linux.resources` is written to it.
-    pub cgroup: &'a Cgroup,
+    /// The cgroup it runs in; created when missing, and `linux.resources` is written to it. Without one the container
+    /// stays in the caller's, and has no limits.
+    pub cgroup: Option<&'a Cgroup>,
     /// Its standard streams.
     pub stdio: Stdio,
     /// Descriptors that the program gets as 3, 4, and so on.
     pub extra_fds: Vec<OwnedFd>,
     /// Keep the caller's session keyring instead of giving the container a new one.
     pub keep_keyring: bool,
+    /// How the root file system becomes the root.
+    pub pivot: Pivot,
+    /// Where the process waits for its start.
+    pub gate: Gate,
+    /// The bundle's directory, of which hooks are told, and the program that takes the listener of a seccomp filter.
+    pub bundle: PathBuf,
 }
 
 impl<'a> Create<'a> {
-    /// A container with no further descriptors and a session keyring of its own.
+    /// A container with no further descriptors and a session keyring of its own, which waits for its maker.
     #[must_use]
     pub fn new(id: &'a str, spec: &'a Spec, rootfs: RootFs, cgroup: &'a Cgroup, stdio: Stdio) -> Self {
-        Self { id, spec, rootfs, cgroup, stdio, extra_fds: Vec::new(), keep_keyring: false }
+        Self {
+            id,
+            spec,
+            rootfs,
+            cgroup: Some(cgroup),
+            stdio,
+            extra_fds: Vec::new(),
+            keep_keyring: false,
+            pivot: Pivot::default(),
+            gate: Gate::default(),
+            bundle: PathBuf::new(),
+        }
     }
 }
 
@@ -126,6 +182,19 @@ impl Starter {
     pub fn start(self) -> Result<(), StartError> {
         spawn::start(self.socket.as_fd())
     }
+
+    /// Lets a process that waits at [`Gate::Listening`] outlive its maker: only a start, or a signal, ends it now.
+    ///
+    /// # Errors
+    /// [`StartError::Gone`] when it has ended.
+    pub fn release(self) -> Result<(), StartError> {
+        spawn::go(self.socket.as_fd())
+    }
+
+    /// What keeps the process waiting while it is open.
+    pub(crate) fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
 }
 
 /// Makes a container and returns when its process has done everything but execute its program.
@@ -133,27 +202,131 @@ impl Starter {
 /// The caller must be single-threaded; it becomes the parent of the container's process. Dropping the answer
 /// without starting ends that process.
 ///
+/// Of the configuration's hooks it runs those up to `createContainer`, and the container's process that of
+/// `startContainer`; `poststart` and `poststop` are the caller's.
+///
 /// # Errors
 /// [`CreateError`] names the step that failed; the process, if there was one, has been killed and reaped.
 pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
-    let Create { id, spec, rootfs, cgroup, stdio, extra_fds, keep_keyring } = request;
-    let process = spec.process().as_ref().ok_or_else(|| PlanError::new("process", "is missing"))?;
-    let identity = identity::plan(process, spec)?;
-    let namespaces = namespaces::plan(spec)?;
-    let ops = mounts::plan(spec)?;
-    let linux = spec.linux().as_ref();
-    let filter = linux.and_then(|linux| linux.seccomp().as_ref()).map(Filter::compile).transpose()?;
-    let devices = prepare::devices(linux.and_then(|linux| linux.devices().as_deref()).unwrap_or_default())?;
+    let plan = Plan::of(request.spec)?;
+    let Some(cgroup) = request.cgroup else {
+        let join = rdt::join(Join::of_nothing(), request.spec, request.id)?;
+        return make(request, plan, Place { cgroup: Some(&join), birth: false }, Vec::new());
+    };
+    let ours = !cgroup.exists();
+    let limited = limit(cgroup, ours, request.spec)
+        .and_then(|(join, warnings)| Ok((rdt::join(join, request.spec, request.id)?, warnings)))
+        .map_err(CreateError::from);
+    match limited.and_then(|(join, warnings)| make(request, plan, Place { cgroup: Some(&join), birth: ours }, warnings))
+    {
+        Err(cause) if ours => match clear(cgroup) {
+            Ok(()) => Err(cause),
+            Err(cgroup) => Err(CreateError::CgroupLeft { cause: Box::new(cause), cgroup }),
+        },
+        made => made,
+    }
+}
 
-    cgroup.create()?;
-    let given = linux.and_then(|linux| linux.resources().as_ref());
+/// Whether a container can be made of a configuration, as far as that alone tells: nothing is touched, and the kernel is
+/// asked for no more than whether it knows the actions and flags of the seccomp profile.
+///
+/// # Errors
+/// [`CreateError`], as [`create()`] would answer before it does anything.
+pub fn check(spec: &Spec) -> Result<(), CreateError> {
+    Plan::of(spec).map(drop)
+}
+
+/// What the configuration asks for, decided before anything is touched.
+struct Plan {
+    identity: Identity,
+    namespaces: Namespaces,
+    mounts: Vec<MountOp>,
+    sysctls: Vec<Sysctl>,
+    filter: Option<Filter>,
+    devices: Vec<Device>,
+    hooks: Hooks,
+    links: Vec<NetDevice>,
+}
+
+impl Plan {
+    fn of(spec: &Spec) -> Result<Self, CreateError> {
+        let linux = spec.linux().as_ref();
+        let namespaces = namespaces::plan(spec)?;
+        rdt::check(spec)?;
+        Ok(Self {
+            identity: spec.process().as_ref().map_or_else(|| nobody(spec), |process| identity::plan(process, spec))?,
+            hooks: Hooks::plan(spec.hooks().as_ref(), state(spec, ContainerState::Creating))?,
+            sysctls: sysctl::plan(spec, &namespaces)?,
+            links: netdev::plan(spec, &namespaces)?,
+            namespaces,
+            mounts: mounts::plan(spec)?,
+            filter: linux.and_then(|linux| linux.seccomp().as_ref()).map(filter).transpose()?,
+            devices: prepare::devices(linux.and_then(|linux| linux.devices().as_deref()).unwrap_or_default())?,
+        })
+    }
+}
+
+/// Of a container without a process, which can be made and has nothing to execute.
+fn nobody(spec: &Spec) -> Result<Identity, PlanError> {
+    let mut identity = identity::plan(&ProcessSpec::default(), spec)?;
+    identity.arguments.clear();
+    Ok(identity)
+}
+
+/// Compiles a profile that this kernel can carry out.
+pub(crate) fn filter(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
+    let filter = Filter::compile(profile)?;
+    filter.check_kernel()?;
+    Ok(filter)
+}
+
+/// Whether there is a filter, and whether it has a listener.
+pub(crate) fn hears(filter: Option<&Filter>) -> Option<bool> {
+    filter.map(|filter| filter.listener().is_some())
+}
+
+/// Makes the cgroup, with the limits of the configuration, and opens what joins it.
+fn limit(cgroup: &Cgroup, new: bool, spec: &Spec) -> Result<(Join, Vec<Warning>), CgroupError> {
+    let given = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let mut resources: LinuxResources = given.cloned().unwrap_or_default();
     resources.set_devices(Some(container_device_rules(given)));
-    cgroup.apply(&resources)?;
-    let join = cgroup.prepare_join()?;
+    if !new {
+        cgroup.require_vacant()?;
+    }
+    cgroup.create()?;
+    let warnings = cgroup.apply(&resources)?;
+    if let Some(owner) = delegate_owner(spec) {
+        cgroup.delegate(owner)?;
+    }
+    Ok((cgroup.prepare_join()?, warnings))
+}
 
+/// Removes the cgroup of a container that could not be made; its process has been reaped.
+fn clear(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    cgroup.kill_all()?;
+    cgroup.wait_empty(Duration::from_secs(5))?;
+    cgroup.remove()
+}
+
+fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<Warning>) -> Result<Created, CreateError> {
+    let Create { id, spec, rootfs, cgroup, stdio, extra_fds, keep_keyring, pivot, gate, bundle } = request;
+    let Plan { identity, namespaces, mounts: ops, sysctls, filter, devices, hooks, links } = plan;
+    let hooks = hooks.about(id, &bundle);
+    let looked_for = hooks.place(&rootfs, namespaces.new & NEW_MOUNT != 0)?;
+    let linux = spec.linux().as_ref();
+    let steps = order::container(&order::Shape {
+        spec,
+        namespaces: &namespaces,
+        mounts: &ops,
+        sysctls: &sysctls,
+        pivot,
+        keep_keyring,
+        terminal: matches!(stdio, Stdio::Terminal { .. }),
+        hooks: &hooks,
+    });
     let mut namespaces = namespaces;
     let mut joins = open_joins(&namespaces)?;
+    prepare::own_parameters(&sysctls, &joins)?;
     let uids = linux.and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
     let gids = linux.and_then(|linux| linux.gid_mappings().as_deref()).unwrap_or_default();
     if namespaces.new & NEW_USER != 0 {
@@ -164,22 +337,18 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
         joins.push((NEW_USER, fd));
     }
     let user_namespace = joins.iter().find(|(kind, _)| *kind == NEW_USER).map(|(_, fd)| fd.as_fd());
+    let no_root = || PlanError::new("linux.uidMappings", "does not map the container's root (0)");
+    warnings.extend(prepare::beyond(&identity.capabilities, user_namespace.is_some())?);
     let owner = match user_namespace {
-        Some(_) if uids.is_empty() || gids.is_empty() => {
-            return Err(PlanError::new(
-                "linux.uidMappings",
-                "a user namespace needs its maps said, also when it is joined",
-            )
-            .into());
+        // One that is joined has maps, also when nobody says them here.
+        Some(namespace) if uids.is_empty() || gids.is_empty() => {
+            userns::host_root_of(namespace)?.ok_or_else(no_root)?
         }
-        Some(_) => {
-            let no_root = || PlanError::new("linux.uidMappings", "does not map the container's root (0)");
-            (userns::host_root(uids).ok_or_else(no_root)?, userns::host_root(gids).ok_or_else(no_root)?)
-        }
+        Some(_) => userns::host_root(uids).zip(userns::host_root(gids)).ok_or_else(no_root)?,
         None => (0, 0),
     };
     let prepared = Prepared {
-        root: prepare::root(&rootfs, user_namespace, owner)?,
+        root: prepare::root(&rootfs, mounts::root_receives(spec), user_namespace, owner)?,
         sources: prepare::sources(&ops, cgroup, user_namespace)?,
         null: prepare::null_device()?,
         nodes: devices
@@ -190,60 +359,135 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
     let stdio = complete(stdio)?;
     let keyring = if keep_keyring { None } else { CString::new(format!("_ses.{id}")).ok() };
     let sockets = spawn::sockets(extra_fds.len())?;
+    let gate = Inherited::from(gate, spawn::first_free(extra_fds.len())).step("copying the gate's descriptors", "")?;
     let between = namespaces.needs_intermediate();
+    let end = order::End { filter: hears(filter.as_ref()), look_up: gate.is_some(), hooks: Some(&hooks) };
+    let order = order::process(&identity, end);
     let run = |socket: std::os::fd::BorrowedFd<'_>, joining: Joining| {
         let process = Process {
+            steps: &order,
             identity: &identity,
             seccomp: filter.as_ref(),
             stdio: &stdio,
             extra_fds: &extra_fds,
             socket,
+            gate: gate.as_ref(),
             keyring: keyring.as_deref(),
+            hooks: Some(&hooks),
         };
         let container = Container {
+            steps: &steps,
             spec,
-            namespaces: &namespaces,
             joins: if between { &[] } else { &joins },
             mounts: &ops,
+            sysctls: &sysctls,
             devices: &devices,
             prepared: &prepared,
-            cgroup: &join,
+            place: looked_for.as_deref(),
+            cgroup: place.cgroup,
             joining,
-            user_namespace: user_namespace.is_some(),
         };
         init::container(&container, &process)
     };
-    let new = namespaces.new & !NEW_CGROUP;
-    let limit = resources.memory().as_ref().and_then(LinuxMemory::limit);
-    let failed = |error| create_error(error, cgroup, limit);
+    // One whose clocks are moved is made by the process in between, who moves them.
+    let late = if namespaces.offsets.is_empty() { NEW_CGROUP } else { NEW_CGROUP | NEW_TIME };
+    let new = namespaces.new & !late;
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(LinuxMemory::limit);
+    // Of a cgroup that was there before, the count tells of others as well.
+    let fresh = cgroup.filter(|_| place.birth);
+    let failed = |error| create_error(error, fresh, limit);
     let mut spawned = if between {
-        spawn::between(sockets, new, &join, || spawn::enter(&joins), run)
+        spawn::between(sockets, new, place, || spawn::enter(&joins, &namespaces.offsets), run)
     } else {
-        spawn::direct(sockets, new, &join, run)
+        spawn::direct(sockets, new, place, run)
     }
     .map_err(failed)?;
-    let mut warnings = Vec::new();
     if let Some(score) = identity.oom_score_adj {
         set_oom_score(&spawned, score, &mut warnings)?;
     }
-    let heard = spawn::listen(&mut spawned).map_err(failed)?;
+    let handed = if links.is_empty() { None } else { Some(hand_over(&links, &joins, &spawned)?) };
+    let told = filter.as_ref().and_then(Filter::listener).map(|listener| {
+        let mut state = hooks.state().clone();
+        state.set_pid(Some(spawned.child.pid.as_raw_nonzero().get()));
+        (listener, state)
+    });
+    let mounted = |child: &Child| {
+        let pid = child.pid.as_raw_nonzero().get();
+        let terms = Terms { alive: Some(child.pidfd.as_fd()), ..Terms::default() };
+        hooks.run(Point::Prestart, pid, terms).and_then(|()| hooks.run(Point::CreateRuntime, pid, terms))
+    };
+    let heard = match (spawn::listen(&mut spawned, told, mounted).map_err(failed), handed) {
+        (Err(cause), Some(handed)) => {
+            return Err(match handed.take_back() {
+                Ok(()) => cause,
+                Err(link) => CreateError::LinkLeft { cause: Box::new(cause), link },
+            });
+        }
+        (heard, _) => heard?,
+    };
     let Spawned { child, socket, .. } = spawned;
     Ok(Created { pid: child.pid, pidfd: child.pidfd, terminal: heard.terminal, warnings, socket })
 }
 
-fn create_error(error: SpawnError, cgroup: &Cgroup, limit_bytes: Option<i64>) -> CreateError {
+/// Moves links of the caller into the network of a process that waits for them.
+fn hand_over(
+    links: &[NetDevice],
+    joins: &[(u64, OwnedFd)],
+    spawned: &Spawned,
+) -> Result<crate::netdev::Handed, SetupError> {
+    let joined = joins.iter().find(|(kind, _)| *kind == NEW_NET);
+    let target = joined.map_or_else(
+        || {
+            let path = format!("/proc/{}/ns/net", spawned.child.pid.as_raw_nonzero());
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .step("opening the network namespace", path)
+        },
+        |(_, fd)| fd.try_clone().step("copying a descriptor", ""),
+    );
+    let handed = target.and_then(|target| crate::netdev::hand_over(links, target));
+    if handed.is_err() {
+        spawn::abandon(spawned);
+        return handed;
+    }
+    // When it has gone, how it ended tells more.
+    let _ = spawn::go(spawned.socket.as_fd());
+    handed
+}
+
+/// As much of a container's state as its configuration says.
+pub(crate) fn state(spec: &Spec, status: ContainerState) -> State {
+    let mut state = State::default();
+    state.set_version(spec.version().clone()).set_status(status).set_annotations(spec.annotations().clone());
+    state
+}
+
+fn create_error(error: SpawnError, cgroup: Option<&Cgroup>, limit_bytes: Option<i64>) -> CreateError {
     match error {
         // Nothing but this process has been in the cgroup.
-        _ if cgroup.oom_kills().is_ok_and(|kills| kills > 0) => CreateError::OutOfMemory { limit_bytes },
+        _ if cgroup.is_some_and(|cgroup| cgroup.oom_kills().is_ok_and(|kills| kills > 0)) => {
+            CreateError::OutOfMemory { limit_bytes }
+        }
         SpawnError::Setup(error) => error.into(),
+        SpawnError::Listener(error) => error.into(),
+        SpawnError::Start(StartError::Hook(error)) => error.into(),
+        SpawnError::Start(error) => CreateError::Program(error),
         SpawnError::Died(how) => CreateError::Died(how),
     }
 }
 
-fn open_joins(namespaces: &namespaces::Namespaces) -> Result<Vec<(u64, OwnedFd)>, SetupError> {
+fn open_joins(namespaces: &Namespaces) -> Result<Vec<(u64, OwnedFd)>, SetupError> {
     let open = |(kind, path): &(u64, PathBuf)| {
-        let file = std::fs::File::open(path).step("opening the namespace", path)?;
-        Ok((*kind, OwnedFd::from(file)))
+        let what = format!("opening the {} namespace", namespaces::name(*kind));
+        // Whatever lies there: nobody has to be at the other end of it.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty()).step(&what, path)?;
+        let is = match namespace::kind(file.as_fd()).step(&what, path)? {
+            Some(found) if found == *kind => return Ok((*kind, file)),
+            Some(found) => format!("it is a {} namespace", namespaces::name(found)),
+            None => "it is not a namespace".to_owned(),
+        };
+        Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, is)).step(&what, path)
     };
     namespaces.join.iter().map(open).collect()
 }
@@ -269,7 +513,7 @@ pub(crate) fn set_oom_score(spawned: &Spawned, score: i32, warnings: &mut Vec<Wa
         Ok(()) => Ok(()),
         Err(error) => match error.raw_os_error() {
             Some(errno) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                warnings.push(Warning { operation: format!("setting oom_score_adj to {score}"), errno });
+                warnings.push(Warning { what: format!("setting oom_score_adj to {score}"), errno: Some(errno) });
                 Ok(())
             }
             // It has ended already: what it said on the way tells more.

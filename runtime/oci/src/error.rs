@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::cgroup::CgroupError;
+use crate::hooks::HookError;
 use crate::plan::PlanError;
-use crate::seccomp::SeccompError;
+use crate::seccomp::{ListenerError, SeccompError};
 
 /// A set-up step that failed, in the caller or in the container's own process.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +51,36 @@ pub enum CreateError {
         /// The container's own limit; without one it was a cgroup's above it.
         limit_bytes: Option<i64>,
     },
+    /// The listener of its seccomp filter did not reach the program that answers it.
+    #[error("handing over the listener of the seccomp filter")]
+    Listener(#[from] ListenerError),
+    /// Its program is not there, or cannot be executed: for a container that is started by somebody else later.
+    #[error(transparent)]
+    Program(StartError),
+    /// One of its hooks failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The container's process ended before it had said that it is ready.
     #[error("the container's process ended during its set-up ({0})")]
     Died(String),
+    /// Beyond the failure itself, a link of `linux.netDevices` did not come back.
+    #[error("the container could not be created, and {link} failed ({})", .link.source)]
+    LinkLeft {
+        /// Why the container could not be created.
+        #[source]
+        cause: Box<CreateError>,
+        /// Why the link did not come back.
+        link: SetupError,
+    },
+    /// Beyond the failure itself, the cgroup that had been made could not be removed.
+    #[error("the container could not be created, and the cgroup made for it could not be removed ({cgroup})")]
+    CgroupLeft {
+        /// Why the container could not be created.
+        #[source]
+        cause: Box<CreateError>,
+        /// Why the cgroup could not be removed.
+        cgroup: CgroupError,
+    },
 }
 
 fn bytes(limit: Option<i64>) -> String {
@@ -63,7 +91,7 @@ fn bytes(limit: Option<i64>) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// There is no such program in the container.
-    #[error("executable {program:?} was not found in the container (PATH {search})")]
+    #[error("executing {program:?} in the container: {}", missing(.search))]
     NotFound {
         /// First argument of the process.
         program: String,
@@ -72,7 +100,7 @@ pub enum StartError {
     },
     /// The program exists, and what it is to be run by does not.
     #[error(
-        "executing {program:?} in the container: the file is there, but its interpreter is not: \
+        "executing {program:?} in the container: no such file or directory: its interpreter, not the file itself: \
          see the #! line of a script, and add the dynamic loader and C library that a binary was linked for"
     )]
     NoInterpreter {
@@ -88,12 +116,23 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// One of its hooks failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// A last step before execve failed.
     #[error("starting the container")]
     Setup(#[from] SetupError),
     /// The container's process is gone.
     #[error("the created container's process has gone")]
     Gone,
+}
+
+/// The words by which container engines tell a missing program from other failures.
+fn missing(search: &str) -> String {
+    match search {
+        "not searched" => "no such file or directory".to_owned(),
+        search => format!("executable file not found in $PATH ({search})"),
+    }
 }
 
 impl StartError {
@@ -103,7 +142,7 @@ impl StartError {
         match self {
             Self::NotFound { .. } | Self::NoInterpreter { .. } => 127,
             Self::NotExecutable { .. } => 126,
-            Self::Setup(_) | Self::Gone => 128,
+            Self::Setup(_) | Self::Hook(_) | Self::Gone => 128,
         }
     }
 }
@@ -126,6 +165,9 @@ pub enum ExecError {
     /// The program did not start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The listener of its seccomp filter did not reach the program that answers it.
+    #[error("handing over the listener of the seccomp filter")]
+    Listener(#[from] ListenerError),
     /// The process ended during its set-up.
     #[error("the process ended during its set-up ({0})")]
     Died(String),
@@ -145,15 +187,18 @@ impl ExecError {
 /// Something asked for that this machine refused and that the container can live without.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// What was tried.
-    pub operation: String,
-    /// The kernel's answer.
-    pub errno: i32,
+    /// What was tried, or left out.
+    pub what: String,
+    /// The kernel's answer, where it was the kernel that refused.
+    pub errno: Option<i32>,
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.operation, io::Error::from_raw_os_error(self.errno))
+        match self.errno {
+            Some(errno) => write!(f, "{}: {}", self.what, io::Error::from_raw_os_error(errno)),
+            None => f.write_str(&self.what),
+        }
     }
 }
 

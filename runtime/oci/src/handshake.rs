@@ -3,21 +3,29 @@
 //! ```text
 //!   container's process                         maker
 //!   (between) Spawned{pid, fd} -------------->  (only when a process in between made it)
+//!   Mounted -------------------------------->   prestart and createRuntime hooks, where there are any
+//!             <------------------------------   Go
 //!   Terminal + descriptor ------------------>
-//!   Ready ---------------------------------->   `create` returns
-//!             <------------------------------   Go          `start`
+//!   Listener + descriptor ------------------>   goes to `listenerPath` of the seccomp profile at once
+//!   Ready ---------------------------------->
+//!             <------------------------------   Go          `start`, or, for a process that waits at a gate, leave to
+//!                                                           outlive its maker; `start` says its own Go there
 //!   end of file (execve closed the socket)      started
 //!   Failed{operation, path, errno} --------->   at any moment instead
+//!   HookFailed{hook, reason} --------------->   the same
+//!   NotExecuted{program} ------------------->   instead of Ready, for a process that is to wait at a gate, or of the end
 //! ```
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use portreeve_sys::fd::close_range;
 use portreeve_sys::socket::{receive, send};
 
 use crate::error::SetupError;
+use crate::hooks::HookError;
 
 /// One message of the container's process.
 #[derive(Debug)]
@@ -26,11 +34,17 @@ pub(crate) enum Message {
     Spawned { pid: i32, pidfd: i32 },
     /// The terminal's master side comes along.
     Terminal(OwnedFd),
+    /// A seccomp filter's listener comes along; from now on its calls may wait for who has that.
+    Listener(OwnedFd),
+    /// The mounts are attached and the root is not changed yet; it waits for [`go`].
+    Mounted,
     /// Everything but execve has been done.
     Ready,
     /// A step failed; the process ends.
     Failed(SetupError),
-    /// execve failed for this program.
+    /// A hook that it ran failed; the process ends.
+    HookFailed(HookError),
+    /// This program is not there, or cannot be executed.
     NotExecuted { program: String, search: String, errno: i32 },
     /// This program is there, its interpreter is not.
     NoInterpreter { program: String },
@@ -40,10 +54,13 @@ pub(crate) enum Message {
 
 const SPAWNED: u8 = 1;
 const TERMINAL: u8 = 2;
+const LISTENER: u8 = 3;
 const READY: u8 = 4;
 const FAILED: u8 = 5;
 const NOT_EXECUTED: u8 = 6;
 const NO_INTERPRETER: u8 = 7;
+const MOUNTED: u8 = 8;
+const HOOK_FAILED: u8 = 9;
 
 /// A message is at most this long; longer names are cut.
 const LIMIT: usize = 8192;
@@ -71,7 +88,10 @@ fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
     Some(match *tag {
         SPAWNED => Message::Spawned { pid: number, pidfd: text(first).parse().ok()? },
         TERMINAL => Message::Terminal(fds.into_iter().next()?),
+        LISTENER => Message::Listener(fds.into_iter().next()?),
+        MOUNTED => Message::Mounted,
         READY => Message::Ready,
+        HOOK_FAILED => Message::HookFailed(HookError { hook: text(first), reason: text(second) }),
         FAILED => Message::Failed(SetupError {
             operation: text(first),
             path: PathBuf::from(std::ffi::OsString::from_vec(second.to_vec())),
@@ -81,6 +101,15 @@ fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
         NO_INTERPRETER => Message::NoInterpreter { program: text(first) },
         _ => return None,
     })
+}
+
+/// In a process that was cloned from the one that has `ours`, the other end of what it listens to: closes its copy, so
+/// that it hears when that process ends.
+///
+/// Nobody drops the copy afterwards: what runs in a clone ends with execve or without destructors.
+pub(crate) fn leave(ours: &OwnedFd) -> io::Result<()> {
+    let number = ours.as_raw_fd();
+    close_range(number, number)
 }
 
 /// Waits for the next message.
@@ -103,6 +132,20 @@ pub(crate) fn spawned(socket: BorrowedFd<'_>, pid: i32, pidfd: i32) -> io::Resul
 
 pub(crate) fn terminal(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> io::Result<()> {
     send(socket, &encode(TERMINAL, 0, b"", b""), &[master]).map(|_| ())
+}
+
+/// Makes no call but sendmsg, not even for memory: any other could wait for the listener that it sends.
+pub(crate) fn listener(socket: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> io::Result<()> {
+    const MESSAGE: [u8; 7] = [LISTENER, 0, 0, 0, 0, 0, 0];
+    send(socket, &MESSAGE, &[listener]).map(|_| ())
+}
+
+pub(crate) fn mounted(socket: BorrowedFd<'_>) -> io::Result<()> {
+    send(socket, &encode(MOUNTED, 0, b"", b""), &[]).map(|_| ())
+}
+
+pub(crate) fn hook_failed(socket: BorrowedFd<'_>, error: &HookError) -> io::Result<()> {
+    send(socket, &encode(HOOK_FAILED, 0, error.hook.as_bytes(), error.reason.as_bytes()), &[]).map(|_| ())
 }
 
 pub(crate) fn ready(socket: BorrowedFd<'_>) -> io::Result<()> {

@@ -8,15 +8,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use portreeve_sys::clone::NEW_MOUNT;
+use portreeve_sys::clone::{NEW_IPC, NEW_MOUNT, NEW_NET};
 use portreeve_sys::mount::{self, Change, Propagation, READ_ONLY};
-use portreeve_sys::namespace;
+use portreeve_sys::{capability, namespace};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::cgroup::Cgroup;
 use crate::create::RootFs;
-use crate::error::{SetupError, Step};
+use crate::error::{CreateError, SetupError, Step, Warning};
+use crate::plan::identity::CapabilityMasks;
 use crate::plan::mounts::{IdMap, MountOp, What};
+use crate::plan::sysctl::Sysctl;
 use crate::userns;
 
 /// A device that the container gets.
@@ -48,10 +50,24 @@ pub(crate) fn devices(given: &[LinuxDevice]) -> Result<Vec<Device>, SetupError> 
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
             .step("reading the number of device", path)
     };
+    let wrong = |why: &str, device: &LinuxDevice| {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned())).step("making device", device.path())
+    };
     let mut devices = Vec::new();
     for device in given {
+        let path = crate::plan::mounts::clean(device.path());
+        if path == Path::new("/") {
+            return wrong("it needs the path of a file in the container", device);
+        }
+        match device.typ() {
+            LinuxDeviceType::A => return wrong("its type, a, is for rules alone", device),
+            // A FIFO has no number, and no driver has this one.
+            LinuxDeviceType::P => {}
+            _ if (device.major(), device.minor()) != (0, 0) => {}
+            _ => return wrong("its major and minor number are missing", device),
+        }
         devices.push(Device {
-            path: crate::plan::mounts::clean(device.path()),
+            path,
             kind: device.typ(),
             major: number(device.major(), device.path())?,
             minor: number(device.minor(), device.path())?,
@@ -93,42 +109,101 @@ pub(crate) struct Prepared {
     pub(crate) nodes: Vec<Option<OwnedFd>>,
 }
 
+/// Refuses to join the caller's own namespace, where parameters of the container would be the caller's.
+pub(crate) fn own_parameters(sysctls: &[Sysctl], joins: &[(u64, OwnedFd)]) -> Result<(), CreateError> {
+    for sysctl in sysctls {
+        let Some((_, joined)) = joins.iter().find(|(kind, _)| *kind == sysctl.namespace) else { continue };
+        let name = match sysctl.namespace {
+            NEW_NET => "net",
+            NEW_IPC => "ipc",
+            _ => "uts",
+        };
+        let path = format!("/proc/thread-self/ns/{name}");
+        let ours = rustix::fs::stat(&path).step("looking at", path.as_str())?;
+        let joined = rustix::fs::fstat(joined).step("looking at the namespace to join", "")?;
+        if (ours.st_dev, ours.st_ino) == (joined.st_dev, joined.st_ino) {
+            return Err(sysctl.refusal("the namespace to join is the caller's own").into());
+        }
+    }
+    Ok(())
+}
+
+/// Says which of the program's capabilities it will not have, because the runtime has not; in a user namespace that is
+/// not the runtime's own it has all. Source: runtime-spec, config.md, `capabilities`: such a one is a warning.
+pub(crate) fn beyond(wanted: &CapabilityMasks, user_namespace: bool) -> Result<Option<Warning>, SetupError> {
+    if user_namespace {
+        return Ok(None);
+    }
+    let held = capability::get().step("reading the runtime's capabilities", "")?.permitted;
+    let lacking = wanted.beyond(held);
+    let what = format!("the runtime does not have {}, and the program goes without", lacking.join(", "));
+    Ok((!lacking.is_empty()).then_some(Warning { what, errno: None }))
+}
+
 /// Opens the sources of every mount.
 pub(crate) fn sources(
     ops: &[MountOp],
-    cgroup: &Cgroup,
+    cgroup: Option<&Cgroup>,
     user_namespace: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<Source>, SetupError> {
-    ops.iter().map(|op| source(op, cgroup, user_namespace)).collect()
+    let mut maps = MapNamespaces::default();
+    ops.iter().map(|op| source(op, cgroup, user_namespace, &mut maps)).collect()
 }
 
-fn source(op: &MountOp, cgroup: &Cgroup, user_namespace: Option<BorrowedFd<'_>>) -> Result<Source, SetupError> {
+/// User namespaces for the maps of mounts: each costs a process, and many mounts have the same maps.
+#[derive(Debug, Default)]
+struct MapNamespaces {
+    made: Vec<(IdMap, OwnedFd)>,
+}
+
+impl MapNamespaces {
+    fn get(&mut self, map: &IdMap) -> io::Result<BorrowedFd<'_>> {
+        let at = self.made.iter().position(|(made, _)| made.uids == map.uids && made.gids == map.gids);
+        if at.is_none() {
+            self.made.push((map.clone(), userns::with_maps(&map.uids, &map.gids)?));
+        }
+        let found = self.made.get(at.unwrap_or(self.made.len() - 1));
+        found.map(|(_, namespace)| namespace.as_fd()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+fn source(
+    op: &MountOp,
+    cgroup: Option<&Cgroup>,
+    user_namespace: Option<BorrowedFd<'_>>,
+    maps: &mut MapNamespaces,
+) -> Result<Source, SetupError> {
     match &op.what {
         What::Filesystem { .. } => Ok(Source::None),
         What::Bind { source, recursive, own, tree: all, id_map } => {
             let tree = mount::clone_tree(CWD, source, *recursive, false).step("opening the bind source", source)?;
             let directory = is_directory(tree.as_fd()).step("looking at the bind source", source)?;
-            set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", source)?;
-            if !all.is_empty() {
-                let change = Change { set: all.set, clear: all.clear, recursive: true, ..Change::default() };
-                mount::set_attributes(tree.as_fd(), &change).step("setting recursive mount options of", source)?;
-            }
+            cut_off(tree.as_fd(), op.propagation).step("setting the propagation of", source)?;
             if !own.is_empty() {
                 let change = Change { set: own.set, clear: own.clear, ..Change::default() };
                 mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", source)?;
             }
+            // Last, as in other runtimes: `rro` makes everything read-only, whatever is said of the topmost mount.
+            if !all.is_empty() {
+                let change = Change { set: all.set, clear: all.clear, recursive: true, ..Change::default() };
+                mount::set_attributes(tree.as_fd(), &change).step("setting recursive mount options of", source)?;
+            }
             if let Some(map) = id_map {
-                apply_id_map(tree.as_fd(), map, user_namespace).map_err(|error| unmappable(source, op, error))?;
+                apply_id_map(tree.as_fd(), map, user_namespace, maps).map_err(|error| unmappable(source, op, error))?;
             }
             Ok(Source::Tree { tree, directory })
         }
         What::Layers { lower, writable, id_map, attributes } => {
             let namespace = user_namespace.filter(|_| *id_map);
             let writable = writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
-            Ok(Source::Tree { tree: overlay(lower, writable, namespace, *attributes)?, directory: true })
+            let tree = overlay(lower, writable, namespace, *attributes)?;
+            set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &op.destination)?;
+            Ok(Source::Tree { tree, directory: true })
         }
         What::Cgroup { own } => {
             let change = Change { set: own.set, clear: own.clear, ..Change::default() };
+            let lacks = || io::Error::new(io::ErrorKind::InvalidInput, "the container has no cgroup of its own");
+            let cgroup = cgroup.ok_or_else(lacks).step("mounting the cgroup on", &op.destination)?;
             let mut trees = Vec::new();
             for (name, directory) in cgroup.mount_sources() {
                 let tree = mount::clone_tree(CWD, &directory, false, true).step("opening the cgroup", &directory)?;
@@ -159,16 +234,31 @@ fn unmappable(source: &Path, op: &MountOp, error: io::Error) -> SetupError {
     SetupError { operation, path: op.destination.clone(), source: error }
 }
 
-fn apply_id_map(tree: BorrowedFd<'_>, map: &IdMap, user_namespace: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let own;
+fn apply_id_map(
+    tree: BorrowedFd<'_>,
+    map: &IdMap,
+    user_namespace: Option<BorrowedFd<'_>>,
+    maps: &mut MapNamespaces,
+) -> io::Result<()> {
     let namespace = if map.uids.is_empty() {
         user_namespace
             .ok_or_else(|| io::Error::other("the container has no user namespace whose maps could be used"))?
     } else {
-        own = userns::with_maps(&map.uids, &map.gids)?;
-        own.as_fd()
+        maps.get(map)?
     };
     mount::set_attributes(tree, &Change { id_map: Some(namespace), recursive: map.recursive, ..Change::default() })
+}
+
+/// Sets the propagation of a copy of the host's mounts. What is said of the topmost mount alone leaves those below it
+/// shared with the host, where the host's are: unless that is asked for, what is mounted there would be on the host.
+fn cut_off(tree: BorrowedFd<'_>, propagation: Option<(Propagation, bool)>) -> io::Result<()> {
+    let below = match propagation {
+        Some((Propagation::Slave, false)) => Some((Propagation::Slave, true)),
+        Some((Propagation::Private | Propagation::Unbindable, false)) => Some((Propagation::Private, true)),
+        _ => None,
+    };
+    set_propagation(tree, below)?;
+    set_propagation(tree, propagation)
 }
 
 pub(crate) fn set_propagation(tree: BorrowedFd<'_>, propagation: Option<(Propagation, bool)>) -> io::Result<()> {
@@ -196,11 +286,13 @@ pub(crate) fn node(path: &Path) -> Result<OwnedFd, SetupError> {
     Ok(tree)
 }
 
-/// The root file system as a detached mount.
+/// The root file system as a detached mount. When it `receives`, mounts that are made later below the directory on the
+/// host appear in the container.
 ///
 /// In a user namespace the layers are mounted id-mapped, so that files of the image's root belong to the container's.
 pub(crate) fn root(
     from: &RootFs,
+    receives: bool,
     user_namespace: Option<BorrowedFd<'_>>,
     owner: (u32, u32),
 ) -> Result<OwnedFd, SetupError> {
@@ -211,8 +303,8 @@ pub(crate) fn root(
             if !is_directory(tree.as_fd()).step("looking at the root file system", path)? {
                 return Err(rustix::io::Errno::NOTDIR).step("opening the root file system", path);
             }
-            set_propagation(tree.as_fd(), Some((Propagation::Private, true)))
-                .step("setting the propagation of", path)?;
+            let propagation = if receives { Propagation::Slave } else { Propagation::Private };
+            set_propagation(tree.as_fd(), Some((propagation, true))).step("setting the propagation of", path)?;
             Ok(tree)
         }
         RootFs::Overlay { lower, upper, work } => {

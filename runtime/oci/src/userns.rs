@@ -1,16 +1,18 @@
 //! User namespaces: writing maps, and making one for its maps alone.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use oci_spec::runtime::LinuxIdMapping;
 use portreeve_sys::clone::{Clone3, NEW_USER, clone3};
-use portreeve_sys::process::{pidfd_send_signal, wait};
+use portreeve_sys::namespace::enter;
+use portreeve_sys::process::{pidfd_send_signal, set_dumpable, wait};
 use portreeve_sys::socket::message_pair;
 
 use crate::Pid;
-use crate::handshake;
+use crate::error::{SetupError, Step};
+use crate::handshake::{self, Message};
 
 /// The maps as the kernel wants them: `inside outside count` per line.
 pub(crate) fn map_text(maps: &[LinuxIdMapping]) -> String {
@@ -39,10 +41,8 @@ pub(crate) fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMappi
 /// A user namespace with these maps, kept alive by its descriptor alone.
 pub(crate) fn with_maps(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> io::Result<OwnedFd> {
     let (ours, theirs) = message_pair()?;
-    let child = clone3(&Clone3 { namespaces: NEW_USER, ..Clone3::default() }, || {
-        let _ = handshake::wait_go(theirs.as_fd());
-        0
-    })?;
+    let how = Clone3 { namespaces: NEW_USER, ..Clone3::default() };
+    let child = clone3(&how, || i32::from(linger(&ours, theirs.as_fd()).is_err()))?;
     let namespace = write_maps(child.pid, uids, gids).and_then(|()| {
         let path = format!("/proc/{}/ns/user", child.pid.as_raw_nonzero());
         Ok(OwnedFd::from(std::fs::File::open(path)?))
@@ -53,9 +53,67 @@ pub(crate) fn with_maps(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> io:
     namespace
 }
 
+/// In a clone that is there to be looked at: waits until the process that has `ours` has seen enough, or has ended.
+fn linger(ours: &OwnedFd, theirs: BorrowedFd<'_>) -> io::Result<()> {
+    handshake::leave(ours).and_then(|()| handshake::wait_go(theirs)).map(drop)
+}
+
+/// Ids of the host that the root of an existing user namespace is mapped to: user, group; `None` when one is not.
+pub(crate) fn host_root_of(namespace: BorrowedFd<'_>) -> Result<Option<(u32, u32)>, SetupError> {
+    let listening = "listening to a process in the user namespace";
+    let (ours, theirs) = message_pair().step("making a socket pair", "")?;
+    let child = clone3(&Clone3::default(), || {
+        // Whoever has all capabilities there shall not look into this copy of our program.
+        let entered =
+            set_dumpable(false).and_then(|()| enter(namespace, NEW_USER)).step("joining the user namespace", "");
+        let said = match entered {
+            Ok(()) => handshake::ready(theirs.as_fd()),
+            Err(error) => handshake::failed(theirs.as_fd(), &error),
+        };
+        i32::from(said.and_then(|()| linger(&ours, theirs.as_fd())).is_err())
+    })
+    .step("cloning a process that joins the user namespace", "")?;
+    drop(theirs);
+    let read = |file: &str| {
+        let path = format!("/proc/{}/{file}", child.pid.as_raw_nonzero());
+        std::fs::read_to_string(&path).map(|text| root_in(&text)).step("reading", path)
+    };
+    let roots = match handshake::next(ours.as_fd()).step(listening, "") {
+        Ok(Message::Ready) => read("uid_map").and_then(|user| Ok(user.zip(read("gid_map")?))),
+        Ok(Message::Failed(error)) => Err(error),
+        Ok(_) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)).step(listening, ""),
+        Err(error) => Err(error),
+    };
+    let ended = pidfd_send_signal(child.pidfd.as_fd(), 9).and_then(|()| wait(child.pidfd.as_fd()));
+    ended.step("ending a process in the user namespace", "")?;
+    roots
+}
+
+/// What 0 is mapped to in a map as the kernel shows it.
+fn root_in(map: &str) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace();
+        let (inside, outside) = (numbers.next()?, numbers.next()?.parse().ok()?);
+        (inside == "0").then_some(outside)
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use portreeve_sys::process::{Exit, has_ended};
+
     use super::*;
+
+    #[test]
+    fn a_process_that_lingers_ends_with_who_looks_at_it() {
+        let (ours, theirs) = message_pair().expect("pair");
+        let lingers = || i32::from(linger(&ours, theirs.as_fd()).is_err());
+        let child = clone3(&Clone3::default(), lingers).expect("clone");
+        assert!(!has_ended(child.pidfd.as_fd(), 20).expect("poll"));
+        drop(ours);
+        assert!(has_ended(child.pidfd.as_fd(), 10_000).expect("poll"), "it waits without end");
+        assert_eq!(wait(child.pidfd.as_fd()).expect("wait"), Exit::Code(0));
+    }
 
     #[test]
     fn maps_are_written_as_inside_outside_count() {
@@ -66,5 +124,13 @@ mod tests {
         assert_eq!(map_text(&maps), "0 100000 65536\n70000 1 1\n");
         assert_eq!(host_root(&maps), Some(100_000));
         assert_eq!(host_root(maps.get(1..).expect("second")), None);
+    }
+
+    #[test]
+    fn the_root_is_found_in_the_kernels_maps() {
+        assert_eq!(root_in("     70000          1          1\n         0     100000      65536\n"), Some(100_000));
+        assert_eq!(root_in("         0          0 4294967295\n"), Some(0));
+        assert_eq!(root_in("         1     100000      65536\n"), None);
+        assert_eq!(root_in(""), None);
     }
 }

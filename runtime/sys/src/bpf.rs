@@ -24,6 +24,7 @@ const PROGRAM_ATTACH: libc::c_int = 8;
 const PROGRAM_DETACH: libc::c_int = 9;
 const PROGRAM_QUERY: libc::c_int = 16;
 const PROGRAM_BY_ID: libc::c_int = 13;
+const INFO_BY_FD: libc::c_int = 15;
 const TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
 const ALLOW_MULTI: u32 = 2;
@@ -41,6 +42,26 @@ struct LoadArguments {
     log_buffer: u64,
     kernel_version: u32,
     flags: u32,
+    name: [u8; NAME_LENGTH],
+}
+
+/// BPF_OBJ_NAME_LEN, the terminating zero included.
+const NAME_LENGTH: usize = 16;
+
+#[repr(C, align(8))]
+#[derive(Default)]
+struct InfoArguments {
+    program_fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct Info {
+    before: [u64; 8],
+    name: [u8; NAME_LENGTH],
 }
 
 #[repr(C, align(8))]
@@ -82,12 +103,17 @@ fn owned(answer: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Loads a program of type cgroup/dev.
+/// Loads a program of type cgroup/dev. Of `name` (letters, digits, `_` and `.`) the first 15 bytes count.
 ///
 /// # Errors
 /// `EPERM` without CAP_BPF or CAP_SYS_ADMIN in the initial namespace, `EINVAL` when the verifier refuses.
-pub fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
+pub fn load_device_program(name: &str, program: &[Instruction]) -> io::Result<OwnedFd> {
+    let mut padded = [0; NAME_LENGTH];
+    for (to, from) in padded.iter_mut().zip(name.bytes().take(NAME_LENGTH - 1)) {
+        *to = from;
+    }
     let mut arguments = LoadArguments {
+        name: padded,
         program_type: TYPE_CGROUP_DEVICE,
         instruction_count: u32::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
         instructions: program.as_ptr() as u64,
@@ -118,6 +144,21 @@ pub fn device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
         programs.push(owned(call(PROGRAM_BY_ID, &mut by_id)?)?);
     }
     Ok(programs)
+}
+
+/// The name that a program was loaded with; empty without one.
+///
+/// # Errors
+/// `EPERM`, `EBADF` when `program` is no program.
+pub fn program_name(program: BorrowedFd<'_>) -> io::Result<String> {
+    let mut info = Info::default();
+    let mut arguments = InfoArguments {
+        program_fd: number(program),
+        length: u32::try_from(size_of::<Info>()).unwrap_or(0),
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    call(INFO_BY_FD, &mut arguments)?;
+    Ok(info.name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect())
 }
 
 /// Attaches `program`; `replace` is exchanged for it in one step.

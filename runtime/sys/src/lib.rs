@@ -13,6 +13,7 @@ pub mod exec;
 pub mod fd;
 pub mod keyring;
 pub mod memory;
+pub mod memory_policy;
 pub mod mount;
 pub mod namespace;
 pub mod path;
@@ -21,5 +22,6 @@ pub mod seccomp;
 pub mod self_exe;
 pub mod socket;
 pub mod terminal;
+pub mod time;
 
 mod raw;

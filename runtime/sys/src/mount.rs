@@ -189,10 +189,12 @@ pub fn set_fd(filesystem: BorrowedFd<'_>, key: &str, value: BorrowedFd<'_>) -> i
 /// Makes the file system and a detached mount of it with these attributes.
 ///
 /// # Errors
-/// Of the file system; [`complaint`] has its own words for it.
+/// `EINVAL` for an attribute that the kernel cannot take here, and those of the file system; [`complaint`] has its own
+/// words for it.
 pub fn create(filesystem: BorrowedFd<'_>, attributes: u64) -> io::Result<OwnedFd> {
+    let attributes = u32::try_from(attributes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let attributes = MountAttrFlags::from_bits_retain(attributes);
     rustix::mount::fsconfig_create(filesystem)?;
-    let attributes = MountAttrFlags::from_bits_retain(u32::try_from(attributes).unwrap_or(0));
     Ok(rustix::mount::fsmount(filesystem, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
@@ -228,6 +230,16 @@ pub fn pivot_root(root: BorrowedFd<'_>) -> io::Result<()> {
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+/// Makes the mount the root directory of this process, whose old root stays where it was.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_CHROOT.
+pub fn change_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    rustix::process::chroot(".")?;
+    Ok(rustix::process::chdir("/")?)
 }
 
 /// Detaches the mount at `path`, at once for new users, in fact when its last user has gone.

@@ -16,6 +16,21 @@ pub fn enter(fd: BorrowedFd<'_>, kind: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Type of the namespace behind `fd`, a `clone::NEW_*` flag; `None` when it is another file. See ioctl_nsfs(2).
+///
+/// # Errors
+/// Those of ioctl(2), but `ENOTTY`.
+pub fn kind(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    /// `_IO(NSIO, 0x3)`.
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: this request takes no argument; other files than namespaces do not know it and answer ENOTTY.
+    match check_int(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) }) {
+        Ok(kind) => Ok(u64::try_from(kind).ok()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Moves the calling thread into new namespaces; `kinds` are `clone::NEW_*` flags.
 ///
 /// # Errors

@@ -210,6 +210,13 @@ pub fn reset_signals() -> io::Result<()> {
     Ok(())
 }
 
+/// Lets this process wait for its children, whatever its caller did with SIGCHLD: ignored, as `trap '' CHLD` leaves it
+/// over execve(2), children vanish without a signal and without a status, wait(2).
+pub fn heed_children() {
+    // SAFETY: SIG_DFL is a valid disposition for SIGCHLD.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Execution domain of this process, personality(2).
 ///
 /// # Errors
@@ -232,7 +239,7 @@ pub fn set_io_priority(class: u8, level: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// `struct sched_attr`, its first 48 bytes.
+/// `struct sched_attr` of Linux 5.3 (`SCHED_ATTR_SIZE_VER1`): the flags about utilisation are valid with it only.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Scheduling {
@@ -251,14 +258,21 @@ pub struct Scheduling {
     pub deadline: u64,
     /// Deadline policy: period, nanoseconds.
     pub period: u64,
+    /// With `SCHED_FLAG_UTIL_CLAMP_MIN`: the least utilisation that the scheduler assumes, of 1024.
+    pub least_utilisation: u32,
+    /// With `SCHED_FLAG_UTIL_CLAMP_MAX`: the greatest.
+    pub greatest_utilisation: u32,
 }
 
 /// Scheduling policy of this process.
 ///
 /// # Errors
-/// `EPERM` without CAP_SYS_NICE, `EINVAL` for parameters that do not fit the policy.
+/// `EPERM` without CAP_SYS_NICE, `EINVAL` for parameters that do not fit the policy, `EOPNOTSUPP` for a flag about
+/// utilisation where the kernel does not clamp it, `EBUSY` when no deadline can be met any more.
 pub fn set_scheduling(attributes: &Scheduling) -> io::Result<()> {
-    let attributes = Scheduling { size: 48, ..*attributes };
+    const SIZE: u32 = 56;
+    const { assert!(size_of::<Scheduling>() == SIZE as usize) };
+    let attributes = Scheduling { size: SIZE, ..*attributes };
     // SAFETY: `attributes` is a valid sched_attr of the size it names; pid 0 is the caller.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })?;
     Ok(())

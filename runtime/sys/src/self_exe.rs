@@ -11,11 +11,45 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use crate::fd;
 use crate::mount::{Change, NO_SUID, READ_ONLY, clone_tree, set_attributes};
+
+const LINK: &str = "/proc/self/exe";
+
+/// Whether nobody can write the running executable by way of this process: it lies on a mount that is read-only, or in
+/// memory that is sealed.
+///
+/// # Errors
+/// `ENOENT` without procfs.
+pub fn is_out_of_reach() -> io::Result<bool> {
+    if rustix::fs::statvfs(LINK)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(true);
+    }
+    // Only files in memory have seals; others say EINVAL.
+    let seals = rustix::fs::fcntl_get_seals(File::open(LINK)?);
+    Ok(seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE)))
+}
+
+/// Whether the file of the running executable is root's alone to change, and this process is not root: then a container
+/// that it makes, whose users are this one and those lent to him, cannot change it either.
+///
+/// # Errors
+/// `ENOENT` without procfs.
+pub fn is_roots_alone() -> io::Result<bool> {
+    let file = rustix::fs::stat(LINK)?;
+    Ok(!rustix::process::geteuid().is_root() && file.st_uid == 0 && file.st_mode & 0o022 == 0)
+}
+
+/// The running executable, as [`read_only`] has it.
+///
+/// # Errors
+/// As [`read_only`]; `ENOENT` or `ESTALE` also when an upgrade has put another file at its path.
+pub fn read_only_executable() -> io::Result<OwnedFd> {
+    read_only(Path::new(LINK))
+}
 
 /// The program at `path`, to be executed from a read-only, detached mount of its directory.
 ///
@@ -68,13 +102,9 @@ pub fn sealed_copy(path: &Path) -> io::Result<OwnedFd> {
 mod tests {
     use std::io::{Read, Write};
 
-    use rustix::fs::{SealFlags, StatVfsMountFlags};
-
     use super::*;
     use crate::clone::NEW_MOUNT;
     use crate::namespace;
-
-    const LINK: &str = "/proc/self/exe";
 
     #[test]
     fn cve_2019_5736_the_read_only_mount_stays_so_for_who_administers_another_namespace() {
@@ -82,7 +112,7 @@ mod tests {
             let _ = writeln!(io::stderr(), "SKIPPED: mounting needs root");
             return;
         }
-        let executable = read_only(Path::new(LINK)).expect("a read-only mount");
+        let executable = read_only_executable().expect("a read-only mount");
         let attack = || {
             // Of this thread alone.
             namespace::unshare(NEW_MOUNT).expect("a mount namespace");

@@ -3,10 +3,13 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 /// At most this many descriptors travel with one message (the kernel's own bound is 253).
@@ -18,6 +21,19 @@ pub const MAX_FDS: usize = 16;
 /// `EMFILE`.
 pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Connects to a stream socket; connecting, and then each sending, waits for the other side at most `patience`.
+///
+/// # Errors
+/// `ENOENT`, `ECONNREFUSED` when nobody listens, `EAGAIN` when the time is over, `ENAMETOOLONG` for a path of more than
+/// 107 bytes.
+pub fn connect(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
 }
 
 /// Sends one message with descriptors; a closed peer is an error, never a signal. Answers the bytes sent.
@@ -104,5 +120,20 @@ mod tests {
         drop(right);
         assert_eq!(receive(left.as_fd(), &mut [0; 8]).expect("end").0, 0);
         assert_eq!(send(left.as_fd(), b"x", &[]).expect_err("closed").kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn waiting_for_one_who_neither_accepts_nor_reads_has_an_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+        rustix::net::listen(&listener, 0).expect("one may wait");
+        let patience = Duration::from_millis(20);
+        let first = connect(&path, patience).expect("connect");
+        assert_eq!(connect(&path, patience).expect_err("nobody accepts").kind(), io::ErrorKind::WouldBlock);
+        let everything = vec![0; 16 << 20];
+        let taken = send(first.as_fd(), &everything, &[]).expect("as much as fits");
+        assert!(taken < everything.len(), "{taken}");
+        assert_eq!(send(first.as_fd(), &everything, &[]).expect_err("nobody reads").kind(), io::ErrorKind::WouldBlock);
     }
 }

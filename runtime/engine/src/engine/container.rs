@@ -263,7 +263,7 @@ impl Core {
         let limits = resources.clone();
         blocking(move || {
             let cgroup = Cgroup::at(&path).map_err(cgroup_error("finding", &path))?;
-            cgroup.apply(&limits).map_err(cgroup_error("limiting", &path))
+            limit_cgroup(&cgroup, limits)
         })
         .await?;
         let record = container.change(|facts| {
@@ -293,6 +293,18 @@ pub(super) fn kill_cgroup(path: &str) -> Result<(), EngineError> {
     }
     cgroup.kill_all().map_err(cgroup_error("killing", path))?;
     cgroup.wait_empty(KILLED).map_err(cgroup_error("emptying", path))
+}
+
+/// Puts limits in force on a cgroup in which something may run: memory below what is in use is refused, not taken away.
+/// Blocking.
+pub(super) fn limit_cgroup(cgroup: &Cgroup, mut resources: LinuxResources) -> Result<(), EngineError> {
+    if let Some(memory) = resources.memory_mut() {
+        memory.set_check_before_update(Some(true));
+    }
+    for warning in cgroup.apply(&resources).map_err(cgroup_error("limiting", cgroup.path()))? {
+        tracing::debug!(cgroup = cgroup.path(), %warning, "a limit was left out");
+    }
+    Ok(())
 }
 
 /// Removes a cgroup with whatever still is in it.

@@ -365,7 +365,7 @@ impl Core {
         let limits = resources.clone();
         blocking(move || {
             let cgroup = Cgroup::at(&parent).map_err(cgroup_error("finding", &parent))?;
-            cgroup.apply(&limits).map_err(cgroup_error("limiting", &parent))
+            super::container::limit_cgroup(&cgroup, limits)
         })
         .await?;
         let record = {
@@ -386,7 +386,7 @@ impl Core {
         }
         blocking(move || {
             let cgroup = Cgroup::open_or_create(&path).map_err(cgroup_error("making", &path))?;
-            cgroup.apply(&resources).map_err(cgroup_error("limiting", &path))
+            super::container::limit_cgroup(&cgroup, resources)
         })
         .await
     }
@@ -467,7 +467,7 @@ fn surroundings(directory: &Path, config: &SandboxConfig) -> Result<(), EngineEr
     let parent = &config.cgroup_parent;
     let cgroup = Cgroup::open_or_create(parent).map_err(cgroup_error("making", parent))?;
     if config.resources != LinuxResources::default() {
-        cgroup.apply(&config.resources).map_err(cgroup_error("limiting", parent))?;
+        super::container::limit_cgroup(&cgroup, config.resources.clone())?;
     }
     files::write(directory, config)?;
     spawn::private_directory(&config.log_directory, 0o750)

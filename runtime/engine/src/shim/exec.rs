@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::Process;
 use portreeve_oci::cgroup::Cgroup;
-use portreeve_oci::{ContainerRef, Stdio, WindowSize};
+use portreeve_oci::{ContainerRef, Exec, Stdio, WindowSize};
 
 use super::container::{Container, Refusal, specification};
 use crate::protocol::{ExecCall, Failure};
@@ -38,8 +38,8 @@ pub(super) fn exec(
     } else {
         pipes(&call, fds)?
     };
-    let reference = ContainerRef { pidfd: container.first(), spec: &spec, cgroup: &container.cgroup };
-    match portreeve_oci::exec(&reference, &process, stdio) {
+    let reference = ContainerRef { pidfd: container.first(), spec: &spec, cgroup: Some(&container.cgroup) };
+    match portreeve_oci::exec(Exec::new(reference, &process, stdio)) {
         Ok(execed) => {
             let pid = execed.pid.as_raw_nonzero().get();
             Ok((Running { container: number, pid, pidfd: execed.pidfd }, execed.terminal))

@@ -97,7 +97,7 @@ impl Pause {
         step("becoming undumpable", process::set_dumpable(false))?;
         step("tying it to the shim", process::set_parent_death_signal(Some(nix::libc::SIGKILL)))?;
         step("blocking SIGCHLD", children().thread_block())?;
-        step("loading its seccomp filter", filter.load())
+        step("loading its seccomp filter", filter.load().map(drop))
     }
 }
 

@@ -209,6 +209,23 @@ pub(crate) async fn limits_are_written_and_changed() {
     assert!(usage.containers.len() == 1 && usage.pids >= 1, "{usage:?}");
 }
 
+pub(crate) async fn a_memory_limit_below_use_is_refused_and_nothing_is_killed() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let script = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=32 2>/dev/null; echo full; sleep 100";
+    let id = world.start(&pod, ContainerConfig { resources: memory(128 << 20), ..sh(script) }).await;
+    let log = world.status(&id).log_path.unwrap();
+    wait_until("full", || fs::read_to_string(&log).is_ok_and(|text| text.contains("full"))).await;
+    let error = world.engine().update_resources(&id, &memory(16 << 20)).await.unwrap_err();
+    let words = chain(&error);
+    assert!(words.contains("memory limit of 16777216 bytes is below the"), "{words}");
+    let status = world.status(&id);
+    assert_eq!(status.state, ContainerState::Running);
+    let stats = portreeve_oci::cgroup::Cgroup::at(&status.cgroup).unwrap().stats().unwrap();
+    assert_eq!((stats.memory_limit_bytes, stats.oom_kills), (Some(128 << 20), 0));
+    assert_eq!(status.resources.memory().unwrap().limit(), Some(128 << 20), "what is recorded is what is in force");
+}
+
 pub(crate) async fn logs_rotate_and_reopen() {
     let world = World::new().await;
     let pod = world.pod().await;

@@ -49,6 +49,7 @@ const TESTS: &[Test] = tests![
     life::stop_and_remove_of_the_absent_are_ok,
     life::too_much_memory_is_an_oom_kill,
     life::limits_are_written_and_changed,
+    life::a_memory_limit_below_use_is_refused_and_nothing_is_killed,
     life::logs_rotate_and_reopen,
     life::removal_leaves_nothing,
     life::a_pod_with_a_network_has_an_address_and_ports_are_forwarded,

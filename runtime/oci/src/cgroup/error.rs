@@ -46,9 +46,32 @@ pub enum CgroupError {
     #[error("the {controller} controller is not available, which {needed_for} needs")]
     NoController {
         /// Name of the controller.
-        controller: &'static str,
+        controller: String,
         /// The field that needs it.
         needed_for: String,
+    },
+    /// A limit needs a file that this kernel does not have.
+    #[error("this kernel has no {file}, which {needed_for} needs")]
+    NoFile {
+        /// Name of the file.
+        file: String,
+        /// The field that needs it.
+        needed_for: String,
+    },
+    /// The kernel refused a value for a reason that its error number does not tell.
+    #[error("setting {field}: writing {value:?} to {path} ({hint})")]
+    Refused {
+        /// Field of `linux.resources`.
+        field: String,
+        /// File.
+        path: PathBuf,
+        /// What was written.
+        value: String,
+        /// What is probably wrong.
+        hint: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
     },
     /// A memory limit below what is in use would only make the kernel kill.
     #[error("memory limit of {limit_bytes} bytes is below the {usage_bytes} bytes in use")]
@@ -83,6 +106,49 @@ pub enum CgroupError {
         /// How many.
         count: usize,
     },
+    /// A cgroup for a new container that is somebody's already.
+    #[error("cgroup {path} is not empty: {count} processes are in it; give the container a cgroup of its own")]
+    Occupied {
+        /// The cgroup.
+        path: String,
+        /// How many.
+        count: usize,
+    },
+    /// A cgroup for a new container in which nothing runs.
+    #[error("cgroup {path} is frozen; thaw it, or give the container another one")]
+    Frozen {
+        /// The cgroup.
+        path: String,
+    },
+    /// Processes that were to be frozen did not stop in time.
+    #[error("processes of cgroup {path} could not be stopped within 2 s")]
+    StillRunning {
+        /// The cgroup.
+        path: String,
+    },
+    /// Its files could not be given to the container's root.
+    #[error("giving {path} to user {uid}")]
+    Delegate {
+        /// Directory or file.
+        path: PathBuf,
+        /// The user.
+        uid: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel could not be asked to tell when memory runs out.
+    #[error("listening for the out-of-memory killer in {path}")]
+    Events {
+        /// Directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The group of the resource control file system, which is beside the cgroups.
+    #[error(transparent)]
+    Resctrl(#[from] crate::rdt::RdtError),
     /// The device program could not be installed.
     #[error("installing the device rules of {path}")]
     Devices {

@@ -15,7 +15,7 @@ use super::layout::Layout;
 /// not open them (the kernel looks at who opened the file).
 #[derive(Debug)]
 pub(crate) struct Join {
-    /// `tasks` of each version 1 hierarchy.
+    /// `tasks` of each version 1 hierarchy, and of whatever else is joined by writing `0` to a file.
     tasks: Vec<(PathBuf, File)>,
     /// Directory in the unified hierarchy, for CLONE_INTO_CGROUP.
     unified: Option<(PathBuf, File)>,
@@ -23,14 +23,42 @@ pub(crate) struct Join {
 
 impl Join {
     pub(crate) fn open(layout: &Layout, relative: &str) -> Result<Self, CgroupError> {
+        Self::open_each(layout, std::iter::repeat_n(relative.to_owned(), layout.v1.len()), relative)
+    }
+
+    /// With a place of its own in each version 1 hierarchy, in their order, and in the unified one.
+    pub(crate) fn open_each(
+        layout: &Layout,
+        places: impl Iterator<Item = String>,
+        unified: &str,
+    ) -> Result<Self, CgroupError> {
         let read = |path: PathBuf, write: bool| match File::options().read(!write).write(write).open(&path) {
             Ok(file) => Ok((path, file)),
             Err(source) => Err(CgroupError::Read { path, source }),
         };
-        let tasks =
-            layout.v1.iter().map(|h| read(h.mount.join(relative).join("tasks"), true)).collect::<Result<_, _>>()?;
-        let unified = layout.unified.as_ref().map(|mount| read(mount.join(relative), false)).transpose()?;
+        let tasks = layout.v1.iter().zip(places).map(|(h, place)| read(h.mount.join(place).join("tasks"), true));
+        let tasks = tasks.collect::<Result<_, _>>()?;
+        let unified = layout.unified.as_ref().map(|mount| read(mount.join(unified), false)).transpose()?;
         Ok(Self { tasks, unified })
+    }
+
+    /// Of no cgroup.
+    pub(crate) fn of_nothing() -> Self {
+        Self { tasks: Vec::new(), unified: None }
+    }
+
+    /// With further files that a child writes `0` to, in this order.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`].
+    pub(crate) fn with(mut self, files: Vec<PathBuf>) -> Result<Self, CgroupError> {
+        for path in files {
+            match File::options().write(true).open(&path) {
+                Ok(file) => self.tasks.push((path, file)),
+                Err(source) => return Err(CgroupError::Read { path, source }),
+            }
+        }
+        Ok(self)
     }
 
     /// The directory that a child can be born in.
@@ -38,7 +66,7 @@ impl Join {
         self.unified.as_ref().map(|(_, file)| file.as_fd())
     }
 
-    /// Joins the version 1 hierarchies.
+    /// Joins all but the unified hierarchy.
     pub(crate) fn enter(&self) -> Result<(), CgroupError> {
         for (path, file) in &self.tasks {
             let mut file = file;

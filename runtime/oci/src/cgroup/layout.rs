@@ -12,6 +12,14 @@ pub(crate) struct Hierarchy {
     pub(crate) controllers: Vec<String>,
     /// Where it is mounted.
     pub(crate) mount: PathBuf,
+    /// Which of its cgroups is mounted there: not the root in a container without a cgroup namespace.
+    pub(crate) root: PathBuf,
+}
+
+impl Hierarchy {
+    pub(crate) fn carries(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
 }
 
 /// Every hierarchy of this machine.
@@ -21,6 +29,8 @@ pub(crate) struct Layout {
     pub(crate) v1: Vec<Hierarchy>,
     /// Mount of the unified hierarchy: with controllers on version 2, without on a hybrid machine.
     pub(crate) unified: Option<PathBuf>,
+    /// Which cgroup of the unified hierarchy is mounted there.
+    pub(crate) unified_root: PathBuf,
 }
 
 const V1_CONTROLLERS: [&str; 14] = [
@@ -42,14 +52,19 @@ const V1_CONTROLLERS: [&str; 14] = [
 
 impl Layout {
     /// Reads the text of /proc/PID/mountinfo; of several mounts of one hierarchy the first below /sys/fs/cgroup counts.
+    ///
+    /// Where the unified hierarchy is at /sys/fs/cgroup itself, the machine is of version 2: version 1 mounts beside it
+    /// (`net_cls` for a firewall) serve a purpose of their own, and are left alone.
     pub(crate) fn parse(mountinfo: &str) -> Self {
-        let mut layout = Self { v1: Vec::new(), unified: None };
-        let mut mounts: Vec<(&str, &str, &str)> = mountinfo.lines().filter_map(cgroup_mount).collect();
-        mounts.sort_by_key(|(point, ..)| !Path::new(point).starts_with("/sys/fs/cgroup"));
-        for (point, kind, options) in mounts {
-            let mount = PathBuf::from(unescape(point));
+        let mut layout = Self { v1: Vec::new(), unified: None, unified_root: PathBuf::from("/") };
+        let mut mounts: Vec<(&str, &str, &str, &str)> = mountinfo.lines().filter_map(cgroup_mount).collect();
+        mounts.sort_by_key(|(_, point, ..)| !Path::new(point).starts_with("/sys/fs/cgroup"));
+        for (root, point, kind, options) in mounts {
+            let (root, mount) = (PathBuf::from(unescape(root)), PathBuf::from(unescape(point)));
             if kind == "cgroup2" {
-                layout.unified.get_or_insert(mount);
+                if layout.unified.is_none() {
+                    (layout.unified, layout.unified_root) = (Some(mount), root);
+                }
                 continue;
             }
             let controllers: Vec<String> = options
@@ -60,8 +75,11 @@ impl Layout {
             let known =
                 layout.v1.iter().any(|hierarchy| hierarchy.controllers.iter().any(|name| controllers.contains(name)));
             if !controllers.is_empty() && !known {
-                layout.v1.push(Hierarchy { controllers, mount });
+                layout.v1.push(Hierarchy { controllers, mount, root });
             }
+        }
+        if layout.unified.as_deref() == Some(Path::new("/sys/fs/cgroup")) {
+            layout.v1.clear();
         }
         layout
     }
@@ -74,7 +92,7 @@ impl Layout {
 
     /// Mount of the version 1 hierarchy with this controller.
     pub(crate) fn v1_mount(&self, controller: &str) -> Option<&Path> {
-        self.v1.iter().find(|h| h.controllers.iter().any(|name| name == controller)).map(|h| h.mount.as_path())
+        self.v1.iter().find(|hierarchy| hierarchy.carries(controller)).map(|hierarchy| hierarchy.mount.as_path())
     }
 
     /// Every mount, the unified one first.
@@ -93,8 +111,8 @@ pub(crate) fn layout() -> Result<&'static Layout, CgroupError> {
     if layout.v1.is_empty() && layout.unified.is_none() { Err(CgroupError::NotMounted) } else { Ok(layout) }
 }
 
-/// Mount point, type and super options of a mountinfo line, when it is a cgroup. proc_pid_mountinfo(5).
-fn cgroup_mount(line: &str) -> Option<(&str, &str, &str)> {
+/// Root, mount point, type and super options of a mountinfo line, when it is a cgroup. proc_pid_mountinfo(5).
+fn cgroup_mount(line: &str) -> Option<(&str, &str, &str, &str)> {
     let (before, after) = line.split_once(" - ")?;
     let mut after = after.split(' ');
     let kind = after.next()?;
@@ -102,11 +120,12 @@ fn cgroup_mount(line: &str) -> Option<(&str, &str, &str)> {
         return None;
     }
     let options = after.nth(1)?;
-    Some((before.split(' ').nth(4)?, kind, options))
+    let mut before = before.split(' ').skip(3);
+    Some((before.next()?, before.next()?, kind, options))
 }
 
 /// Octal escapes of mountinfo (`\040` is a space).
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
@@ -157,6 +176,18 @@ mod tests {
         let layout = Layout::parse("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
         assert_eq!(layout.version(), Version::V2);
         assert_eq!(layout.mounts().collect::<Vec<_>>(), [Path::new("/sys/fs/cgroup")]);
+    }
+
+    #[test]
+    fn a_firewalls_net_cls_does_not_make_a_unified_machine_one_of_version_one() {
+        let layout = Layout::parse(
+            "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n\
+             60 23 0:40 / /opt/vpn/net_cls rw - cgroup net_cls rw,net_cls\n\
+             61 23 0:41 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n",
+        );
+        assert_eq!(layout.version(), Version::V2);
+        assert_eq!(layout.mounts().collect::<Vec<_>>(), [Path::new("/sys/fs/cgroup")]);
+        assert_eq!(layout.v1_mount("net_cls"), None);
     }
 
     #[test]

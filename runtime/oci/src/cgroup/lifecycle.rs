@@ -15,7 +15,7 @@ use super::{CgroupError, Version, stats, write_file};
 use crate::Pid;
 
 /// Controllers that limits of ours can need.
-const WANTED: [&str; 7] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma"];
+const WANTED: [&str; 9] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc", "dmem"];
 const SIGKILL: i32 = 9;
 
 pub(crate) fn create(layout: &Layout, relative: &str) -> Result<(), CgroupError> {
@@ -26,35 +26,77 @@ pub(crate) fn create(layout: &Layout, relative: &str) -> Result<(), CgroupError>
 }
 
 fn create_in(layout: &Layout, mount: &Path, relative: &str) -> Result<(), CgroupError> {
-    let unified = layout.unified.as_deref() == Some(mount);
-    let enable = unified && layout.version() == Version::V2;
-    let cpuset = !unified && layout.v1_mount("cpuset") == Some(mount);
-    if !enable && !cpuset {
-        return make_directories(&mount.join(relative));
+    if layout.unified.as_deref() == Some(mount) {
+        return match layout.version() {
+            Version::V2 => create_controlled(mount, relative),
+            Version::V1 => make_directories(&mount.join(relative)),
+        };
+    }
+    if layout.v1_mount("cpuset") == Some(mount) {
+        return create_cpuset(mount, relative);
+    }
+    make_directories(&mount.join(relative))
+}
+
+/// On version 2 a controller reaches a cgroup through every one above it. Where the one right above hands on whatever the
+/// topmost has, all between them do.
+fn create_controlled(mount: &Path, relative: &str) -> Result<(), CgroupError> {
+    let path = mount.join(relative);
+    let above = path.parent().unwrap_or(mount);
+    let enabled = std::fs::read_to_string(above.join("cgroup.subtree_control"));
+    if let Ok(enabled) = enabled
+        && missing(&read(&mount.join("cgroup.controllers"))?, &enabled).is_empty()
+    {
+        return make_directory(&path).map(drop);
     }
     let mut directory = mount.to_path_buf();
     for part in relative.split('/') {
-        if enable {
-            enable_controllers(&directory)?;
-        }
-        let parent = directory.clone();
+        enable_controllers(&directory)?;
         directory.push(part);
-        let made = make_directory(&directory)?;
-        if cpuset {
-            // A version 1 cpuset is born empty, and nothing can join an empty one. Whoever made it
-            // at the same moment may not have filled it yet.
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                let path = directory.join(file);
-                if !made && !read(&path)?.trim().is_empty() {
-                    continue;
-                }
-                let value = read(&parent.join(file))?;
-                let value = value.trim().to_owned();
-                write_file(&path, &value).map_err(|source| CgroupError::Write { path, value, source })?;
-            }
-        }
+        make_directory(&directory)?;
     }
     Ok(())
+}
+
+/// A version 1 cpuset is born empty, and nothing can join an empty one: it gets what the one above it has.
+fn create_cpuset(mount: &Path, relative: &str) -> Result<(), CgroupError> {
+    let path = mount.join(relative);
+    match make_directory(&path) {
+        // Mostly the one above is there, and filled.
+        Ok(made) => {
+            if fill_cpuset(&path, made)? {
+                return Ok(());
+            }
+        }
+        Err(CgroupError::Create { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut directory = mount.to_path_buf();
+    for part in relative.split('/') {
+        directory.push(part);
+        let made = make_directory(&directory)?;
+        fill_cpuset(&directory, made)?;
+    }
+    Ok(())
+}
+
+/// Whether a cpuset has processors and memory nodes then.
+fn fill_cpuset(directory: &Path, made: bool) -> Result<bool, CgroupError> {
+    let mut filled = true;
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let path = directory.join(file);
+        // Whoever made it at the same moment may not have filled it yet.
+        if !made && !read(&path)?.trim().is_empty() {
+            continue;
+        }
+        let value = read(&directory.with_file_name(file))?.trim().to_owned();
+        if value.is_empty() {
+            filled = false;
+            continue;
+        }
+        write_file(&path, &value).map_err(|source| CgroupError::Write { path, value, source })?;
+    }
+    Ok(filled)
 }
 
 fn make_directory(path: &Path) -> Result<bool, CgroupError> {
@@ -78,20 +120,31 @@ fn make_directories(path: &Path) -> Result<(), CgroupError> {
 fn enable_controllers(directory: &Path) -> Result<(), CgroupError> {
     let enabled = read(&directory.join("cgroup.subtree_control"))?;
     let available = read(&directory.join("cgroup.controllers"))?;
-    let has = |list: &str, name: &str| list.split_ascii_whitespace().any(|word| word == name);
-    let missing: Vec<&str> = WANTED.into_iter().filter(|name| has(&available, name) && !has(&enabled, name)).collect();
     let path = directory.join("cgroup.subtree_control");
-    for name in missing {
+    for name in missing(&available, &enabled) {
         // One by one: a controller that refuses (cpu with realtime tasks, for one) does not take the others with it;
         // a limit that needs it fails later, by name.
         let value = format!("+{name}");
         match write_file(&path, &value) {
             Ok(()) => {}
-            Err(error) if name != "memory" && name != "pids" && name != "cpu" => drop(error),
+            Err(error) if is_dispensable(name, &error) => drop(error),
             Err(source) => return Err(CgroupError::Write { path, value, source }),
         }
     }
     Ok(())
+}
+
+/// Controllers that are wanted and could be enabled, and are not.
+fn missing(available: &str, enabled: &str) -> Vec<&'static str> {
+    let has = |list: &str, name: &str| list.split_ascii_whitespace().any(|word| word == name);
+    WANTED.into_iter().filter(|name| has(available, name) && !has(enabled, name)).collect()
+}
+
+/// Whether a container can be made although a controller could not be enabled for it: always where the caller is not the
+/// one to decide (not everything is delegated to a user), and of the others where no container needs it.
+fn is_dispensable(controller: &str, error: &io::Error) -> bool {
+    let not_ours = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
+    not_ours || !matches!(controller, "memory" | "pids" | "cpu")
 }
 
 fn read(path: &Path) -> Result<String, CgroupError> {
@@ -99,7 +152,7 @@ fn read(path: &Path) -> Result<String, CgroupError> {
 }
 
 /// A directory that is gone, or that lacks the file because it is going.
-fn gone(error: &io::Error) -> bool {
+pub(crate) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(code) if code == rustix::io::Errno::NOENT.raw_os_error() || code == rustix::io::Errno::NODEV.raw_os_error())
 }
 
@@ -171,16 +224,24 @@ pub(crate) fn kill_all(layout: &Layout, relative: &str) -> Result<(), CgroupErro
         // Frozen, nothing forks while it is being killed.
         let _ = set_frozen(layout, relative, true);
     }
-    for pid in processes(layout, relative)? {
-        if let Ok(pidfd) = pidfd_open(pid) {
-            // Between the list and the descriptor the id could have gone to a stranger: it must still be listed.
-            if processes(layout, relative)?.contains(&pid) {
-                let _ = pidfd_send_signal(pidfd.as_fd(), SIGKILL);
-            }
+    for some in processes(layout, relative)?.chunks(AT_ONCE) {
+        let opened: Vec<_> = some.iter().filter_map(|pid| Some((pid, pidfd_open(*pid).ok()?))).collect();
+        // Between the list and the descriptor an id could have gone to a stranger: it must still be listed.
+        let listed = processes(layout, relative)?;
+        for (_, pidfd) in opened.iter().filter(|(pid, _)| listed.contains(pid)) {
+            let _gone = pidfd_send_signal(pidfd.as_fd(), SIGKILL);
         }
     }
-    set_frozen(layout, relative, false)
+    match set_frozen(layout, relative, false) {
+        // What cannot be frozen was not.
+        Err(CgroupError::NoController { .. }) => Ok(()),
+        other => other,
+    }
 }
+
+/// So many processes are signalled by one look at the list of all: not each by one of its own, which for thousands would
+/// take seconds, and not so many that descriptors run out.
+const AT_ONCE: usize = 64;
 
 pub(crate) fn wait_empty(layout: &Layout, relative: &str, deadline: Instant) -> Result<(), CgroupError> {
     loop {
@@ -199,31 +260,39 @@ pub(crate) fn wait_empty(layout: &Layout, relative: &str, deadline: Instant) -> 
             Ok(pidfd) if has_ended(pidfd.as_fd(), wait).unwrap_or(true) => {
                 std::thread::sleep(Duration::from_micros(200))
             }
-            _ => {}
+            Ok(_) => {}
+            // It has gone meanwhile, or there is no descriptor left to wait on.
+            Err(_) => std::thread::sleep(Duration::from_micros(200)),
         }
     }
 }
 
 /// Waits by the kernel's own event until a unified cgroup has no process, or is gone, or the time is over.
 fn wait_unpopulated(events: &Path, deadline: Instant) {
+    wait_while(events, deadline, |text| stats::keyed(text, "populated") == Some(1));
+}
+
+/// Waits as long as the text of a `cgroup.events` says so, the file is there, and the time is not over; false when the
+/// time was over.
+fn wait_while(events: &Path, deadline: Instant, goes_on: impl Fn(&str) -> bool) -> bool {
     use std::io::{Read, Seek};
-    let Ok(mut file) = File::open(events) else { return };
+    let Ok(mut file) = File::open(events) else { return true };
     loop {
         let mut text = String::new();
-        if file.rewind().is_err()
-            || file.read_to_string(&mut text).is_err()
-            || stats::keyed(&text, "populated") != Some(1)
-        {
-            return;
+        if file.rewind().is_err() || file.read_to_string(&mut text).is_err() || !goes_on(&text) {
+            return true;
         }
-        let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+        let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
         let timeout = PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
         match nix::poll::poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(_) => return,
+            Err(_) => return true,
         }
     }
 }
+
+/// How long processes may take to stop.
+const FREEZING: Duration = Duration::from_secs(2);
 
 pub(crate) fn set_frozen(layout: &Layout, relative: &str, frozen: bool) -> Result<(), CgroupError> {
     let (path, value) = match layout.version() {
@@ -231,40 +300,60 @@ pub(crate) fn set_frozen(layout: &Layout, relative: &str, frozen: bool) -> Resul
             let mount = layout.unified.as_deref().unwrap_or(Path::new("/"));
             (mount.join(relative).join("cgroup.freeze"), if frozen { "1" } else { "0" })
         }
-        Version::V1 => {
-            let missing = CgroupError::NoController { controller: "freezer", needed_for: "pausing".into() };
-            let mount = layout.v1_mount("freezer").ok_or(missing)?;
-            (mount.join(relative).join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
-        }
+        Version::V1 => (freezer_state(layout, relative)?, if frozen { "FROZEN" } else { "THAWED" }),
     };
     match write_file(&path, value) {
         Ok(()) => {}
         Err(error) if gone(&error) => return Ok(()),
         Err(source) => return Err(CgroupError::Write { path, value: value.into(), source }),
     }
-    if frozen {
-        wait_frozen(layout, &path);
+    if !frozen || wait_frozen(layout, &path) {
+        return Ok(());
     }
-    Ok(())
+    // Half frozen is worse than running.
+    set_frozen(layout, relative, false)?;
+    Err(CgroupError::StillRunning { path: format!("/{relative}") })
 }
 
-/// Freezing takes a moment; on version 1 a process that forks meanwhile needs a second write.
-fn wait_frozen(layout: &Layout, path: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(2);
+fn freezer_state(layout: &Layout, relative: &str) -> Result<PathBuf, CgroupError> {
+    let missing = || CgroupError::NoController { controller: "freezer".into(), needed_for: "pausing".into() };
+    Ok(layout.v1_mount("freezer").ok_or_else(missing)?.join(relative).join("freezer.state"))
+}
+
+/// Freezing takes a moment. Version 2 tells when it is done; version 1 has nothing to wait on, and a process that forks
+/// meanwhile needs a second write.
+fn wait_frozen(layout: &Layout, path: &Path) -> bool {
+    let deadline = Instant::now() + FREEZING;
+    if layout.version() == Version::V2 {
+        let events = path.with_file_name("cgroup.events");
+        return wait_while(&events, deadline, |text| stats::keyed(text, "frozen") == Some(0));
+    }
     while Instant::now() < deadline {
-        let done = match layout.version() {
-            Version::V1 => read(path).is_ok_and(|state| state.trim() == "FROZEN"),
-            Version::V2 => {
-                read(&path.with_file_name("cgroup.events")).is_ok_and(|text| stats::keyed(&text, "frozen") == Some(1))
-            }
-        };
-        if done {
-            return;
+        match std::fs::read_to_string(path) {
+            Ok(state) if state.trim() == "FROZEN" => return true,
+            Err(error) if gone(&error) => return true,
+            _ => {}
         }
         std::thread::sleep(Duration::from_micros(500));
-        if layout.version() == Version::V1 {
-            let _ = write_file(path, "FROZEN");
-        }
+        let _ = write_file(path, "FROZEN");
+    }
+    false
+}
+
+pub(crate) fn is_frozen(layout: &Layout, relative: &str) -> Result<bool, CgroupError> {
+    let (path, v1) = match (layout.version(), layout.unified.as_deref()) {
+        (Version::V2, Some(mount)) => (mount.join(relative).join("cgroup.events"), false),
+        // Without a freezer nothing was ever frozen.
+        _ => match freezer_state(layout, relative) {
+            Ok(path) => (path, true),
+            Err(_) => return Ok(false),
+        },
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) if v1 => Ok(text.trim() == "FROZEN"),
+        Ok(text) => Ok(stats::keyed(&text, "frozen") == Some(1)),
+        Err(error) if gone(&error) => Ok(false),
+        Err(source) => Err(CgroupError::Read { path, source }),
     }
 }
 
@@ -314,5 +403,82 @@ fn remove_directory(directory: &Path) -> Result<(), CgroupError> {
     match std::fs::remove_dir(directory) {
         Err(error) if gone(&error) => Ok(()),
         other => other.map_err(|source| CgroupError::Remove { path: directory.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_that_are_there_and_not_enabled_are_missing() {
+        assert_eq!(
+            missing("cpuset cpu io memory hugetlb pids rdma\n", "cpu memory pids\n"),
+            ["cpuset", "io", "hugetlb", "rdma"]
+        );
+        assert_eq!(missing("memory pids\n", "pids memory\n"), Vec::<&str>::new());
+        assert_eq!(missing("perf_event\n", "\n"), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn what_is_not_delegated_to_a_user_is_left_out_and_a_busy_cgroup_is_an_error() {
+        let answer = |errno: rustix::io::Errno| io::Error::from(errno);
+        for name in ["cpu", "memory", "pids", "io"] {
+            for errno in [rustix::io::Errno::ACCESS, rustix::io::Errno::PERM, rustix::io::Errno::ROFS] {
+                assert!(is_dispensable(name, &answer(errno)), "{name} {errno}");
+            }
+            assert_eq!(is_dispensable(name, &answer(rustix::io::Errno::BUSY)), name == "io", "{name}");
+        }
+    }
+
+    fn file(path: &Path) -> String {
+        std::fs::read_to_string(path).expect("a file")
+    }
+
+    /// The kernel makes these files with a directory.
+    fn cpuset(directory: &Path, cpus: &str, mems: &str) {
+        std::fs::create_dir_all(directory).expect("make");
+        std::fs::write(directory.join("cpuset.cpus"), cpus).expect("write");
+        std::fs::write(directory.join("cpuset.mems"), mems).expect("write");
+    }
+
+    #[test]
+    fn an_empty_cpuset_gets_what_the_one_above_has_and_a_filled_one_keeps_its_own() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let root = root.path();
+        cpuset(root, "0-3\n", "0\n");
+        cpuset(&root.join("a"), "\n", "0\n");
+        cpuset(&root.join("a/b"), "", "");
+        create_cpuset(root, "a/b").expect("create");
+        assert_eq!(
+            (file(&root.join("a/cpuset.cpus")), file(&root.join("a/cpuset.mems"))),
+            ("0-3".into(), "0\n".into())
+        );
+        assert_eq!(
+            (file(&root.join("a/b/cpuset.cpus")), file(&root.join("a/b/cpuset.mems"))),
+            ("0-3".into(), "0".into())
+        );
+        std::fs::write(root.join("a/b/cpuset.cpus"), "2\n").expect("write");
+        create_cpuset(root, "a/b").expect("create");
+        assert_eq!(file(&root.join("a/b/cpuset.cpus")), "2\n");
+    }
+
+    #[test]
+    fn controllers_are_enabled_from_the_top_down_only_where_one_is_missing() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let root = root.path();
+        let above = root.join("a");
+        std::fs::create_dir(&above).expect("make");
+        std::fs::write(root.join("cgroup.controllers"), "memory pids\n").expect("write");
+        std::fs::write(above.join("cgroup.subtree_control"), "memory pids\n").expect("write");
+        // Not looked at: the root has no file of what it hands on.
+        create_controlled(root, "a/b").expect("create");
+        assert!(above.join("b").is_dir());
+        std::fs::write(root.join("cgroup.subtree_control"), "memory pids\n").expect("write");
+        std::fs::write(above.join("cgroup.controllers"), "memory pids\n").expect("write");
+        std::fs::write(above.join("cgroup.subtree_control"), "memory\n").expect("write");
+        create_controlled(root, "a/c").expect("create");
+        assert!(file(&above.join("cgroup.subtree_control")).starts_with("+pids"));
+        assert_eq!(file(&root.join("cgroup.subtree_control")), "memory pids\n", "nothing is missing there");
     }
 }

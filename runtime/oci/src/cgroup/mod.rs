@@ -8,27 +8,37 @@
 //!
 //! **Invariant:** only directories that a [`Cgroup`] names, and those below them, are ever written or removed.
 
+mod apply;
+mod below;
+mod delegate;
 mod devices;
 mod error;
+mod events;
+pub mod figures;
 mod join;
 mod layout;
 mod lifecycle;
+mod placement;
 mod stats;
 mod values;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
-
 use crate::Pid;
-use layout::{Layout, layout};
+use layout::layout;
 
+pub use below::Below;
+pub(crate) use delegate::owner as delegate_owner;
+pub(crate) use devices::container_rules as container_device_rules;
 pub use error::CgroupError;
+pub use events::{OomEvent, OomEvents};
+pub use figures::Figures;
 pub(crate) use join::Join;
+pub(crate) use layout::unescape;
 pub use stats::Stats;
+pub(crate) use values::settle;
 
 /// Which hierarchy carries the controllers on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +88,20 @@ impl Cgroup {
         lifecycle::create(layout()?, self.relative())
     }
 
+    /// Refuses a cgroup that is there already and in which a new container could not live, or not alone: with processes
+    /// in it or below it (but the caller's own), or frozen.
+    ///
+    /// # Errors
+    /// [`CgroupError::Occupied`], [`CgroupError::Frozen`], [`CgroupError::Read`].
+    pub(crate) fn require_vacant(&self) -> Result<(), CgroupError> {
+        let own = i32::try_from(std::process::id()).ok();
+        let count = self.processes()?.iter().filter(|pid| Some(pid.as_raw_nonzero().get()) != own).count();
+        if count > 0 {
+            return Err(CgroupError::Occupied { path: self.path.clone(), count });
+        }
+        if self.is_frozen()? { Err(CgroupError::Frozen { path: self.path.clone() }) } else { Ok(()) }
+    }
+
     /// Its path below the root.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -124,105 +148,6 @@ impl Cgroup {
     #[must_use]
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|directory| directory.is_dir())
-    }
-
-    /// Writes limits; what `resources` does not name stays as it is.
-    ///
-    /// # Errors
-    /// [`CgroupError`] names file and value; [`CgroupError::BelowUsage`] for a memory limit below current use.
-    pub fn apply(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let layout = layout()?;
-        let limit = resources.memory().as_ref().and_then(oci_spec::runtime::LinuxMemory::limit);
-        if let Some(limit_bytes) = limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0) {
-            self.refuse_below_usage(limit_bytes)?;
-        }
-        if let Some(rules) = resources.devices().as_deref().filter(|rules| !rules.is_empty()) {
-            self.apply_devices(layout, rules)?;
-        }
-        let mut deferred = None;
-        for write in values::plan(layout.version(), resources)? {
-            match self.write_value(layout, &write) {
-                // On version 1 limit <= memsw holds at every moment: the other one has to go first.
-                Err(CgroupError::Write { source, .. })
-                    if write.file == "memory.limit_in_bytes"
-                        && source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
-                {
-                    deferred = Some(write);
-                }
-                Err(error) => return Err(error),
-                Ok(()) => {}
-            }
-        }
-        match deferred {
-            Some(write) => self.write_value(layout, &write),
-            None => Ok(()),
-        }
-    }
-
-    fn refuse_below_usage(&self, limit_bytes: u64) -> Result<(), CgroupError> {
-        let Some(directory) = self.controller_directory("memory") else { return Ok(()) };
-        let version = layout()?.version();
-        let usage_file = if version == Version::V1 { "memory.usage_in_bytes" } else { "memory.current" };
-        let usage =
-            std::fs::read_to_string(directory.join(usage_file)).ok().and_then(|text| text.trim().parse::<u64>().ok());
-        let Some(usage) = usage.filter(|usage| *usage > limit_bytes) else { return Ok(()) };
-        // Clean cache that nobody used lately goes without harm; the rest is in use.
-        let stat = std::fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
-        let key = if version == Version::V1 { "total_inactive_file" } else { "inactive_file" };
-        let usage_bytes = usage.saturating_sub(stats::keyed(&stat, key).unwrap_or(0));
-        if usage_bytes > limit_bytes { Err(CgroupError::BelowUsage { limit_bytes, usage_bytes }) } else { Ok(()) }
-    }
-
-    fn apply_devices(&self, layout: &Layout, rules: &[LinuxDeviceCgroup]) -> Result<(), CgroupError> {
-        let rules: Vec<devices::Rule> = rules.iter().map(devices::Rule::parse).collect::<Result<_, _>>()?;
-        if layout.version() == Version::V2 {
-            let path = layout.unified.as_deref().unwrap_or(Path::new("/")).join(self.relative());
-            let failed = |source| CgroupError::Devices { path: path.clone(), source };
-            let directory = std::fs::File::open(&path).map_err(failed)?;
-            return devices::install(directory.as_fd(), &rules).map_err(failed);
-        }
-        for rule in &rules {
-            let file = if rule.allow { "devices.allow" } else { "devices.deny" };
-            self.write_value(
-                layout,
-                &values::Write {
-                    controller: "devices",
-                    file: file.to_owned(),
-                    value: rule.v1_line(),
-                    field: "devices",
-                },
-            )?;
-        }
-        Ok(())
-    }
-
-    fn write_value(&self, layout: &Layout, write: &values::Write) -> Result<(), CgroupError> {
-        let missing = || CgroupError::NoController { controller: write.controller, needed_for: write.field.to_owned() };
-        let mount = match layout.version() {
-            Version::V1 => layout.v1_mount(write.controller),
-            Version::V2 => layout.unified.as_deref(),
-        };
-        let path = mount.ok_or_else(missing)?.join(self.relative()).join(&write.file);
-        let mut value = write.value.clone();
-        if let Some(rest) = value.strip_prefix(values::CURRENT) {
-            let now = std::fs::read_to_string(&path).unwrap_or_default();
-            value = format!("{}{rest}", now.split_ascii_whitespace().next().unwrap_or("max"));
-        }
-        match write_file(&path, &value) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => {
-                // Swap accounting can be off; with no swap in the machine its limit has no meaning.
-                let swap = write.file == "memory.memsw.limit_in_bytes" || write.file == "memory.swap.max";
-                if swap { Ok(()) } else { Err(missing()) }
-            }
-            Err(error)
-                if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
-                    && write.file == "memory.limit_in_bytes" =>
-            {
-                let usage_bytes = self.stats().map(|stats| stats.memory_bytes).unwrap_or(0);
-                Err(CgroupError::BelowUsage { limit_bytes: value.parse().unwrap_or(0), usage_bytes })
-            }
-            other => other.map_err(|source| CgroupError::Write { path, value, source }),
-        }
     }
 
     /// Moves the calling process (which must have a single thread) into the cgroup.
@@ -274,9 +199,19 @@ impl Cgroup {
     /// Stops every process until [`Cgroup::thaw`]; returns when they have stopped (bounded: 2 s).
     ///
     /// # Errors
-    /// [`CgroupError::Write`].
+    /// [`CgroupError::Write`]; [`CgroupError::StillRunning`] when a process could not be stopped in time: all of them
+    /// go on then.
     pub fn freeze(&self) -> Result<(), CgroupError> {
         lifecycle::set_frozen(layout()?, self.relative(), true)
+    }
+
+    /// Whether its processes stand still: because it was frozen itself, or one above it was. A cgroup that does not
+    /// exist is not frozen.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`].
+    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
+        lifecycle::is_frozen(layout()?, self.relative())
     }
 
     /// Lets frozen processes go on.
@@ -296,6 +231,49 @@ impl Cgroup {
             return Err(CgroupError::Read { path: PathBuf::from(&self.path), source: io::ErrorKind::NotFound.into() });
         }
         Ok(stats::read(layout()?, self.relative()))
+    }
+
+    /// Everything that the kernel counts for it, in the shape in which runc prints it.
+    ///
+    /// # Errors
+    /// As [`Cgroup::stats`].
+    pub fn figures(&self) -> Result<Figures, CgroupError> {
+        if !self.exists() {
+            return Err(CgroupError::Read { path: PathBuf::from(&self.path), source: io::ErrorKind::NotFound.into() });
+        }
+        Ok(figures::read(layout()?, self.relative()))
+    }
+
+    /// Begins to listen for processes that the out-of-memory killer ends in it.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoController`] without the memory controller, [`CgroupError::Read`], [`CgroupError::Write`].
+    pub fn oom_events(&self) -> Result<OomEvents, CgroupError> {
+        OomEvents::listen(layout()?, self.relative())
+    }
+
+    /// Gives it to `uid`, as far as the kernel lets a cgroup be delegated; nothing to do on version 1, where it cannot
+    /// be done safely.
+    ///
+    /// # Errors
+    /// [`CgroupError::Delegate`].
+    pub fn delegate(&self, uid: u32) -> Result<(), CgroupError> {
+        delegate::give(layout()?, self.relative(), uid)
+    }
+
+    /// The cgroup for what `linux.cgroupsPath` says: an absolute path as it is, a relative one, or `id` where none is
+    /// given, beside the caller's own cgroup (version 2) or below it (version 1).
+    ///
+    /// # Errors
+    /// Those of [`Cgroup::at`]; [`CgroupError::Read`].
+    pub fn place(cgroups_path: Option<&str>, id: &str) -> Result<Self, CgroupError> {
+        let layout = layout()?;
+        if let Some(path) = cgroups_path.filter(|path| path.starts_with('/')) {
+            return Self::at(path);
+        }
+        let path = PathBuf::from("/proc/self/cgroup");
+        let text = std::fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })?;
+        Self::at(&placement::place(cgroups_path, id, &placement::own(layout, &text), layout.version()))
     }
 
     /// How many processes the out-of-memory killer has ended in it, itself and below.
@@ -330,33 +308,6 @@ impl Cgroup {
     }
 }
 
-/// The device rules of a container: those of the configuration; when it has none or begins by denying everything,
-/// what every container may use is added.
-pub(crate) fn container_device_rules(resources: Option<&LinuxResources>) -> Vec<LinuxDeviceCgroup> {
-    let given = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
-    let everything = given.iter().rev().find(|rule| rule.typ().unwrap_or_default() == LinuxDeviceType::A);
-    if everything.is_some_and(LinuxDeviceCgroup::allow) {
-        return given.to_vec();
-    }
-    let mut rules = Vec::with_capacity(given.len() + devices::DEFAULT_ALLOWED.len() + 1);
-    if everything.is_none() {
-        let mut deny = LinuxDeviceCgroup::default();
-        deny.set_access(Some("rwm".to_owned()));
-        rules.push(deny);
-    }
-    rules.extend_from_slice(given);
-    for (kind, major, minor, access) in devices::DEFAULT_ALLOWED {
-        let mut rule = LinuxDeviceCgroup::default();
-        rule.set_allow(true);
-        rule.set_typ(Some(if kind == devices::Kind::Block { LinuxDeviceType::B } else { LinuxDeviceType::C }));
-        rule.set_major(major.map(i64::from));
-        rule.set_minor(minor.map(i64::from));
-        rule.set_access(Some(if access == 1 { "m".to_owned() } else { "rwm".to_owned() }));
-        rules.push(rule);
-    }
-    rules
-}
-
 /// Which version carries the controllers here.
 ///
 /// # Errors
@@ -368,11 +319,12 @@ pub fn version() -> Result<Version, CgroupError> {
 /// Controllers that limits can be set with here: of the version 1 mounts, or of the root of version 2.
 ///
 /// # Errors
-/// [`CgroupError::NotMounted`].
+/// [`CgroupError::NotMounted`], [`CgroupError::Read`].
 pub fn controllers() -> Result<Vec<String>, CgroupError> {
     let layout = layout()?;
     if let (Version::V2, Some(mount)) = (layout.version(), layout.unified.as_deref()) {
-        let text = std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+        let path = mount.join("cgroup.controllers");
+        let text = std::fs::read_to_string(&path).map_err(|source| CgroupError::Read { path, source })?;
         return Ok(text.split_ascii_whitespace().map(str::to_owned).collect());
     }
     let all = layout.v1.iter().flat_map(|hierarchy| &hierarchy.controllers);

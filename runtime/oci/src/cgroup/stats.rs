@@ -61,16 +61,16 @@ pub(crate) fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn text(path: &Path) -> String {
+pub(crate) fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-fn number(path: &Path) -> Option<u64> {
+pub(crate) fn number(path: &Path) -> Option<u64> {
     text(path).trim().parse().ok()
 }
 
 /// Above this a version 1 limit means none (the kernel shows the largest page-aligned number).
-const V1_UNLIMITED: u64 = 1 << 60;
+pub(crate) const V1_UNLIMITED: u64 = 1 << 60;
 
 fn read_v1(layout: &Layout, relative: &str) -> Stats {
     let directory = |controller: &str| layout.v1_mount(controller).map(|mount| mount.join(relative));

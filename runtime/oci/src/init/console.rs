@@ -8,7 +8,7 @@ use portreeve_sys::path::{Limits, in_root};
 use portreeve_sys::{fd, mount, process, terminal};
 use rustix::fs::OFlags;
 
-use super::resolve;
+use super::{mounts, resolve};
 use crate::error::{SetupError, Step};
 use crate::handshake;
 use crate::stdio::Stdio;
@@ -45,6 +45,7 @@ pub(super) fn make(stdio: &Stdio, root: BorrowedFd<'_>) -> Result<Option<Console
 pub(super) fn bind(console: &Console, root: BorrowedFd<'_>) -> Result<(), SetupError> {
     let path = Path::new("/dev/console");
     let target = resolve::make_file(root, path).step("creating", path)?;
+    mounts::outside_procfs(target.as_fd()).step("mounting the terminal on", path)?;
     let tree = mount::clone_tree_of(console.slave.as_fd(), false).step("copying the terminal's mount for", path)?;
     mount::attach(tree.as_fd(), target.as_fd()).step("mounting the terminal on", path)
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use oci_spec::runtime::LinuxDeviceType;
 use portreeve_sys::mount;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
-use super::resolve;
+use super::{mounts, resolve};
 use crate::error::{SetupError, Step};
 use crate::prepare::Device;
 
@@ -18,7 +18,14 @@ pub(super) fn create(root: BorrowedFd<'_>, devices: &[Device], nodes: &[Option<O
         let path = &device.path;
         match node {
             Some(node) => {
+                // Its path is one of the container: what the host has there can be any file of the host.
+                let same = is(node.as_fd(), device).step("looking at the host's node for device", path)?;
+                if !same {
+                    let why = format!("the host has another file there than {}:{}", device.major, device.minor);
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, why)).step("mounting device", path);
+                }
                 let target = resolve::make_file(root, path).step("creating the place of device", path)?;
+                mounts::outside_procfs(target.as_fd()).step("mounting device", path)?;
                 mount::attach(node.as_fd(), target.as_fd()).step("mounting device", path)?;
             }
             None => make(root, device).step("making device", path)?,
@@ -29,29 +36,40 @@ pub(super) fn create(root: BorrowedFd<'_>, devices: &[Device], nodes: &[Option<O
 
 fn make(root: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
     let (parent, name) = resolve::parent_of(root, &device.path)?;
-    let kind = match device.kind {
-        LinuxDeviceType::B => FileType::BlockDevice,
-        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
-        LinuxDeviceType::P => FileType::Fifo,
-        LinuxDeviceType::A => return Err(io::Error::new(io::ErrorKind::InvalidInput, "type a is for rules only")),
-    };
-    let number = if kind == FileType::Fifo { 0 } else { rustix::fs::makedev(device.major, device.minor) };
+    let (kind, number) = node_of(device)?;
     // The umask is 0 here, so the mode is exact.
     match rustix::fs::mknodat(&parent, &name, kind, Mode::from_raw_mode(device.mode), number) {
-        Err(rustix::io::Errno::EXIST) => {
-            let same = resolve::stat_in(parent.as_fd(), &name)
-                .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == number);
-            if !same {
-                return Err(rustix::io::Errno::EXIST.into());
-            }
-        }
-        other => other?,
+        Err(rustix::io::Errno::EXIST) => {}
+        made => made?,
+    }
+    // From here on by descriptor: who shares the directory can exchange what has the name.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::openat(&parent, &name, flags, Mode::empty())?;
+    if !is(node.as_fd(), device)? {
+        return Err(rustix::io::Errno::EXIST.into());
     }
     if device.uid != 0 || device.gid != 0 {
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-        rustix::fs::chownat(&parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(&node, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }
     Ok(())
+}
+
+/// What stat(2) says of the device's node: its kind, and its number.
+fn node_of(device: &Device) -> io::Result<(FileType, u64)> {
+    let number = rustix::fs::makedev(device.major, device.minor);
+    match device.kind {
+        LinuxDeviceType::B => Ok((FileType::BlockDevice, number)),
+        LinuxDeviceType::C | LinuxDeviceType::U => Ok((FileType::CharacterDevice, number)),
+        LinuxDeviceType::P => Ok((FileType::Fifo, 0)),
+        LinuxDeviceType::A => Err(io::Error::new(io::ErrorKind::InvalidInput, "type a is for rules only")),
+    }
+}
+
+/// Whether the file is the device.
+fn is(file: BorrowedFd<'_>, device: &Device) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok((FileType::from_raw_mode(stat.st_mode), stat.st_rdev) == node_of(device)?)
 }
 
 /// Makes the links that every program expects.

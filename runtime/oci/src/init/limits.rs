@@ -1,6 +1,6 @@
-//! Resource limits, scheduling, execution domain.
+//! Resource limits, scheduling, execution domain, processors and memory nodes.
 
-use portreeve_sys::process;
+use portreeve_sys::{memory_policy, process};
 
 use crate::error::{SetupError, Step};
 use crate::plan::identity::Identity;
@@ -32,7 +32,8 @@ pub(super) fn set(identity: &Identity) -> Result<(), SetupError> {
         process::set_limit(*resource, *soft, *hard).step(&what, "")?;
     }
     if let Some(attributes) = &identity.scheduling {
-        process::set_scheduling(attributes).step("setting the scheduler", "")?;
+        let what = format!("setting the scheduler to policy {}{}", attributes.policy, hint(attributes.policy));
+        process::set_scheduling(attributes).step(&what, "")?;
     }
     if let Some((class, level)) = identity.io_priority {
         process::set_io_priority(class, level).step("setting the I/O priority", "")?;
@@ -40,5 +41,27 @@ pub(super) fn set(identity: &Identity) -> Result<(), SetupError> {
     if let Some(persona) = identity.personality {
         process::set_personality(persona).step("setting the personality", "")?;
     }
+    if let Some(policy) = &identity.memory_policy {
+        let what = format!(
+            "setting the memory policy to {} (its nodes have to be online, and among those of the cpuset)",
+            policy.words
+        );
+        memory_policy::set(policy.mode, &policy.nodes).step(&what, "")?;
+    }
     Ok(())
+}
+
+/// What a real-time policy needs besides CAP_SYS_NICE.
+fn hint(policy: u32) -> &'static str {
+    match policy {
+        1 | 2 => " (in a cgroup of version 1 it needs linux.resources.cpu.realtimeRuntime)",
+        _ => "",
+    }
+}
+
+/// Binds a further process to its processors, after it has joined the container's cgroup.
+pub(super) fn set_affinity(identity: &Identity) -> Result<(), SetupError> {
+    let Some(set) = &identity.affinity.last else { return Ok(()) };
+    rustix::thread::sched_setaffinity(None, set)
+        .step("setting process.execCPUAffinity.final (one of them has to be online, and in the container's cpuset)", "")
 }

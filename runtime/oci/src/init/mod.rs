@@ -1,10 +1,9 @@
 //! The container's own process, from its first instruction to execve. Runs in a clone of a single-threaded process.
 //!
-//! Order, and why: the cgroup first, so that nothing escapes its limits; mounts are all made detached before
-//! pivot_root and attached after it, so that no path of the container can ever be resolved on the host; privileges go
-//! last; the seccomp filter comes before them only when it could not be loaded afterwards.
+//! It performs the steps of [`crate::plan::order`], which says why they come in that order.
 
 mod console;
+mod copy_up;
 mod devices;
 mod limits;
 mod masks;
@@ -14,49 +13,65 @@ mod program;
 mod resolve;
 mod sysctl;
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use oci_spec::runtime::Spec;
+use portreeve_sys::capability::{self, Sets};
+use portreeve_sys::clone::NEW_CGROUP;
 use portreeve_sys::mount::{self, Change, Propagation, READ_ONLY};
 use portreeve_sys::{keyring, namespace, process};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::cgroup::Join;
+use crate::create::Pivot;
 use crate::error::{SetupError, Step};
+use crate::gate::Inherited;
 use crate::handshake;
+use crate::hooks::{HookError, Hooks, Point, Terms};
 use crate::plan::identity::Identity;
 use crate::plan::mounts::MountOp;
-use crate::plan::namespaces::Namespaces;
+use crate::plan::order::{self, InitStep, ProcessStep};
+use crate::plan::sysctl::Sysctl;
 use crate::prepare::{Device, Prepared};
 use crate::seccomp::Filter;
+use crate::spawn::{self, first_free};
 use crate::stdio::Stdio;
 
 /// What the program of any process in a container needs.
 #[derive(Debug)]
 pub(crate) struct Process<'a> {
+    pub(crate) steps: &'a [ProcessStep],
     pub(crate) identity: &'a Identity,
     pub(crate) seccomp: Option<&'a Filter>,
     pub(crate) stdio: &'a Stdio,
     pub(crate) extra_fds: &'a [OwnedFd],
     pub(crate) socket: BorrowedFd<'a>,
+    /// Where it waits for the start, unless at the socket.
+    pub(crate) gate: Option<&'a Inherited>,
     /// Name of a new session keyring, unless the caller's is kept.
     pub(crate) keyring: Option<&'a std::ffi::CStr>,
+    /// Of a container, for its first process.
+    pub(crate) hooks: Option<&'a Hooks>,
 }
 
 /// What a container's first process needs beyond that.
 #[derive(Debug)]
 pub(crate) struct Container<'a> {
+    pub(crate) steps: &'a [InitStep],
     pub(crate) spec: &'a Spec,
-    pub(crate) namespaces: &'a Namespaces,
     /// Open files of the namespaces to join, unless a process in between has joined them.
     pub(crate) joins: &'a [(u64, OwnedFd)],
     pub(crate) mounts: &'a [MountOp],
+    pub(crate) sysctls: &'a [Sysctl],
     pub(crate) devices: &'a [Device],
     pub(crate) prepared: &'a Prepared,
-    pub(crate) cgroup: &'a Join,
+    /// Where the host has the root file system, for hooks that look for it there.
+    pub(crate) place: Option<&'a Path>,
+    pub(crate) cgroup: Option<&'a Join>,
     /// What of the cgroup is left to join.
     pub(crate) joining: Joining,
-    pub(crate) user_namespace: bool,
 }
 
 /// What of its cgroup a process has still to join by itself.
@@ -83,6 +98,7 @@ pub(crate) fn further(process: &Process<'_>, user_namespace: bool) -> i32 {
 /// A failure on its way to the maker.
 pub(crate) enum Failure {
     Setup(SetupError),
+    Hook(HookError),
     /// Said already; only the exit code is left.
     Said(i32),
 }
@@ -93,11 +109,21 @@ impl From<SetupError> for Failure {
     }
 }
 
+impl From<HookError> for Failure {
+    fn from(error: HookError) -> Self {
+        Self::Hook(error)
+    }
+}
+
 pub(crate) fn report(socket: BorrowedFd<'_>, result: Result<(), Failure>) -> i32 {
     match result {
         Ok(()) => 0,
         Err(Failure::Setup(error)) => {
             let _ = handshake::failed(socket, &error);
+            1
+        }
+        Err(Failure::Hook(error)) => {
+            let _ = handshake::hook_failed(socket, &error);
             1
         }
         Err(Failure::Said(code)) => code,
@@ -113,7 +139,7 @@ pub(crate) fn begin() -> Result<(), SetupError> {
     Ok(())
 }
 
-pub(crate) fn join_cgroup(cgroup: &Join, joining: Joining) -> Result<(), SetupError> {
+pub(crate) fn join_cgroup(cgroup: Option<&Join>, joining: Joining) -> Result<(), SetupError> {
     let failed = |error: crate::cgroup::CgroupError| SetupError {
         operation: "joining the cgroup".into(),
         path: match &error {
@@ -125,15 +151,13 @@ pub(crate) fn join_cgroup(cgroup: &Join, joining: Joining) -> Result<(), SetupEr
             other => std::io::Error::other(other.to_string()),
         },
     };
-    if joining == Joining::Nothing {
-        return Ok(());
-    }
+    let Some(cgroup) = cgroup.filter(|_| joining != Joining::Nothing) else { return Ok(()) };
     cgroup.enter().map_err(failed)?;
     if joining == Joining::All { cgroup.enter_unified().map_err(failed) } else { Ok(()) }
 }
 
 /// First steps of a process in between.
-pub(crate) fn begin_between(cgroup: &Join, joining: Joining) -> Result<(), SetupError> {
+pub(crate) fn begin_between(cgroup: Option<&Join>, joining: Joining) -> Result<(), SetupError> {
     begin()?;
     join_cgroup(cgroup, joining)
 }
@@ -146,93 +170,160 @@ fn become_root_of_user_namespace() -> Result<(), SetupError> {
 }
 
 fn set_up(container: &Container<'_>, process: &Process<'_>) -> Result<(), Failure> {
-    let namespaces = container.namespaces;
     begin()?;
-    join_cgroup(container.cgroup, container.joining)?;
-    if namespaces.new & portreeve_sys::clone::NEW_CGROUP != 0 {
-        // Only now: a cgroup namespace has as its root the cgroups that its maker is in.
-        namespace::unshare(portreeve_sys::clone::NEW_CGROUP).step("making a cgroup namespace", "")?;
+    let mut made = Made { root: open_root()?, filesystems: Vec::new(), console: None };
+    for step in container.steps {
+        perform(*step, container, process, &mut made)?;
     }
-    for (kind, fd) in container.joins {
-        namespace::enter(fd.as_fd(), *kind).step("joining a namespace", "")?;
-    }
-    if container.user_namespace {
-        become_root_of_user_namespace()?;
-    }
-    if let Some(name) = process.keyring {
-        join_keyring(name)?;
-    }
-    if namespaces.has(portreeve_sys::clone::NEW_UTS) {
-        if let Some(name) = container.spec.hostname() {
-            namespace::set_host_name(name).step("setting the host name", name.as_str())?;
-        }
-        if let Some(name) = container.spec.domainname() {
-            namespace::set_domain_name(name).step("setting the domain name", name.as_str())?;
-        }
-    }
-    let root = root(container)?;
-    let master = console::make(process.stdio, root.as_fd())?;
-    if let Some(console) = &master
-        && !mounts::replaces_dev(container.mounts)
-    {
-        console::bind(console, root.as_fd())?;
-    }
-    let linux = container.spec.linux().as_ref();
-    sysctl::write(linux.and_then(|linux| linux.sysctl().as_ref()))?;
-    masks::read_only(root.as_fd(), linux.and_then(|linux| linux.readonly_paths().as_deref()).unwrap_or_default())?;
-    let masked = linux.and_then(|linux| linux.masked_paths().as_deref()).unwrap_or_default();
-    masks::cover(root.as_fd(), masked, container.prepared.null.as_fd())?;
-    let directory = &process.identity.directory;
-    drop(resolve::make_directory(root.as_fd(), directory).step("creating the working directory", directory)?);
-    finish_root(root.as_fd(), container)?;
-    settle_and_run(process, root, master)
+    settle_and_run(process, made.root, made.console)
 }
 
-/// Mounts everything and makes it the root of this mount namespace; answers the new root.
-fn root(container: &Container<'_>) -> Result<OwnedFd, SetupError> {
-    let old = open_root()?;
-    let private = Change { propagation: Some(Propagation::Private), recursive: true, ..Change::default() };
-    mount::set_attributes(old.as_fd(), &private).step("making every mount private", "/")?;
-    mount::attach(container.prepared.root.as_fd(), old.as_fd()).step("attaching the root file system", "")?;
-    // Detached, before pivot_root: in a user namespace the kernel gives a procfs or sysfs only to someone who sees one.
-    let made = mounts::make(container.mounts)?;
-    mount::pivot_root(container.prepared.root.as_fd()).step("changing the root", "")?;
-    let root = open_root()?;
-    mounts::attach(root.as_fd(), container.mounts, &container.prepared.sources, &made)?;
-    if !mounts::replaces_dev(container.mounts) {
-        devices::create(root.as_fd(), container.devices, &container.prepared.nodes)?;
-        devices::link(root.as_fd())?;
+/// What the steps of the first process have made so far.
+struct Made {
+    /// The root of the moment: the host's until it is changed.
+    root: OwnedFd,
+    /// New file systems, by index of the mount; once attached, those that become read-only later.
+    filesystems: Vec<Option<OwnedFd>>,
+    console: Option<console::Console>,
+}
+
+fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, made: &mut Made) -> Result<(), Failure> {
+    let linux = container.spec.linux().as_ref();
+    let root = made.root.as_fd();
+    match step {
+        InitStep::JoinCgroup => join_cgroup(container.cgroup, container.joining)?,
+        InitStep::NewCgroupNamespace => namespace::unshare(NEW_CGROUP).step("making a cgroup namespace", "")?,
+        InitStep::JoinNamespaces => {
+            spawn::join(container.joins)?;
+            // A mount namespace has a root of its own.
+            made.root = open_root()?;
+        }
+        InitStep::BecomeRootOfUserNamespace => become_root_of_user_namespace()?,
+        InitStep::AwaitLinks => {
+            if !handshake::wait_go(process.socket).step("waiting for links", "")? {
+                return Err(Failure::Said(1));
+            }
+        }
+        InitStep::Keyring => join_keyring(process.keyring)?,
+        InitStep::HostName => {
+            let name = container.spec.hostname().as_deref().unwrap_or_default();
+            namespace::set_host_name(name).step("setting the host name", name)?;
+        }
+        InitStep::DomainName => {
+            let name = container.spec.domainname().as_deref().unwrap_or_default();
+            namespace::set_domain_name(name).step("setting the domain name", name)?;
+        }
+        InitStep::AttachRoot => {
+            make_private(root)?;
+            mount::attach(container.prepared.root.as_fd(), root).step("attaching the root file system", "")?;
+        }
+        InitStep::AttachRootInPlace => {
+            make_private(root)?;
+            let place = container.place.unwrap_or(Path::new("/"));
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let directory = rustix::fs::openat(CWD, place, flags, Mode::empty()).step("opening", place)?;
+            let new = container.prepared.root.as_fd();
+            mount::attach(new, directory.as_fd()).step("attaching the root file system for its hooks to", place)?;
+            made.root = new.try_clone_to_owned().step("copying the root's descriptor", "")?;
+        }
+        InitStep::MakeFilesystems => made.filesystems = mounts::make(container.mounts)?,
+        InitStep::ChangeRoot(pivot) => {
+            let new = container.prepared.root.as_fd();
+            if pivot == Pivot::MoveMount && container.place.is_some() {
+                // Over the old root, so that no path leads back there.
+                mount::attach(new, open_root()?.as_fd()).step("moving the root file system", "")?;
+            }
+            match pivot {
+                Pivot::PivotRoot => mount::pivot_root(new),
+                Pivot::MoveMount => mount::change_root(new),
+            }
+            .step("changing the root", "")?;
+            made.root = open_root()?;
+        }
+        InitStep::AttachMounts => {
+            mounts::attach(root, container.mounts, &container.prepared.sources, &mut made.filesystems)?;
+        }
+        InitStep::Devices => {
+            devices::create(root, container.devices, &container.prepared.nodes)?;
+            devices::link(root)?;
+        }
+        InitStep::Terminal => made.console = console::make(process.stdio, root)?,
+        InitStep::BindConsole => made.console.as_ref().map_or(Ok(()), |console| console::bind(console, root))?,
+        InitStep::AwaitHooks => {
+            handshake::mounted(process.socket).step("reporting to the caller", "")?;
+            if !handshake::wait_go(process.socket).step("waiting for the hooks", "")? {
+                return Err(Failure::Said(1));
+            }
+        }
+        InitStep::RunHooks => run_hooks(process, Point::CreateContainer, Terms::default())?,
+        InitStep::Sysctls => sysctl::write(container.sysctls)?,
+        InitStep::ReadOnlyPaths => {
+            masks::read_only(root, linux.and_then(|linux| linux.readonly_paths().as_deref()).unwrap_or_default())?;
+        }
+        InitStep::MaskedPaths => {
+            let masked = linux.and_then(|linux| linux.masked_paths().as_deref()).unwrap_or_default();
+            masks::cover(root, masked, container.prepared.null.as_fd())?;
+        }
+        InitStep::MakeWorkingDirectory => {
+            let directory = &process.identity.directory;
+            drop(resolve::make_directory(root, directory).step("creating the working directory", directory)?);
+        }
+        InitStep::ReadOnlyMounts => mounts::finish(container.mounts, &made.filesystems)?,
+        InitStep::RootPropagation => set_root_propagation(root, container)?,
+        InitStep::ReadOnlyRoot => {
+            let change = Change { set: READ_ONLY, ..Change::default() };
+            mount::set_attributes(root, &change).step("making the root read-only", "/")?;
+        }
     }
-    Ok(root)
+    Ok(())
+}
+
+fn make_private(root: BorrowedFd<'_>) -> Result<(), SetupError> {
+    let private = Change { propagation: Some(Propagation::Private), recursive: true, ..Change::default() };
+    mount::set_attributes(root, &private).step("making every mount private", "/")
+}
+
+/// The process's own id is the container's, in its PID namespace.
+fn run_hooks(process: &Process<'_>, point: Point, terms: Terms<'_>) -> Result<(), HookError> {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    process.hooks.map_or(Ok(()), |hooks| hooks.run(point, own, terms))
+}
+
+/// Runs the hooks of the start: the program of a hook has the privileges of the container's and is under its filter, also
+/// where this process, which makes calls of its own for it, is not yet.
+fn run_hooks_of_the_start(process: &Process<'_>, capabilities: &Sets) -> Result<(), HookError> {
+    let late = process.seccomp.filter(|filter| filter.listener().is_none());
+    let confine = || -> std::io::Result<()> {
+        let Some(filter) = late else { return Ok(()) };
+        let failed = |source: std::io::Error| std::io::Error::other(format!("loading the seccomp filter: {source}"));
+        filter.load().map_err(failed)?;
+        if order::needs_privilege(process.identity, true) { capability::set(capabilities) } else { Ok(()) }
+    };
+    run_hooks(process, Point::StartContainer, Terms { confine: Some(&confine), ..Terms::default() })
 }
 
 fn open_root() -> Result<OwnedFd, SetupError> {
     rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).step("opening", "/")
 }
 
-fn finish_root(root: BorrowedFd<'_>, container: &Container<'_>) -> Result<(), SetupError> {
+fn set_root_propagation(root: BorrowedFd<'_>, container: &Container<'_>) -> Result<(), SetupError> {
     let propagation = container.spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref());
     let propagation = match propagation.unwrap_or("") {
-        "" | "private" | "rprivate" => None,
+        // As it was prepared, with what is below it; the mounts of the configuration have their own by now.
+        "" | "private" | "rprivate" | "slave" | "rslave" => None,
         "shared" => Some((Propagation::Shared, false)),
         "rshared" => Some((Propagation::Shared, true)),
-        "slave" => Some((Propagation::Slave, false)),
-        "rslave" => Some((Propagation::Slave, true)),
         "unbindable" => Some((Propagation::Unbindable, false)),
         other => {
             return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput))
                 .step("setting rootfsPropagation", other);
         }
     };
-    crate::prepare::set_propagation(root, propagation).step("setting the propagation of", "/")?;
-    if container.spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false)) {
-        mount::set_attributes(root, &Change { set: READ_ONLY, ..Change::default() })
-            .step("making the root read-only", "/")?;
-    }
-    Ok(())
+    crate::prepare::set_propagation(root, propagation).step("setting the propagation of", "/")
 }
 
-fn join_keyring(name: &std::ffi::CStr) -> Result<(), SetupError> {
+fn join_keyring(name: Option<&std::ffi::CStr>) -> Result<(), SetupError> {
+    let Some(name) = name else { return Ok(()) };
     match keyring::join_new_session(name) {
         // A kernel without keys shares none.
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) => Ok(()),
@@ -245,9 +336,8 @@ fn set_up_further(process: &Process<'_>, user_namespace: bool) -> Result<(), Fai
     if user_namespace {
         become_root_of_user_namespace()?;
     }
-    if let Some(name) = process.keyring {
-        join_keyring(name)?;
-    }
+    join_keyring(process.keyring)?;
+    limits::set_affinity(process.identity)?;
     let root = open_root()?;
     let master = console::make(process.stdio, root.as_fd())?;
     settle_and_run(process, root, master)
@@ -256,34 +346,81 @@ fn set_up_further(process: &Process<'_>, user_namespace: bool) -> Result<(), Fai
 /// Streams, limits, privileges: what every process does when its mounts are as they shall be; then it waits for the
 /// word and executes its program. Returns only when that failed.
 fn settle_and_run(process: &Process<'_>, root: OwnedFd, console: Option<console::Console>) -> Result<(), Failure> {
+    let mut state = Settled {
+        root,
+        console,
+        environment: Vec::new(),
+        entered: false,
+        capabilities: Sets::default(),
+        starter: None,
+    };
+    for step in process.steps {
+        if let Err(failure) = settle(*step, process, &mut state) {
+            return Err(match &state.starter {
+                None => failure,
+                Some(starter) => Failure::Said(report(starter.as_fd(), Err(failure))),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What the steps of every process have come to.
+struct Settled {
+    root: OwnedFd,
+    console: Option<console::Console>,
+    environment: Vec<CString>,
+    /// Whether it is in its working directory.
+    entered: bool,
+    /// What the program is to have.
+    capabilities: Sets,
+    /// The socket that the start came over, when it is not the maker's: who is there hears what goes wrong from then on.
+    starter: Option<OwnedFd>,
+}
+
+fn settle(step: ProcessStep, process: &Process<'_>, state: &mut Settled) -> Result<(), Failure> {
     let identity = process.identity;
-    limits::set(identity)?;
-    privileges::label(identity)?;
-    let environment = program::environment(root.as_fd(), identity);
-    console::streams(process.stdio, console, process.socket)?;
-    // Its number must not be one that the program gets.
-    let kept = portreeve_sys::fd::duplicate_above(root.as_fd(), program::first_free(process))
-        .step("copying the root's descriptor", "")?;
-    drop(root);
-    let root = kept;
-    let entered = privileges::enter_directory(root.as_fd(), identity)?;
-    program::keep_only(process, root.as_fd(), identity)?;
-    if !identity.no_new_privileges {
-        // Later this would need a privilege that is about to go.
-        program::load_filter(process.seccomp)?;
+    let root = state.root.as_fd();
+    match step {
+        ProcessStep::Label => privileges::label(identity)?,
+        ProcessStep::Environment => state.environment = program::environment(root, identity),
+        ProcessStep::Streams => console::streams(process.stdio, state.console.take(), process.socket)?,
+        ProcessStep::EnterDirectory => state.entered = privileges::enter_directory(root, identity)?,
+        ProcessStep::CloseDescriptors => {
+            // Its number must not be one that the program gets.
+            state.root = portreeve_sys::fd::duplicate_above(root, first_free(process.extra_fds.len()))
+                .step("copying the root's descriptor", "")?;
+            program::keep_only(process, state.root.as_fd(), identity)?;
+        }
+        ProcessStep::Limits => limits::set(identity)?,
+        ProcessStep::Filter => program::load_filter(process)?,
+        ProcessStep::DropPrivileges => {
+            let keep_last = order::needs_privilege(identity, process.seccomp.is_some());
+            state.capabilities = privileges::drop_to(identity, keep_last)?;
+        }
+        ProcessStep::DropLastPrivilege => privileges::drop_last(&state.capabilities)?,
+        ProcessStep::EnterDirectoryAsUser if state.entered => {}
+        ProcessStep::EnterDirectoryAsUser => privileges::enter_directory_as_user(root, identity)?,
+        ProcessStep::CheckDirectory => privileges::check_directory(&identity.directory)?,
+        ProcessStep::FindProgram => program::find(process, &state.environment)?,
+        ProcessStep::Ready => handshake::ready(process.socket).step("reporting to the caller", "")?,
+        ProcessStep::AwaitStart => {
+            let come = match process.gate {
+                None => handshake::wait_go(process.socket).step("waiting for the start", "")?,
+                Some(gate) => {
+                    state.starter = gate.wait(process.socket).step("waiting for the start", "")?;
+                    state.starter.is_some()
+                }
+            };
+            if !come {
+                return Err(Failure::Said(1));
+            }
+        }
+        ProcessStep::RunHooks => run_hooks_of_the_start(process, &state.capabilities)?,
+        ProcessStep::Execute => {
+            let starter = state.starter.as_ref().map_or(process.socket, AsFd::as_fd);
+            return Err(program::execute(process, &state.environment, starter));
+        }
     }
-    privileges::drop_to(identity)?;
-    if !entered {
-        privileges::enter_directory_as_user(root.as_fd(), identity)?;
-    }
-    drop(root);
-    privileges::check_directory(&identity.directory)?;
-    handshake::ready(process.socket).step("reporting to the caller", "")?;
-    if !handshake::wait_go(process.socket).step("waiting for the start", "")? {
-        return Err(Failure::Said(1));
-    }
-    if identity.no_new_privileges {
-        program::load_filter(process.seccomp)?;
-    }
-    Err(program::execute(process, &environment))
+    Ok(())
 }

@@ -7,10 +7,11 @@ use std::path::Path;
 use portreeve_sys::mount;
 use portreeve_sys::path::{Limits, in_root};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
-use super::resolve;
+use super::{copy_up, resolve};
 use crate::error::{SetupError, Step};
-use crate::plan::mounts::{MountOp, What};
+use crate::plan::mounts::{LABEL, MountOp, What};
 use crate::prepare::{Source, set_propagation};
 
 const PROC_MAGIC: u64 = 0x9fa0;
@@ -30,20 +31,52 @@ const COVERABLE: [&str; 11] = [
     "/proc/sys/crypto/fips_enabled",
 ];
 
-/// Whether the configuration brings its own /dev, which is then left as it is.
-pub(super) fn replaces_dev(ops: &[MountOp]) -> bool {
-    ops.iter().any(|op| op.destination == Path::new("/dev") && matches!(op.what, What::Bind { .. }))
-}
-
-/// Makes the new file systems, detached; `None` for the other kinds of mount.
+/// Makes the new file systems, detached; `None` for the other kinds of mount, and for those that are made like what they
+/// cover.
 pub(super) fn make(ops: &[MountOp]) -> Result<Vec<Option<OwnedFd>>, SetupError> {
-    ops.iter()
-        .map(|op| if let What::Filesystem { .. } = op.what { filesystem(op).map(Some) } else { Ok(None) })
-        .collect()
+    ops.iter().map(make_one).collect()
 }
 
-fn filesystem(op: &MountOp) -> Result<OwnedFd, SetupError> {
-    let What::Filesystem { kind, options, attributes } = &op.what else {
+fn make_one(op: &MountOp) -> Result<Option<OwnedFd>, SetupError> {
+    let What::Filesystem { kind, attributes, takes, .. } = &op.what else { return Ok(None) };
+    if takes.anything() {
+        return Ok(None);
+    }
+    match filesystem(op, None) {
+        Err(error) if error.source.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+            the_hosts(op, kind, *attributes).unwrap_or(Err(error)).map(Some)
+        }
+        made => made.map(Some),
+    }
+}
+
+/// A file system that shows a namespace can be made only by the namespace's owner: a user namespace that shares the
+/// network, IPC or PID namespace with the host gets the host's, read-only. `None` for other file systems, and for a
+/// procfs of other processes: the kernel refuses a new one also where the host's own is covered in parts.
+fn the_hosts(op: &MountOp, kind: &str, attributes: u64) -> Option<Result<OwnedFd, SetupError>> {
+    let place = match kind {
+        "sysfs" => "/sys",
+        "mqueue" => "/dev/mqueue",
+        "proc" if shows_this_process() => "/proc",
+        _ => return None,
+    };
+    let floor = mount::READ_ONLY | mount::NO_SUID | mount::NO_DEV | mount::NO_EXEC;
+    let change = mount::Change { set: attributes | floor, recursive: true, ..mount::Change::default() };
+    let bound = mount::clone_tree(rustix::fs::CWD, Path::new(place), true, true)
+        .and_then(|tree| mount::set_attributes(tree.as_fd(), &change).map(|()| tree))
+        .step(&format!("binding {place} of the host, in place of a new {kind}, for"), &op.destination);
+    Some(bound)
+}
+
+/// Whether the procfs at /proc is that of this process's PID namespace: in another one it has another number, or none.
+fn shows_this_process() -> bool {
+    let own = rustix::process::getpid().as_raw_nonzero().to_string();
+    rustix::fs::readlink("/proc/self", Vec::new()).is_ok_and(|shown| shown.as_bytes() == own.as_bytes())
+}
+
+/// Makes a file system; `mode` is its root's where the configuration says none.
+fn filesystem(op: &MountOp, mode: Option<u32>) -> Result<OwnedFd, SetupError> {
+    let What::Filesystem { kind, options, attributes, .. } = &op.what else {
         return Err(io::Error::from(io::ErrorKind::InvalidInput)).step("making a file system for", &op.destination);
     };
     let context = mount::new_filesystem(kind).step(&format!("opening file system {kind} for"), &op.destination)?;
@@ -52,9 +85,15 @@ fn filesystem(op: &MountOp) -> Result<OwnedFd, SetupError> {
             Some(value) => mount::set_string(context.as_fd(), key, value),
             None => mount::set_flag(context.as_fd(), key),
         };
-        set.step(&format!("setting option {key} of {kind} for"), &op.destination)?;
+        let hint = if key == LABEL { " (SELinux has to be enabled for it)" } else { "" };
+        set.step(&format!("setting option {key} of {kind}{hint} for"), &op.destination)?;
     }
-    mount::create(context.as_fd(), *attributes).map_err(|source| {
+    if let Some(mode) = mode {
+        mount::set_string(context.as_fd(), "mode", format!("{mode:o}"))
+            .step(&format!("setting the mode of {kind} for"), &op.destination)?;
+    }
+    let attributes = if op.what.is_read_only_late() { attributes & !mount::READ_ONLY } else { *attributes };
+    mount::create(context.as_fd(), attributes).map_err(|source| {
         let words = mount::complaint(context.as_fd()).map_or_else(String::new, |words| format!(" ({words})"));
         SetupError { operation: format!("mounting {kind}{words} on"), path: op.destination.clone(), source }
     })
@@ -65,20 +104,51 @@ pub(super) fn attach(
     root: BorrowedFd<'_>,
     ops: &[MountOp],
     sources: &[Source],
-    made: &[Option<OwnedFd>],
+    made: &mut [Option<OwnedFd>],
 ) -> Result<(), SetupError> {
     for ((op, source), made) in ops.iter().zip(sources).zip(made) {
-        match (source, made) {
-            (Source::Tree { tree, directory }, _) => one(root, op, tree.as_fd(), *directory)?,
-            (Source::None, Some(tree)) => {
+        match source {
+            Source::Tree { tree, directory } => one(root, op, tree.as_fd(), *directory)?,
+            Source::Cgroups(trees) => hierarchies(root, op, trees)?,
+            Source::None => {
+                let tree = made.take().map_or_else(|| like_what_it_covers(root, op), Ok)?;
                 one(root, op, tree.as_fd(), true)?;
                 set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &op.destination)?;
+                *made = op.what.is_read_only_late().then_some(tree);
             }
-            (Source::Cgroups(trees), _) => hierarchies(root, op, trees)?,
-            (Source::None, None) => {}
         }
     }
     Ok(())
+}
+
+/// Makes those read-only in which something had to be made first.
+pub(super) fn finish(ops: &[MountOp], made: &[Option<OwnedFd>]) -> Result<(), SetupError> {
+    let change = mount::Change { set: mount::READ_ONLY, ..mount::Change::default() };
+    for (op, tree) in ops.iter().zip(made) {
+        if let Some(tree) = tree {
+            mount::set_attributes(tree.as_fd(), &change).step("making read-only", &op.destination)?;
+        }
+    }
+    Ok(())
+}
+
+/// A file system with the mode, and where that is asked for the content, of the directory at its place: images have
+/// their /tmp with mode 1777. Where nothing is there yet, nothing is taken over.
+fn like_what_it_covers(root: BorrowedFd<'_>, op: &MountOp) -> Result<OwnedFd, SetupError> {
+    let path = &op.destination;
+    let What::Filesystem { takes, .. } = &op.what else { return filesystem(op, None) };
+    let covered = match in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, Limits::default()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return filesystem(op, None),
+        found => found.step("opening the mount point", path)?,
+    };
+    let mode = rustix::fs::fstat(&covered).step("looking at the mount point", path)?.st_mode & 0o7777;
+    let mode = takes.mode.then_some(mode);
+    if !takes.content {
+        return filesystem(op, mode);
+    }
+    let tree = filesystem(op, mode)?;
+    copy_up::copy(covered.as_fd(), tree.as_fd()).step("copying what is covered by the tmpfs on", path)?;
+    Ok(tree)
 }
 
 fn one(root: BorrowedFd<'_>, op: &MountOp, tree: BorrowedFd<'_>, directory: bool) -> Result<(), SetupError> {
@@ -106,13 +176,19 @@ fn refuse_proc(target: &OwnedFd, path: &Path, tree: BorrowedFd<'_>) -> Result<()
     if path == Path::new("/proc") {
         return if is_procfs(tree) { Ok(()) } else { refused("only a procfs may be mounted there") };
     }
-    if is_procfs(target.as_fd()) && !is_procfs(tree) && !COVERABLE.iter().any(|file| path == Path::new(file)) {
-        return refused("it is part of a procfs");
+    if !is_procfs(tree) && !COVERABLE.iter().any(|file| path == Path::new(file)) {
+        return outside_procfs(target.as_fd()).step("mounting on", path);
     }
     Ok(())
 }
 
-pub(super) fn is_procfs(fd: BorrowedFd<'_>) -> bool {
+/// Refuses a place in a procfs, where links of an image may lead: what is mounted there hides what the kernel tells.
+pub(super) fn outside_procfs(target: BorrowedFd<'_>) -> io::Result<()> {
+    let why = || io::Error::new(io::ErrorKind::PermissionDenied, "it is part of a procfs");
+    if is_procfs(target) { Err(why()) } else { Ok(()) }
+}
+
+fn is_procfs(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(PROC_MAGIC))
 }
 
@@ -127,6 +203,7 @@ fn hierarchies(root: BorrowedFd<'_>, op: &MountOp, trees: &[(String, OwnedFd)]) 
     let floor = mount::NO_SUID | mount::NO_DEV | mount::NO_EXEC;
     let tmpfs = mount::create(context.as_fd(), floor).step("mounting tmpfs on", path)?;
     let target = resolve::make_directory(root, path).step("creating the mount point", path)?;
+    refuse_proc(&target, path, tmpfs.as_fd())?;
     mount::attach(tmpfs.as_fd(), target.as_fd()).step("mounting on", path)?;
     for (name, tree) in trees {
         let place = resolve::make_directory(tmpfs.as_fd(), Path::new(name))

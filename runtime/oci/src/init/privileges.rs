@@ -77,8 +77,9 @@ pub(super) fn check_directory(path: &Path) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Gives up everything that the program shall not have.
-pub(super) fn drop_to(identity: &Identity) -> Result<(), SetupError> {
+/// Gives up everything that the program shall not have, but for now CAP_SYS_ADMIN when `keep_last` says so; answers the
+/// program's capabilities.
+pub(super) fn drop_to(identity: &Identity, keep_last: bool) -> Result<Sets, SetupError> {
     let wanted = &identity.capabilities;
     // What this process lacks (on this machine, or in its bounding set) it cannot give.
     let have = capability::get().step("reading capabilities", "")?.permitted;
@@ -97,13 +98,22 @@ pub(super) fn drop_to(identity: &Identity) -> Result<(), SetupError> {
     let permitted = wanted.permitted & have;
     let inheritable = wanted.inheritable & have;
     let sets = Sets { effective: wanted.effective & permitted, permitted, inheritable };
-    capability::set(&sets).step("setting capabilities", "")?;
+    let last = if keep_last { have & (1 << CAP_SYS_ADMIN) } else { 0 };
+    let now = Sets { effective: sets.effective | last, permitted: sets.permitted | last, inheritable };
+    capability::set(&now).step("setting capabilities", "")?;
     capability::set_ambient(wanted.ambient & permitted & inheritable).step("setting ambient capabilities", "")?;
     if identity.no_new_privileges {
         process::set_no_new_privileges().step("setting no_new_privs", "")?;
     }
     // The change of user has made the process dumpable or not by its own rules.
-    process::set_dumpable(false).step("staying undumpable", "")
+    process::set_dumpable(false).step("staying undumpable", "")?;
+    Ok(sets)
+}
+
+/// Gives up what [`drop_to`] has kept: one call, under the filter already.
+pub(super) fn drop_last(sets: &Sets) -> Result<(), SetupError> {
+    capability::set(sets).step("setting capabilities under the seccomp filter, which has to allow capset", "")
 }
 
 const CAP_SETPCAP: u32 = 8;
+const CAP_SYS_ADMIN: u32 = 21;

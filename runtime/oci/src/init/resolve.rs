@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use portreeve_sys::path::{Limits, in_root};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 /// How often a link may send the walk elsewhere, as in the kernel.
@@ -71,7 +72,7 @@ fn make(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedF
                 }
                 match rustix::fs::readlinkat(&parent, &name, Vec::new()) {
                     Ok(target) => {
-                        let target = PathBuf::from(OsString::from(target.to_string_lossy().into_owned()));
+                        let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
                         if target.is_absolute() {
                             done = PathBuf::from("/");
                         }
@@ -114,11 +115,6 @@ pub(super) fn parent_of(root: BorrowedFd<'_>, path: &Path) -> io::Result<(OwnedF
     Ok((parent, name.to_owned()))
 }
 
-/// Whether there is an object of this name in the directory; a link counts as itself.
-pub(super) fn stat_in(parent: BorrowedFd<'_>, name: &OsStr) -> Option<rustix::fs::Stat> {
-    rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -149,6 +145,15 @@ mod tests {
         assert!(root.join("run/resolv.conf").is_file(), "made where the link points, seen from the root");
         assert!(!outside.path().join("run").exists());
         assert!(!Path::new("/run/resolv.conf").exists());
+    }
+
+    #[test]
+    fn a_dangling_link_with_any_bytes_leads_to_the_file_of_this_name() {
+        let (_outside, root, fd) = world();
+        let name = OsString::from_vec(b"not \xff UTF-8".to_vec());
+        symlink(&name, root.join("link")).expect("symlink");
+        make_file(fd.as_fd(), Path::new("/link")).expect("make");
+        assert!(root.join(&name).is_file());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 use portreeve_sys::process::Scheduling;
 
 use super::PlanError;
+use super::locality::{self, Affinity, MemoryPolicy};
 use super::mounts::clean;
 
 /// Everything about the program that is decided before its process exists.
@@ -30,6 +31,9 @@ pub(crate) struct Identity {
     /// Class, level.
     pub(crate) io_priority: Option<(u8, u8)>,
     pub(crate) personality: Option<u64>,
+    pub(crate) memory_policy: Option<MemoryPolicy>,
+    /// Of a process that is not the container's first.
+    pub(crate) affinity: Affinity,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) apparmor_profile: Option<String>,
     pub(crate) selinux_label: Option<String>,
@@ -45,7 +49,16 @@ pub(crate) struct CapabilityMasks {
     pub(crate) ambient: u64,
 }
 
-/// Reads `process`; `spec` gives the personality.
+impl CapabilityMasks {
+    /// The program's capabilities that a runtime with only `held` cannot give it, by name.
+    pub(crate) fn beyond(&self, held: u64) -> Vec<String> {
+        let lacking = (self.permitted | self.inheritable) & !held;
+        let lacks = |one: &&Capability| lacking & (1 << number(**one)) != 0;
+        CAPABILITIES.iter().filter(lacks).map(|one| format!("CAP_{one}")).collect()
+    }
+}
+
+/// Reads `process`; `spec` gives the personality and the memory policy.
 pub(crate) fn plan(process: &Process, spec: &Spec) -> Result<Identity, PlanError> {
     let arguments = strings(process.args().as_deref().unwrap_or_default(), "process.args")?;
     if arguments.first().is_none_or(|program| program.is_empty()) {
@@ -70,10 +83,6 @@ pub(crate) fn plan(process: &Process, spec: &Spec) -> Result<Identity, PlanError
             return Err(PlanError::new(field, "4294967295 is no id"));
         }
     }
-    let affinity = process.exec_cpu_affinity().as_ref();
-    if affinity.is_some_and(|affinity| affinity.initial().is_some() || affinity.cpu_affinity_final().is_some()) {
-        return Err(PlanError::new("process.execCPUAffinity", "is not supported by this version"));
-    }
     let score = process.oom_score_adj();
     if score.is_some_and(|score| !(-1000..=1000).contains(&score)) {
         return Err(PlanError::new("process.oomScoreAdj", "is not within -1000 and 1000"));
@@ -92,6 +101,8 @@ pub(crate) fn plan(process: &Process, spec: &Spec) -> Result<Identity, PlanError
         scheduling: scheduling(process)?,
         io_priority: io_priority(process)?,
         personality: personality(spec)?,
+        memory_policy: locality::memory_policy(spec)?,
+        affinity: locality::affinity(process)?,
         oom_score_adj: score,
         apparmor_profile: process.apparmor_profile().clone().filter(|profile| !profile.is_empty()),
         selinux_label: process.selinux_label().clone().filter(|label| !label.is_empty()),
@@ -116,6 +127,51 @@ fn capabilities(process: &Process) -> CapabilityMasks {
         ambient: mask(sets.ambient()),
     }
 }
+
+/// Every capability, in the order of the kernel's numbers.
+pub(crate) const CAPABILITIES: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
 
 /// The kernel's number of a capability, capabilities(7).
 pub(crate) fn number(capability: Capability) -> u32 {

@@ -1,9 +1,15 @@
 //! Planning: what a configuration asks for, as data, decided before anything is touched. Pure.
 
 pub(crate) mod identity;
+pub(crate) mod locality;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
-mod options;
+pub(crate) mod netdev;
+pub(crate) mod options;
+pub(crate) mod order;
+pub(crate) mod sysctl;
+
+pub use options::MOUNT_OPTIONS;
 
 /// A configuration that cannot be turned into a container.
 #[derive(Debug, thiserror::Error)]

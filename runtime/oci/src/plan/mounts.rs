@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
-use portreeve_sys::mount::Propagation;
+use portreeve_sys::mount::{Propagation, READ_ONLY};
 
 use super::PlanError;
 use super::options::{Attributes, parse};
@@ -28,9 +28,31 @@ pub(crate) enum What {
     /// Layers over one another, topmost first, and where what is written goes.
     Layers { lower: Vec<PathBuf>, writable: Option<Writable>, id_map: bool, attributes: u64 },
     /// A new file system.
-    Filesystem { kind: String, options: Vec<(String, Option<String>)>, attributes: u64 },
+    Filesystem { kind: String, options: Vec<(String, Option<String>)>, attributes: u64, takes: Takes },
     /// The container's own cgroups.
     Cgroup { own: Attributes },
+}
+
+impl What {
+    /// Whether it is made writable, and read-only when everything that has to be made in it is there.
+    pub(crate) fn is_read_only_late(&self) -> bool {
+        matches!(self, Self::Filesystem { kind, attributes, .. } if kind == "tmpfs" && attributes & READ_ONLY != 0)
+    }
+}
+
+/// What a new file system takes over from the directory that it covers, where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Takes {
+    /// Its mode.
+    pub(crate) mode: bool,
+    /// A copy of what is in it.
+    pub(crate) content: bool,
+}
+
+impl Takes {
+    pub(crate) fn anything(self) -> bool {
+        self.mode || self.content
+    }
 }
 
 /// Ids of a bind are translated.
@@ -45,7 +67,49 @@ pub(crate) struct IdMap {
 /// Operations for all mounts of the configuration.
 pub(crate) fn plan(spec: &Spec) -> Result<Vec<MountOp>, PlanError> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    mounts.iter().enumerate().map(|(index, mount)| one(index, mount)).collect()
+    let mut ops: Vec<MountOp> =
+        mounts.iter().enumerate().map(|(index, mount)| one(index, mount)).collect::<Result<_, _>>()?;
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
+    if let Some(label) = label.filter(|label| !label.is_empty()) {
+        ops.iter_mut().for_each(|op| add_label(op, label));
+    }
+    Ok(ops)
+}
+
+/// File systems of the kernel have labels of their own, by the policy.
+const SELF_LABELLED: [&str; 3] = ["proc", "sysfs", "mqueue"];
+
+/// Every file of a new file system gets the SELinux label.
+fn add_label(op: &mut MountOp, label: &str) {
+    if let What::Filesystem { kind, options, .. } = &mut op.what
+        && !SELF_LABELLED.contains(&kind.as_str())
+        && options.iter().all(|(key, _)| key != LABEL)
+    {
+        options.push((LABEL.to_owned(), Some(label.to_owned())));
+    }
+}
+
+/// The option by which a file system gets one label for all of its files, mount(8).
+pub(crate) const LABEL: &str = "context";
+
+/// Whether mounts of the host below the root file system are to appear in the container: it could not become a slave, or
+/// shared, of what it had been cut off from.
+pub(crate) fn root_receives(spec: &Spec) -> bool {
+    let propagation = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref());
+    matches!(propagation, Some("shared" | "rshared" | "slave" | "rslave"))
+}
+
+/// Makes the sources of bind mounts that are relative ones absolute: they lie in the bundle.
+/// Source: OCI runtime-spec, config.md, "Mounts", `source`.
+pub(crate) fn in_bundle(spec: &mut Spec, bundle: &Path) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let bound = mount.typ().as_deref() == Some("bind")
+            || parse(mount.options().as_deref().unwrap_or_default()).bind.is_some();
+        if let Some(source) = mount.source().as_ref().filter(|source| bound && source.is_relative()) {
+            let source = bundle.join(source);
+            mount.set_source(Some(source));
+        }
+    }
 }
 
 fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
@@ -59,8 +123,21 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
     }
     let options = parse(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().as_deref().unwrap_or("");
-    if options.copy_up {
-        return Err(PlanError::new(field("options"), "tmpcopyup is not supported by this version"));
+    let refused = |reason: String| PlanError::new(field("options"), reason);
+    let bound = options.bind.is_some() || kind == "bind";
+    let ids = options.id_map.is_some() || mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
+    if options.copy_up && (bound || kind != "tmpfs") {
+        return Err(refused("tmpcopyup is an option of tmpfs alone".to_owned()));
+    }
+    if bound || kind == "cgroup" || kind == "cgroup2" {
+        if let Some(option) = options.foreign_to_a_bind() {
+            return Err(refused(format!("{option:?} is no option of a mount of what is there already")));
+        }
+    } else if let Some((key, _)) =
+        options.filesystem.iter().find(|(_, value)| value.as_ref().is_some_and(|value| value.len() > LONGEST))
+        && layers(kind, &options.filesystem).is_none()
+    {
+        return Err(refused(format!("the value of {key} is longer than the kernel takes ({LONGEST} bytes)")));
     }
     let source = || {
         let source = mount.source().as_deref().unwrap_or(Path::new(""));
@@ -70,7 +147,7 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
             Err(PlanError::new(field("source"), format!("{:?} is not an absolute path", source.display().to_string())))
         }
     };
-    let what = if options.bind.is_some() || kind == "bind" {
+    let what = if bound {
         let uids = mount.uid_mappings().clone().unwrap_or_default();
         let gids = mount.gid_mappings().clone().unwrap_or_default();
         if uids.is_empty() != gids.is_empty() {
@@ -86,13 +163,15 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
             id_map,
         }
     } else if kind == "cgroup" || kind == "cgroup2" {
-        What::Cgroup { own: options.own }
+        What::Cgroup { own: options.own.then(options.tree) }
     } else if let Some((lower, writable)) = layers(kind, &options.filesystem) {
         // Made by whoever makes the container: its own users may neither open the layers nor have their ids.
-        let attributes = options.own.set | options.tree.set;
+        let attributes = options.own.then(options.tree).set;
         What::Layers { lower, writable, id_map: options.id_map.is_some(), attributes }
-    } else if kind.is_empty() {
+    } else if kind.is_empty() || kind == "none" {
         return Err(PlanError::new(field("type"), "is missing, and it is no bind mount"));
+    } else if ids {
+        return Err(refused("ids are mapped on bind mounts alone".to_owned()));
     } else {
         let mut filesystem = options.filesystem;
         // The kernel wants to know what a block file system is made from, and shows the source of the others.
@@ -104,13 +183,18 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
         if kind == "devpts" {
             filesystem.retain(|(key, _)| key != "newinstance"); // every mount is one since Linux 4.7
         }
-        let attributes = options.own.set | options.tree.set;
-        What::Filesystem { kind: kind.to_owned(), options: filesystem, attributes }
+        let attributes = options.own.then(options.tree).set;
+        let mode = kind == "tmpfs" && filesystem.iter().all(|(key, _)| key != "mode");
+        let takes = Takes { mode, content: options.copy_up };
+        What::Filesystem { kind: kind.to_owned(), options: filesystem, attributes, takes }
     };
     // Without a word on it, nothing travels between the host and the container.
     let default = matches!(what, What::Bind { .. } | What::Cgroup { .. }).then_some((Propagation::Private, true));
     Ok(MountOp { destination, what, propagation: options.propagation.or(default) })
 }
+
+/// Bytes of an option's value, fsconfig(2).
+const LONGEST: usize = 255;
 
 /// The directories of an overlay that is nothing but them: the lower ones, and the upper one with its work directory.
 fn layers(kind: &str, options: &[(String, Option<String>)]) -> Option<(Vec<PathBuf>, Option<Writable>)> {
@@ -192,12 +276,18 @@ mod tests {
                 let kind = if *recursive { "rbind" } else { "bind" };
                 format!("{kind} {} -> {to}{}{tree}{map}{propagation}", source.display(), attributes(own))
             }
-            What::Filesystem { kind, options, attributes } => {
+            What::Filesystem { kind, options, attributes, takes } => {
                 let options: Vec<String> = options
                     .iter()
                     .map(|(key, value)| value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}")))
                     .collect();
-                format!("{kind} [{}] -> {to} attributes={attributes:#x}{propagation}", options.join(" "))
+                let takes = match takes {
+                    Takes { mode: false, content: false } => "",
+                    Takes { mode: true, content: false } => " with its mode",
+                    Takes { mode: false, content: true } => " with its content",
+                    Takes { mode: true, content: true } => " with its mode and content",
+                };
+                format!("{kind} [{}] -> {to}{takes} attributes={attributes:#x}{propagation}", options.join(" "))
             }
             What::Layers { lower, writable, id_map, attributes } => {
                 let writable = writable.as_ref().map_or(String::new(), |places| format!(" writable={places:?}"));
@@ -240,6 +330,22 @@ mod tests {
     }
 
     #[test]
+    fn the_recursive_form_of_an_option_counts_for_every_kind_of_mount() {
+        check(
+            r#"[
+            {"destination": "/c", "type": "cgroup", "source": "cgroup", "options": ["rro", "rw"]},
+            {"destination": "/l", "type": "overlay", "source": "overlay", "options": ["rw", "rro", "lowerdir=/l/1:/l/0"]},
+            {"destination": "/t", "type": "tmpfs", "options": ["mode=755", "ro", "rrw", "rnosuid"]}
+        ]"#,
+            &expect![[r#"
+                cgroup -> /c set=0x1 clear=0x1 recursively Private
+                layers ["/l/1", "/l/0"] -> /l attributes=0x1 mapped=false
+                tmpfs [mode=755] -> /t attributes=0x2
+            "#]],
+        );
+    }
+
+    #[test]
     fn layers_are_no_file_system_of_the_container() {
         check(
             r#"[
@@ -260,7 +366,7 @@ mod tests {
         check(
             r#"[{"destination": "/a/../../../etc/./x//y", "type": "tmpfs"}]"#,
             &expect![[r#"
-                tmpfs [] -> /etc/x/y attributes=0x0
+                tmpfs [] -> /etc/x/y with its mode attributes=0x0
             "#]],
         );
         check(
@@ -289,5 +395,110 @@ mod tests {
                 error: mounts[0].type: is missing, and it is no bind mount
             "#]],
         );
+    }
+
+    #[test]
+    fn a_tmpfs_is_like_what_it_covers_unless_told() {
+        check(
+            r#"[{"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/a", "type": "tmpfs", "options": ["mode=700"]},
+                {"destination": "/b", "type": "tmpfs", "options": ["tmpcopyup", "ro", "size=1m"]},
+                {"destination": "/c", "type": "tmpfs", "options": ["tmpcopyup", "mode=1777"]}]"#,
+            &expect![[r#"
+                tmpfs [source=tmpfs] -> /tmp with its mode attributes=0x0
+                tmpfs [mode=700] -> /a attributes=0x0
+                tmpfs [size=1m] -> /b with its mode and content attributes=0x1
+                tmpfs [mode=1777] -> /c with its content attributes=0x0
+            "#]],
+        );
+        check(
+            r#"[{"destination": "/a", "type": "ramfs", "options": ["tmpcopyup"]}]"#,
+            &expect![[r#"
+            error: mounts[0].options: tmpcopyup is an option of tmpfs alone
+        "#]],
+        );
+        check(
+            r#"[{"destination": "/a", "type": "bind", "source": "/b", "options": ["tmpcopyup"]}]"#,
+            &expect![[r#"
+            error: mounts[0].options: tmpcopyup is an option of tmpfs alone
+        "#]],
+        );
+    }
+
+    #[test]
+    fn options_that_cannot_mean_anything_are_refused() {
+        check(
+            r#"[{"destination": "/a", "type": "none", "source": "/b", "options": ["rbind", "sync", "dirsync", "lazytime",
+                "mand", "iversion", "silent", "acl"]}]"#,
+            &expect![[r#"
+                rbind /b -> /a recursively Private
+            "#]],
+        );
+        check(
+            r#"[{"destination": "/a", "type": "bind", "source": "/b", "options": ["size=5"]}]"#,
+            &expect![[r#"
+            error: mounts[0].options: "size=5" is no option of a mount of what is there already
+        "#]],
+        );
+        check(
+            r#"[{"destination": "/a", "source": "/b", "options": ["bind", "readonly"]}]"#,
+            &expect![[r#"
+            error: mounts[0].options: "readonly" is no option of a mount of what is there already
+        "#]],
+        );
+        check(
+            r#"[{"destination": "/a", "type": "cgroup", "options": ["name=systemd"]}]"#,
+            &expect![[r#"
+            error: mounts[0].options: "name=systemd" is no option of a mount of what is there already
+        "#]],
+        );
+        check(
+            r#"[{"destination": "/a", "type": "tmpfs", "options": ["idmap"]}]"#,
+            &expect![[r#"
+            error: mounts[0].options: ids are mapped on bind mounts alone
+        "#]],
+        );
+        let long = format!(r#"[{{"destination": "/a", "type": "tmpfs", "options": ["x={}"]}}]"#, "y".repeat(256));
+        check(
+            &long,
+            &expect![[r#"
+            error: mounts[0].options: the value of x is longer than the kernel takes (255 bytes)
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_relative_source_of_a_bind_lies_in_the_bundle() {
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"ociVersion": "1.2.0", "mounts": [{"destination": "/a", "type": "bind", "source": "etc/hosts"},
+                {"destination": "/b", "source": "b", "options": ["rbind"]}, {"destination": "/c", "type": "tmpfs", "source": "c"},
+                {"destination": "/d", "type": "bind", "source": "/d"}]}"#,
+        )
+        .expect("spec");
+        in_bundle(&mut spec, Path::new("/bundle"));
+        let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref());
+        assert_eq!(sources.collect::<Vec<_>>(), ["/bundle/etc/hosts", "/bundle/b", "c", "/d"].map(Path::new));
+    }
+
+    #[test]
+    fn new_file_systems_have_the_label_of_the_container() {
+        let json = r#"{"ociVersion": "1.2.0", "linux": {"mountLabel": "u:r:t:s0:c1,c2"}, "mounts": [
+            {"destination": "/proc", "type": "proc"}, {"destination": "/sys", "type": "sysfs"},
+            {"destination": "/dev/mqueue", "type": "mqueue"}, {"destination": "/dev/pts", "type": "devpts"},
+            {"destination": "/tmp", "type": "tmpfs", "options": ["mode=1777"]},
+            {"destination": "/own", "type": "tmpfs", "options": ["mode=1777", "context=mine"]},
+            {"destination": "/b", "type": "bind", "source": "/b"}]}"#;
+        let ops = plan(&serde_json::from_str(json).expect("spec")).expect("plan");
+        let text: String = ops.iter().map(|op| line(op) + "\n").collect();
+        expect![[r#"
+            proc [] -> /proc attributes=0x0
+            sysfs [] -> /sys attributes=0x0
+            mqueue [] -> /dev/mqueue attributes=0x0
+            devpts [context=u:r:t:s0:c1,c2] -> /dev/pts attributes=0x0
+            tmpfs [mode=1777 context=u:r:t:s0:c1,c2] -> /tmp attributes=0x0
+            tmpfs [mode=1777 context=mine] -> /own attributes=0x0
+            bind /b -> /b recursively Private
+        "#]]
+        .assert_eq(&text);
     }
 }

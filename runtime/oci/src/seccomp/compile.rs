@@ -8,13 +8,14 @@
 //!   another architecture -> kill the process
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
 };
-use portreeve_sys::seccomp::{Instruction, LOG, SPEC_ALLOW, TSYNC};
+use portreeve_sys::seccomp::{Instruction, LOG, NEW_LISTENER, SPEC_ALLOW, TSYNC, TSYNC_ESRCH, WAIT_KILLABLE_RECV};
 
+use super::notify::Listener;
 use super::syscalls::number;
 use super::{Filter, SeccompError, native};
 
@@ -31,13 +32,29 @@ const OFFSET_ARCHITECTURE: u32 = 4;
 const OFFSET_ARGUMENTS: u32 = 16;
 
 const KILL_PROCESS: u32 = 0x8000_0000;
-const ALLOW: u32 = 0x7fff_0000;
+const KILL_THREAD: u32 = 0;
+const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
+const NOTIFY: u32 = 0x7fc0_0000;
+const TRACE: u32 = 0x7ff0_0000;
+const LOGGED: u32 = 0x7ffc_0000;
+const ALLOW: u32 = 0x7fff_0000;
+/// The action in an answer; the rest is what goes with it.
+const ACTION: u32 = 0xffff_0000;
+const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
+/// The kernel lowers a greater errno to this one (MAX_ERRNO).
+const LARGEST_ERRNO: u32 = 4095;
 /// Numbers of the x32 interface have this bit.
 const X32_BIT: u32 = 0x4000_0000;
 /// The kernel takes no longer program (BPF_MAXINSNS).
 const MAX_INSTRUCTIONS: usize = 4096;
+
+const LAST_ARGUMENT: usize = 5;
+/// Of the table, for the one architecture here whose arguments have 32 bits.
+const X86_COLUMN: usize = 1;
+/// The call by which the container's process gives the listener to its maker, under the filter already.
+const HANDING_OVER: &str = "sendmsg";
 
 /// What happens to a call: the conditions in order, then the answer without one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +70,11 @@ impl Outcome {
 }
 
 pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
-    let default = action(profile.default_action(), profile.default_errno_ret(), None, "defaultAction")?;
+    if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
+        let reason = "SCMP_ACT_NOTIFY would put off the very calls that hand the listener over; name calls instead";
+        return Err(SeccompError::new("defaultAction", reason));
+    }
+    let default = action(profile.default_action(), profile.default_errno_ret(), || "defaultErrnoRet".into())?;
     let mut program = vec![step(LOAD, OFFSET_ARCHITECTURE)];
     for (audit, column) in architectures(profile)? {
         let section = section(profile, default, column)?;
@@ -64,25 +85,43 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
     }
     program.push(step(RETURN, KILL_PROCESS));
     if program.len() > MAX_INSTRUCTIONS {
-        let reason =
-            format!("the program would have {} instructions, the kernel takes {MAX_INSTRUCTIONS}", program.len());
-        return Err(SeccompError::new("syscalls", reason));
+        return Err(too_long());
     }
-    Ok(Filter { program, flags: flags(profile)? })
+    let notifies = profile.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
+    let listener = if notifies { Some(Listener::of(profile)?) } else { None };
+    // Source: runtime-spec, config-linux.md, `listenerMetadata`.
+    let nowhere = profile.listener_path().as_ref().is_none_or(|path| path.as_os_str().is_empty());
+    if nowhere && profile.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) {
+        return Err(SeccompError::new("listenerMetadata", "goes to listenerPath, which is missing"));
+    }
+    Ok(Filter { program, flags: flags(profile, notifies), listener })
 }
 
-fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
+fn too_long() -> SeccompError {
+    let reason =
+        format!("their program would have more than the {MAX_INSTRUCTIONS} instructions that the kernel takes");
+    SeccompError::new("syscalls", reason)
+}
+
+fn flags(profile: &LinuxSeccomp, notifies: bool) -> u32 {
+    let listening = if notifies { NEW_LISTENER } else { 0 };
     // Without a word the speculation mitigation, which makes programs slow, stays off, as in runc.
-    let Some(list) = profile.flags() else { return Ok(SPEC_ALLOW) };
-    list.iter().try_fold(0, |flags, flag| match flag {
-        LinuxSeccompFilterFlag::SeccompFilterFlagLog => Ok(flags | LOG),
-        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => Ok(flags | TSYNC),
-        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => Ok(flags | SPEC_ALLOW),
-        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => Err(SeccompError::new(
-            "flags",
-            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is for SCMP_ACT_NOTIFY, which this version does not support",
-        )),
-    })
+    let Some(list) = profile.flags() else { return SPEC_ALLOW | listening };
+    list.iter().fold(listening, |flags, flag| flags | flag_bits(*flag, notifies))
+}
+
+/// The kernel's bits for a flag of a profile that `notifies`, or does not.
+pub(super) fn flag_bits(flag: LinuxSeccompFilterFlag, notifies: bool) -> u32 {
+    match flag {
+        LinuxSeccompFilterFlag::SeccompFilterFlagLog => LOG,
+        // A filter with a listener says its failures in another way, and the kernel wants that asked for.
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync if notifies => TSYNC | TSYNC_ESRCH,
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => TSYNC,
+        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => SPEC_ALLOW,
+        // It is about waiting for the listener: where there is none, nothing waits.
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if notifies => WAIT_KILLABLE_RECV,
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+    }
 }
 
 /// The kernel's number of each architecture and its column of the table; the native one is always among them.
@@ -110,34 +149,46 @@ fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, usize)>, SeccompErr
 fn column_of(architecture: Arch) -> Result<(u32, usize), SeccompError> {
     match architecture {
         Arch::ScmpArchX86_64 => Ok((0xc000_003e, 0)),
-        Arch::ScmpArchX86 => Ok((0x4000_0003, 1)),
+        Arch::ScmpArchX86 => Ok((0x4000_0003, X86_COLUMN)),
         Arch::ScmpArchAarch64 => Ok((0xc000_00b7, 2)),
         other => Err(SeccompError::new("architectures", format!("{other} is not supported"))),
     }
 }
 
-fn action(
-    action: LinuxSeccompAction,
-    errno: Option<u32>,
-    default_errno: Option<u32>,
-    field: &str,
-) -> Result<u32, SeccompError> {
-    let low = || {
-        let errno = errno.or(default_errno).unwrap_or(1);
-        if errno > 0xffff { Err(SeccompError::new(field, format!("errno {errno} is above 65535"))) } else { Ok(errno) }
-    };
-    Ok(match action {
-        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => 0,
+/// The kernel's number of an action, without what goes with it.
+pub(super) fn action_bits(action: LinuxSeccompAction) -> u32 {
+    match action {
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => KILL_THREAD,
         LinuxSeccompAction::ScmpActKillProcess => KILL_PROCESS,
-        LinuxSeccompAction::ScmpActTrap => 0x0003_0000,
-        LinuxSeccompAction::ScmpActErrno => ERRNO | low()?,
-        LinuxSeccompAction::ScmpActTrace => 0x7ff0_0000 | low()?,
-        LinuxSeccompAction::ScmpActLog => 0x7ffc_0000,
+        LinuxSeccompAction::ScmpActTrap => TRAP,
+        LinuxSeccompAction::ScmpActErrno => ERRNO,
+        LinuxSeccompAction::ScmpActNotify => NOTIFY,
+        LinuxSeccompAction::ScmpActTrace => TRACE,
+        LinuxSeccompAction::ScmpActLog => LOGGED,
         LinuxSeccompAction::ScmpActAllow => ALLOW,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(SeccompError::new(field, "SCMP_ACT_NOTIFY is not supported by this version"));
+    }
+}
+
+/// What the program returns for an action. `field` is that of `errno`, which goes with two of them only: runtime-spec,
+/// config-linux.md, `errnoRet`.
+fn action(action: LinuxSeccompAction, errno: Option<u32>, field: impl Fn() -> String) -> Result<u32, SeccompError> {
+    let largest = match action {
+        LinuxSeccompAction::ScmpActErrno => LARGEST_ERRNO,
+        LinuxSeccompAction::ScmpActTrace => !ACTION,
+        _ if errno.is_some() => {
+            return Err(SeccompError::new(field(), format!("{action} answers with no errno: leave the field out")));
         }
-    })
+        _ => return Ok(action_bits(action)),
+    };
+    match errno.unwrap_or(EPERM) {
+        errno if errno > largest => Err(SeccompError::new(field(), format!("{errno} is above {largest}"))),
+        errno => Ok(action_bits(action) | errno),
+    }
+}
+
+/// Every action that a program can return, without what goes with it.
+pub(super) fn answers(program: &[Instruction]) -> BTreeSet<u32> {
+    program.iter().filter(|step| step.code == RETURN).map(|step| step.operand & ACTION).collect()
 }
 
 /// The program for one architecture, from loading the number on; every path returns.
@@ -154,8 +205,7 @@ fn section(profile: &LinuxSeccomp, default: u32, column: usize) -> Result<Vec<In
         put(number + 1, Outcome::always(default));
     }
     if let Some((highest, _)) = outcomes.last_key_value()
-        && default != ALLOW
-        && default != 0x7ffc_0000
+        && !lets_through(default)
     {
         put(highest + 1, Outcome::always(ERRNO | ENOSYS));
     }
@@ -164,8 +214,13 @@ fn section(profile: &LinuxSeccomp, default: u32, column: usize) -> Result<Vec<In
     }
     merge(&mut ranges);
     let mut program = vec![step(LOAD, OFFSET_NUMBER)];
-    program.extend(search(&ranges)?);
+    program.extend(search(&ranges, column == X86_COLUMN)?);
     Ok(program)
+}
+
+/// Whether a default action is one under which new calls work: a tracer answers for itself, as runc has it.
+fn lets_through(default: u32) -> bool {
+    matches!(default & ACTION, ALLOW | LOGGED | TRACE)
 }
 
 /// Neighbours with the same outcome become one.
@@ -177,23 +232,23 @@ fn merge(ranges: &mut Vec<(u32, Outcome)>) {
 fn outcomes(profile: &LinuxSeccomp, default: u32, column: usize) -> Result<BTreeMap<u32, Outcome>, SeccompError> {
     let mut conditional: BTreeMap<u32, Vec<(Vec<LinuxSeccompArg>, u32)>> = BTreeMap::new();
     let mut plain: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut conditions = 0;
     for (index, rule) in profile.syscalls().iter().flatten().enumerate() {
-        let field = format!("syscalls[{index}]");
-        let action = action(rule.action(), rule.errno_ret(), profile.default_errno_ret(), &field)?;
+        let action = check(rule, index)?;
         let arguments = rule.args().as_deref().unwrap_or_default();
-        if let Some(bad) = arguments.iter().find(|argument| argument.index() > 5) {
-            return Err(SeccompError::new(field, format!("argument {} does not exist, 0 to 5 do", bad.index())));
-        }
         for name in rule.names() {
             let Some(number) = number(name, column) else { continue };
             if arguments.is_empty() {
                 plain.entry(number).or_insert(action);
                 continue;
             }
+            // Each takes several instructions: what is too long in the end is noticed before it is made.
+            conditions += arguments.len();
+            if conditions > MAX_INSTRUCTIONS {
+                return Err(too_long());
+            }
             let rules = conditional.entry(number).or_default();
-            let mut indexes: Vec<usize> = arguments.iter().map(LinuxSeccompArg::index).collect();
-            indexes.sort_unstable();
-            if indexes.is_sorted_by(|a, b| a < b) {
+            if one_each(arguments) {
                 rules.push((arguments.to_vec(), action));
             } else {
                 // Two conditions on one argument: any of them counts, as runc has it.
@@ -209,13 +264,39 @@ fn outcomes(profile: &LinuxSeccomp, default: u32, column: usize) -> Result<BTree
     Ok(outcomes)
 }
 
+/// The action of a rule that makes sense.
+fn check(rule: &LinuxSyscall, index: usize) -> Result<u32, SeccompError> {
+    let field = |name: &str| format!("syscalls[{index}].{name}");
+    if rule.names().is_empty() || rule.names().iter().any(String::is_empty) {
+        return Err(SeccompError::new(field("names"), "names no call"));
+    }
+    let arguments = rule.args().iter().flatten();
+    if let Some((at, bad)) = arguments.enumerate().find(|(_, argument)| argument.index() > LAST_ARGUMENT) {
+        let reason = format!("argument {} does not exist, 0 to {LAST_ARGUMENT} do", bad.index());
+        return Err(SeccompError::new(field(&format!("args[{at}].index")), reason));
+    }
+    if rule.action() == LinuxSeccompAction::ScmpActNotify && rule.names().iter().any(|name| name == HANDING_OVER) {
+        let reason = format!("SCMP_ACT_NOTIFY cannot be used for {HANDING_OVER}, which hands the listener over");
+        return Err(SeccompError::new(field("names"), reason));
+    }
+    action(rule.action(), rule.errno_ret(), || field("errnoRet"))
+}
+
+/// Whether each argument has at most one condition.
+fn one_each(conditions: &[LinuxSeccompArg]) -> bool {
+    let mut seen = [false; LAST_ARGUMENT + 1];
+    conditions
+        .iter()
+        .all(|condition| seen.get_mut(condition.index()).is_some_and(|seen| !std::mem::replace(seen, true)))
+}
+
 /// A balanced tree of comparisons; `ranges` are (first number, outcome) in order.
-fn search(ranges: &[(u32, Outcome)]) -> Result<Vec<Instruction>, SeccompError> {
+fn search(ranges: &[(u32, Outcome)], narrow: bool) -> Result<Vec<Instruction>, SeccompError> {
     let (low, high) = ranges.split_at(ranges.len() / 2);
     match (low, high) {
-        ([], [(_, outcome)]) => leaf(outcome),
+        ([], [(_, outcome)]) => leaf(outcome, narrow),
         (_, [(pivot, _), ..]) => {
-            let (left, right) = (search(low)?, search(high)?);
+            let (left, right) = (search(low, narrow)?, search(high, narrow)?);
             let skip = length(&left)?;
             let mut program = match u8::try_from(skip) {
                 Ok(skip) => vec![branch(GREATER_OR_EQUAL, *pivot, skip, 0)],
@@ -229,12 +310,12 @@ fn search(ranges: &[(u32, Outcome)]) -> Result<Vec<Instruction>, SeccompError> {
     }
 }
 
-fn leaf(outcome: &Outcome) -> Result<Vec<Instruction>, SeccompError> {
+fn leaf(outcome: &Outcome, narrow: bool) -> Result<Vec<Instruction>, SeccompError> {
     let mut program = Vec::new();
     for (arguments, action) in &outcome.conditional {
         let mut rule = Vec::new();
         for argument in arguments {
-            rule.extend(condition(argument));
+            rule.extend(condition(argument, narrow));
         }
         rule.push(step(RETURN, *action));
         let end = rule.len();
@@ -257,63 +338,41 @@ fn leaf(outcome: &Outcome) -> Result<Vec<Instruction>, SeccompError> {
 /// Stands for "this rule does not match" until the rule's length is known.
 const FAIL: u8 = u8::MAX;
 
-/// Steps that fall through when the condition holds and jump to `FAIL` when it does not.
-fn condition(argument: &LinuxSeccompArg) -> Vec<Instruction> {
+/// Steps that fall through when the condition holds and jump to `FAIL` when it does not; `narrow` is for arguments of 32
+/// bits, with which the lower halves of a condition's values are compared, as libseccomp does: -1 is written with 64.
+fn condition(argument: &LinuxSeccompArg, narrow: bool) -> Vec<Instruction> {
+    use LinuxSeccompOperator as Operator;
     let offset = OFFSET_ARGUMENTS + 8 * u32::try_from(argument.index()).unwrap_or(0);
-    // Both architectures are little-endian: the low half comes first.
+    // All architectures here are little-endian: the low half comes first.
     let (load_low, load_high) = (step(LOAD, offset), step(LOAD, offset + 4));
     let (low, high) = halves(argument.value());
-    match argument.op() {
-        LinuxSeccompOperator::ScmpCmpEq => {
-            vec![load_high, branch(EQUAL, high, 0, FAIL), load_low, branch(EQUAL, low, 0, FAIL)]
-        }
-        LinuxSeccompOperator::ScmpCmpNe => {
-            vec![load_high, branch(EQUAL, high, 0, 2), load_low, branch(EQUAL, low, FAIL, 0)]
-        }
-        LinuxSeccompOperator::ScmpCmpLt => vec![
-            load_high,
-            branch(GREATER, high, FAIL, 0),
-            branch(EQUAL, high, 0, 2),
-            load_low,
-            branch(GREATER_OR_EQUAL, low, FAIL, 0),
-        ],
-        LinuxSeccompOperator::ScmpCmpLe => {
-            vec![
-                load_high,
-                branch(GREATER, high, FAIL, 0),
-                branch(EQUAL, high, 0, 2),
-                load_low,
-                branch(GREATER, low, FAIL, 0),
-            ]
-        }
-        LinuxSeccompOperator::ScmpCmpGt => {
-            vec![
-                load_high,
-                branch(GREATER, high, 3, 0),
-                branch(EQUAL, high, 0, FAIL),
-                load_low,
-                branch(GREATER, low, 0, FAIL),
-            ]
-        }
-        LinuxSeccompOperator::ScmpCmpGe => vec![
-            load_high,
-            branch(GREATER, high, 3, 0),
-            branch(EQUAL, high, 0, FAIL),
-            load_low,
-            branch(GREATER_OR_EQUAL, low, 0, FAIL),
-        ],
-        LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            let (wanted_low, wanted_high) = halves(argument.value_two().unwrap_or(0));
-            vec![
-                load_high,
-                step(AND, high),
-                branch(EQUAL, wanted_high, 0, FAIL),
-                load_low,
-                step(AND, low),
-                branch(EQUAL, wanted_low, 0, FAIL),
-            ]
-        }
+    let (wanted_low, wanted_high) = halves(argument.value_two().unwrap_or(0));
+    let lower = match argument.op() {
+        Operator::ScmpCmpEq => vec![load_low, branch(EQUAL, low, 0, FAIL)],
+        Operator::ScmpCmpNe => vec![load_low, branch(EQUAL, low, FAIL, 0)],
+        Operator::ScmpCmpLt => vec![load_low, branch(GREATER_OR_EQUAL, low, FAIL, 0)],
+        Operator::ScmpCmpLe => vec![load_low, branch(GREATER, low, FAIL, 0)],
+        Operator::ScmpCmpGt => vec![load_low, branch(GREATER, low, 0, FAIL)],
+        Operator::ScmpCmpGe => vec![load_low, branch(GREATER_OR_EQUAL, low, 0, FAIL)],
+        Operator::ScmpCmpMaskedEq => vec![load_low, step(AND, low), branch(EQUAL, wanted_low, 0, FAIL)],
+    };
+    if narrow {
+        return lower;
     }
+    // Where the upper halves decide, the two steps for the lower ones are left out.
+    let mut steps = match argument.op() {
+        Operator::ScmpCmpEq => vec![load_high, branch(EQUAL, high, 0, FAIL)],
+        Operator::ScmpCmpNe => vec![load_high, branch(EQUAL, high, 0, 2)],
+        Operator::ScmpCmpLt | Operator::ScmpCmpLe => {
+            vec![load_high, branch(GREATER, high, FAIL, 0), branch(EQUAL, high, 0, 2)]
+        }
+        Operator::ScmpCmpGt | Operator::ScmpCmpGe => {
+            vec![load_high, branch(GREATER, high, 3, 0), branch(EQUAL, high, 0, FAIL)]
+        }
+        Operator::ScmpCmpMaskedEq => vec![load_high, step(AND, high), branch(EQUAL, wanted_high, 0, FAIL)],
+    };
+    steps.extend(lower);
+    steps
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the low and the high half are taken on purpose")]
@@ -333,5 +392,7 @@ fn length(program: &[Instruction]) -> Result<u32, SeccompError> {
     u32::try_from(program.len()).map_err(|_| SeccompError::new("syscalls", "the program is too long"))
 }
 
+#[cfg(test)]
+pub(super) mod oracle;
 #[cfg(test)]
 mod tests;

@@ -29,12 +29,10 @@ const NEVER: &[&str] = &[
     "userfaultfd",
     "vm86",
     "vm86old",
-    // Pages of other nodes; labels of the security modules.
+    // Pages of other nodes; namespaces of others.
     "migrate_pages",
     "move_pages",
-    "lsm_get_self_attr",
-    "lsm_list_modules",
-    "lsm_set_self_attr",
+    "listns",
     // Long gone or never there.
     "_sysctl",
     "afs_syscall",
@@ -87,8 +85,10 @@ const GATED: &[(&[&str], &[&str])] = &[
             "fsmount",
             "fsopen",
             "fspick",
-            "listmount",
             "lookup_dcookie",
+            "lsm_get_self_attr",
+            "lsm_list_modules",
+            "lsm_set_self_attr",
             "mount",
             "mount_setattr",
             "move_mount",
@@ -99,7 +99,6 @@ const GATED: &[(&[&str], &[&str])] = &[
             "setdomainname",
             "sethostname",
             "setns",
-            "statmount",
             "umount",
             "umount2",
             "unshare",
@@ -122,7 +121,14 @@ const GATED: &[(&[&str], &[&str])] = &[
 
 /// Every CLONE_NEW* flag: namespaces are made with CAP_SYS_ADMIN or not at all.
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
+/// The kernel's cryptography, for which programs have libraries: a large attack surface with a history.
+const AF_ALG: u64 = 38;
+/// The host's virtual sockets, which have no namespace unless the host asks for it.
 const AF_VSOCK: u64 = 40;
+/// AF_DECnet, AF_ECONET, AF_ATMSVC, AF_IRDA, AF_WANPIPE, AF_ISDN, AF_CAIF: gone from the kernel.
+const GONE_FAMILIES: [u64; 7] = [12, 19, 20, 23, 25, 34, 37];
+/// AF_MCTP, the last family of Linux 7.2.
+const LAST_FAMILY: u64 = 45;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
@@ -138,10 +144,14 @@ pub fn default_profile(architecture: Arch, capabilities: &[&str]) -> LinuxSeccom
     let special = |name: &str| matches!(name, "personality" | "socket") || (name == "clone" && !administrator);
     let plain = TABLE.iter().map(|(name, ..)| *name).filter(|name| !closed(name) && !special(name));
     let mut rules = vec![rule(plain.map(str::to_owned).collect(), LinuxSeccompAction::ScmpActAllow, None, None)];
-    // The host's virtual sockets have no namespace. The mask keeps the upper half of the register, which the kernel
-    // ignores, from hiding the family.
-    let family = argument(0, 0xffff_ffff, Some(AF_VSOCK), LinuxSeccompOperator::ScmpCmpMaskedEq);
-    rules.push(rule(vec!["socket".into()], LinuxSeccompAction::ScmpActErrno, Some(EPERM), Some(family)));
+    // A number above 32 bits, of which the kernel would take the lower half, is beyond the last as well. There is a way
+    // round all this for programs for x86, in Docker's profile too: socketcall, whose arguments are in memory.
+    let beyond = argument(0, LAST_FAMILY, None, LinuxSeccompOperator::ScmpCmpGt);
+    let closed = GONE_FAMILIES.into_iter().chain([AF_ALG, AF_VSOCK]);
+    let closed = closed.map(|family| argument(0, family, None, LinuxSeccompOperator::ScmpCmpEq));
+    for family in closed.chain([beyond]) {
+        rules.push(rule(vec!["socket".into()], LinuxSeccompAction::ScmpActErrno, Some(EPERM), Some(family)));
+    }
     rules.push(rule(vec!["socket".into()], LinuxSeccompAction::ScmpActAllow, None, None));
     // Linux, Linux32, both with the address layout fixed, and the question which one it is.
     for persona in [0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff] {
@@ -180,7 +190,12 @@ fn rule(
     rule
 }
 
-fn argument(index: usize, value: u64, second: Option<u64>, operator: LinuxSeccompOperator) -> LinuxSeccompArg {
+pub(super) fn argument(
+    index: usize,
+    value: u64,
+    second: Option<u64>,
+    operator: LinuxSeccompOperator,
+) -> LinuxSeccompArg {
     let builder = LinuxSeccompArgBuilder::default().index(index).value(value).op(operator);
     let builder = match second {
         Some(second) => builder.value_two(second),
@@ -190,14 +205,4 @@ fn argument(index: usize, value: u64, second: Option<u64>, operator: LinuxSeccom
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_name_of_the_profile_is_in_the_table() {
-        let gated = GATED.iter().flat_map(|(_, names)| *names);
-        for name in NEVER.iter().chain(gated) {
-            assert!(TABLE.iter().any(|(known, ..)| known == name), "{name}");
-        }
-    }
-}
+mod tests;

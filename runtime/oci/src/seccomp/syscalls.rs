@@ -1,4 +1,4 @@
-//! System calls by name: their numbers on x86_64, x86 and aarch64 (Linux 6.17), sorted by name.
+//! System calls by name: their numbers on x86_64, x86 and aarch64 (Linux 7.2), sorted by name.
 //!
 //! Generated from the kernel's own tables; a name that an architecture lacks has no number there.
 
@@ -60,9 +60,9 @@ pub(super) const TABLE: &[(&str, u16, u16, u16)] = &[
     ("keyctl", 250, 288, 219), ("kill", 62, 37, 129), ("landlock_add_rule", 445, 445, 445),
     ("landlock_create_ruleset", 444, 444, 444), ("landlock_restrict_self", 446, 446, 446), ("lchown", 94, 16, NO),
     ("lchown32", NO, 198, NO), ("lgetxattr", 192, 230, 9), ("link", 86, 9, NO), ("linkat", 265, 303, 37),
-    ("listen", 50, 363, 201), ("listmount", 458, 458, 458), ("listxattr", 194, 232, 11), ("listxattrat", 465, 465, 465),
-    ("llistxattr", 195, 233, 12), ("lock", NO, 53, NO), ("lookup_dcookie", 212, 253, 18),
-    ("lremovexattr", 198, 236, 15), ("lseek", 8, 19, 62), ("lsetxattr", 189, 227, 6),
+    ("listen", 50, 363, 201), ("listmount", 458, 458, 458), ("listns", 470, 470, 470), ("listxattr", 194, 232, 11),
+    ("listxattrat", 465, 465, 465), ("llistxattr", 195, 233, 12), ("lock", NO, 53, NO),
+    ("lookup_dcookie", 212, 253, 18), ("lremovexattr", 198, 236, 15), ("lseek", 8, 19, 62), ("lsetxattr", 189, 227, 6),
     ("lsm_get_self_attr", 459, 459, 459), ("lsm_list_modules", 461, 461, 461), ("lsm_set_self_attr", 460, 460, 460),
     ("lstat", 6, 107, NO), ("lstat64", NO, 196, NO), ("madvise", 28, 219, 233), ("map_shadow_stack", 453, 453, 453),
     ("mbind", 237, 274, 235), ("membarrier", 324, 375, 283), ("memfd_create", 319, 356, 279),
@@ -96,12 +96,13 @@ pub(super) const TABLE: &[(&str, u16, u16, u16)] = &[
     ("recvmmsg_time64", NO, 417, NO), ("recvmsg", 47, 372, 212), ("remap_file_pages", 216, 257, 234),
     ("removexattr", 197, 235, 14), ("removexattrat", 466, 466, 466), ("rename", 82, 38, NO), ("renameat", 264, 302, 38),
     ("renameat2", 316, 353, 276), ("request_key", 249, 287, 218), ("restart_syscall", 219, 0, 128),
-    ("rmdir", 84, 40, NO), ("rseq", 334, 386, 293), ("rt_sigaction", 13, 174, 134), ("rt_sigpending", 127, 176, 136),
-    ("rt_sigprocmask", 14, 175, 135), ("rt_sigqueueinfo", 129, 178, 138), ("rt_sigreturn", 15, 173, 139),
-    ("rt_sigsuspend", 130, 179, 133), ("rt_sigtimedwait", 128, 177, 137), ("rt_sigtimedwait_time64", NO, 421, NO),
-    ("rt_tgsigqueueinfo", 297, 335, 240), ("sched_get_priority_max", 146, 159, 125),
-    ("sched_get_priority_min", 147, 160, 126), ("sched_getaffinity", 204, 242, 123), ("sched_getattr", 315, 352, 275),
-    ("sched_getparam", 143, 155, 121), ("sched_getscheduler", 145, 157, 120), ("sched_rr_get_interval", 148, 161, 127),
+    ("rmdir", 84, 40, NO), ("rseq", 334, 386, 293), ("rseq_slice_yield", 471, 471, 471), ("rt_sigaction", 13, 174, 134),
+    ("rt_sigpending", 127, 176, 136), ("rt_sigprocmask", 14, 175, 135), ("rt_sigqueueinfo", 129, 178, 138),
+    ("rt_sigreturn", 15, 173, 139), ("rt_sigsuspend", 130, 179, 133), ("rt_sigtimedwait", 128, 177, 137),
+    ("rt_sigtimedwait_time64", NO, 421, NO), ("rt_tgsigqueueinfo", 297, 335, 240),
+    ("sched_get_priority_max", 146, 159, 125), ("sched_get_priority_min", 147, 160, 126),
+    ("sched_getaffinity", 204, 242, 123), ("sched_getattr", 315, 352, 275), ("sched_getparam", 143, 155, 121),
+    ("sched_getscheduler", 145, 157, 120), ("sched_rr_get_interval", 148, 161, 127),
     ("sched_rr_get_interval_time64", NO, 423, NO), ("sched_setaffinity", 203, 241, 122),
     ("sched_setattr", 314, 351, 274), ("sched_setparam", 142, 154, 118), ("sched_setscheduler", 144, 156, 119),
     ("sched_yield", 24, 158, 124), ("seccomp", 317, 354, 277), ("security", 185, NO, NO), ("select", 23, 82, NO),
@@ -134,12 +135,12 @@ pub(super) const TABLE: &[(&str, u16, u16, u16)] = &[
     ("timerfd_settime64", NO, 411, NO), ("times", 100, 43, 153), ("tkill", 200, 238, 130), ("truncate", 76, 92, 45),
     ("truncate64", NO, 193, NO), ("tuxcall", 184, NO, NO), ("ugetrlimit", NO, 191, NO), ("ulimit", NO, 58, NO),
     ("umask", 95, 60, 166), ("umount", NO, 22, NO), ("umount2", 166, 52, 39), ("uname", 63, 122, 160),
-    ("unlink", 87, 10, NO), ("unlinkat", 263, 301, 35), ("unshare", 272, 310, 97), ("uretprobe", 335, NO, NO),
-    ("uselib", 134, 86, NO), ("userfaultfd", 323, 374, 282), ("ustat", 136, 62, NO), ("utime", 132, 30, NO),
-    ("utimensat", 280, 320, 88), ("utimensat_time64", NO, 412, NO), ("utimes", 235, 271, NO), ("vfork", 58, 190, NO),
-    ("vhangup", 153, 111, 58), ("vm86", NO, 166, NO), ("vm86old", NO, 113, NO), ("vmsplice", 278, 316, 75),
-    ("vserver", 236, 273, NO), ("wait4", 61, 114, 260), ("waitid", 247, 284, 95), ("waitpid", NO, 7, NO),
-    ("write", 1, 4, 64), ("writev", 20, 146, 66),
+    ("unlink", 87, 10, NO), ("unlinkat", 263, 301, 35), ("unshare", 272, 310, 97), ("uprobe", 336, NO, NO),
+    ("uretprobe", 335, NO, NO), ("uselib", 134, 86, NO), ("userfaultfd", 323, 374, 282), ("ustat", 136, 62, NO),
+    ("utime", 132, 30, NO), ("utimensat", 280, 320, 88), ("utimensat_time64", NO, 412, NO), ("utimes", 235, 271, NO),
+    ("vfork", 58, 190, NO), ("vhangup", 153, 111, 58), ("vm86", NO, 166, NO), ("vm86old", NO, 113, NO),
+    ("vmsplice", 278, 316, 75), ("vserver", 236, 273, NO), ("wait4", 61, 114, 260), ("waitid", 247, 284, 95),
+    ("waitpid", NO, 7, NO), ("write", 1, 4, 64), ("writev", 20, 146, 66),
 ];
 
 /// Number of `name` in a column: 0 x86_64, 1 x86, 2 aarch64.

@@ -1,9 +1,13 @@
 //! Known attacks on runtimes, performed against ours: each must fail.
 
+use std::ffi::CString;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use portreeve_sys::process::Exit;
+use portreeve_sys::{exec, self_exe};
 use serde_json::json;
 
 use crate::Test;
@@ -34,8 +38,8 @@ pub(crate) const TESTS: &[Test] = &[
         cve_2025_31133_masked_paths_are_covered_by_the_real_null_device,
     ),
     (
-        "cve_2019_5736_the_runtime_cannot_be_reached_through_proc",
-        cve_2019_5736_the_runtime_cannot_be_reached_through_proc,
+        "cve_2019_5736_a_maker_on_a_read_only_mount_cannot_be_written_by_a_neighbour",
+        cve_2019_5736_a_maker_on_a_read_only_mount_cannot_be_written_by_a_neighbour,
     ),
     ("a_root_that_is_a_link_is_refused", a_root_that_is_a_link_is_refused),
     ("cve_2022_0492_the_cgroup_mount_cannot_be_written", cve_2022_0492_the_cgroup_mount_cannot_be_written),
@@ -163,34 +167,65 @@ fn cve_2025_31133_masked_paths_are_covered_by_the_real_null_device() {
     assert!(outcome.err.contains("Read-only file system"), "{outcome:?}");
 }
 
-fn cve_2019_5736_the_runtime_cannot_be_reached_through_proc() {
-    // While a process is being set up in the container's namespaces it is our program: a neighbour with ptrace rights
-    // in the same PID namespace must not be able to open it.
+/// Word of the command line by which this program becomes a maker that is attacked.
+pub(crate) const MAKER: &str = "be-a-maker";
+
+fn cve_2019_5736_a_maker_on_a_read_only_mount_cannot_be_written_by_a_neighbour() {
+    // From an ordinary file the attack succeeds; that it does shows that it is one.
+    let (said, written) = attack("ordinary");
+    assert!(written && said.contains("opened"), "{said}");
+    let (said, written) = attack("protected");
+    assert!(!written && said.contains("Read-only file system"), "{said}");
+}
+
+/// A container that may look at any process of its PID namespace opens the program of a neighbour that waits for its
+/// start, which is the maker's, and writes to it when nobody executes it any more. What it said, and whether the program
+/// is another one now.
+fn attack(how: &str) -> (String, bool) {
     let mut capabilities = crate::world::DEFAULT_CAPABILITIES.to_vec();
     capabilities.push("CAP_SYS_PTRACE");
-    let world = World::new(&["/proc/self/exe"]);
-    let before = std::fs::metadata(std::env::current_exe().expect("exe")).expect("stat").modified().expect("time");
+    let given = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
+    let script = "mknod /tmp/tell p; echo up; read prey < /tmp/tell; exec 9< /proc/$prey/exe; echo holding
+        read over < /tmp/tell; (echo overwritten >> /proc/self/fd/9) 2>&1 && echo opened; echo tried";
+    let attacker = World::shell(script).with(json!({"process": {"capabilities": given}}));
+    let program = attacker.this_program();
+    let before = std::fs::read(&program).expect("the program");
+    let live = attacker.start();
+    live.wait_for("up");
+    let mut maker = Command::new(&program)
+        .args([MAKER, how, &live.pid.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a maker");
+    let mut prey = String::new();
+    BufReader::new(maker.stdout.as_mut().expect("a pipe")).read_line(&mut prey).expect("the neighbour's id");
+    live.exec(&format!("echo {} > /tmp/tell", prey.trim()));
+    live.wait_for("holding");
+    drop(maker.stdin.take());
+    assert!(maker.wait().expect("its end").success());
+    live.exec("echo over > /tmp/tell");
+    live.wait_for("tried");
+    (live.output(), std::fs::read(&program).expect("the program") != before)
+}
+
+/// Makes a container in the PID namespace of `neighbour`, says its id there, and ends with it when standard input does.
+pub(crate) fn maker(how: &str, neighbour: &str) {
+    if how == "protected" && !self_exe::is_out_of_reach().expect("procfs") {
+        let mount = self_exe::read_only_executable().expect("a read-only mount");
+        let word = |word: String| CString::new(word).expect("no NUL byte");
+        let error = exec::fexecve(mount.as_fd(), &std::env::args().map(word).collect::<Vec<_>>(), &[]);
+        panic!("executing this program again: {error}");
+    }
+    let namespaces = json!([{"type": "pid", "path": format!("/proc/{neighbour}/ns/pid")}, {"type": "mount"}]);
+    let world = World::shell("true").with(json!({"hostname": null, "linux": {"namespaces": namespaces}}));
     let spec = world.typed();
     let (stdio, ..) = world.streams();
-    let (running, starter) = world.create(&spec, stdio).expect("create").split();
-    let dumpable = std::fs::read_to_string(format!("/proc/{}/status", running.pid.as_raw_nonzero())).expect("status");
-    assert!(dumpable.contains("NoNewPrivs:\t1"));
-    let owner = std::fs::metadata(format!("/proc/{}/exe", running.pid.as_raw_nonzero()));
-    drop(owner);
-    let _ = starter.start();
-    let _ = portreeve_sys::process::wait(std::os::fd::AsFd::as_fd(&running.pidfd));
-    // An unprivileged neighbour in the container's PID namespace cannot even name the file of a waiting process.
-    let world = World::shell(
-        "while true; do for p in /proc/[0-9]*; do readlink $p/exe 2>/dev/null | grep -v busybox; done; done",
-    )
-    .with(json!({"process": {"user": {"uid": 1000, "gid": 1000}}}));
-    let live = world.start();
-    for _ in 0..20 {
-        assert_eq!(live.exec("true").exit, Exit::Code(0));
-    }
-    assert_eq!(live.output(), "", "the runtime's path was seen");
-    let after = std::fs::metadata(std::env::current_exe().expect("exe")).expect("stat").modified().expect("time");
-    assert_eq!(before, after);
+    let waiting = world.create(&spec, stdio).unwrap_or_else(|error| panic!("create: {}", chain(&error)));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", waiting.pid.as_raw_nonzero())).expect("status");
+    let ids = status.lines().find(|line| line.starts_with("NSpid:")).expect("its ids");
+    println!("{}", ids.split_whitespace().last().expect("its id in the container"));
+    std::io::stdin().read_to_end(&mut Vec::new()).expect("the end of standard input");
 }
 
 fn a_root_that_is_a_link_is_refused() {

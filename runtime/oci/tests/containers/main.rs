@@ -3,10 +3,16 @@
 //! Sequential and single-threaded by its own `main`: a container's first process is a clone of this one.
 //! `cargo test -p portreeve-oci --test containers -- WORD` runs the tests whose names contain the word.
 
+#![allow(clippy::indexing_slicing)]
+
 mod attacks;
 mod basics;
+mod filters;
+mod lifecycle;
 mod limits;
+mod locality;
 mod mapped_layers;
+mod mounts;
 mod privileges;
 mod races;
 mod terminals;
@@ -22,6 +28,19 @@ fn main() {
     if arguments.next().is_some_and(|word| word == races::EXCHANGE) {
         races::exchange(arguments);
     }
+    if std::env::args_os().nth(1).is_some_and(|word| word == mounts::SHARED_WORLD) {
+        return mounts::in_a_shared_world();
+    }
+    if let (Some(word), Some(path)) = (std::env::args().nth(1), std::env::args().nth(2))
+        && word == limits::WITHOUT_PRIVILEGE
+    {
+        return limits::without_privilege(&path);
+    }
+    if let [_, word, how, neighbour] = std::env::args().collect::<Vec<_>>().as_slice()
+        && word == attacks::MAKER
+    {
+        return attacks::maker(how, neighbour);
+    }
     let filter: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     if let Some(lack) = world::lack() {
         eprintln!("SKIPPED all container tests: {lack}");
@@ -30,9 +49,13 @@ fn main() {
     let suites = [
         basics::TESTS,
         privileges::TESTS,
+        filters::TESTS,
         attacks::TESTS,
         races::TESTS,
+        lifecycle::TESTS,
         limits::TESTS,
+        mounts::TESTS,
+        locality::TESTS,
         terminals::TESTS,
         userns::TESTS,
     ];

@@ -1,11 +1,10 @@
-//! Users, groups, capabilities, no_new_privs, seccomp, limits of processes, kernel parameters.
+//! Users, groups, capabilities, no_new_privs, limits of processes, kernel parameters.
 
-use portreeve_oci::seccomp::{default_profile, native};
 use portreeve_sys::process::Exit;
 use serde_json::{Value, json};
 
 use crate::Test;
-use crate::world::{DEFAULT_CAPABILITIES, World};
+use crate::world::World;
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_inheritable_set_is_empty_in_run_and_exec", the_inheritable_set_is_empty_in_run_and_exec),
@@ -17,8 +16,6 @@ pub(crate) const TESTS: &[Test] = &[
         a_user_that_is_not_root_can_open_its_standard_streams_again,
     ),
     ("no_new_privileges_is_set_when_asked_for_only", no_new_privileges_is_set_when_asked_for_only),
-    ("the_default_profile_refuses_unshare_in_run_and_exec", the_default_profile_refuses_unshare_in_run_and_exec),
-    ("a_filter_loads_without_no_new_privileges_too", a_filter_loads_without_no_new_privileges_too),
     (
         "resource_limits_are_set_and_cannot_be_raised_without_privilege",
         resource_limits_are_set_and_cannot_be_raised_without_privilege,
@@ -28,9 +25,11 @@ pub(crate) const TESTS: &[Test] = &[
         a_namespaced_kernel_parameter_is_set_and_a_hosts_one_is_not_reachable,
     ),
     ("a_lower_oom_score_is_set_or_warned_about", a_lower_oom_score_is_set_or_warned_about),
+    ("a_limit_of_open_files_does_not_bind_the_set_up", a_limit_of_open_files_does_not_bind_the_set_up),
+    ("a_filter_need_not_allow_what_only_the_set_up_does", a_filter_need_not_allow_what_only_the_set_up_does),
 ];
 
-fn status_field(text: &str, name: &str) -> String {
+pub(crate) fn status_field(text: &str, name: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("field").trim().to_owned()
 }
 
@@ -94,34 +93,6 @@ fn no_new_privileges_is_set_when_asked_for_only() {
     }
 }
 
-fn profile() -> Value {
-    serde_json::to_value(default_profile(native(), &DEFAULT_CAPABILITIES)).expect("profile")
-}
-
-fn the_default_profile_refuses_unshare_in_run_and_exec() {
-    // With the capability the kernel would allow it: the refusal is the filter's.
-    let mut capabilities = DEFAULT_CAPABILITIES.to_vec();
-    capabilities.push("CAP_SYS_ADMIN");
-    let change = json!({"process": {"capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}}});
-    let script = "unshare -m true && echo allowed; cat /proc/self/status; echo up; sleep 100";
-    let open = World::shell(&script.replace("sleep 100", "true")).with(change.clone());
-    assert!(open.run().out.starts_with("allowed"), "without a profile it works");
-    let world = World::shell(script).with(change).with(json!({"linux": {"seccomp": profile()}}));
-    let live = world.start();
-    live.wait_for("up");
-    for text in [live.output(), live.exec("unshare -m true && echo allowed; cat /proc/self/status").out] {
-        assert!(!text.starts_with("allowed"), "{text}");
-        assert_eq!(status_field(&text, "Seccomp"), "2");
-    }
-}
-
-fn a_filter_loads_without_no_new_privileges_too() {
-    let world = World::shell("cat /proc/self/status").with(json!({
-        "process": {"noNewPrivileges": false, "user": {"uid": 1000, "gid": 1000}}, "linux": {"seccomp": profile()}}));
-    let text = world.run().out;
-    assert_eq!((status_field(&text, "Seccomp").as_str(), status_field(&text, "NoNewPrivs").as_str()), ("2", "0"));
-}
-
 fn resource_limits_are_set_and_cannot_be_raised_without_privilege() {
     let limit =
         |soft: u64, hard: u64| json!({"process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]}});
@@ -152,9 +123,31 @@ fn a_lower_oom_score_is_set_or_warned_about() {
     let spec = world.typed();
     let (stdio, ..) = world.streams();
     let created = world.create(&spec, stdio).expect("create");
-    let warned = created.warnings.iter().any(|warning| warning.operation.contains("oom_score_adj"));
+    let warned = created.warnings.iter().any(|warning| warning.what.contains("oom_score_adj"));
     let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", created.pid.as_raw_nonzero())).expect("read");
     assert!(warned || score.trim() == "-500", "{score} {:?}", created.warnings);
     let raised = World::shell("cat /proc/self/oom_score_adj").with(json!({"process": {"oomScoreAdj": 700}})).run();
     assert_eq!((raised.exit, raised.out.as_str()), (Exit::Code(0), "700\n"));
+}
+
+fn a_limit_of_open_files_does_not_bind_the_set_up() {
+    let limit = json!({"process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 5}]}});
+    let world = World::shell("ulimit -Sn; echo up; sleep 100").with(limit);
+    let live = world.start();
+    live.wait_for("up");
+    assert_eq!((live.output().as_str(), live.exec("ulimit -Hn").out.as_str()), ("5\nup\n", "5\n"));
+}
+
+fn a_filter_need_not_allow_what_only_the_set_up_does() {
+    let names = ["close_range", "openat2", "move_mount", "setresuid", "setgroups", "accept4", "fchdir"];
+    let denied = json!({"names": names, "action": "SCMP_ACT_KILL_PROCESS"});
+    for no_new_privileges in [true, false] {
+        let world = World::shell("echo up; sleep 100").with(json!({
+            "process": {"noNewPrivileges": no_new_privileges},
+            "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}},
+        }));
+        let live = world.start();
+        live.wait_for("up");
+        assert_eq!(live.exec("echo ran").out, "ran\n", "{no_new_privileges}");
+    }
 }

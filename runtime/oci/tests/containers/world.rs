@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::Spec;
 use portreeve_oci::cgroup::{self, Cgroup};
-use portreeve_oci::{ContainerRef, Create, CreateError, Created, ExecError, RootFs, Stdio};
+use portreeve_oci::{ContainerRef, Create, CreateError, Created, Exec, ExecError, RootFs, Stdio};
 use portreeve_sys::process::{Exit, wait};
 use serde_json::{Value, json};
 
@@ -99,6 +99,13 @@ impl World {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// A copy of this program, which another build does not take away.
+    pub(crate) fn this_program(&self) -> PathBuf {
+        let path = self.path("this-program");
+        std::fs::copy("/proc/self/exe", &path).expect("copy");
+        path
     }
 
     /// Merges `change` into the configuration, lists being replaced.
@@ -190,6 +197,10 @@ impl Live<'_> {
         text(&self.out)
     }
 
+    pub(crate) fn errors(&self) -> String {
+        text(&self.err)
+    }
+
     /// Waits until the output has this text.
     pub(crate) fn wait_for(&self, word: &str) {
         for _ in 0..2000 {
@@ -206,8 +217,8 @@ impl Live<'_> {
         merge(&mut full, process);
         let process = serde_json::from_value(full).expect("process");
         let (stdio, out, err) = self.world.streams();
-        let container = ContainerRef { pidfd: self.pidfd.as_fd(), spec: &self.spec, cgroup: &self.world.cgroup };
-        let execed = portreeve_oci::exec(&container, &process, stdio)?;
+        let container = ContainerRef { pidfd: self.pidfd.as_fd(), spec: &self.spec, cgroup: Some(&self.world.cgroup) };
+        let execed = portreeve_oci::exec(Exec::new(container, &process, stdio))?;
         let exit = wait(execed.pidfd.as_fd()).expect("wait");
         Ok(Outcome { exit, out: text(&out), err: text(&err) })
     }
@@ -234,7 +245,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn merge(into: &mut Value, change: Value) {
+pub(crate) fn merge(into: &mut Value, change: Value) {
     match (into, change) {
         (Value::Object(into), Value::Object(change)) => {
             for (key, value) in change {

@@ -1,37 +1,17 @@
 //! The programs, run by a small interpreter of the operations that the compiler uses.
 
-use super::super::{default_profile, syscalls::TABLE};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::super::profile::argument;
+use super::super::{ACTIONS, OPERATORS, call_number, default_profile, syscalls::TABLE};
+use super::oracle::{Call, X86, X86_64, decide};
 use super::*;
 
-const X86_64: u32 = 0xc000_003e;
-const I386: u32 = 0x4000_0003;
-
-fn run(program: &[Instruction], architecture: u32, call: u32, arguments: [u64; 6]) -> u32 {
-    let load = |offset: u32| match offset {
-        0 => call,
-        4 => architecture,
-        _ => {
-            let value = arguments[((offset - 16) / 8) as usize];
-            let (low, high) = halves(value);
-            if (offset - 16).is_multiple_of(8) { low } else { high }
-        }
-    };
-    let (mut accumulator, mut at) = (0_u32, 0_usize);
-    loop {
-        let now = program[at];
-        let jump = |condition: bool| usize::from(if condition { now.jump_true } else { now.jump_false });
-        at += 1;
-        match now.code {
-            LOAD => accumulator = load(now.operand),
-            AND => accumulator &= now.operand,
-            RETURN => return now.operand,
-            JUMP => at += now.operand as usize,
-            EQUAL => at += jump(accumulator == now.operand),
-            GREATER => at += jump(accumulator > now.operand),
-            GREATER_OR_EQUAL => at += jump(accumulator >= now.operand),
-            code => panic!("operation {code:#x}"),
-        }
-    }
+fn run(program: &[Instruction], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
+    oracle::run(program, &Call { architecture, number, arguments })
 }
 
 fn compiled(json: &str) -> Vec<Instruction> {
@@ -70,6 +50,30 @@ fn each_operator_compares_all_sixty_four_bits() {
     }
 }
 
+/// The registers of a program for x86 have 32 bits: whoever forbids -1 writes it with 64.
+#[test]
+fn arguments_of_x86_are_compared_with_the_lower_half_of_a_value() {
+    let minus_one = u64::MAX;
+    for (operator, hit, missed) in [
+        ("SCMP_CMP_EQ", &[0xffff_ffff_u64][..], &[0, 1, 0xffff_fffe][..]),
+        ("SCMP_CMP_NE", &[0, 0xffff_fffe], &[0xffff_ffff]),
+        ("SCMP_CMP_GE", &[0xffff_ffff], &[0, 0xffff_fffe]),
+        ("SCMP_CMP_LT", &[0, 0xffff_fffe], &[0xffff_ffff]),
+    ] {
+        let program = compiled(&format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86"], "syscalls": [
+            {{"names": ["kill"], "action": "SCMP_ACT_ERRNO", "args": [{{"index": 0, "value": {minus_one}, "op": "{operator}"}}]}}]}}"#
+        ));
+        let kill = number("kill", 1).expect("call");
+        for (arguments, expected) in [(hit, ERRNO | 1), (missed, ALLOW)] {
+            for argument in arguments {
+                let answer = run(&program, X86, kill, [*argument, 0, 0, 0, 0, 0]);
+                assert_eq!(answer, expected, "{operator} of {argument:#x}");
+            }
+        }
+    }
+}
+
 #[test]
 fn conditions_of_one_rule_all_count_and_rules_are_alternatives() {
     let program = compiled(
@@ -103,7 +107,7 @@ fn calls_beyond_the_profile_do_not_exist_and_another_architecture_is_killed() {
     assert_eq!(call(&program, "write", [0; 6]), ERRNO | 1, "known and not allowed");
     assert_eq!(run(&program, X86_64, 450, [0; 6]), ERRNO | ENOSYS, "newer than the profile");
     assert_eq!(run(&program, X86_64, X32_BIT, [0; 6]), ERRNO | ENOSYS, "x32");
-    assert_eq!(run(&program, I386, 3, [0; 6]), KILL_PROCESS);
+    assert_eq!(run(&program, X86, 3, [0; 6]), KILL_PROCESS);
 }
 
 #[test]
@@ -115,7 +119,10 @@ fn a_profile_that_allows_by_default_denies_what_it_names() {
     assert_eq!(call(&program, "chmod", [0; 6]), KILL_PROCESS);
     assert_eq!(call(&program, "read", [0; 6]), ALLOW);
     assert_eq!(run(&program, X86_64, 9999, [0; 6]), ALLOW);
-    assert_eq!(run(&program, I386, number("chmod", 1).expect("chmod"), [0; 6]), KILL_PROCESS);
+    for x32 in [X32_BIT, X32_BIT | 59, u32::MAX] {
+        assert_eq!(run(&program, X86_64, x32, [0; 6]), ERRNO | ENOSYS, "{x32:#x}");
+    }
+    assert_eq!(run(&program, X86, number("chmod", 1).expect("chmod"), [0; 6]), KILL_PROCESS);
 }
 
 #[test]
@@ -146,8 +153,8 @@ fn the_default_profile_refuses_what_leads_out_of_a_container() {
     assert_eq!(call(&program, "socket", [0x1_0000_0028, 0, 0, 0, 0, 0]), ERRNO | 1, "hidden by the upper half");
     assert_eq!(call(&program, "personality", [8, 0, 0, 0, 0, 0]), ALLOW);
     assert_eq!(call(&program, "personality", [0x0040_0000, 0, 0, 0, 0, 0]), ERRNO | 1);
-    assert_eq!(run(&program, I386, number("mount", 1).expect("mount"), [0; 6]), ERRNO | 1);
-    assert_eq!(run(&program, I386, number("read", 1).expect("read"), [0; 6]), ALLOW);
+    assert_eq!(run(&program, X86, number("mount", 1).expect("mount"), [0; 6]), ERRNO | 1);
+    assert_eq!(run(&program, X86, number("read", 1).expect("read"), [0; 6]), ALLOW);
 }
 
 #[test]
@@ -174,12 +181,261 @@ fn every_call_of_the_table_is_found_by_the_search() {
     }
 }
 
+fn refusal(json: &str) -> String {
+    let profile: LinuxSeccomp = serde_json::from_str(json).expect("profile");
+    compile(&profile).expect_err("refused").to_string()
+}
+
 #[test]
-fn notify_is_refused_with_a_word() {
-    let profile: LinuxSeccomp = serde_json::from_str(
-        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_NOTIFY"}]}"#,
+fn every_action_becomes_the_kernels() {
+    let actions = [
+        ("KILL", 0),
+        ("KILL_THREAD", 0),
+        ("KILL_PROCESS", KILL_PROCESS),
+        ("TRAP", 0x0003_0000),
+        ("ERRNO", 0x0005_0001),
+        ("TRACE", 0x7ff0_0001),
+        ("LOG", 0x7ffc_0000),
+        ("ALLOW", 0x7fff_0000),
+        ("NOTIFY", 0x7fc0_0000),
+    ];
+    assert_eq!(actions.len(), ACTIONS.len());
+    for (name, word) in actions {
+        let program = compiled(&format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/agent",
+            "syscalls": [{{"names": ["chmod"], "action": "SCMP_ACT_{name}"}}]}}"#
+        ));
+        assert_eq!(call(&program, "chmod", [0; 6]), word, "{name}");
+    }
+}
+
+#[test]
+fn an_errno_goes_with_the_two_actions_that_answer_with_one() {
+    let with = |action: &str, errno: u32| {
+        format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {{"names": ["read"], "action": "SCMP_ACT_LOG"}},
+            {{"names": ["chmod"], "action": "SCMP_ACT_{action}", "errnoRet": {errno}}}]}}"#
+        )
+    };
+    assert_eq!(call(&compiled(&with("ERRNO", 38)), "chmod", [0; 6]), ERRNO | 38);
+    assert_eq!(call(&compiled(&with("TRACE", 65535)), "chmod", [0; 6]), TRACE | 65535);
+    for action in ["KILL", "KILL_THREAD", "KILL_PROCESS", "TRAP", "LOG", "ALLOW", "NOTIFY"] {
+        assert_eq!(
+            refusal(&with(action, 1)),
+            format!("linux.seccomp.syscalls[1].errnoRet: SCMP_ACT_{action} answers with no errno: leave the field out")
+        );
+    }
+    assert_eq!(refusal(&with("ERRNO", 4096)), "linux.seccomp.syscalls[1].errnoRet: 4096 is above 4095");
+    assert_eq!(refusal(&with("TRACE", 65536)), "linux.seccomp.syscalls[1].errnoRet: 65536 is above 65535");
+    assert_eq!(
+        refusal(r#"{"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}"#),
+        "linux.seccomp.defaultErrnoRet: SCMP_ACT_ALLOW answers with no errno: leave the field out"
+    );
+}
+
+#[test]
+fn a_rule_without_an_errno_answers_eperm_whatever_the_default_is() {
+    let program = compiled(
+        r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 13,
+        "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]}"#,
+    );
+    assert_eq!(call(&program, "chmod", [0; 6]), ERRNO | 1);
+    assert_eq!(call(&program, "read", [0; 6]), ERRNO | 13);
+}
+
+#[test]
+fn a_rule_that_names_nothing_is_refused() {
+    for names in ["[]", r#"["read", ""]"#] {
+        let profile = format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{{"names": {names}, "action": "SCMP_ACT_ERRNO"}}]}}"#
+        );
+        assert_eq!(refusal(&profile), "linux.seccomp.syscalls[0].names: names no call");
+    }
+}
+
+#[test]
+fn an_argument_that_does_not_exist_is_refused() {
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO",
+        "args": [{"index": 5, "value": 1, "op": "SCMP_CMP_EQ"}, {"index": 6, "value": 1, "op": "SCMP_CMP_EQ"}]}]}"#;
+    let expected = "linux.seccomp.syscalls[0].args[1].index: argument 6 does not exist, 0 to 5 do";
+    assert_eq!(refusal(profile), expected);
+}
+
+#[test]
+fn names_that_no_kernel_knows_and_architectures_that_cannot_run_are_ignored() {
+    let program = compiled(
+        r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_S390X", "SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["s390_runtime_instr", "read"], "action": "SCMP_ACT_ALLOW"}]}"#,
+    );
+    assert_eq!(call(&program, "read", [0; 6]), ALLOW);
+}
+
+#[test]
+fn a_tracer_answers_for_calls_beyond_the_profile_too() {
+    for (action, errno) in [("TRACE", TRACE | 1), ("LOG", LOGGED), ("ALLOW", ALLOW), ("KILL", ERRNO | ENOSYS)] {
+        let program = compiled(&format!(
+            r#"{{"defaultAction": "SCMP_ACT_{action}", "syscalls": [{{"names": ["read"], "action": "SCMP_ACT_TRAP"}}]}}"#
+        ));
+        assert_eq!(run(&program, X86_64, 450, [0; 6]), errno, "{action}");
+    }
+}
+
+#[test]
+fn notifications_need_a_listener_and_leave_the_call_that_hands_it_over_alone() {
+    let with = |default: &str, name: &str, path: &str| {
+        format!(
+            r#"{{"defaultAction": "SCMP_ACT_{default}", {path}
+            "syscalls": [{{"names": ["read", "{name}"], "action": "SCMP_ACT_NOTIFY"}}]}}"#
+        )
+    };
+    let path = r#""listenerPath": "/run/agent","#;
+    assert_eq!(
+        refusal(&with("NOTIFY", "chmod", path)),
+        "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY would put off the very calls that hand the listener over; \
+         name calls instead"
+    );
+    assert_eq!(
+        refusal(&with("ALLOW", "sendmsg", path)),
+        "linux.seccomp.syscalls[0].names: SCMP_ACT_NOTIFY cannot be used for sendmsg, which hands the listener over"
+    );
+    assert_eq!(
+        refusal(&with("ALLOW", "chmod", "")),
+        "linux.seccomp.listenerPath: is missing, and SCMP_ACT_NOTIFY needs it"
+    );
+    assert_eq!(
+        refusal(r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "for nobody"}"#),
+        "linux.seccomp.listenerMetadata: goes to listenerPath, which is missing"
+    );
+    let profile = serde_json::from_str(&with("ALLOW", "chmod", path)).expect("profile");
+    let filter = compile(&profile).expect("compile");
+    assert_eq!(filter.listener().expect("listener").path(), std::path::Path::new("/run/agent"));
+}
+
+#[test]
+fn flags_become_the_kernels() {
+    let flags = |listed: &str, action: &str| {
+        let json = format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", {listed} "listenerPath": "/run/agent",
+            "syscalls": [{{"names": ["chmod"], "action": "SCMP_ACT_{action}"}}]}}"#
+        );
+        compile(&serde_json::from_str(&json).expect("profile")).expect("compile").flags
+    };
+    let all = r#""flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],"#;
+    assert_eq!(flags("", "ERRNO"), SPEC_ALLOW);
+    assert_eq!(flags(r#""flags": [],"#, "ERRNO"), 0);
+    assert_eq!(flags(all, "ERRNO"), LOG | TSYNC | SPEC_ALLOW);
+    assert_eq!(flags("", "NOTIFY"), SPEC_ALLOW | NEW_LISTENER);
+    assert_eq!(flags(all, "NOTIFY"), LOG | TSYNC | TSYNC_ESRCH | SPEC_ALLOW | NEW_LISTENER | WAIT_KILLABLE_RECV);
+}
+
+/// Without the bound this would take minutes and gigabytes.
+#[test]
+fn a_profile_that_multiplies_itself_is_refused_at_once() {
+    let argument = LinuxSeccompArg::default();
+    let mut rule = LinuxSyscall::default();
+    rule.set_names(vec!["read".into(); 100_000]);
+    rule.set_args(Some(vec![argument; 20_000]));
+    let mut profile = LinuxSeccomp::default();
+    profile.set_default_action(LinuxSeccompAction::ScmpActAllow);
+    profile.set_syscalls(Some(vec![rule]));
+    let error = compile(&profile).expect_err("refused").to_string();
+    assert!(error.contains("more than the 4096 instructions"), "{error}");
+}
+
+fn values() -> impl Strategy<Value = u64> {
+    const EDGES: [u64; 8] = [0, 1, 5, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0005, 0x7fff_ffff_ffff_ffff, u64::MAX];
+    prop_oneof![select(EDGES.as_slice()), 0..8_u64, any::<u64>()]
+}
+
+fn conditions() -> impl Strategy<Value = LinuxSeccompArg> {
+    (0..6_usize, values(), option::of(values()), select(OPERATORS.as_slice()))
+        .prop_map(|(index, value, two, operator)| argument(index, value, two, operator))
+}
+
+/// Names from one neighbourhood of the table, so that rules meet, and one that does not exist.
+fn names() -> impl Strategy<Value = String> {
+    prop_oneof![
+        (0..24_usize).prop_map(|at| TABLE[at].0.to_owned()),
+        (0..TABLE.len()).prop_map(|at| TABLE[at].0.to_owned()),
+        Just("no_such_call".to_owned())
+    ]
+}
+
+fn errno_of(action: LinuxSeccompAction, errno: Option<u32>) -> Option<u32> {
+    errno.filter(|_| matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace))
+}
+
+fn rules() -> impl Strategy<Value = LinuxSyscall> {
+    let action = select(ACTIONS.as_slice());
+    (vec(names(), 1..5), action, option::of(0..4096_u32), option::of(vec(conditions(), 0..4))).prop_map(
+        |(names, action, errno, arguments)| {
+            let mut rule = LinuxSyscall::default();
+            rule.set_names(
+                names.into_iter().map(|name| if name == "sendmsg" { "read".into() } else { name }).collect(),
+            );
+            rule.set_action(action).set_errno_ret(errno_of(action, errno)).set_args(arguments);
+            rule
+        },
     )
-    .expect("profile");
-    let error = compile(&profile).expect_err("refused");
-    assert_eq!(error.to_string(), "linux.seccomp.syscalls[0]: SCMP_ACT_NOTIFY is not supported by this version");
+}
+
+fn profiles() -> impl Strategy<Value = LinuxSeccomp> {
+    let defaults =
+        ACTIONS.into_iter().filter(|action| *action != LinuxSeccompAction::ScmpActNotify).collect::<Vec<_>>();
+    (select(defaults), option::of(0..4096_u32), vec(rules(), 0..12)).prop_map(|(action, errno, rules)| {
+        let mut profile = LinuxSeccomp::default();
+        profile
+            .set_default_action(action)
+            .set_default_errno_ret(errno_of(action, errno))
+            .set_architectures(Some(vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86]))
+            .set_listener_path(Some("/run/agent".into()))
+            .set_syscalls(Some(rules));
+        profile
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_program_decides_as_its_profile_reads(
+        profile in profiles(),
+        x86 in any::<bool>(),
+        name in names(),
+        other in option::weighted(0.2, any::<u32>()),
+        drawn in proptest::array::uniform6(values()),
+        // A value of the profile itself, so that conditions are met.
+        meet in any::<proptest::sample::Index>(),
+    ) {
+        let (architecture, kind) = if x86 { (X86, Arch::ScmpArchX86) } else { (X86_64, Arch::ScmpArchX86_64) };
+        let number = |name: &str| call_number(name, kind);
+        let mut call =
+            Call { architecture, number: other.or(number(&name)).unwrap_or(u32::MAX), arguments: drawn };
+        let conditions: Vec<LinuxSeccompArg> =
+            profile.syscalls().iter().flatten().flat_map(|rule| rule.args().clone().unwrap_or_default()).collect();
+        let program = compile(&profile).expect("compile").program;
+        prop_assert_eq!(oracle::run(&program, &call), decide(&profile, number, &call));
+        if !conditions.is_empty() {
+            let condition = meet.get(&conditions);
+            call.arguments[condition.index()] = condition.value();
+            prop_assert_eq!(oracle::run(&program, &call), decide(&profile, number, &call));
+        }
+    }
+
+    /// Programs of one call with many conditions: the tree's leaves.
+    #[test]
+    fn the_conditions_of_one_call_decide_in_their_order(
+        mut rules in vec(rules(), 1..10),
+        drawn in proptest::array::uniform6(0..8_u64),
+    ) {
+        for rule in &mut rules {
+            rule.set_names(vec!["kill".into()]);
+        }
+        let mut profile = LinuxSeccomp::default();
+        profile.set_listener_path(Some("/run/agent".into())).set_syscalls(Some(rules));
+        let number = |name: &str| call_number(name, Arch::ScmpArchX86_64);
+        let call = Call { architecture: X86_64, number: number("kill").expect("kill"), arguments: drawn };
+        let program = compile(&profile).expect("compile").program;
+        prop_assert_eq!(oracle::run(&program, &call), decide(&profile, number, &call));
+    }
 }

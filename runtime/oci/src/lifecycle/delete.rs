@@ -1,0 +1,156 @@
+//! Removing a container, whatever is left of it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use portreeve_sys::process::{has_ended, pidfd_send_signal};
+use rustix::fs::{AtFlags, Dir};
+use rustix::io::Errno;
+
+use super::status::{LOCK, Lock};
+use super::{Container, LifecycleError, Record, SIGKILL, Status};
+use crate::error::Warning;
+use crate::hooks::Point;
+use crate::rdt;
+
+/// How long a killed process may take to go.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const VERB: &str = "delete";
+const WANTED: &str = "stopped";
+
+impl Container {
+    /// Removes a stopped container, or with `force` kills any first: all that runs in its cgroup, the cgroup when it
+    /// was made for the container, and its directory. Its last hooks run before the directory goes; one that fails is a
+    /// warning.
+    ///
+    /// It can be said again after it failed or was interrupted; with `force` a container that is gone is success.
+    ///
+    /// # Errors
+    /// [`LifecycleError::Status`] for one that is not stopped, which changes nothing, and what could not be removed.
+    pub fn delete(mut self, force: bool) -> Result<Vec<Warning>, LifecycleError> {
+        if force && !self.is_removed()? {
+            // Before the lock: a maker or starter that waits for the process has it. Should the record not be readable, the
+            // one that was loaded counts.
+            let _readable = self.reload();
+            self.end()?;
+        }
+        let taken = if force { self.lock() } else { self.claim_to_delete() };
+        let lock = match taken {
+            Err(LifecycleError::NotFound { .. }) if force => return Ok(Vec::new()),
+            other => other?,
+        };
+        if self.is_removed()? {
+            return if force { Ok(Vec::new()) } else { Err(LifecycleError::NotFound { id: self.id.0.clone() }) };
+        }
+        match self.reload() {
+            // A record that cannot be read says no more than one that is not there.
+            Err(_) if force => {}
+            other => other?,
+        }
+        if force {
+            self.end()?;
+        } else {
+            self.expect_locked(&lock, VERB, WANTED, &[Status::Stopped])?;
+        }
+        if let Some(cgroup) = self.cgroup()? {
+            // What the first process left behind, where no PID namespace has ended it.
+            cgroup.kill_all()?;
+            cgroup.wait_empty(PATIENCE)?;
+            if self.record.cgroup_made {
+                cgroup.remove()?;
+            }
+        }
+        rdt::remove(self.record.resctrl.as_deref())?;
+        // Before what knows of them is gone: a deletion that is interrupted and said again runs them again.
+        let hooks = self.hooks()?.run_all(Point::Poststop);
+        self.remove_directory(lock)?;
+        Ok(hooks.into_iter().map(|error| Warning { what: error.to_string(), errno: None }).collect())
+    }
+
+    /// The lock of one that is not being made; also of one whose maker died before it had made the lock.
+    fn claim_to_delete(&self) -> Result<Lock, LifecycleError> {
+        match self.claim(VERB, WANTED) {
+            Err(LifecycleError::Status { status: Status::Stopped, .. }) => self.lock(),
+            other => other,
+        }
+    }
+
+    /// By its descriptor, and in the end alone by its path, which may be that of a new container by then.
+    fn remove_directory(&self, mut lock: Lock) -> Result<(), LifecycleError> {
+        loop {
+            self.remove_files().map_err(|error| self.file("removing the files of", "", error))?;
+            match std::fs::remove_dir(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                other => return other.map_err(|error| self.file("removing", "", error)),
+            }
+            // Another one who deletes it has made a lock when ours was gone already, and comes first then.
+            drop(lock);
+            lock = match self.lock() {
+                Err(LifecycleError::NotFound { .. }) => return Ok(()),
+                other => other?,
+            };
+            if self.is_removed()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn remove_files(&self) -> io::Result<()> {
+        let mut names: Vec<CString> = Vec::new();
+        for entry in Dir::read_from(&self.directory)? {
+            names.push(entry?.file_name().to_owned());
+        }
+        names.retain(|name| !matches!(name.to_bytes(), b"." | b".."));
+        // Until it is gone, others wait for it.
+        names.sort_by_key(|name| name.to_bytes() == LOCK.as_bytes());
+        for name in names {
+            match rustix::fs::unlinkat(&self.directory, name.as_c_str(), AtFlags::empty()) {
+                Err(Errno::NOENT) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills everything in the cgroup, and the first process; waits for the first one's end.
+    pub(super) fn end(&self) -> Result<(), LifecycleError> {
+        if let Some(cgroup) = self.cgroup()? {
+            cgroup.kill_all()?;
+        }
+        let Some(pidfd) = self.process()? else { return Ok(()) };
+        let failed = |source| LifecycleError::Signal { id: self.id.0.clone(), signal: SIGKILL, source };
+        match pidfd_send_signal(pidfd.as_fd(), SIGKILL) {
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(()),
+            other => other.map_err(failed)?,
+        }
+        if has_ended(pidfd.as_fd(), patience_ms()).map_err(failed)? {
+            return Ok(());
+        }
+        Err(failed(io::Error::new(io::ErrorKind::TimedOut, format!("it has not ended within {PATIENCE:?}"))))
+    }
+
+    /// Waits for the first process's end when that is about to come.
+    pub(super) fn await_end(&self) -> Result<(), LifecycleError> {
+        let Some(pidfd) = self.process()? else { return Ok(()) };
+        let ended = has_ended(pidfd.as_fd(), patience_ms());
+        ended.map(drop).map_err(|error| self.file("waiting for the process of", "", error))
+    }
+
+    /// A maker that had the lock has written more.
+    fn reload(&mut self) -> Result<(), LifecycleError> {
+        if let Some(record) =
+            Record::load(self.directory.as_fd()).map_err(|error| self.file("reading", "state.json", error))?
+        {
+            self.record = record;
+        }
+        Ok(())
+    }
+}
+
+fn patience_ms() -> i32 {
+    i32::try_from(PATIENCE.as_millis()).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,219 @@
+//! What is kept of a container in `state.json`.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use oci_spec::runtime::Hooks;
+use portreeve_sys::process::{has_ended, pidfd_open};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::Pid;
+
+/// The format that this version writes and reads.
+const VERSION: u32 = 1;
+
+const NAME: &str = "state.json";
+
+/// A record may have this many bytes: its annotations are those of a configuration.
+const LIMIT: u64 = 16 << 20;
+
+/// `state.json` of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Record {
+    /// Version of this format, 1.
+    pub version: u32,
+    /// Name of the container.
+    pub id: String,
+    /// Its bundle, absolute.
+    pub bundle: PathBuf,
+    /// Its root file system, absolute.
+    pub rootfs: PathBuf,
+    /// `ociVersion` of its configuration.
+    pub oci_version: String,
+    /// When it was made, RFC 3339 in UTC.
+    pub created: String,
+    /// User id of its maker.
+    pub owner: u32,
+    /// Its first process; absent while it is being made.
+    pub process: Option<ProcessRecord>,
+    /// Path of its cgroup below the hierarchy's root.
+    pub cgroup: Option<String>,
+    /// Whether the cgroup was made for it and goes with it.
+    pub cgroup_made: bool,
+    /// systemd scope that it runs in.
+    pub scope: Option<String>,
+    /// Group of the resource control file system.
+    pub resctrl: Option<String>,
+    /// Whether its maker lacked the privileges of the host's root.
+    pub rootless: bool,
+    /// `annotations` of its configuration.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// `hooks` of its configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
+    /// Whether its configuration has a process, without which it cannot be started.
+    #[serde(default = "yes")]
+    pub startable: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A process that cannot be mistaken for a later one with the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ProcessRecord {
+    /// Its id.
+    pub pid: i32,
+    /// When it began, in clock ticks since boot: field 22 of /proc/PID/stat.
+    pub started_ticks: u64,
+}
+
+impl Record {
+    /// Of a container of which nothing is known but its name: its maker died before it had written anything.
+    pub(super) fn unknown(id: &str) -> Self {
+        Self {
+            version: VERSION,
+            id: id.to_owned(),
+            bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            oci_version: String::new(),
+            created: String::new(),
+            owner: portreeve_sys::process::user_id(),
+            process: None,
+            cgroup: None,
+            cgroup_made: false,
+            scope: None,
+            resctrl: None,
+            rootless: false,
+            annotations: BTreeMap::new(),
+            hooks: None,
+            startable: true,
+        }
+    }
+
+    /// Reads the record of a container's directory; `None` when there is none (yet).
+    pub(super) fn load(directory: BorrowedFd<'_>) -> io::Result<Option<Self>> {
+        let bytes = match read(directory, NAME, LIMIT) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let record: Self = serde_json::from_slice(&bytes)?;
+        if record.version != VERSION {
+            let text = format!("it is of version {}, and this program knows {VERSION}", record.version);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(Some(record))
+    }
+
+    /// Writes it; whoever reads meanwhile finds the old one or the new one, whole.
+    pub(super) fn save(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        replace(directory, NAME, &serde_json::to_vec(self)?)
+    }
+}
+
+impl ProcessRecord {
+    /// Of a process that is alive or not reaped.
+    pub(super) fn of(pid: Pid) -> io::Result<Self> {
+        let pid = pid.as_raw_nonzero().get();
+        Ok(Self { pid, started_ticks: started_ticks(pid)? })
+    }
+
+    /// The process, while it lives.
+    pub(super) fn open(self) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid) {
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
+            other => other?,
+        };
+        // Read after the descriptor was opened: had the number gone to another process before, its beginning would be
+        // another one; had it gone after, the descriptor would be of the one that has ended.
+        match started_ticks(self.pid) {
+            Ok(ticks) if ticks == self.started_ticks && !has_ended(std::os::fd::AsFd::as_fd(&pidfd), 0)? => {
+                Ok(Some(pidfd))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if ended(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What /proc says about a process that goes while it is being read.
+fn ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
+/// Source: proc_pid_stat(5); the name before the third field may have any byte in it.
+fn started_ticks(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    let end = stat.iter().rposition(|byte| *byte == b')');
+    let fields = end.and_then(|end| stat.get(end + 1..)).and_then(|rest| std::str::from_utf8(rest).ok());
+    let ticks = fields.and_then(|fields| fields.split_ascii_whitespace().nth(19)).and_then(|text| text.parse().ok());
+    ticks.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no beginning")))
+}
+
+/// Reads a file of a container's directory.
+pub(super) fn read(directory: BorrowedFd<'_>, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = std::fs::File::from(rustix::fs::openat(directory, name, flags, Mode::empty())?);
+    let mut bytes = Vec::new();
+    let length = file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if u64::try_from(length).is_ok_and(|length| length > limit) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Writes a file of a container's directory, all or nothing.
+pub(super) fn replace(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = format!("{name}.new");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(directory, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
+    std::fs::File::from(file).write_all(bytes)?;
+    Ok(rustix::fs::renameat(directory, temporary.as_str(), directory, name)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let fd = std::fs::File::open(directory.path()).expect("open");
+        assert_eq!(Record::load(fd.as_fd()).expect("none"), None);
+        let mut record = Record::unknown("box");
+        record.process = Some(ProcessRecord { pid: 7, started_ticks: 9 });
+        record.annotations.insert("a".into(), "b".into());
+        record.save(fd.as_fd()).expect("save");
+        assert_eq!(Record::load(fd.as_fd()).expect("load"), Some(record));
+        assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_refused() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let fd = std::fs::File::open(directory.path()).expect("open");
+        Record { version: 2, ..Record::unknown("box") }.save(fd.as_fd()).expect("save");
+        assert!(Record::load(fd.as_fd()).expect_err("refused").to_string().contains("version 2"));
+    }
+
+    #[test]
+    fn a_process_that_took_over_the_number_is_not_the_process() {
+        let me = Pid::from_raw(i32::try_from(std::process::id()).expect("number")).expect("number");
+        let record = ProcessRecord::of(me).expect("record");
+        assert!(record.open().expect("open").is_some());
+        let other = ProcessRecord { started_ticks: record.started_ticks + 1, ..record };
+        assert!(other.open().expect("open").is_none());
+    }
+}

@@ -1,0 +1,120 @@
+//! Changing the limits of a container.
+
+use std::os::fd::AsFd;
+
+use oci_spec::runtime::LinuxResources;
+use serde_json::{Map, Value};
+
+use super::record::replace;
+use super::{Container, LifecycleError, Status};
+use crate::cgroup::{container_device_rules, settle};
+use crate::config::{self, ConfigError};
+use crate::error::Warning;
+
+impl Container {
+    /// Changes its limits, and the stored configuration with them; what `resources` does not name stays as it is.
+    ///
+    /// A list, that of the device rules for one, replaces the one before; an empty one says nothing.
+    ///
+    /// # Errors
+    /// [`LifecycleError::Status`], [`LifecycleError::NoCgroup`], [`LifecycleError::Cgroup`]; the stored configuration
+    /// is the old one then, and limits that were written before the one that was refused are put back to what they were.
+    pub fn update(&mut self, resources: &LinuxResources) -> Result<Vec<Warning>, LifecycleError> {
+        let good = [Status::Created, Status::Running, Status::Paused];
+        self.locked("update", "created or running", &good, |this| this.change(resources))
+    }
+
+    fn change(&self, resources: &LinuxResources) -> Result<Vec<Warning>, LifecycleError> {
+        let cgroup = self.own_cgroup("update")?;
+        let before = config::parse(&self.read(config::NAME, config::LIMIT)?)?;
+        let linux = before.spec.linux().as_ref();
+        let resources = &settle(resources, linux.and_then(|linux| linux.resources().as_ref()));
+        let warnings = match cgroup.change(&with_device_rules(resources.clone())) {
+            Ok(warnings) => warnings,
+            Err(error) => {
+                if let Some(limits) = linux.and_then(|linux| linux.resources().as_ref()) {
+                    // The kernel had these in force: should it refuse one now, the first refusal tells more.
+                    let _as_far_as_possible = cgroup.apply(&with_device_rules(named_in(limits, resources)));
+                }
+                return Err(error.into());
+            }
+        };
+        let json = |error| LifecycleError::Config(ConfigError::Json(error));
+        let mut stored: Value = serde_json::from_slice(&before.raw).map_err(json)?;
+        let mut change = serde_json::to_value(resources).map_err(json)?;
+        for name in ["resources", "linux"] {
+            change = Value::Object(Map::from_iter([(name.to_owned(), change)]));
+        }
+        merge(&mut stored, change);
+        let bytes = serde_json::to_vec(&stored).map_err(json)?;
+        replace(self.directory.as_fd(), config::NAME, &bytes)
+            .map_err(|error| self.file("writing", config::NAME, error))?;
+        Ok(warnings)
+    }
+}
+
+/// Device rules as a container has them from its beginning: behind those for the devices that each has.
+fn with_device_rules(mut resources: LinuxResources) -> LinuxResources {
+    if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
+        let rules = container_device_rules(Some(&resources));
+        resources.set_devices(Some(rules));
+    }
+    resources
+}
+
+/// Of `limits`, the groups that `other` names as well.
+fn named_in(limits: &LinuxResources, other: &LinuxResources) -> LinuxResources {
+    let mut named = LinuxResources::default();
+    named.set_memory(limits.memory().filter(|_| other.memory().is_some()));
+    named.set_cpu(limits.cpu().clone().filter(|_| other.cpu().is_some()));
+    named.set_pids(limits.pids().filter(|_| other.pids().is_some()));
+    named.set_block_io(limits.block_io().clone().filter(|_| other.block_io().is_some()));
+    named.set_hugepage_limits(limits.hugepage_limits().clone().filter(|_| other.hugepage_limits().is_some()));
+    named.set_network(limits.network().clone().filter(|_| other.network().is_some()));
+    named.set_rdma(limits.rdma().clone().filter(|_| other.rdma().is_some()));
+    named.set_unified(limits.unified().clone().filter(|_| other.unified().is_some()));
+    named.set_devices(limits.devices().clone().filter(|_| other.devices().is_some()));
+    named
+}
+
+/// Puts what `change` says over `stored`: objects by their members, anything else as a whole; null and the empty list
+/// say nothing.
+pub(super) fn merge(stored: &mut Value, change: Value) {
+    match (stored, change) {
+        (_, Value::Null) => {}
+        (_, Value::Array(list)) if list.is_empty() => {}
+        (Value::Object(stored), Value::Object(change)) => {
+            for (key, value) in change {
+                merge(stored.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (stored, change) => *stored = change,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_update_says_what_changes_and_nothing_else() {
+        let mut stored = json!({"memory": {"limit": 1, "swap": 2}, "pids": {"limit": 3}, "cpu": null, "list": [1, 2]});
+        merge(
+            &mut stored,
+            json!({"memory": {"limit": 7, "swap": null}, "cpu": {"shares": 5}, "list": [3], "pids": null}),
+        );
+        let expected =
+            json!({"memory": {"limit": 7, "swap": 2}, "pids": {"limit": 3}, "cpu": {"shares": 5}, "list": [3]});
+        assert_eq!(stored, expected);
+    }
+
+    #[test]
+    fn what_is_put_back_is_what_was_to_change() {
+        let limits = |json: Value| serde_json::from_value::<LinuxResources>(json).expect("limits");
+        let before = limits(json!({"memory": {"limit": 5}, "cpu": {"shares": 2}, "unified": {"a.b": "c"}}));
+        let named = named_in(&before, &limits(json!({"memory": {"swap": 1}, "pids": {"limit": 1}})));
+        assert_eq!(named, limits(json!({"memory": {"limit": 5}})));
+    }
+}
