@@ -4,22 +4,31 @@
 //! In it run an [`Agent`], registries, and whatever else the test needs. What the world made
 //! is gone when it is dropped, also after a failure, and [`Census`] tells what is left.
 //!
+//! A [`Runtime`] is the same binary by its other name, with [`Bundle`]s of its own.
+//!
 //! The binary under test is `PORTREEVE_BIN`, else `target/release/portreeve`. Deadlines are
 //! multiplied by `PORTREEVE_SLOWNESS` (1 unless a slow guest says otherwise).
 
 mod agent;
+mod bundle;
 mod census;
 mod image;
+pub mod measure;
 mod registry;
+mod report;
+mod runtime;
 mod wait;
 mod world;
 
 use std::io::Write;
 
 pub use agent::{Agent, Answer, BUSYBOX, condition, preload_busybox};
+pub use bundle::{Bundle, prober};
 pub use census::Census;
 pub use image::Image;
 pub use registry::{LOGIN, Registry};
+pub use report::{Attempts, Mount, Report};
+pub use runtime::{Call, Runtime, cgroup_hierarchies, cgroup_version, remove_cgroup};
 pub use wait::{patience, wait_until};
 pub use world::{World, binary};
 

@@ -1,8 +1,9 @@
 //! `portreeve`: makes a Linux machine run what its manifests say, and keeps it so.
 //!
-//! One binary with three entries. The hidden `shim` entry, which keeps the containers of one
-//! pod, is taken before anything else exists: no async runtime, no thread, no logger. `agent`
-//! is the daemon. Everything else is a client of the agent's socket, or needs no agent at all.
+//! One binary with four entries. The hidden `shim` entry, which keeps the containers of one
+//! pod, and `runtime`, which runs single containers, are taken before anything else exists: no
+//! async runtime, no thread, no logger. `agent` is the daemon. Everything else is a client of the
+//! agent's socket, or needs no agent at all.
 
 mod agent;
 mod claim;
@@ -10,9 +11,11 @@ mod config;
 mod demo;
 mod doctor;
 mod explain;
+mod runtime;
 mod validate;
 mod verbs;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,13 +57,24 @@ enum Command {
     },
     /// Print the version
     Version,
+    /// Run single containers: an OCI runtime with runc's arguments, see `portreeve runtime --help`
+    #[command(disable_help_flag = true)]
+    Runtime {
+        /// What the runtime reads itself
+        #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     #[command(hide = true)]
     DemoPage(demo::page::PageArgs),
 }
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
-    if arguments.nth(1).is_some_and(|entry| entry == "shim") {
+    let (program, entry) = (arguments.next().unwrap_or_default(), arguments.next());
+    if runtime::is_runtime(&program, entry.as_deref()) {
+        runtime::main(std::env::args_os());
+    }
+    if entry.is_some_and(|entry| entry == "shim") {
         portreeve_engine::shim::main(arguments);
     }
     let cli = Cli::try_parse().unwrap_or_else(|error| from_environment(error, |name| std::env::var(name).ok()).exit());
@@ -101,6 +115,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Runtime { arguments } => runtime::main(std::iter::once("portreeve".into()).chain(arguments)),
         Command::Version => {
             writeln!(io::stdout(), "portreeve {}", env!("CARGO_PKG_VERSION"))?;
             Ok(ExitCode::SUCCESS)

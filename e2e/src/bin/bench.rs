@@ -5,13 +5,12 @@
 //! CPU time is what cgroup accounting charged to the agent, its shims and the containers.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, binary, preload_busybox};
-use serde_json::{Value, json};
+use portreeve_e2e::measure::{Account, Figures, installed, machine, millis};
+use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, preload_busybox};
 
 struct Settings {
     single: usize,
@@ -22,18 +21,16 @@ struct Settings {
 
 fn main() {
     let settings = settings();
-    let mut report = Report::default();
+    let mut report = Figures::default();
     println!("{}", machine());
     ours(&settings, &mut report);
-    if installed("podman") {
+    if installed("podman").is_some() {
         podman(&settings, &mut report);
     } else {
         println!("podman is not installed: no comparison with it");
     }
     report.print();
-    if let Some(path) = std::env::var_os("PORTREEVE_BENCH_JSON") {
-        std::fs::write(&path, serde_json::to_vec_pretty(&report.json()).expect("JSON")).expect("writing the JSON");
-    }
+    report.save();
 }
 
 fn settings() -> Settings {
@@ -56,28 +53,6 @@ fn settings() -> Settings {
 fn usage_error() -> ! {
     eprintln!("usage: e2e/bench [--single N] [--pods N] [--idle SECONDS] [--pull MEBIBYTES]");
     std::process::exit(2);
-}
-
-fn machine() -> String {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let size = std::fs::metadata(binary()).map_or(0, |file| file.len());
-    let commit = std::env::var("PORTREEVE_BENCH_COMMIT").unwrap_or_else(|_| "unknown".to_owned());
-    format!(
-        "commit {commit}, Linux {}, {cpus} cores, load {}, binary {:.1} MB",
-        kernel.trim(),
-        load.trim(),
-        size as f64 / 1e6
-    )
-}
-
-fn installed(program: &str) -> bool {
-    Command::new("sh")
-        .args(["-c", &format!("command -v {program}")])
-        .stdout(Stdio::null())
-        .status()
-        .is_ok_and(|s| s.success())
 }
 
 /// A pod that adds a line to `/out/<name>` each time it starts, and sleeps.
@@ -114,7 +89,7 @@ fn watch(directory: &Path) -> Inotify {
     inotify
 }
 
-fn ours(settings: &Settings, report: &mut Report) {
+fn ours(settings: &Settings, report: &mut Figures) {
     let world = World::new("bench");
     preload_busybox(&world);
     let mut agent = Agent::start(&world);
@@ -206,7 +181,7 @@ fn pulled(mebibytes: usize) -> String {
 }
 
 /// A cold pull and unpack.
-fn pull(world: &World, agent: &Agent<'_>, mebibytes: usize, report: &mut Report) {
+fn pull(world: &World, agent: &Agent<'_>, mebibytes: usize, report: &mut Figures) {
     let (_registry, reference) = big(world, mebibytes);
     let begun = Instant::now();
     let answer = agent.client(&["image", "pull", &reference]);
@@ -244,7 +219,7 @@ fn filler(seed: u64, mebibytes: usize) -> Vec<u8> {
     layer.into_inner().expect("writing to memory")
 }
 
-fn podman(settings: &Settings, report: &mut Report) {
+fn podman(settings: &Settings, report: &mut Figures) {
     let world = World::new("podman");
     let program = world.sh("podman --version").trim().replace(" version", "") + " kube play";
     let program = program.as_str();
@@ -327,126 +302,8 @@ fn podman(settings: &Settings, report: &mut Report) {
     }
 }
 
-/// CPU time of a program: of the cgroup in which it runs, and of the trees in which it keeps its containers.
-struct Account {
-    own: PathBuf,
-    trees: Vec<PathBuf>,
-}
-
-impl Account {
-    /// `trees` are below the top of the hierarchy that counts CPU time.
-    fn new(trees: &[&Path]) -> Self {
-        let top = ["/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup"].map(Path::new);
-        let top = top.into_iter().find(|top| top.join("cgroup.procs").exists()).expect("a cgroup hierarchy");
-        let own = top.join(format!("prt-bench-{}", std::process::id()));
-        std::fs::create_dir(&own).expect("a cgroup for what is measured");
-        Self { own, trees: trees.iter().map(|tree| top.join(tree)).collect() }
-    }
-
-    /// Of a running agent, from now on.
-    fn of(agent: &Agent<'_>) -> Self {
-        let description = std::fs::read(agent.run_dir().join("agent.json")).expect("the agent's description");
-        let description: Value = serde_json::from_slice(&description).expect("JSON");
-        let tree = description["cgroupRoot"].as_str().expect("a cgroup root");
-        let account = Self::new(&[Path::new(tree.trim_start_matches('/'))]);
-        std::fs::write(account.own.join("cgroup.procs"), agent.pid().to_string()).expect("moving the agent");
-        account
-    }
-
-    /// A command in the world that is accounted for.
-    fn command(&self, world: &World, program: &str) -> Command {
-        let mut command = world.command("sh");
-        command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.own).arg(program);
-        command
-    }
-
-    fn nanoseconds(&self) -> u64 {
-        self.trees.iter().chain([&self.own]).map(|cgroup| usage(cgroup).unwrap_or(0)).sum()
-    }
-
-    /// The processes of this name in its cgroups.
-    fn processes(&self, name: &str) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut folders = self.trees.clone();
-        folders.push(self.own.clone());
-        while let Some(folder) = folders.pop() {
-            let inside = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            let named =
-                |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
-            found.extend(inside.lines().filter(named).map(str::to_owned));
-            let below = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
-            folders.extend(below.filter(|path| path.is_dir()));
-        }
-        found
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        // The last helpers may still be ending.
-        portreeve_e2e::wait_until("the cgroup of what was measured is empty", 20, || {
-            std::fs::remove_dir(&self.own).map_err(|error| error.to_string())
-        });
-    }
-}
-
-/// CPU time that a cgroup was charged with, in nanoseconds.
-/// Source: the kernel's documentation of cpuacct (v1) and of `cpu.stat` (v2).
-fn usage(cgroup: &Path) -> Option<u64> {
-    if let Ok(text) = std::fs::read_to_string(cgroup.join("cpuacct.usage")) {
-        return text.trim().parse().ok();
-    }
-    let text = std::fs::read_to_string(cgroup.join("cpu.stat")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-    Some(line.parse::<u64>().ok()? * 1000)
-}
-
 fn pss_kib(pid: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
-}
-
-/// What was measured, by program and figure.
-#[derive(Default)]
-struct Report {
-    rows: Vec<(String, String, BTreeMap<&'static str, f64>)>,
-}
-
-impl Report {
-    fn times(&mut self, program: &str, figure: &str, times: &[Duration]) {
-        let mut sorted: Vec<f64> = times.iter().copied().map(millis).collect();
-        sorted.sort_by(f64::total_cmp);
-        let at = |part: f64| {
-            sorted.get(((sorted.len().saturating_sub(1)) as f64 * part).round() as usize).copied().unwrap_or(0.0)
-        };
-        let row = BTreeMap::from([("min", at(0.0)), ("p50", at(0.5)), ("p99", at(0.99))]);
-        self.rows.push((program.to_owned(), format!("{figure}, ms"), row));
-    }
-
-    fn one(&mut self, program: &str, figure: &str, value: f64) {
-        self.rows.push((program.to_owned(), figure.to_owned(), BTreeMap::from([("value", value)])));
-    }
-
-    fn print(&self) {
-        println!("\n| program | figure | min / value | p50 | p99 |\n|---|---|---:|---:|---:|");
-        for (program, figure, row) in &self.rows {
-            let cell = |name: &str| row.get(name).map_or(String::new(), |value| format!("{value:.2}"));
-            let first = if row.contains_key("min") { cell("min") } else { cell("value") };
-            println!("| {program} | {figure} | {first} | {} | {} |", cell("p50"), cell("p99"));
-        }
-    }
-
-    fn json(&self) -> Value {
-        let rows: Vec<Value> = self
-            .rows
-            .iter()
-            .map(|(program, figure, row)| json!({ "program": program, "figure": figure, "values": row }))
-            .collect();
-        json!({ "machine": machine(), "rows": rows })
-    }
 }

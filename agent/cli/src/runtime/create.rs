@@ -1,0 +1,28 @@
+//! `create`.
+
+use super::Runtime;
+use super::arguments::{Usage, Verb};
+use super::creation::{self, Creation, Stays};
+use super::streams::Passed;
+
+pub(super) const USAGE: Usage = Usage {
+    name: "create",
+    operands: "ID",
+    about: "make a container that waits for its start",
+    flags: &[creation::FLAGS],
+    count: 1..=1,
+    ends_flags: false,
+    read: |mut given| Ok(Verb::Create(Create { creation: Creation::read(&mut given)? })),
+};
+
+/// Arguments of `create`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Create {
+    pub(super) creation: Creation,
+}
+
+impl Create {
+    pub(super) fn run(self, runtime: &Runtime, passed: Passed) -> anyhow::Result<()> {
+        self.creation.make(runtime, passed, Stays::Ends).map(drop)
+    }
+}

@@ -1,0 +1,484 @@
+//! `linux.resources`: limits as the kernel has them, what they do, and how `update` changes them.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use portreeve_e2e::{Answer, Attempts, Bundle, Runtime, cgroup_version, skipped};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// One limit: what is configured, and for either version the file and the values that it may then have.
+struct Limit {
+    resources: Value,
+    first: (&'static str, &'static [&'static str]),
+    second: (&'static str, &'static [&'static str]),
+}
+
+fn limit(
+    resources: Value,
+    first: (&'static str, &'static [&'static str]),
+    second: (&'static str, &'static [&'static str]),
+) -> Limit {
+    Limit { resources, first, second }
+}
+
+/// What has no file under one of the versions has an empty name there.
+fn limits() -> Vec<Limit> {
+    vec![
+        limit(
+            json!({ "memory": { "limit": 64 * MIB } }),
+            ("memory/memory.limit_in_bytes", &["67108864"]),
+            ("memory.max", &["67108864"]),
+        ),
+        limit(
+            json!({ "memory": { "reservation": 32 * MIB } }),
+            ("memory/memory.soft_limit_in_bytes", &["33554432"]),
+            ("memory.low", &["33554432"]),
+        ),
+        limit(
+            json!({ "memory": { "limit": 64 * MIB, "swap": 96 * MIB } }),
+            ("memory/memory.memsw.limit_in_bytes", &["100663296"]),
+            ("memory.swap.max", &["33554432"]),
+        ),
+        limit(json!({ "memory": { "swappiness": 10 } }), ("memory/memory.swappiness", &["10"]), ("", &[])),
+        limit(
+            json!({ "memory": { "kernelTCP": 16 * MIB } }),
+            ("memory/memory.kmem.tcp.limit_in_bytes", &["16777216"]),
+            ("", &[]),
+        ),
+        // The weight of the second version has been worked out in two ways by other runtimes.
+        limit(json!({ "cpu": { "shares": 512 } }), ("cpu/cpu.shares", &["512"]), ("cpu.weight", &["20", "59"])),
+        limit(
+            json!({ "cpu": { "quota": 50_000, "period": 200_000 } }),
+            ("cpu/cpu.cfs_quota_us", &["50000"]),
+            ("cpu.max", &["50000 200000"]),
+        ),
+        limit(
+            json!({ "cpu": { "quota": 50_000, "period": 200_000 } }),
+            ("cpu/cpu.cfs_period_us", &["200000"]),
+            ("cpu.max", &["50000 200000"]),
+        ),
+        limit(
+            json!({ "cpu": { "quota": 50_000, "period": 100_000, "burst": 10_000 } }),
+            ("cpu/cpu.cfs_burst_us", &["10000"]),
+            ("cpu.max.burst", &["10000"]),
+        ),
+        limit(json!({ "cpu": { "idle": 1 } }), ("cpu/cpu.idle", &["1"]), ("cpu.idle", &["1"])),
+        limit(json!({ "cpu": { "cpus": "0" } }), ("cpuset/cpuset.cpus", &["0"]), ("cpuset.cpus", &["0"])),
+        limit(json!({ "cpu": { "mems": "0" } }), ("cpuset/cpuset.mems", &["0"]), ("cpuset.mems", &["0"])),
+        limit(json!({ "pids": { "limit": 20 } }), ("pids/pids.max", &["20"]), ("pids.max", &["20"])),
+        limit(json!({ "pids": { "limit": -1 } }), ("pids/pids.max", &["max"]), ("pids.max", &["max"])),
+        limit(
+            json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 * MIB }] }),
+            ("hugetlb/hugetlb.2MB.limit_in_bytes", &["4194304"]),
+            ("hugetlb.2MB.max", &["4194304"]),
+        ),
+        limit(
+            json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 * MIB }] }),
+            ("hugetlb/hugetlb.2MB.rsvd.limit_in_bytes", &["4194304"]),
+            ("hugetlb.2MB.rsvd.max", &["4194304"]),
+        ),
+        limit(json!({ "unified": { "memory.high": "33554432" } }), ("", &[]), ("memory.high", &["33554432"])),
+    ]
+}
+
+/// Whether this kernel has the file in cgroups that are not the topmost.
+fn has(runtime: &Runtime, bundle: &Bundle, limit: &Limit) -> bool {
+    let (first, second) = (limit.first.0, limit.second.0);
+    let named = if cgroup_version() == 2 { second } else { first };
+    !named.is_empty() && runtime.cgroup_file(bundle, first, second).exists()
+}
+
+fn resources(resources: &Value) -> Value {
+    json!({ "linux": { "resources": resources } })
+}
+
+/// `update` with resources on its standard input.
+fn update(runtime: &Runtime, bundle: &Bundle, resources: &Value) -> Answer {
+    let mut command = runtime.command(&["update", "--resources", "-", bundle.id()]);
+    command.stdin(Stdio::piped());
+    let mut call = runtime.begin(command);
+    let mut input = call.stdin().expect("a pipe");
+    // One that refuses at once does not read.
+    let _ = input.write_all(resources.to_string().as_bytes());
+    drop(input);
+    call.finish()
+}
+
+#[test]
+fn each_limit_is_written_at_creation_and_by_update() {
+    let test = "each_limit_is_written_at_creation_and_by_update";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    for limit in limits() {
+        let plain = runtime.bundle(&["wait"]);
+        runtime.start_waiting(&plain);
+        if !has(&runtime, &plain, &limit) {
+            skipped(test, &format!("these cgroups have no file for {}", limit.resources));
+            continue;
+        }
+        let check = |bundle: &Bundle, when: &str| {
+            let value = runtime.cgroup_value(bundle, limit.first.0, limit.second.0);
+            let expected = if cgroup_version() == 2 { limit.second.1 } else { limit.first.1 };
+            assert!(expected.contains(&&*value), "{when}, {}: {value}, not one of {expected:?}", limit.resources);
+        };
+        update(&runtime, &plain, &limit.resources).ok();
+        check(&plain, "updated");
+        let limited = runtime.bundle(&["wait"]).with(resources(&limit.resources));
+        runtime.create(&limited, &[]).ok();
+        check(&limited, "created");
+        for bundle in [plain, limited] {
+            runtime.call(&["delete", "--force", bundle.id()]).ok();
+        }
+    }
+}
+
+#[test]
+fn a_weight_and_rates_of_block_devices_are_written() {
+    let test = "a_weight_and_rates_of_block_devices_are_written";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let Some(device) = disk() else { return skipped(test, "this machine has no disk") };
+    let (major, minor) = device.split_once(':').unwrap();
+    let (major, minor): (u32, u32) = (major.parse().unwrap(), minor.parse().unwrap());
+    let rate = |rate: u64| json!([{ "major": major, "minor": minor, "rate": rate }]);
+    let given = json!({ "blockIO": {
+        "throttleReadBpsDevice": rate(MIB), "throttleWriteBpsDevice": rate(2 * MIB),
+        "throttleReadIOPSDevice": rate(100), "throttleWriteIOPSDevice": rate(200),
+    } });
+    let bundle = runtime.bundle(&["wait"]).with(resources(&given));
+    runtime.create(&bundle, &[]).ok();
+    if cgroup_version() == 2 {
+        let seen = runtime.cgroup_value(&bundle, "", "io.max");
+        assert_eq!(seen, format!("{device} rbps=1048576 wbps=2097152 riops=100 wiops=200"));
+    } else {
+        for (file, value) in [("read_bps", MIB), ("write_bps", 2 * MIB), ("read_iops", 100), ("write_iops", 200)] {
+            let seen = runtime.cgroup_value(&bundle, &format!("blkio/blkio.throttle.{file}_device"), "");
+            assert_eq!(seen, format!("{device} {value}"), "{file}");
+        }
+    }
+    // A weight goes to the scheduler that there is; where there is none, that is said.
+    let bundle = runtime.bundle(&["wait"]).with(resources(&json!({ "blockIO": { "weight": 300 } })));
+    let answer = runtime.create(&bundle, &[]);
+    let files = [("blkio/blkio.weight", "io.weight"), ("blkio/blkio.bfq.weight", "io.bfq.weight")];
+    let file = files.iter().find(|(first, second)| runtime.cgroup_file(&bundle, first, second).exists());
+    match file {
+        Some((first, second)) => {
+            assert_eq!(answer.code, 0, "{}", answer.stderr);
+            let value = runtime.cgroup_value(&bundle, first, second);
+            assert!(value.contains("300") || value.contains("2930"), "{value}");
+        }
+        None => skipped(test, "these cgroups know no weight of block devices"),
+    }
+}
+
+/// The number of a disk of this machine.
+fn disk() -> Option<String> {
+    let disks = std::fs::read_dir("/sys/block").ok()?.flatten();
+    let mut names: Vec<_> = disks.map(|entry| entry.path()).filter(|path| path.join("queue").exists()).collect();
+    names.sort_by_key(|path| path.to_string_lossy().contains("loop") || path.to_string_lossy().contains("ram"));
+    Some(std::fs::read_to_string(names.first()?.join("dev")).ok()?.trim().to_owned())
+}
+
+#[test]
+fn a_limit_without_its_controller_is_an_error_that_names_it() {
+    let test = "a_limit_without_its_controller_is_an_error_that_names_it";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let version = cgroup_version();
+    let there = |controller: &str| {
+        version == 1 && Path::new("/sys/fs/cgroup").join(controller).is_dir()
+            || version == 2
+                && std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+                    .unwrap()
+                    .split_whitespace()
+                    .any(|one| one == controller)
+    };
+    for (given, controller, words) in [
+        (json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }] }), "hugetlb", "hugetlb"),
+        (json!({ "network": { "classID": 1_048_577 } }), "net_cls", if version == 1 { "net_cls" } else { "network" }),
+        (
+            json!({ "network": { "priorities": [{ "name": "lo", "priority": 3 }] } }),
+            "net_prio",
+            if version == 1 { "net_prio" } else { "network" },
+        ),
+        (json!({ "rdma": { "mlx5_1": { "hcaHandles": 3, "hcaObjects": 10 } } }), "rdma", "rdma"),
+    ] {
+        if there(controller) {
+            skipped(test, &format!("{controller} is there"));
+            continue;
+        }
+        let answer = runtime.create(&runtime.bundle(&["wait"]).with(resources(&given)), &[]);
+        assert_ne!(answer.code, 0, "{given}");
+        assert!(answer.stderr.contains(words), "{given}: {}", answer.stderr);
+    }
+    if version == 1 {
+        let given = json!({ "unified": { "memory.high": "33554432" } });
+        let answer = runtime.create(&runtime.bundle(&["wait"]).with(resources(&given)), &[]);
+        assert_ne!(answer.code, 0);
+        assert!(answer.stderr.to_lowercase().contains("unified"), "{}", answer.stderr);
+    }
+}
+
+#[test]
+fn a_value_that_makes_no_sense_is_refused_and_leaves_nothing() {
+    let Some(runtime) = Runtime::for_test("a_value_that_makes_no_sense_is_refused_and_leaves_nothing") else { return };
+    for given in [
+        json!({ "cpu": { "cpus": "900-901" } }),
+        json!({ "cpu": { "quota": 10, "period": 1 } }),
+        json!({ "memory": { "limit": 64 * MIB, "swap": 32 * MIB } }),
+        json!({ "hugepageLimits": [{ "pageSize": "3MB", "limit": 1 }] }),
+        json!({ "unified": { "../escape": "1" } }),
+        json!({ "unified": { "memory.nonsense": "1" } }),
+    ] {
+        let bundle = runtime.bundle(&["wait"]).with(resources(&given));
+        let answer = runtime.create(&bundle, &[]);
+        assert_ne!(answer.code, 0, "{given}");
+        assert!(!answer.stderr.trim().is_empty(), "{given}");
+        assert_eq!(runtime.leftovers(), Vec::<String>::new(), "{given}");
+    }
+}
+
+#[test]
+fn memory_beyond_the_limit_ends_the_container() {
+    let Some(runtime) = Runtime::for_test("memory_beyond_the_limit_ends_the_container") else { return };
+    let given = resources(&json!({ "memory": { "limit": 32 * MIB, "swap": 32 * MIB } }));
+    let within = runtime.run(&runtime.bundle(&["eat", "8"]).with(given.clone()), &[]);
+    assert_eq!(within.ok(), "\"ate\"\n");
+    let beyond = runtime.run(&runtime.bundle(&["eat", "128"]).with(given), &[]);
+    assert_eq!(beyond.code, 137, "{}{}", beyond.stdout, beyond.stderr);
+}
+
+#[test]
+fn processes_beyond_the_limit_do_not_start() {
+    let Some(runtime) = Runtime::for_test("processes_beyond_the_limit_do_not_start") else { return };
+    let bundle = runtime.bundle(&["fork", "50"]).with(resources(&json!({ "pids": { "limit": 10 } })));
+    let said: Value = serde_json::from_str(&runtime.run(&bundle, &[]).ok()).unwrap();
+    assert_eq!(said, json!({ "came_to_be": 9, "errno": "EAGAIN" }));
+}
+
+#[test]
+fn a_quota_slows_the_container_down() {
+    let Some(runtime) = Runtime::for_test("a_quota_slows_the_container_down") else { return };
+    let given = resources(&json!({ "cpu": { "quota": 10_000, "period": 100_000 } }));
+    let said: Value =
+        serde_json::from_str(&runtime.run(&runtime.bundle(&["spin", "1000"]).with(given), &[]).ok()).unwrap();
+    let (used, elapsed) = (said["used_ms"].as_u64().unwrap(), said["elapsed_ms"].as_u64().unwrap());
+    assert!(used * 100 < elapsed * 25, "a tenth of a processor, and some for the first period: {said}");
+}
+
+#[test]
+fn a_set_of_processors_holds() {
+    let test = "a_set_of_processors_holds";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let bundle = runtime.bundle(&["report"]).with(resources(&json!({ "cpu": { "cpus": "0" } })));
+    let there = if cgroup_version() == 2 { "/sys/fs/cgroup/cpuset.cpus.effective" } else { "/sys/fs/cgroup/cpuset" };
+    if !Path::new(there).exists() {
+        return skipped(test, "there is no cpuset controller");
+    }
+    assert_eq!(runtime.report(&bundle)["affinity"], json!([0]));
+}
+
+#[test]
+fn update_takes_every_limit_as_a_flag() {
+    let test = "update_takes_every_limit_as_a_flag";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let bundle = runtime.bundle(&["wait"]);
+    runtime.start_waiting(&bundle);
+    for (flags, first, second, expected) in [
+        (&["--memory", "67108864"][..], "memory/memory.limit_in_bytes", "memory.max", &["67108864"][..]),
+        (&["--memory", "48m"], "memory/memory.limit_in_bytes", "memory.max", &["50331648"]),
+        (&["--memory-reservation", "16777216"], "memory/memory.soft_limit_in_bytes", "memory.low", &["16777216"]),
+        (
+            &["--memory", "33554432", "--memory-swap", "67108864"],
+            "memory/memory.memsw.limit_in_bytes",
+            "memory.swap.max",
+            &["67108864", "33554432"],
+        ),
+        (&["--pids-limit", "33"], "pids/pids.max", "pids.max", &["33"]),
+        (&["--cpu-share", "256"], "cpu/cpu.shares", "cpu.weight", &["256", "10", "35"]),
+        (
+            &["--cpu-period", "50000", "--cpu-quota", "25000"],
+            "cpu/cpu.cfs_quota_us",
+            "cpu.max",
+            &["25000", "25000 50000"],
+        ),
+        (&["--cpu-burst", "5000"], "cpu/cpu.cfs_burst_us", "cpu.max.burst", &["5000"]),
+        (&["--cpu-quota", "-1", "--cpu-burst", "0"], "cpu/cpu.cfs_quota_us", "cpu.max", &["-1", "max 50000"]),
+        (&["--cpuset-cpus", "0"], "cpuset/cpuset.cpus", "cpuset.cpus", &["0"]),
+        (&["--cpuset-mems", "0"], "cpuset/cpuset.mems", "cpuset.mems", &["0"]),
+        (&["--cpu-idle", "1"], "cpu/cpu.idle", "cpu.idle", &["1"]),
+        (&["--cpu-idle", "0"], "cpu/cpu.idle", "cpu.idle", &["0"]),
+    ] {
+        if !runtime.cgroup_file(&bundle, first, second).exists() {
+            skipped(test, &format!("these cgroups have no file for {flags:?}"));
+            continue;
+        }
+        runtime.call(&[&["update"], flags, &[bundle.id()]].concat()).ok();
+        let value = runtime.cgroup_value(&bundle, first, second);
+        assert!(expected.contains(&&*value), "{flags:?}: {value}");
+    }
+    // What was not mentioned last is as it was.
+    assert_eq!(runtime.cgroup_value(&bundle, "pids/pids.max", "pids.max"), "33");
+    assert_eq!(runtime.status(&bundle).as_deref(), Some("running"));
+}
+
+/// The configuration that is kept of a container.
+fn stored(runtime: &Runtime, bundle: &Bundle) -> Value {
+    let text = std::fs::read_to_string(runtime.root().join(bundle.id()).join("config.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn memory_and_swap_together_stay_when_memory_alone_is_updated() {
+    let test = "memory_and_swap_together_stay_when_memory_alone_is_updated";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let given = json!({ "memory": { "limit": 64 * MIB, "swap": 96 * MIB } });
+    let bundle = runtime.bundle(&["wait"]).with(resources(&given));
+    runtime.start_waiting(&bundle);
+    if !runtime.cgroup_file(&bundle, "memory/memory.memsw.limit_in_bytes", "memory.swap.max").exists() {
+        return skipped(test, "this kernel does not count swap");
+    }
+    let swap = || runtime.cgroup_value(&bundle, "memory/memory.memsw.limit_in_bytes", "memory.swap.max");
+    let alone = |mib: u64| (if cgroup_version() == 2 { mib } else { 96 } * MIB).to_string();
+    runtime.call(&["update", "--memory", "80m", bundle.id()]).ok();
+    assert_eq!(swap(), alone(16));
+    // More than both together.
+    assert_ne!(runtime.call(&["update", "--memory", "128m", bundle.id()]).code, 0);
+    assert_eq!(swap(), alone(16));
+    assert_eq!(runtime.cgroup_value(&bundle, "memory/memory.limit_in_bytes", "memory.max"), (80 * MIB).to_string());
+    let kept = stored(&runtime, &bundle);
+    assert_eq!(kept["linux"]["resources"]["memory"], json!({ "limit": 80 * MIB, "swap": 96 * MIB }));
+    update(&runtime, &bundle, &json!({ "memory": { "limit": -1 } })).ok();
+    let kept = stored(&runtime, &bundle);
+    assert_eq!(kept["linux"]["resources"]["memory"], json!({ "limit": -1, "swap": -1 }));
+}
+
+#[test]
+fn a_zero_in_an_update_says_nothing() {
+    let Some(runtime) = Runtime::for_test("a_zero_in_an_update_says_nothing") else { return };
+    let given = json!({ "memory": { "limit": 64 * MIB }, "pids": { "limit": 20 } });
+    let bundle = runtime.bundle(&["wait"]).with(resources(&given));
+    runtime.start_waiting(&bundle);
+    let before = stored(&runtime, &bundle);
+    update(&runtime, &bundle, &json!({ "memory": { "limit": 0 }, "pids": {} })).ok();
+    runtime.call(&["update", "--pids-limit", "0", "--memory", "0", bundle.id()]).ok();
+    assert_eq!(stored(&runtime, &bundle), before);
+    assert_eq!(runtime.cgroup_value(&bundle, "pids/pids.max", "pids.max"), "20");
+}
+
+#[test]
+fn without_the_resource_control_file_system_its_groups_are_refused_in_plain_words() {
+    let test = "without_the_resource_control_file_system_its_groups_are_refused_in_plain_words";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    if std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" - resctrl ") {
+        return skipped(test, "it is mounted");
+    }
+    for group in [json!({ "closID": "some" }), json!({}), json!({ "schemata": ["L3:0=f"] })] {
+        let bundle = runtime.bundle(&["report"]).with(json!({ "linux": { "intelRdt": group } }));
+        let answer = runtime.run(&bundle, &[]);
+        assert_ne!(answer.code, 0, "{group}");
+        assert!(
+            answer.stderr.contains("linux.intelRdt") && answer.stderr.contains("mount -t resctrl"),
+            "{}",
+            answer.stderr
+        );
+        assert_eq!(runtime.leftovers(), Vec::<String>::new());
+    }
+    let bundle = runtime.bundle(&["report"]).with(json!({ "linux": { "intelRdt": { "closID": "../x" } } }));
+    let answer = runtime.run(&bundle, &[]);
+    assert!(answer.code != 0 && answer.stderr.contains("closID"), "{}", answer.stderr);
+    let bundle = runtime.bundle(&["wait"]);
+    runtime.start_waiting(&bundle);
+    let answer = runtime.call(&["update", "--l3-cache-schema", "L3:0=f", bundle.id()]);
+    assert!(answer.code != 0 && answer.stderr.contains("linux.intelRdt"), "{}", answer.stderr);
+}
+
+#[test]
+fn an_update_that_fails_changes_nothing() {
+    let Some(runtime) = Runtime::for_test("an_update_that_fails_changes_nothing") else { return };
+    let given = json!({ "memory": { "limit": 64 * MIB }, "pids": { "limit": 20 } });
+    let bundle = runtime.bundle(&["wait"]).with(resources(&given));
+    runtime.start_waiting(&bundle);
+    let values = || {
+        (
+            runtime.cgroup_value(&bundle, "memory/memory.limit_in_bytes", "memory.max"),
+            runtime.cgroup_value(&bundle, "pids/pids.max", "pids.max"),
+        )
+    };
+    let before = values();
+    for text in ["{\"pids\":", "[]", "{\"pids\":{\"limit\":\"many\"}}", "{\"memory\":{\"limit\":\"1\"}}"] {
+        let file = runtime.world().path("resources.json");
+        std::fs::write(&file, text).unwrap();
+        let answer = runtime.call(&["update", "-r", file.to_str().unwrap(), bundle.id()]);
+        assert_ne!(answer.code, 0, "{text}");
+        assert_eq!(values(), before, "{text}");
+    }
+    let answer = runtime.call(&["update", "--cpuset-cpus", "900", "--pids-limit", "7", bundle.id()]);
+    assert_ne!(answer.code, 0);
+    assert_eq!(values(), before, "one limit that cannot be leaves the others");
+    // Also of a container whose configuration names none of them.
+    let plain = runtime.bundle(&["wait"]);
+    runtime.start_waiting(&plain);
+    let none = runtime.cgroup_value(&plain, "pids/pids.max", "pids.max");
+    let asked = json!({ "pids": { "limit": 7 }, "unified": { "memory.nonsense": "1" } });
+    let asked = if cgroup_version() == 2 {
+        asked
+    } else {
+        json!({ "pids": { "limit": 7 }, "hugepageLimits": [{ "pageSize": "3MB", "limit": 1 }] })
+    };
+    assert_ne!(update(&runtime, &plain, &asked).code, 0);
+    assert_eq!(runtime.cgroup_value(&plain, "pids/pids.max", "pids.max"), none);
+    for flags in [["--memory", "much"], ["--pids-limit", "many"], ["--cpu-share", "-"]] {
+        assert_ne!(runtime.call(&[&["update"], &flags[..], &[bundle.id()]].concat()).code, 0, "{flags:?}");
+        assert_eq!(values(), before, "{flags:?}");
+    }
+}
+
+#[test]
+fn a_limit_below_use_is_refused_only_when_asked_to() {
+    let test = "a_limit_below_use_is_refused_only_when_asked_to";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    if cgroup_version() == 1 {
+        return skipped(test, "the kernel itself refuses it under the first version");
+    }
+    let bundle = runtime.bundle_of(&["sh", "-c", "/prober wait & exec /prober wait"]);
+    runtime.create(&bundle, &[]).ok();
+    runtime.call(&["start", bundle.id()]).ok();
+    let asked = json!({ "memory": { "limit": 4096, "checkBeforeUpdate": true } });
+    let before = runtime.cgroup_value(&bundle, "", "memory.max");
+    assert_ne!(update(&runtime, &bundle, &asked).code, 0);
+    assert_eq!(runtime.cgroup_value(&bundle, "", "memory.max"), before);
+    update(&runtime, &bundle, &json!({ "memory": { "limit": 4096 } })).ok();
+    assert_eq!(runtime.cgroup_value(&bundle, "", "memory.max"), "4096");
+}
+
+#[test]
+fn processes_that_are_entered_later_are_limited_too() {
+    let Some(runtime) = Runtime::for_test("processes_that_are_entered_later_are_limited_too") else { return };
+    let bundle = runtime.bundle(&["wait"]).with(resources(&json!({ "pids": { "limit": 10 } })));
+    runtime.start_waiting(&bundle);
+    let said = runtime.exec(&bundle, &[], &["/prober", "fork", "50"]).ok();
+    let said: Value = serde_json::from_str(said.trim()).unwrap();
+    assert!(said["came_to_be"].as_u64().is_some_and(|count| count <= 8), "{said}");
+    let users = runtime.bundle(&["wait"]).with_users(100_000, 65536);
+    let users = users.with(resources(&json!({ "pids": { "limit": 10 } })));
+    runtime.start_waiting(&users);
+    let inside = runtime.cgroup_value(&users, "pids/cgroup.procs", "cgroup.procs");
+    assert_eq!(inside, runtime.pid(&users).to_string(), "also one with users of its own");
+    let answer = runtime.exec(&users, &[], &["/prober", "try", "read /proc/self/cgroup"]);
+    assert_eq!(Attempts::parse(&answer.ok()).errno("read /proc/self/cgroup"), "ok");
+}
+
+#[test]
+fn the_out_of_memory_killer_can_be_kept_away() {
+    let test = "the_out_of_memory_killer_can_be_kept_away";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    if cgroup_version() == 2 {
+        return skipped(test, "the second version has no such setting");
+    }
+    let given = json!({ "memory": { "limit": 64 * MIB, "disableOOMKiller": true } });
+    let bundle = runtime.bundle(&["wait"]).with(resources(&given));
+    runtime.create(&bundle, &[]).ok();
+    let control = runtime.cgroup_value(&bundle, "memory/memory.oom_control", "");
+    assert!(control.contains("oom_kill_disable 1"), "{control}");
+}
