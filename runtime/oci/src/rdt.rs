@@ -207,11 +207,9 @@ pub(crate) fn to_remove(spec: &Spec, id: &str) -> Result<Option<String>, CgroupE
 
 /// Removes what [`to_remove`] has named; absent is success.
 pub(crate) fn remove(path: Option<&str>) -> Result<(), CgroupError> {
-    match (path, Resctrl::mounted()) {
-        (Some(path), Ok(resctrl)) => Ok(resctrl.remove(path)?),
-        // Its groups go with the file system.
-        _ => Ok(()),
-    }
+    let Some(path) = path else { return Ok(()) };
+    // Where it is mounted no more, its groups have gone with it.
+    Resctrl::mounted().map_or(Ok(()), |resctrl| Ok(resctrl.remove(path)?))
 }
 
 impl Plan {

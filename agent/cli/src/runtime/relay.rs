@@ -20,9 +20,9 @@ use portreeve_oci::Pid;
 use portreeve_sys::{process, terminal};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::WaitOptions;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use super::console;
+use crate::verbs::terminal::Raw;
 
 /// Bytes that are on their way in one direction; a pipe that can be written takes as much without waiting.
 const PIECE: usize = 4096;
@@ -289,34 +289,6 @@ impl Flow {
 fn is_ready(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
     let mut set = [PollFd::new(fd, flags)];
     poll(&mut set, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-}
-
-/// Our terminal in raw mode until this is dropped.
-#[derive(Debug)]
-struct Raw {
-    before: Termios,
-}
-
-impl Raw {
-    /// `None` when standard input is no terminal.
-    fn enter() -> io::Result<Option<Self>> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(None);
-        }
-        let before = tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(Some(Self { before }))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        // At once: a terminal that nobody reads any more never drains. Nobody is left to tell when it is gone itself.
-        let _gone = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
-    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ mod operate;
 mod output;
 mod plan;
 mod target;
-mod terminal;
+pub(crate) mod terminal;
 mod top;
 mod watch;
 

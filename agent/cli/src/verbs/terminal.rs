@@ -12,13 +12,13 @@ const QUEUE: usize = 4;
 
 /// The terminal on standard input, in raw mode until this is dropped.
 #[derive(Debug)]
-pub(super) struct Raw {
+pub(crate) struct Raw {
     before: Termios,
 }
 
 impl Raw {
     /// Makes the terminal raw; `None` when standard input is none.
-    pub(super) fn enter() -> io::Result<Option<Raw>> {
+    pub(crate) fn enter() -> io::Result<Option<Raw>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
             return Ok(None);
@@ -33,8 +33,8 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // Nobody is left to tell when the terminal itself is gone.
-        let _gone = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
+        // At once: a terminal that nobody reads any more never drains. Nobody is left to tell when it is gone itself.
+        let _gone = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 
