@@ -5,20 +5,20 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-/// The program that tells from inside what it sees: `PORTREEVE_PROBER`, else where `e2e/run` builds it.
+use crate::world::built;
+
+/// The program that tells from inside what it sees: `PORTREEVE_PROBER`, else what `e2e/run` has built.
 ///
 /// # Panics
 /// When it was not built, or so that it would need libraries inside the root.
 #[must_use]
 pub fn prober() -> PathBuf {
-    let path = std::env::var_os("PORTREEVE_PROBER")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/examples/prober"), PathBuf::from);
+    let path = built("PORTREEVE_PROBER", "examples/prober");
     let bytes = std::fs::read(&path).unwrap_or_default();
     let loader = b"/lib64/ld-linux";
     assert!(
-        !bytes.is_empty() && !bytes.windows(loader.len()).any(|window| window == loader),
-        "{} is missing or not static: build it with `cargo rustc --release -p portreeve-sys --example prober -- \
-         -C target-feature=+crt-static -C relocation-model=static`",
+        !bytes.windows(loader.len()).any(|window| window == loader),
+        "{} is not static: build it by `e2e/build -p portreeve-sys --example prober`, without RUSTFLAGS",
         path.display()
     );
     path

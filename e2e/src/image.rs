@@ -52,6 +52,16 @@ impl Image {
         Self::archive_with(directory, reference, &[Self::busybox_layer(&[])], &more)
     }
 
+    /// A busybox whose program, when none is given, does nothing until it is killed.
+    ///
+    /// # Panics
+    /// As [`busybox`](Self::busybox).
+    #[must_use]
+    pub fn pause(directory: &Path, reference: &str) -> Self {
+        let more = serde_json::json!({ "Cmd": ["sleep", "1000000"] });
+        Self::archive_with(directory, reference, &[Self::busybox_layer(&[])], &more)
+    }
+
     fn busybox_layer(files: &[(&str, &str)]) -> Vec<u8> {
         let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
         let mut layer = tar::Builder::new(Vec::new());

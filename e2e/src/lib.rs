@@ -4,14 +4,17 @@
 //! In it run an [`Agent`], registries, and whatever else the test needs. What the world made
 //! is gone when it is dropped, also after a failure, and [`Census`] tells what is left.
 //!
-//! A [`Runtime`] is the same binary by its other name, with [`Bundle`]s of its own.
+//! A [`Runtime`] is the same binary by its other name, with [`Bundle`]s of its own; [`Podman`] and [`Containerd`]
+//! drive it, and other runtimes beside it.
 //!
-//! The binary under test is `PORTREEVE_BIN`, else `target/release/portreeve`. Deadlines are
-//! multiplied by `PORTREEVE_SLOWNESS` (1 unless a slow guest says otherwise).
+//! The binary under test is `PORTREEVE_BIN`, else the release binary beside this very program in cargo's
+//! target directory. Deadlines are multiplied by `PORTREEVE_SLOWNESS` (1 unless a slow guest says otherwise).
 
 mod agent;
 mod bundle;
 mod census;
+mod criu;
+mod foreign;
 mod image;
 pub mod measure;
 mod registry;
@@ -25,12 +28,14 @@ use std::io::Write;
 pub use agent::{Agent, Answer, BUSYBOX, condition, preload_busybox};
 pub use bundle::{Bundle, prober};
 pub use census::Census;
+pub use criu::criu;
+pub use foreign::{Containerd, Enclosure, Facts, OTHERS, Peers, Podman, containerd_sees, podman_sees};
 pub use image::Image;
 pub use registry::{LOGIN, Registry};
 pub use report::{Attempts, Mount, Report};
 pub use runtime::{Call, Runtime, cgroup_hierarchies, cgroup_version, remove_cgroup};
 pub use wait::{patience, wait_until};
-pub use world::{World, binary};
+pub use world::{World, binary, built};
 
 /// Says that a test, or what `test` names of one, did not run, past the capture of passing tests.
 pub fn skipped(test: &str, why: &str) {

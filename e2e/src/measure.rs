@@ -1,6 +1,7 @@
 //! What the benchmarks share: the machine, what the kernel charges, and the table of figures.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::agent::Agent;
 use crate::wait::wait_until;
-use crate::world::{World, binary};
+use crate::world::binary;
 
 /// What figures depend on: commit (`PORTREEVE_BENCH_COMMIT`), kernel, processors, load, size of the binary.
 #[must_use]
@@ -91,6 +92,11 @@ impl Account {
         Self { own, trees: trees.iter().map(|tree| top.join(tree)).collect() }
     }
 
+    /// Counts a further tree, as those of [`Account::new`].
+    pub fn watch(&mut self, tree: &Path) {
+        self.trees.push(accounting_hierarchy().join(tree));
+    }
+
     /// Of a running agent, from now on.
     ///
     /// # Panics
@@ -105,10 +111,10 @@ impl Account {
         account
     }
 
-    /// A command in the world that is accounted for.
+    /// A command that is accounted for; `command` makes one for a program, where that shall run.
     #[must_use]
-    pub fn command(&self, world: &World, program: &str) -> Command {
-        let mut command = world.command("sh");
+    pub fn command(&self, command: impl FnOnce(&str) -> Command, program: impl AsRef<OsStr>) -> Command {
+        let mut command = command("sh");
         command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.own).arg(program);
         command
     }

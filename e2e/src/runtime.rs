@@ -36,6 +36,7 @@ pub struct Runtime {
     world: World,
     program: PathBuf,
     root: PathBuf,
+    flags: Vec<String>,
     cgroup: String,
     mounts: Vec<String>,
     calls: Cell<usize>,
@@ -67,6 +68,7 @@ impl Runtime {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Self {
             root: world.path("state"),
+            flags: Vec::new(),
             mounts: world.mounts(),
             world,
             program,
@@ -102,6 +104,11 @@ impl Runtime {
         copy
     }
 
+    /// From here on gives these flags before every verb.
+    pub fn use_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+    }
+
     /// Its state directory.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -134,7 +141,7 @@ impl Runtime {
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.world.command(&self.program);
-        command.arg("--root").arg(&self.root).args(arguments);
+        command.arg("--root").arg(&self.root).args(&self.flags).args(arguments);
         command
     }
 
@@ -489,7 +496,7 @@ fn read(path: &Path) -> String {
     std::fs::read(path).map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn directories(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn directories(path: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }

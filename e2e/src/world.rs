@@ -13,10 +13,23 @@ use tempfile::TempDir;
 /// When it was not built.
 #[must_use]
 pub fn binary() -> PathBuf {
-    let path = std::env::var_os("PORTREEVE_BIN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/portreeve"), PathBuf::from);
-    assert!(path.exists(), "{} is missing: build it with `cargo build --release`", path.display());
-    path
+    built("PORTREEVE_BIN", "portreeve")
+}
+
+/// A program that the environment's `variable` names, or else `release/<name>` of cargo's target directory.
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn built(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable).map(PathBuf::from) {
+        assert!(path.exists(), "{variable} says {}, which is missing", path.display());
+        return path;
+    }
+    // <target>/<profile>/deps/<test> or <target>/<profile>/<program>: wherever cargo was told to put these.
+    let own = std::env::current_exe().expect("our own path");
+    let mut beside = own.ancestors().skip(2).take(2).map(|folder| folder.join("release").join(name));
+    beside.find(|path| path.exists()).unwrap_or_else(|| panic!("no release/{name} near {}", own.display()))
 }
 
 /// A directory, and a process that holds a network and a mount namespace open.
@@ -91,6 +104,19 @@ impl World {
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "`{line}` failed: {stdout}{}", String::from_utf8_lossy(&output.stderr));
         stdout
+    }
+
+    /// Does `work` on a thread inside the world's network namespace; sockets made there stay there.
+    ///
+    /// # Panics
+    /// Without root, or when `work` does.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the holder lives");
+        let work = || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("entering the namespace");
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Fetches a page from inside the world.

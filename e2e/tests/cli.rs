@@ -143,6 +143,25 @@ fn the_binary_is_linked_at_a_fixed_address() {
 }
 
 #[test]
+fn the_binary_needs_no_interpreter_and_no_libraries() {
+    // Flags of the environment replace those of the repository, for this program as for the binary.
+    if !cfg!(target_feature = "crt-static") {
+        portreeve_e2e::skipped("the_binary_needs_no_interpreter_and_no_libraries", "this build is not a static one");
+        return;
+    }
+    let elf = std::fs::read(binary()).unwrap();
+    let number = |at: usize, bytes: usize| {
+        usize::try_from(elf[at..at + bytes].iter().rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte)))
+            .unwrap()
+    };
+    // elf(5): the program headers' place, size and count; of each the type. PT_DYNAMIC is 2, PT_INTERP 3.
+    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    let kinds: Vec<_> = (0..count).map(|index| number(table + index * size, 4)).collect();
+    assert!(kinds.contains(&1), "something is loaded: {kinds:?}");
+    assert!(!kinds.contains(&2) && !kinds.contains(&3), "{kinds:?}");
+}
+
+#[test]
 fn version_and_completion_need_no_agent() {
     let version = portreeve(&["version"]).ok();
     assert_eq!(version, portreeve(&["--version"]).ok());

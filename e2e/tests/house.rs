@@ -43,7 +43,7 @@ fn dependencies_point_downwards_only() {
         ("manifests", &[]),
         ("sys", &[]),
         ("oci", &["sys"]),
-        ("image", &["sys"]),
+        ("image", &["network", "sys"]),
         ("network", &["sys"]),
         ("engine", &["oci", "image", "network", "sys"]),
         ("plan", &["manifests"]),
@@ -140,6 +140,14 @@ fn a_fresh_checkout_builds_the_one_binary_with_what_is_installed() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn nobody_guesses_where_cargo_puts_what_it_builds() {
+    for file in ["README.md", ".ci/run", "e2e/run", "e2e/bench", "e2e/build", "e2e/vm/suite", "e2e/src/world.rs"] {
+        let text = std::fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(!text.contains("target/"), "{file}: ask e2e/build, or cargo");
     }
 }
 

@@ -50,10 +50,11 @@
 //!                      c: attacks::cve_2024_21626_*, a_program_has_no_descriptor_but_its_own
 //! 2024-3154            annotations that change what is made
 //! 2026-53488, -53492   annotations_change_nothing
+//!                      e: runtime_systemd annotations_are_properties_of_the_unit
 //! 2024-5154            a mount point that is a link makes files on the host
 //!                      c: attacks::cve_2024_5154_*   e: runtime_mounts a_destination_is_followed_inside_the_root_only
-//! 2024-8676            mounts of a checkpoint: there is no restore
-//! 2026-50195           e: runtime_features what_is_not_among_the_features_is_refused_in_plain_words
+//! 2024-8676            mounts of a checkpoint, and images that others may write to
+//! 2026-50195           e: runtime_checkpoint cve_2024_8676_*, only_what_runs_is_checkpointed_*
 //! 2024-40635           ids beyond what a number holds
 //! 2026-46680           e: runtime_process ids_that_are_no_users_are_refused
 //! 2025-24965           a file that a handler writes into the root

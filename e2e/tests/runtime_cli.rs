@@ -709,7 +709,8 @@ fn the_end_of_the_first_process_is_the_containers_and_delete_ends_the_others() {
         let said = bundle.output();
         if said.lines().count() == 2 { Ok(()) } else { Err(said) }
     });
-    runtime.call(&["kill", bundle.id(), "KILL"]).ok();
+    // By another hand: the runtime's own SIGKILL would be for both.
+    kill(runtime.pid(&bundle), Signal::SIGKILL).unwrap();
     runtime.wait_status(&bundle, "stopped");
     let cgroup = runtime.cgroup_file(&bundle, "pids/cgroup.procs", "cgroup.procs");
     let left: Vec<i32> = std::fs::read_to_string(&cgroup).unwrap().lines().map(|pid| pid.parse().unwrap()).collect();

@@ -73,6 +73,19 @@ fn devices_of_each_type_are_made_as_told() {
 }
 
 #[test]
+fn a_fifo_is_made_also_for_users_of_their_own() {
+    let Some(runtime) = Runtime::for_test("a_fifo_is_made_also_for_users_of_their_own") else { return };
+    let devices = json!([{ "path": "/dev/queue", "type": "p", "fileMode": 0o622, "uid": 7, "gid": 8 }]);
+    let bundle =
+        runtime.bundle(&["report"]).with_users(100_000, 65536).with(json!({ "linux": { "devices": devices } }));
+    let report = runtime.report(&bundle);
+    let queue = &report["devices"]["queue"];
+    assert_eq!((&queue["type"], &queue["mode"]), (&json!("p"), &json!(0o622)));
+    assert_eq!((&queue["uid"], &queue["gid"]), (&json!(7), &json!(8)));
+    assert_eq!(report["devices"]["null"]["type"], "c", "the others are the host's");
+}
+
+#[test]
 fn a_device_outside_of_dev_is_made_inside_the_root() {
     let Some(runtime) = Runtime::for_test("a_device_outside_of_dev_is_made_inside_the_root") else { return };
     let devices = json!([{ "path": "/var/devices/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666 }]);

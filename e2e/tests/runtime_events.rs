@@ -69,6 +69,27 @@ fn events_end_when_nobody_reads_them() {
 }
 
 #[test]
+fn events_of_a_container_that_is_deleted_end() {
+    let Some(runtime) = Runtime::for_test("events_of_a_container_that_is_deleted_end") else { return };
+    // As fast as it may, so that some look at a cgroup of which a part is gone.
+    for _ in 0..10 {
+        let bundle = limited(runtime.bundle(&["wait"]));
+        runtime.start_waiting(&bundle);
+        let mut command = runtime.command(&["events", "--interval", "1ms", bundle.id()]);
+        let mut events =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("events");
+        let mut output = BufReader::new(events.stdout.take().expect("a pipe"));
+        let mut said = String::new();
+        output.read_line(&mut said).expect("a line");
+        runtime.call(&["delete", "--force", bundle.id()]).ok();
+        output.read_to_string(&mut said).expect("the rest, and the end");
+        let ended = events.wait_with_output().expect("its end");
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        assert!(lines(&said).iter().all(|event| event["type"] == "stats"), "{said}");
+    }
+}
+
+#[test]
 fn running_out_of_memory_is_told() {
     let Some(runtime) = Runtime::for_test("running_out_of_memory_is_told") else { return };
     // Version 2 counts the killed, and tells that a cgroup is empty: its first process must outlive the other.

@@ -35,7 +35,7 @@ const FLAGS: [(&str, &[&str], &[&str]); 18] = [
 ];
 
 /// Options of a file system as a whole: what they make it show.
-const SUPER: [(&str, &[&str], &[&str]); 15] = [
+const SUPER: [(&str, &[&str], &[&str]); 17] = [
     ("sync", &["sync"], &[]),
     ("async", &[], &["sync"]),
     ("dirsync", &["dirsync"], &[]),
@@ -48,6 +48,8 @@ const SUPER: [(&str, &[&str], &[&str]); 15] = [
     ("noiversion", &[], &[]),
     ("silent", &[], &[]),
     ("loud", &[], &[]),
+    ("acl", &[], &["noacl"]),
+    ("noacl", &[], &["noacl"]),
     ("defaults", &[], &[]),
     ("size=64k", &["size=64k"], &[]),
     ("nr_inodes=10", &["nr_inodes=10"], &[]),
@@ -130,7 +132,8 @@ fn each_flag_of_a_bind_mount() {
         runtime.world().sh(&format!("umount {path}"));
     }
     // Options that say nothing of a bind mount are no reason to refuse one.
-    for option in ["defaults", "async", "sync", "dirsync", "mand", "nomand", "lazytime", "iversion", "silent", "loud"] {
+    let silent = ["defaults", "async", "sync", "dirsync", "mand", "nomand", "lazytime", "iversion", "silent", "loud"];
+    for option in silent.into_iter().chain(["acl", "noacl"]) {
         let bundle = runtime.bundle(&["report"]);
         let source = bundle.folder("source");
         let report = runtime.report(&bundle.with_mount(bind(&source, &["bind", option])));
@@ -248,6 +251,21 @@ fn a_mount_of_layers_has_the_propagation_that_is_said() {
         let mount = json!({ "destination": "/mnt", "type": "overlay", "source": "overlay", "options": options });
         let report = runtime.report(&bundle.with_mount(mount));
         check(option, &report.mount("/mnt").expect("a mount").propagation(), shown, hidden);
+    }
+}
+
+#[test]
+fn a_mount_of_layers_shows_its_source() {
+    let Some(runtime) = Runtime::for_test("a_mount_of_layers_shows_its_source") else { return };
+    let bundle = runtime.bundle_of(&["sh", "-c", "cat /proc/self/mountinfo"]);
+    let layers = format!("lowerdir={}:{}", bundle.folder("one").display(), bundle.folder("two").display());
+    let mount = |source: &str| json!({ "destination": format!("/mnt/{source}"), "type": "overlay", "source": source, "options": [layers] });
+    let bundle =
+        ["overlay", "of-its-own"].into_iter().fold(bundle.clone(), |bundle, name| bundle.with_mount(mount(name)));
+    let said = runtime.run(&bundle, &[]).ok();
+    for name in ["overlay", "of-its-own"] {
+        let line = said.lines().find(|line| line.contains(&format!(" /mnt/{name} "))).expect("the mount");
+        assert!(line.contains(&format!(" - overlay {name} ")), "{line}");
     }
 }
 

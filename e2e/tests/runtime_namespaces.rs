@@ -234,6 +234,17 @@ fn a_user_namespace_has_working_devices_and_file_systems() {
 }
 
 #[test]
+fn what_comes_with_a_namespace_belongs_to_the_containers_root() {
+    let Some(runtime) = Runtime::for_test("what_comes_with_a_namespace_belongs_to_the_containers_root") else { return };
+    let line = "for place in /dev /dev/shm /dev/mqueue /dev/pts/ptmx /proc; do busybox stat -c '%n %u %g' $place; done";
+    let bundle = runtime.bundle_of(&["busybox", "sh", "-c", line]).with_users(100_000, 65536);
+    let said = runtime.run(&bundle, &[]).ok();
+    let strangers: Vec<&str> =
+        said.lines().filter(|line| !line.ends_with(" 0 0") && !line.starts_with("/proc ")).collect();
+    assert_eq!((strangers, said.lines().count()), (Vec::new(), 5), "{said}");
+}
+
+#[test]
 fn the_clocks_of_a_time_namespace_are_moved() {
     let Some(runtime) = Runtime::for_test("the_clocks_of_a_time_namespace_are_moved") else { return };
     let before = runtime.report(&runtime.bundle(&["report"]));

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use portreeve_e2e::{Answer, Attempts, Bundle, Runtime, cgroup_version, skipped};
+use portreeve_e2e::{Answer, Attempts, Bundle, Runtime, cgroup_version, skipped, wait_until};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -260,10 +260,19 @@ fn processes_beyond_the_limit_do_not_start() {
 fn a_quota_slows_the_container_down() {
     let Some(runtime) = Runtime::for_test("a_quota_slows_the_container_down") else { return };
     let given = resources(&json!({ "cpu": { "quota": 10_000, "period": 100_000 } }));
-    let said: Value =
-        serde_json::from_str(&runtime.run(&runtime.bundle(&["spin", "1000"]).with(given), &[]).ok()).unwrap();
-    let (used, elapsed) = (said["used_ms"].as_u64().unwrap(), said["elapsed_ms"].as_u64().unwrap());
-    assert!(used * 100 < elapsed * 25, "a tenth of a processor, and some for the first period: {said}");
+    let spin = || -> Value {
+        serde_json::from_str(&runtime.run(&runtime.bundle(&["spin", "1000"]).with(given.clone()), &[]).ok()).unwrap()
+    };
+    let slow = |said: &Value| {
+        let (used, elapsed) = (said["used_ms"].as_u64().unwrap(), said["elapsed_ms"].as_u64().unwrap());
+        used * 100 < elapsed * 25
+    };
+    // A guest whose own processor is taken away misses the ends of quotas: then it may try again.
+    let mut tries = Vec::new();
+    while tries.len() < 3 && !tries.last().is_some_and(slow) {
+        tries.push(spin());
+    }
+    assert!(tries.last().is_some_and(slow), "a tenth of a processor, and some for the first period: {tries:?}");
 }
 
 #[test]
@@ -389,8 +398,10 @@ fn without_the_resource_control_file_system_its_groups_are_refused_in_plain_word
     assert!(answer.code != 0 && answer.stderr.contains("closID"), "{}", answer.stderr);
     let bundle = runtime.bundle(&["wait"]);
     runtime.start_waiting(&bundle);
-    let answer = runtime.call(&["update", "--l3-cache-schema", "L3:0=f", bundle.id()]);
-    assert!(answer.code != 0 && answer.stderr.contains("linux.intelRdt"), "{}", answer.stderr);
+    for words in [["--l3-cache-schema", "L3:0=f"], ["--mem-bw-schema", "MB:0=20"]] {
+        let answer = runtime.call(&["update", words[0], words[1], bundle.id()]);
+        assert!(answer.code != 0 && answer.stderr.contains("mount -t resctrl"), "{}", answer.stderr);
+    }
 }
 
 #[test]
@@ -481,4 +492,66 @@ fn the_out_of_memory_killer_can_be_kept_away() {
     runtime.create(&bundle, &[]).ok();
     let control = runtime.cgroup_value(&bundle, "memory/memory.oom_control", "");
     assert!(control.contains("oom_kill_disable 1"), "{control}");
+}
+
+#[test]
+fn a_hierarchy_that_is_covered_is_left_alone() {
+    let Some(runtime) = Runtime::for_test("a_hierarchy_that_is_covered_is_left_alone") else { return };
+    if cgroup_version() != 1 {
+        skipped("a_hierarchy_that_is_covered_is_left_alone", "version 2 has one hierarchy");
+        return;
+    }
+    runtime.world().sh("mount -t tmpfs none /sys/fs/cgroup/blkio");
+    let bundle = runtime.bundle(&["wait"]);
+    runtime.start_waiting(&bundle);
+    let group = std::fs::read_to_string(format!("/proc/{}/cgroup", runtime.pid(&bundle))).expect("its cgroups");
+    let of = |name: &str| {
+        let line = group.lines().find(|line| line.split(':').nth(1) == Some(name)).expect("a hierarchy");
+        line.rsplit(':').next().expect("a path").to_owned()
+    };
+    assert!(of("pids").ends_with(bundle.id()), "{group}");
+    assert!(!of("blkio").ends_with(bundle.id()), "{group}");
+    runtime.call(&["exec", bundle.id(), "/bin/true"]).ok();
+    runtime.call(&["delete", "--force", bundle.id()]).ok();
+    // What needs it is refused by name.
+    let weight = runtime.bundle(&["wait"]).with(resources(&json!({ "blockIO": { "weight": 500 } })));
+    let answer = runtime.create(&weight, &[]);
+    assert!(answer.code != 0 && answer.stderr.contains("blkio"), "{}", answer.stderr);
+    runtime.world().sh("umount /sys/fs/cgroup/blkio");
+    assert_eq!(runtime.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn everything_is_killed_also_without_a_freezer() {
+    let Some(runtime) = Runtime::for_test("everything_is_killed_also_without_a_freezer") else { return };
+    if cgroup_version() != 1 {
+        skipped("everything_is_killed_also_without_a_freezer", "version 2 kills by itself");
+        return;
+    }
+    for name in ["freezer", "unified"] {
+        runtime.world().sh(&format!("! test -e /sys/fs/cgroup/{name} || mount -t tmpfs none /sys/fs/cgroup/{name}"));
+    }
+    for verb in [&["kill", "--all"][..], &["delete", "--force"]] {
+        let bundle = runtime.bundle_of(&["sh", "-c", "for each in 1 2 3; do /prober wait & done; exec /prober wait"]);
+        let bundle = bundle.with_namespace("pid", None);
+        runtime.create(&bundle, &[]).ok();
+        runtime.call(&["start", bundle.id()]).ok();
+        wait_until("four are ready", 20, || {
+            let said = bundle.output();
+            if said.lines().count() == 4 { Ok(()) } else { Err(said) }
+        });
+        let signal = if verb[0] == "kill" { &["KILL"][..] } else { &[] };
+        runtime.call(&[verb, &[bundle.id()], signal].concat()).ok();
+        let cgroup = runtime.cgroup_file(&bundle, "pids/cgroup.procs", "");
+        wait_until("none is left", 20, || match std::fs::read_to_string(&cgroup) {
+            Ok(left) if !left.is_empty() => Err(left),
+            _ => Ok(()),
+        });
+        runtime.call(&["delete", "--force", bundle.id()]).ok();
+        assert!(!cgroup.exists(), "{verb:?}");
+    }
+    for name in ["freezer", "unified"] {
+        runtime.world().sh(&format!("! test -e /sys/fs/cgroup/{name} || umount /sys/fs/cgroup/{name}"));
+    }
+    assert_eq!(runtime.leftovers(), Vec::<String>::new());
 }

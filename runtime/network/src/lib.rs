@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Everything is done over netlink by this process: no program is run, nothing is polled.
-//! The crate is synchronous; a caller with an executor uses its blocking threads.
+//! [`Network`] is synchronous; a caller with an executor uses its blocking threads.
+//!
+//! Beside it, [`Resolver`] finds the hosts that the rest of the agent reaches out to, asynchronously.
 //!
 //! **Invariant:** what is not ours is never changed or removed. Ours are: the configured bridge
 //! and the configured nftables table, when their labels say so, links whose alias names our bridge, and
@@ -30,6 +32,14 @@
 //!
 //! 2026-11, **MAC addresses follow from IPv4 addresses**, so a reused address needs no neighbour
 //! to forget anything, and a bridge that is made again is the same one for running pods.
+//!
+//! 2026-11, **names of hosts** are found here, below images, because registries and probes ask for
+//! them, and reaching others is what this crate is about. hickory-net speaks with the nameservers and
+//! resolv-conf reads the file; whom to ask in which order, and what each one did, is our own. Rejected: the
+//! C library's way, see `resolver`; hickory-resolver, eight crates more for a cache and a pool of connections
+//! that would be made anew for each lookup: after SERVFAIL or REFUSED it asks nobody else, it takes a host
+//! without IPv6 whose IPv4 addresses a server cannot tell for one that has none, waits for nameservers that are
+//! not there, does not say which it asked, and drops the zone of a link-local one.
 //!
 //! 2026-11, **records are not synced to disk**: what they describe does not survive a crash of
 //! the machine either.
@@ -60,10 +70,13 @@ mod netlink;
 mod nft;
 mod setting;
 
+mod resolver;
+
 pub use config::{Config, DEFAULT_POOL, DEFAULT_SUBNET_LOCK, PortMapping, Protocol};
 pub use drift::{Drift, Reconciled};
 pub use error::{NetworkError, Retry};
 pub use network::{Attachment, Network};
+pub use resolver::{ResolveError, Resolver};
 pub use survey::{ForeignDrop, Lack, Survey, survey};
 pub use watch::Watch;
 

@@ -1,6 +1,7 @@
 //! Making a container: everything up to, and then including, its program's execve.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,18 +13,19 @@ use portreeve_sys::clone::{Child, NEW_CGROUP, NEW_MOUNT, NEW_NET, NEW_TIME, NEW_
 use portreeve_sys::namespace;
 use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::{Cgroup, CgroupError, Join, container_device_rules, delegate_owner};
+use crate::cgroup::{Cgroup, CgroupError, Join, container_device_rules, delegate_owner, devices_can_be_limited};
 use crate::error::{CreateError, SetupError, StartError, Step, Warning};
 use crate::gate::Inherited;
 use crate::hooks::{Hooks, Point, Terms};
 use crate::init::{self, Container, Joining, Process};
+use crate::lifecycle::Rootless;
 use crate::plan::identity::Identity;
 use crate::plan::mounts::MountOp;
 use crate::plan::namespaces::Namespaces;
 use crate::plan::netdev::NetDevice;
 use crate::plan::sysctl::Sysctl;
 use crate::plan::{PlanError, identity, mounts, namespaces, netdev, order, sysctl};
-use crate::prepare::{self, Device, Prepared};
+use crate::prepare::{self, Device, Wanted};
 use crate::seccomp::{Filter, SeccompError};
 use crate::spawn::{self, Place, SpawnError, Spawned};
 use crate::stdio::Stdio;
@@ -84,6 +86,8 @@ pub struct Create<'a> {
     /// The cgroup it runs in; created when missing, and `linux.resources` is written to it. Without one the container
     /// stays in the caller's, and has no limits.
     pub cgroup: Option<&'a Cgroup>,
+    /// The cgroup was not there when its maker looked: should another one make it first, the container is not made.
+    pub cgroup_is_new: bool,
     /// Its standard streams.
     pub stdio: Stdio,
     /// Descriptors that the program gets as 3, 4, and so on.
@@ -96,6 +100,8 @@ pub struct Create<'a> {
     pub gate: Gate,
     /// The bundle's directory, of which hooks are told, and the program that takes the listener of a seccomp filter.
     pub bundle: PathBuf,
+    /// Whether the caller lacks the privileges of the host's root.
+    pub rootless: Rootless,
 }
 
 impl<'a> Create<'a> {
@@ -107,12 +113,14 @@ impl<'a> Create<'a> {
             spec,
             rootfs,
             cgroup: Some(cgroup),
+            cgroup_is_new: false,
             stdio,
             extra_fds: Vec::new(),
             keep_keyring: false,
             pivot: Pivot::default(),
             gate: Gate::default(),
             bundle: PathBuf::new(),
+            rootless: Rootless::No,
         }
     }
 }
@@ -213,8 +221,8 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
         let join = rdt::join(Join::of_nothing(), request.spec, request.id)?;
         return make(request, plan, Place { cgroup: Some(&join), birth: false }, Vec::new());
     };
-    let ours = !cgroup.exists();
-    let limited = limit(cgroup, ours, request.spec)
+    let (ours, _held) = claim(cgroup, request.cgroup_is_new)?;
+    let limited = limit(cgroup, ours, request.spec, request.rootless)
         .and_then(|(join, warnings)| Ok((rdt::join(join, request.spec, request.id)?, warnings)))
         .map_err(CreateError::from);
     match limited.and_then(|(join, warnings)| make(request, plan, Place { cgroup: Some(&join), birth: ours }, warnings))
@@ -285,18 +293,54 @@ pub(crate) fn hears(filter: Option<&Filter>) -> Option<bool> {
     filter.map(|filter| filter.listener().is_some())
 }
 
-/// Makes the cgroup, with the limits of the configuration, and opens what joins it.
-fn limit(cgroup: &Cgroup, new: bool, spec: &Spec) -> Result<(Join, Vec<Warning>), CgroupError> {
+/// Whether the cgroup is to be made, and what keeps other makers away until a process is there, which who comes later
+/// sees.
+pub(crate) fn claim(cgroup: &Cgroup, must_be_new: bool) -> Result<(bool, File), CgroupError> {
+    let new = cgroup.claim()?;
+    if !new {
+        if must_be_new {
+            return Err(CgroupError::Taken { path: cgroup.path().to_owned() });
+        }
+        cgroup.let_its_maker_hold()?;
+    }
+    match cgroup.hold() {
+        Ok(held) => Ok((new, held)),
+        Err(error) => {
+            if new {
+                // Only while nothing is in it. Why it is not ours says more than that it is still there.
+                let _ = cgroup.remove_unused();
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Makes a cgroup that was claimed, with the limits of the configuration, and opens what joins it.
+pub(crate) fn limit(
+    cgroup: &Cgroup,
+    new: bool,
+    spec: &Spec,
+    rootless: Rootless,
+) -> Result<(Join, Vec<Warning>), CgroupError> {
     let given = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let mut resources: LinuxResources = given.cloned().unwrap_or_default();
-    resources.set_devices(Some(container_device_rules(given)));
+    // Nobody else may have them enforced, and makes nodes either: a container without has those that are bound into it.
+    let enforced = rootless == Rootless::No || devices_can_be_limited();
+    resources.set_devices(enforced.then(|| container_device_rules(given)));
     if !new {
         cgroup.require_vacant()?;
     }
-    cgroup.create()?;
-    let warnings = cgroup.apply(&resources)?;
+    cgroup.complete()?;
+    let mut warnings = if new { cgroup.apply_first(&resources)? } else { cgroup.apply(&resources)? };
     if let Some(owner) = delegate_owner(spec) {
-        cgroup.delegate(owner)?;
+        match cgroup.delegate(owner) {
+            // A user may give nothing away, not to an id lent to him either: the container's root divides it no further.
+            Err(CgroupError::Delegate { path, uid, source }) if rootless == Rootless::Yes => {
+                let what = format!("giving {} to user {uid}", path.display());
+                warnings.push(Warning { what, errno: source.raw_os_error() });
+            }
+            other => other?,
+        }
     }
     Ok((cgroup.prepare_join()?, warnings))
 }
@@ -309,10 +353,16 @@ fn clear(cgroup: &Cgroup) -> Result<(), CgroupError> {
 }
 
 fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<Warning>) -> Result<Created, CreateError> {
-    let Create { id, spec, rootfs, cgroup, stdio, extra_fds, keep_keyring, pivot, gate, bundle } = request;
+    let Create { id, spec, rootfs, cgroup, stdio, extra_fds, keep_keyring, pivot, gate, bundle, rootless, .. } =
+        request;
     let Plan { identity, namespaces, mounts: ops, sysctls, filter, devices, hooks, links } = plan;
     let hooks = hooks.about(id, &bundle);
     let looked_for = hooks.place(&rootfs, namespaces.new & NEW_MOUNT != 0)?;
+    let opens = rootless == Rootless::Yes && !prepare::may_mount()?;
+    if opens && !namespaces.has(NEW_MOUNT) {
+        let reason = "lists no mount namespace: a user who is not root cannot make a container's root in his own";
+        return Err(PlanError::new("linux.namespaces", reason).into());
+    }
     let linux = spec.linux().as_ref();
     let steps = order::container(&order::Shape {
         spec,
@@ -323,6 +373,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         keep_keyring,
         terminal: matches!(stdio, Stdio::Terminal { .. }),
         hooks: &hooks,
+        opens,
     });
     let mut namespaces = namespaces;
     let mut joins = open_joins(&namespaces)?;
@@ -347,15 +398,17 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         Some(_) => userns::host_root(uids).zip(userns::host_root(gids)).ok_or_else(no_root)?,
         None => (0, 0),
     };
-    let prepared = Prepared {
-        root: prepare::root(&rootfs, mounts::root_receives(spec), user_namespace, owner)?,
-        sources: prepare::sources(&ops, cgroup, user_namespace)?,
-        null: prepare::null_device()?,
-        nodes: devices
-            .iter()
-            .map(|device| user_namespace.map(|_| prepare::node(&device.path)).transpose())
-            .collect::<Result<_, SetupError>>()?,
+    let wanted = Wanted {
+        rootfs: &rootfs,
+        receives: mounts::root_receives(spec),
+        mounts: &ops,
+        cgroup,
+        devices: &devices,
+        user_namespace,
+        owner,
+        rootless,
     };
+    let prepared = if opens { None } else { Some(wanted.open()?) };
     let stdio = complete(stdio)?;
     let keyring = if keep_keyring { None } else { CString::new(format!("_ses.{id}")).ok() };
     let sockets = spawn::sockets(extra_fds.len())?;
@@ -382,7 +435,8 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
             mounts: &ops,
             sysctls: &sysctls,
             devices: &devices,
-            prepared: &prepared,
+            prepared: prepared.as_ref(),
+            wanted: &wanted,
             place: looked_for.as_deref(),
             cgroup: place.cgroup,
             joining,
@@ -397,15 +451,20 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
     // Of a cgroup that was there before, the count tells of others as well.
     let fresh = cgroup.filter(|_| place.birth);
     let failed = |error| create_error(error, fresh, limit);
-    let mut spawned = if between {
-        spawn::between(sockets, new, place, || spawn::enter(&joins, &namespaces.offsets), run)
-    } else {
-        spawn::direct(sockets, new, place, run)
-    }
-    .map_err(failed)?;
-    if let Some(score) = identity.oom_score_adj {
-        set_oom_score(&spawned, score, &mut warnings)?;
-    }
+    let clone = || {
+        if between {
+            let enter = || {
+                spawn::enter(&joins, &namespaces.offsets)?;
+                // What comes with a new namespace (/dev/mqueue) belongs to whoever makes it. Who has to open everything
+                // himself first does so as the caller's user.
+                if user_namespace.is_some() && !opens { init::become_root_of_user_namespace() } else { Ok(()) }
+            };
+            spawn::between(sockets, new, place, enter, run)
+        } else {
+            spawn::direct(sockets, new, place, run)
+        }
+    };
+    let mut spawned = scored(identity.oom_score_adj, &mut warnings, || clone().map_err(failed))?;
     let handed = if links.is_empty() { None } else { Some(hand_over(&links, &joins, &spawned)?) };
     let told = filter.as_ref().and_then(Filter::listener).map(|listener| {
         let mut state = hooks.state().clone();
@@ -476,7 +535,7 @@ fn create_error(error: SpawnError, cgroup: Option<&Cgroup>, limit_bytes: Option<
     }
 }
 
-fn open_joins(namespaces: &Namespaces) -> Result<Vec<(u64, OwnedFd)>, SetupError> {
+pub(crate) fn open_joins(namespaces: &Namespaces) -> Result<Vec<(u64, OwnedFd)>, SetupError> {
     let open = |(kind, path): &(u64, PathBuf)| {
         let what = format!("opening the {} namespace", namespaces::name(*kind));
         // Whatever lies there: nobody has to be at the other end of it.
@@ -496,32 +555,68 @@ fn open_joins(namespaces: &Namespaces) -> Result<Vec<(u64, OwnedFd)>, SetupError
 pub(crate) fn complete(stdio: Stdio) -> Result<Stdio, SetupError> {
     match stdio {
         Stdio::Pipes { stdin: None, stdout, stderr } => {
-            let null = std::fs::File::open("/dev/null").step("opening", "/dev/null")?;
+            let null = File::open("/dev/null").step("opening", "/dev/null")?;
             Ok(Stdio::Pipes { stdin: Some(null.into()), stdout, stderr })
         }
         other => Ok(other),
     }
 }
 
+/// Clones a process that the kernel kills as readily as `score` says when memory runs out.
+///
+/// A user's own process is out of his reach once it is undumpable: it is born with the score, which is the maker's for
+/// that moment.
+pub(crate) fn scored<E: From<SetupError>>(
+    score: Option<i32>,
+    warnings: &mut Vec<Warning>,
+    clone: impl FnOnce() -> Result<Spawned, E>,
+) -> Result<Spawned, E> {
+    const OWN: &str = "/proc/self/oom_score_adj";
+    let Some(score) = score else { return clone() };
+    if rustix::process::geteuid().is_root() {
+        let spawned = clone()?;
+        set_oom_score(&spawned, score, warnings)?;
+        return Ok(spawned);
+    }
+    let before = std::fs::read_to_string(OWN).step("reading", OWN)?;
+    match std::fs::write(OWN, score.to_string()) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            warnings.push(not_lowered(score, &error));
+            return clone();
+        }
+        other => other.step("setting oom_score_adj", OWN)?,
+    }
+    let spawned = clone();
+    // Everybody may go back to where somebody with privileges has put him.
+    let back = std::fs::write(OWN, before.trim_end()).step("setting oom_score_adj back", OWN);
+    if let Err(error) = back {
+        spawned.iter().for_each(|spawned| _ = spawn::abandon(spawned));
+        return Err(error.into());
+    }
+    spawned
+}
+
+fn not_lowered(score: i32, error: &std::io::Error) -> Warning {
+    Warning { what: format!("setting oom_score_adj to {score}"), errno: error.raw_os_error() }
+}
+
 /// Sets how readily the kernel kills the process when memory runs out. Lowering the value needs CAP_SYS_RESOURCE: where
 /// that is refused the container runs with what it inherits, and a warning says so.
 ///
 /// Done by the maker: the process itself is undumpable, so that its own files of /proc are not its own.
-pub(crate) fn set_oom_score(spawned: &Spawned, score: i32, warnings: &mut Vec<Warning>) -> Result<(), SetupError> {
+fn set_oom_score(spawned: &Spawned, score: i32, warnings: &mut Vec<Warning>) -> Result<(), SetupError> {
     let path = format!("/proc/{}/oom_score_adj", spawned.child.pid.as_raw_nonzero());
     match std::fs::write(&path, score.to_string()) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            warnings.push(not_lowered(score, &error));
+            Ok(())
+        }
+        // It has ended already: what it said on the way tells more.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            spawn::abandon(spawned);
+            Err(error).step("setting oom_score_adj", path)
+        }
         Ok(()) => Ok(()),
-        Err(error) => match error.raw_os_error() {
-            Some(errno) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                warnings.push(Warning { what: format!("setting oom_score_adj to {score}"), errno: Some(errno) });
-                Ok(())
-            }
-            // It has ended already: what it said on the way tells more.
-            _ if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            _ => {
-                spawn::abandon(spawned);
-                Err(error).step("setting oom_score_adj", path)
-            }
-        },
     }
 }

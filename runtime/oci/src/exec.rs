@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::Pid;
 use crate::cgroup::{Below, Cgroup};
-use crate::create::{self, complete, filter, hears, set_oom_score};
+use crate::create::{self, complete, filter, hears, scored};
 use crate::error::{ExecError, SetupError, Step, Warning};
 use crate::init::{self, Joining, Process};
 use crate::plan::{identity, namespaces, order};
@@ -96,6 +96,17 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
     let keyring = if keep_keyring { None } else { CString::new("_ses.exec").ok() };
     let user_namespace = namespaces.has(NEW_USER);
     let steps = order::process(&identity, order::End { filter: hears(filter.as_ref()), ..order::End::default() });
+    // A mount namespace has a root of its own; without one the container's is where its first process is.
+    let root = if namespaces.has(NEW_MOUNT) { None } else { Some(root_of(container.pidfd)?) };
+    // All at once, by the process itself: no path, and no namespace of a stranger that took its id over.
+    let enter = || {
+        if namespaces.all() != 0 {
+            let entered = namespace::enter(container.pidfd, namespaces.all());
+            let hint = entered.as_ref().err().map_or("", not_yet);
+            entered.step(&format!("joining the container's namespaces{hint}"), "")?;
+        }
+        root.as_ref().map_or(Ok(()), |root| change_root(root.as_fd()).step("entering the container's root", ""))
+    };
     let run = |socket: BorrowedFd<'_>, _: Joining| {
         let process = Process {
             steps: &steps,
@@ -110,23 +121,14 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
         };
         init::further(&process, user_namespace)
     };
-    // A mount namespace has a root of its own; without one the container's is where its first process is.
-    let root = if namespaces.has(NEW_MOUNT) { None } else { Some(root_of(container.pidfd)?) };
-    // All at once, by the process itself: no path, and no namespace of a stranger that took its id over.
-    let enter = || {
-        if namespaces.all() != 0 {
-            namespace::enter(container.pidfd, namespaces.all()).step("joining the container's namespaces", "")?;
-        }
-        root.as_ref().map_or(Ok(()), |root| change_root(root.as_fd()).step("entering the container's root", ""))
-    };
     let sockets = spawn::sockets(extra_fds.len())?;
+    // By a process in between: whoever is in the container's PID namespace sees no newborn before that is in the other
+    // namespaces too. Its root, its mounts and its network would be the host's, for who may trace it, and in part for all.
     let clone =
         || spawn::between(sockets, 0, Place { cgroup: join.as_ref(), birth: true }, enter, run).map_err(exec_error);
     let mut warnings = Vec::from_iter(prepare::beyond(&identity.capabilities, user_namespace)?);
-    let mut spawned = born_on(identity.affinity.initial.as_ref(), clone)?;
-    if let Some(score) = identity.oom_score_adj {
-        set_oom_score(&spawned, score, &mut warnings)?;
-    }
+    let born = || born_on(identity.affinity.initial.as_ref(), clone);
+    let mut spawned = scored(identity.oom_score_adj, &mut warnings, born)?;
     let told = filter.as_ref().and_then(Filter::listener);
     let told = told.map(|to| (to, state.unwrap_or_else(|| create::state(container.spec, ContainerState::Running))));
     let heard = spawn::listen(&mut spawned, told, |_| Ok(())).map_err(exec_error)?;
@@ -136,6 +138,14 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
     }
     let Spawned { child, .. } = spawned;
     Ok(Execed { pid: child.pid, pidfd: child.pidfd, terminal: heard.terminal, warnings })
+}
+
+/// What the kernel means by EPERM for a user who is not root: a process that has not executed its program is undumpable,
+/// and so nobody's but root's.
+fn not_yet(error: &std::io::Error) -> &'static str {
+    let denied = error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error());
+    let user = !rustix::process::geteuid().is_root();
+    if denied && user { " (one that was not started yet is closed to everybody but root)" } else { "" }
 }
 
 /// Clones on the processors of `set`, where the newborn is before it joins the container's cgroup; the caller is where
@@ -154,7 +164,7 @@ fn born_on(set: Option<&CpuSet>, clone: impl FnOnce() -> Result<Spawned, ExecErr
 }
 
 /// The root directory of a process.
-fn root_of(pidfd: BorrowedFd<'_>) -> Result<OwnedFd, SetupError> {
+pub(crate) fn root_of(pidfd: BorrowedFd<'_>) -> Result<OwnedFd, SetupError> {
     let looking = "looking at the container's first process";
     let pid = || pidfd_pid(pidfd).step(looking, "")?.ok_or(rustix::io::Errno::SRCH).step(looking, "");
     let path = format!("/proc/{}/root", pid()?.as_raw_nonzero());

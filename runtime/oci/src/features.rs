@@ -19,6 +19,10 @@ pub const SPECIFICATION: &str = "1.3.0";
 /// The hooks that are run.
 const HOOKS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
+/// What the names of annotations begin with that change what is done: the properties of a container's unit, where its
+/// cgroup is made by systemd.
+const UNSAFE_ANNOTATIONS: [&str; 1] = ["org.systemd.property."];
+
 const NAMESPACES: [LinuxNamespaceType; 8] = [
     LinuxNamespaceType::Cgroup,
     LinuxNamespaceType::Ipc,
@@ -49,7 +53,7 @@ const MEMORY_POLICY_FLAGS: [MemoryPolicyFlagType; 3] = [
 /// What this runtime carries out, whether or not the machine has what it takes; the machine is asked for the flags of
 /// seccomp filters alone, of which the specification wants to know both.
 ///
-/// No annotation of a container changes what the runtime does: that list is empty. `annotations` are about the runtime.
+/// `annotations` are about the runtime. systemd's cgroups are the work of its command line, which alone speaks with systemd.
 #[must_use]
 pub fn features(annotations: HashMap<String, String>) -> Features {
     let mut features = Features::default();
@@ -60,7 +64,7 @@ pub fn features(annotations: HashMap<String, String>) -> Features {
         .set_mount_options(Some(names(&MOUNT_OPTIONS)))
         .set_linux(Some(linux()))
         .set_annotations(Some(annotations))
-        .set_potentially_unsafe_config_annotations(Some(Vec::new()));
+        .set_potentially_unsafe_config_annotations(Some(names(&UNSAFE_ANNOTATIONS)));
     features
 }
 
@@ -90,7 +94,7 @@ fn cgroup() -> Cgroup {
     cgroup
         .set_v1(Some(true))
         .set_v2(Some(true))
-        .set_systemd(Some(false))
+        .set_systemd(Some(true))
         .set_systemd_user(Some(false))
         .set_rdma(Some(true));
     cgroup

@@ -39,6 +39,12 @@ pub(crate) fn bind(directory: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd)> 
     Ok((listener, waiting))
 }
 
+/// Makes the file of a gate that nobody waits at: of a container that was restored and not started.
+pub(crate) fn passed(directory: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, WAITING, flags, Mode::RUSR | Mode::WUSR).map(drop)?)
+}
+
 /// Whether a process still waits at the gate of this directory.
 pub(crate) fn waits(directory: BorrowedFd<'_>) -> io::Result<bool> {
     match rustix::fs::flock(waiting(directory)?, FlockOperation::NonBlockingLockShared) {

@@ -34,6 +34,8 @@ pub(crate) enum Message {
     Spawned { pid: i32, pidfd: i32 },
     /// The terminal's master side comes along.
     Terminal(OwnedFd),
+    /// A socket comes along, at whose other end is what the process becomes: CRIU's.
+    Socket(OwnedFd),
     /// A seccomp filter's listener comes along; from now on its calls may wait for who has that.
     Listener(OwnedFd),
     /// The mounts are attached and the root is not changed yet; it waits for [`go`].
@@ -61,6 +63,7 @@ const NOT_EXECUTED: u8 = 6;
 const NO_INTERPRETER: u8 = 7;
 const MOUNTED: u8 = 8;
 const HOOK_FAILED: u8 = 9;
+const SOCKET: u8 = 10;
 
 /// A message is at most this long; longer names are cut.
 const LIMIT: usize = 8192;
@@ -89,6 +92,7 @@ fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
         SPAWNED => Message::Spawned { pid: number, pidfd: text(first).parse().ok()? },
         TERMINAL => Message::Terminal(fds.into_iter().next()?),
         LISTENER => Message::Listener(fds.into_iter().next()?),
+        SOCKET => Message::Socket(fds.into_iter().next()?),
         MOUNTED => Message::Mounted,
         READY => Message::Ready,
         HOOK_FAILED => Message::HookFailed(HookError { hook: text(first), reason: text(second) }),
@@ -132,6 +136,10 @@ pub(crate) fn spawned(socket: BorrowedFd<'_>, pid: i32, pidfd: i32) -> io::Resul
 
 pub(crate) fn terminal(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> io::Result<()> {
     send(socket, &encode(TERMINAL, 0, b"", b""), &[master]).map(|_| ())
+}
+
+pub(crate) fn socket(socket: BorrowedFd<'_>, sent: BorrowedFd<'_>) -> io::Result<()> {
+    send(socket, &encode(SOCKET, 0, b"", b""), &[sent]).map(|_| ())
 }
 
 /// Makes no call but sendmsg, not even for memory: any other could wait for the listener that it sends.

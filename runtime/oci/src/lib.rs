@@ -32,6 +32,7 @@ pub mod rdt;
 pub mod seccomp;
 
 mod create;
+mod criu;
 mod error;
 mod exec;
 mod gate;
@@ -45,6 +46,7 @@ mod stdio;
 mod userns;
 
 pub use crate::create::{Create, Created, Gate, Pivot, RootFs, Running, Starter, check, create};
+pub use crate::criu::{CgroupMode, CriuError, CriuOptions};
 pub use crate::error::{CreateError, ExecError, SetupError, StartError, Warning};
 pub use crate::exec::{ContainerRef, Exec, Execed, exec};
 pub use crate::hooks::HookError;

@@ -2,6 +2,8 @@
 //!
 //! Everything is a detached mount or an open file that the child inherits by its number: in a user namespace it could
 //! not open these paths, and after pivot_root nobody in the container can.
+//!
+//! A maker who may not mount leaves it to the child, which may in the mount namespace of its user namespace.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +18,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use crate::cgroup::Cgroup;
 use crate::create::RootFs;
 use crate::error::{CreateError, SetupError, Step, Warning};
+use crate::lifecycle::Rootless;
 use crate::plan::identity::CapabilityMasks;
 use crate::plan::mounts::{IdMap, MountOp, What};
 use crate::plan::sysctl::Sysctl;
@@ -105,8 +108,139 @@ pub(crate) struct Prepared {
     pub(crate) sources: Vec<Source>,
     /// The host's /dev/null, checked, as a detached mount: covers masked files.
     pub(crate) null: OwnedFd,
-    /// In a user namespace: detached mounts of the host's nodes, by index of the device.
+    /// For a process that may make no nodes: detached mounts of the host's, by index of the device; none for a FIFO.
     pub(crate) nodes: Vec<Option<OwnedFd>>,
+}
+
+/// What is to be opened.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) rootfs: &'a RootFs,
+    /// Whether mounts of the host below the root file system are to appear in the container.
+    pub(crate) receives: bool,
+    pub(crate) mounts: &'a [MountOp],
+    pub(crate) cgroup: Option<&'a Cgroup>,
+    pub(crate) devices: &'a [Device],
+    /// Of a container that has one of its own.
+    pub(crate) user_namespace: Option<BorrowedFd<'a>>,
+    /// User and group of the host that its root is mapped to.
+    pub(crate) owner: (u32, u32),
+    pub(crate) rootless: Rootless,
+}
+
+impl Wanted<'_> {
+    /// Opens all of it.
+    pub(crate) fn open(&self) -> Result<Prepared, SetupError> {
+        let binds = self.user_namespace.is_some() || self.rootless == Rootless::Yes;
+        let node = |device: &Device| {
+            // Everybody may make a FIFO, and the host has none for it.
+            let bound = binds && device.kind != LinuxDeviceType::P;
+            bound.then(|| node(&device.path)).transpose()
+        };
+        Ok(Prepared {
+            root: root(self.rootfs, self.receives, self.user_namespace, self.owner)?,
+            sources: self.sources()?,
+            null: null_device()?,
+            nodes: self.devices.iter().map(node).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Opens the sources of every mount.
+    fn sources(&self) -> Result<Vec<Source>, SetupError> {
+        let mut maps = MapNamespaces::default();
+        self.mounts.iter().map(|op| self.source(op, &mut maps)).collect()
+    }
+
+    fn source(&self, op: &MountOp, maps: &mut MapNamespaces) -> Result<Source, SetupError> {
+        match &op.what {
+            What::Filesystem { .. } => Ok(Source::None),
+            What::Bind { source, recursive, own, tree: all, id_map } => {
+                let opening = |error: &io::Error| format!("opening the bind source{}", in_the_way(error, *recursive));
+                let tree = mount::clone_tree(CWD, source, *recursive, false);
+                let tree = tree
+                    .map_err(|error| (opening(&error), error))
+                    .or_else(|(what, error)| Err(error).step(&what, source))?;
+                let directory = is_directory(tree.as_fd()).step("looking at the bind source", source)?;
+                cut_off(tree.as_fd(), op.propagation).step("setting the propagation of", source)?;
+                if !own.is_empty() {
+                    let change = Change { set: own.set, clear: own.clear, ..Change::default() };
+                    mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", source)?;
+                }
+                // Last, as in other runtimes: `rro` makes everything read-only, whatever is said of the topmost mount.
+                if !all.is_empty() {
+                    let change = Change { set: all.set, clear: all.clear, recursive: true, ..Change::default() };
+                    mount::set_attributes(tree.as_fd(), &change).step("setting recursive mount options of", source)?;
+                }
+                if let Some(map) = id_map {
+                    apply_id_map(tree.as_fd(), map, self.user_namespace, maps)
+                        .map_err(|error| unmappable(source, op, error))?;
+                }
+                Ok(Source::Tree { tree, directory })
+            }
+            What::Layers { name, lower, writable, id_map, attributes } => {
+                let namespace = self.user_namespace.filter(|_| *id_map);
+                let writable = writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
+                let tree = overlay(name, lower, writable, namespace, *attributes)?;
+                set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &op.destination)?;
+                Ok(Source::Tree { tree, directory: true })
+            }
+            What::Cgroup { own } => {
+                let Some(cgroup) = self.cgroup else { return self.the_hosts_cgroups(op) };
+                let change = Change { set: own.set, clear: own.clear, ..Change::default() };
+                let mut trees = Vec::new();
+                for (name, directory) in cgroup.mount_sources() {
+                    let tree =
+                        mount::clone_tree(CWD, &directory, false, true).step("opening the cgroup", &directory)?;
+                    set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &directory)?;
+                    if !own.is_empty() {
+                        mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", &directory)?;
+                    }
+                    trees.push((name, tree));
+                }
+                match trees.as_slice() {
+                    [(name, _)] if name.is_empty() => {
+                        Ok(trees.pop().map_or(Source::None, |(_, tree)| Source::Tree { tree, directory: true }))
+                    }
+                    _ => Ok(Source::Cgroups(trees)),
+                }
+            }
+        }
+    }
+
+    /// A container that stays in its maker's cgroup sees what the maker sees, and changes nothing, whatever the options
+    /// say (CVE-2023-25809).
+    fn the_hosts_cgroups(&self, op: &MountOp) -> Result<Source, SetupError> {
+        const PLACE: &str = "/sys/fs/cgroup";
+        if self.rootless == Rootless::No {
+            let lacks = io::Error::new(io::ErrorKind::InvalidInput, "the container has no cgroup of its own");
+            return Err(lacks).step("mounting the cgroup on", &op.destination);
+        }
+        let floor = READ_ONLY | mount::NO_SUID | mount::NO_DEV | mount::NO_EXEC;
+        let change = Change { set: floor, recursive: true, ..Change::default() };
+        let tree = mount::clone_tree(CWD, Path::new(PLACE), true, true).step("opening the cgroups", PLACE)?;
+        cut_off(tree.as_fd(), op.propagation).step("setting the propagation of", PLACE)?;
+        mount::set_attributes(tree.as_fd(), &change).step("making read-only", PLACE)?;
+        Ok(Source::Tree { tree, directory: true })
+    }
+}
+
+/// What the kernel means by EINVAL about a copy of one mount without those below it.
+fn in_the_way(error: &io::Error, recursive: bool) -> &'static str {
+    let invalid = error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error());
+    if invalid && !recursive {
+        " (in a user namespace, what the host's mounts below it cover stays covered: use rbind)"
+    } else {
+        ""
+    }
+}
+
+/// Whether the caller may mount where it is: the root of a user namespace alone, without a mount namespace that is the
+/// user namespace's, may not.
+pub(crate) fn may_mount() -> Result<bool, SetupError> {
+    match mount::clone_tree(CWD, Path::new("/dev/null"), false, true) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => Ok(false),
+        other => other.map(|_| true).step("opening", "/dev/null"),
+    }
 }
 
 /// Refuses to join the caller's own namespace, where parameters of the container would be the caller's.
@@ -140,16 +274,6 @@ pub(crate) fn beyond(wanted: &CapabilityMasks, user_namespace: bool) -> Result<O
     Ok((!lacking.is_empty()).then_some(Warning { what, errno: None }))
 }
 
-/// Opens the sources of every mount.
-pub(crate) fn sources(
-    ops: &[MountOp],
-    cgroup: Option<&Cgroup>,
-    user_namespace: Option<BorrowedFd<'_>>,
-) -> Result<Vec<Source>, SetupError> {
-    let mut maps = MapNamespaces::default();
-    ops.iter().map(|op| source(op, cgroup, user_namespace, &mut maps)).collect()
-}
-
 /// User namespaces for the maps of mounts: each costs a process, and many mounts have the same maps.
 #[derive(Debug, Default)]
 struct MapNamespaces {
@@ -164,62 +288,6 @@ impl MapNamespaces {
         }
         let found = self.made.get(at.unwrap_or(self.made.len() - 1));
         found.map(|(_, namespace)| namespace.as_fd()).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-}
-
-fn source(
-    op: &MountOp,
-    cgroup: Option<&Cgroup>,
-    user_namespace: Option<BorrowedFd<'_>>,
-    maps: &mut MapNamespaces,
-) -> Result<Source, SetupError> {
-    match &op.what {
-        What::Filesystem { .. } => Ok(Source::None),
-        What::Bind { source, recursive, own, tree: all, id_map } => {
-            let tree = mount::clone_tree(CWD, source, *recursive, false).step("opening the bind source", source)?;
-            let directory = is_directory(tree.as_fd()).step("looking at the bind source", source)?;
-            cut_off(tree.as_fd(), op.propagation).step("setting the propagation of", source)?;
-            if !own.is_empty() {
-                let change = Change { set: own.set, clear: own.clear, ..Change::default() };
-                mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", source)?;
-            }
-            // Last, as in other runtimes: `rro` makes everything read-only, whatever is said of the topmost mount.
-            if !all.is_empty() {
-                let change = Change { set: all.set, clear: all.clear, recursive: true, ..Change::default() };
-                mount::set_attributes(tree.as_fd(), &change).step("setting recursive mount options of", source)?;
-            }
-            if let Some(map) = id_map {
-                apply_id_map(tree.as_fd(), map, user_namespace, maps).map_err(|error| unmappable(source, op, error))?;
-            }
-            Ok(Source::Tree { tree, directory })
-        }
-        What::Layers { lower, writable, id_map, attributes } => {
-            let namespace = user_namespace.filter(|_| *id_map);
-            let writable = writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
-            let tree = overlay(lower, writable, namespace, *attributes)?;
-            set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &op.destination)?;
-            Ok(Source::Tree { tree, directory: true })
-        }
-        What::Cgroup { own } => {
-            let change = Change { set: own.set, clear: own.clear, ..Change::default() };
-            let lacks = || io::Error::new(io::ErrorKind::InvalidInput, "the container has no cgroup of its own");
-            let cgroup = cgroup.ok_or_else(lacks).step("mounting the cgroup on", &op.destination)?;
-            let mut trees = Vec::new();
-            for (name, directory) in cgroup.mount_sources() {
-                let tree = mount::clone_tree(CWD, &directory, false, true).step("opening the cgroup", &directory)?;
-                set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &directory)?;
-                if !own.is_empty() {
-                    mount::set_attributes(tree.as_fd(), &change).step("setting mount options of", &directory)?;
-                }
-                trees.push((name, tree));
-            }
-            match trees.as_slice() {
-                [(name, _)] if name.is_empty() => {
-                    Ok(trees.pop().map_or(Source::None, |(_, tree)| Source::Tree { tree, directory: true }))
-                }
-                _ => Ok(Source::Cgroups(trees)),
-            }
-        }
     }
 }
 
@@ -279,9 +347,12 @@ pub(crate) fn null_device() -> Result<OwnedFd, SetupError> {
     if is_null { Ok(tree) } else { Err(io::Error::other("it is not the null device")).step("looking at", "/dev/null") }
 }
 
-/// A node of the host as a detached mount.
+/// A node of the host as a detached mount. It is read-only, which is no matter for what is written to the device: the
+/// inode is the host's own, and a root without a user namespace would change its mode and owner for everybody.
 pub(crate) fn node(path: &Path) -> Result<OwnedFd, SetupError> {
     let tree = mount::clone_tree(CWD, path, false, true).step("opening the device", path)?;
+    let change = Change { set: READ_ONLY | mount::NO_SUID | mount::NO_EXEC, ..Change::default() };
+    mount::set_attributes(tree.as_fd(), &change).step("making read-only", path)?;
     set_propagation(tree.as_fd(), Some((Propagation::Private, false))).step("setting the propagation of", path)?;
     Ok(tree)
 }
@@ -314,27 +385,28 @@ pub(crate) fn root(
                 rustix::fs::chown(upper, Some(user), Some(group))
                     .step("giving the writable layer to the container's root user:", upper)?;
             }
-            overlay(lower, Some((upper, work)), user_namespace, 0)
+            overlay("overlay", lower, Some((upper, work)), user_namespace, 0)
         }
     }
 }
 
 /// An overlay as a detached mount; without a place to write (layer, work directory) it has at least two layers.
 fn overlay(
+    name: &str,
     lower: &[PathBuf],
     writable: Option<(&Path, &Path)>,
     user_namespace: Option<BorrowedFd<'_>>,
     attributes: u64,
 ) -> Result<OwnedFd, SetupError> {
     use rustix::io::Errno;
-    match overlay_by_layers(lower, writable, user_namespace, attributes) {
+    match overlay_by_layers(name, lower, writable, user_namespace, attributes) {
         Err(error) => match error.source.raw_os_error().map(Errno::from_raw_os_error) {
             // Overlay takes layers by descriptor since Linux 6.13; before, by path alone.
             Some(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP) if let Some(namespace) = user_namespace => {
-                overlay_by_attached_layers(lower, writable, namespace, attributes)
+                overlay_by_attached_layers(name, lower, writable, namespace, attributes)
             }
             // `lowerdir+` came with Linux 6.8; before, all layers are one string.
-            Some(Errno::INVAL) => overlay_by_string(lower, writable, attributes).map_err(|_| error),
+            Some(Errno::INVAL) => overlay_by_string(name, lower, writable, attributes).map_err(|_| error),
             _ => Err(error),
         },
         made => made,
@@ -342,6 +414,7 @@ fn overlay(
 }
 
 fn overlay_by_layers(
+    name: &str,
     lower: &[PathBuf],
     writable: Option<(&Path, &Path)>,
     user_namespace: Option<BorrowedFd<'_>>,
@@ -349,7 +422,7 @@ fn overlay_by_layers(
 ) -> Result<OwnedFd, SetupError> {
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
     let filesystem = filesystem.as_fd();
-    mount::set_string(filesystem, "source", "overlay").step("naming the overlay", "")?;
+    mount::set_string(filesystem, "source", name).step("naming the overlay", "")?;
     // A detached mount ends with its last descriptor, and overlay takes its copies only in the end.
     let mut trees = Vec::new();
     for layer in lower {
@@ -376,6 +449,7 @@ fn mapped(layer: &Path, namespace: BorrowedFd<'_>) -> Result<OwnedFd, SetupError
 /// Each layer is covered by its own id-mapped mount, in a mount namespace that nobody else sees and that ends here:
 /// overlay keeps mounts of its own.
 fn overlay_by_attached_layers(
+    name: &str,
     lower: &[PathBuf],
     writable: Option<(&Path, &Path)>,
     user_namespace: BorrowedFd<'_>,
@@ -395,7 +469,7 @@ fn overlay_by_attached_layers(
             let target = rustix::fs::open(layer, directory, Mode::empty()).step("opening the layer", layer)?;
             mount::attach(tree.as_fd(), target.as_fd()).step("covering the layer", layer)?;
         }
-        overlay(lower, writable, None, attributes)
+        overlay(name, lower, writable, None, attributes)
     })();
     // Entering a mount namespace makes its root this process's, also where it lived in a chroot.
     let back = namespace::enter(host.as_fd(), NEW_MOUNT)
@@ -412,12 +486,14 @@ fn overlay_by_attached_layers(
 
 /// All layers as one option of at most 255 bytes: their descriptors' names, relative to /proc/self/fd.
 fn overlay_by_string(
+    name: &str,
     lower: &[PathBuf],
     writable: Option<(&Path, &Path)>,
     attributes: u64,
 ) -> Result<OwnedFd, SetupError> {
     use std::os::fd::AsRawFd;
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
+    mount::set_string(filesystem.as_fd(), "source", name).step("naming the overlay", "")?;
     let mut layers = Vec::new();
     for layer in lower {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -488,10 +564,10 @@ mod tests {
         let layers = [top, bottom];
         let writable = Some((upper.as_path(), work.as_path()));
         for root in [
-            overlay_by_string(&layers, writable, 0),
-            overlay_by_layers(&layers, writable, None, 0),
-            overlay_by_string(&layers, None, READ_ONLY),
-            overlay_by_layers(&layers, None, None, READ_ONLY),
+            overlay_by_string("overlay", &layers, writable, 0),
+            overlay_by_layers("overlay", &layers, writable, None, 0),
+            overlay_by_string("overlay", &layers, None, READ_ONLY),
+            overlay_by_layers("overlay", &layers, None, None, READ_ONLY),
         ] {
             let root = root.expect("overlay");
             let read = |name: &str| {
@@ -533,7 +609,8 @@ mod tests {
         };
         let check = || {
             let before = place();
-            let root = overlay_by_attached_layers(&layers, None, namespace.as_fd(), READ_ONLY).expect("overlay");
+            let root =
+                overlay_by_attached_layers("overlay", &layers, None, namespace.as_fd(), READ_ONLY).expect("overlay");
             assert_eq!(place(), before);
             let file =
                 rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");

@@ -13,15 +13,16 @@
 //! counts. A shared group that is there already is used as it is: were its schemata others than those asked for, that is
 //! an error. Source: runtime-spec, config-linux.md, IntelRdt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxIntelRdt, Spec};
 use portreeve_sys::process::pidfd_pid;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::cgroup::{CgroupError, Join, unescape};
@@ -200,9 +201,8 @@ pub(crate) fn join_of(join: Option<Join>, spec: &Spec, first: BorrowedFd<'_>) ->
 /// What of a container's groups goes with it, below the root of the file system: nothing that is there already.
 pub(crate) fn to_remove(spec: &Spec, id: &str) -> Result<Option<String>, CgroupError> {
     let Some(rdt) = wanted(spec) else { return Ok(None) };
-    let path = plan(rdt).map_err(RdtError::from)?.own(id);
-    let root = Resctrl::mounted()?.root;
-    Ok(path.filter(|path| !root.join(path).exists()))
+    let plan = plan(rdt).map_err(RdtError::from)?;
+    Ok(Resctrl::mounted()?.new_group(&plan, id))
 }
 
 /// Removes what [`to_remove`] has named; absent is success.
@@ -232,6 +232,12 @@ impl Plan {
     }
 }
 
+/// The tasks that a group's file has.
+fn listed(path: &Path) -> Result<BTreeSet<i32>, RdtError> {
+    let text = std::fs::read_to_string(path).map_err(|source| RdtError::Read { path: path.to_owned(), source })?;
+    Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+}
+
 /// The resource control file system.
 #[derive(Debug)]
 pub(crate) struct Resctrl {
@@ -245,8 +251,58 @@ impl Resctrl {
         mount_point(&text).map(|root| Self { root }).ok_or(RdtError::NotMounted)
     }
 
+    /// What of a container's groups would be new, below the root: it goes with the container.
+    pub(crate) fn new_group(&self, plan: &Plan, id: &str) -> Option<String> {
+        plan.own(id).filter(|path| !self.root.join(path).exists())
+    }
+
+    /// Moves tasks into the groups of these files. Those that are born meanwhile are where the task is that has made them:
+    /// the list is asked for again until it has nothing that is not in the groups.
+    pub(crate) fn move_in(
+        &self,
+        files: &[PathBuf],
+        tasks: impl Fn() -> Result<Vec<i32>, CgroupError>,
+    ) -> Result<(), CgroupError> {
+        let mut moved = BTreeSet::new();
+        loop {
+            let mut new = tasks()?;
+            new.retain(|task| !moved.contains(task));
+            if new.is_empty() {
+                return Ok(());
+            }
+            // Born inside: whoever goes on forking there is not run after for ever.
+            let mut outside = BTreeSet::new();
+            for path in files {
+                let inside = listed(path)?;
+                outside.extend(new.iter().copied().filter(|task| !inside.contains(task)));
+            }
+            new.retain(|task| outside.contains(task));
+            if new.is_empty() {
+                return Ok(());
+            }
+            for path in files {
+                let failed = |source| RdtError::Read { path: path.clone(), source };
+                let mut file = File::options().append(true).open(path).map_err(failed)?;
+                for task in &new {
+                    // Each in a write of its own.
+                    match file.write_all(format!("{task}\n").as_bytes()) {
+                        // It has ended meanwhile.
+                        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+                        other => other.map_err(|source| RdtError::Write {
+                            path: path.clone(),
+                            value: task.to_string(),
+                            said: self.said(),
+                            source,
+                        })?,
+                    }
+                }
+            }
+            moved.extend(new);
+        }
+    }
+
     /// Makes what the plan wants; answers with the files that a process joins by writing 0 to them, in this order.
-    fn make(&self, plan: &Plan, id: &str) -> Result<Vec<PathBuf>, RdtError> {
+    pub(crate) fn make(&self, plan: &Plan, id: &str) -> Result<Vec<PathBuf>, RdtError> {
         if !is_name(id) {
             return Err(
                 PlanError::new("linux.intelRdt", format!("a group cannot have the container's name {id:?}")).into()

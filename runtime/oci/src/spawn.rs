@@ -3,7 +3,10 @@
 //! ```text
 //!   maker --clone3(cgroup, namespaces)--> container's process            the usual way
 //!
-//!   maker --clone3(cgroup, shared files)--> in between: cgroup, setns    user, PID or time namespace joined
+//!   maker --setns(PID), clone3(cgroup), setns(back)--> further process: setns
+//!
+//!   maker --clone3(cgroup, shared files)--> in between: cgroup, setns    user namespace entered; for a first process also
+//!                                                                        a PID or time namespace
 //!                                              |clone3(namespaces, sibling)
 //!                                              +--> container's process, a child of the maker
 //! ```
@@ -12,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::State;
-use portreeve_sys::clone::{Child, Clone3, NEW_TIME, clone3};
+use portreeve_sys::clone::{Child, Clone3, NEW_TIME, NEW_USER, clone3};
 use portreeve_sys::process::{Exit, pidfd_send_signal, wait};
 use portreeve_sys::time::{Clocks, Offset};
 use portreeve_sys::{fd, namespace, socket};
@@ -292,7 +295,7 @@ fn refusal(message: Message) -> StartError {
     }
 }
 
-fn describe(exit: Exit) -> String {
+pub(crate) fn describe(exit: Exit) -> String {
     match exit {
         Exit::Code(code) => format!("exited with code {code}"),
         Exit::Signal(signal) => format!("was killed by signal {signal}"),
@@ -310,12 +313,23 @@ pub(crate) fn enter(joins: &[(u64, OwnedFd)], offsets: &[Offset]) -> Result<(), 
     clocks.set(offsets).step(setting, "")
 }
 
-/// Enters namespaces.
+/// Enters namespaces, the user namespace last: but those that need its privileges, where the caller has none, after it.
 pub(crate) fn join(joins: &[(u64, OwnedFd)]) -> Result<(), SetupError> {
-    for (kind, fd) in joins {
-        namespace::enter(fd.as_fd(), *kind).step(&format!("joining the {} namespace", namespaces::name(*kind)), "")?;
+    let one = |(kind, fd): &(u64, OwnedFd)| {
+        namespace::enter(fd.as_fd(), *kind).step(&format!("joining the {} namespace", namespaces::name(*kind)), "")
+    };
+    let mut later = joins.iter().any(|(kind, _)| *kind == NEW_USER).then(Vec::new);
+    for join in joins {
+        match (one(join), &mut later) {
+            (Err(error), Some(later)) if join.0 != NEW_USER && is_refusal(&error) => later.push(join),
+            (joined, _) => joined?,
+        }
     }
-    Ok(())
+    later.iter().flatten().copied().try_for_each(one)
+}
+
+fn is_refusal(error: &SetupError) -> bool {
+    error.source.raw_os_error() == Some(Errno::PERM.raw_os_error())
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
 
 use crate::raw::check;
 
@@ -160,6 +163,22 @@ pub fn clone_tree_of(fd: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd>
 /// `ENODEV` when the kernel does not know the type, `EPERM`.
 pub fn new_filesystem(kind: &str) -> io::Result<OwnedFd> {
     Ok(rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?)
+}
+
+/// Begins to change the file system that is mounted at `path`; nothing is changed before [`reconfigure`].
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN in the user namespace of the file system, `EINVAL` where nothing is mounted.
+pub fn pick(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::mount::fspick(CWD, path, FsPickFlags::FSPICK_CLOEXEC)?)
+}
+
+/// Gives the options that were set to a file system that [`pick`] has answered.
+///
+/// # Errors
+/// As its type has them: see mount(2), `MS_REMOUNT`.
+pub fn reconfigure(filesystem: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::mount::fsconfig_reconfigure(filesystem)?)
 }
 
 /// Sets a `key=value` option, at most 255 bytes of value.

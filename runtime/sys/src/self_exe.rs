@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::fd;
 use crate::mount::{Change, NO_SUID, READ_ONLY, clone_tree, set_attributes};
+use crate::raw::check_int;
 
 const LINK: &str = "/proc/self/exe";
 
@@ -65,6 +66,16 @@ pub fn read_only_executable() -> io::Result<OwnedFd> {
 /// `EPERM` without CAP_SYS_ADMIN, `ENOSYS` before Linux 5.12, `EINVAL` when it lies in another mount namespace,
 /// `ENOENT` or `ESTALE` when it is not in the directory that it was in (a mount of one file among others).
 pub fn read_only(path: &Path) -> io::Result<OwnedFd> {
+    Ok(mounted(path)?.program)
+}
+
+struct Mounted {
+    /// Root of the mount. Closing it takes the mount apart, which waits for a grace period of RCU.
+    tree: OwnedFd,
+    program: OwnedFd,
+}
+
+fn mounted(path: &Path) -> io::Result<Mounted> {
     let wanted = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let place = rustix::fs::readlink(format!("/proc/self/fd/{}", wanted.as_raw_fd()), Vec::new())?;
     let place = Path::new(OsStr::from_bytes(place.as_bytes()));
@@ -76,7 +87,150 @@ pub fn read_only(path: &Path) -> io::Result<OwnedFd> {
     if (wanted.st_dev, wanted.st_ino) != (found.st_dev, found.st_ino) {
         return Err(Errno::STALE.into());
     }
-    Ok(program)
+    Ok(Mounted { tree, program })
+}
+
+/// Makes this process one that was executed from a read-only, detached mount of its program's directory, as
+/// [`read_only`] has it, without executing it again: code and constants are mapped anew from there, what can be written
+/// becomes memory of no file, and `/proc/PID/exe` leads there. Nothing that a process shows of itself leads to where it
+/// was executed from any more.
+///
+/// To be called by a process with one thread, before it clones any that is to be protected.
+///
+/// The answer holds the mount together and is of no other use: the kernel takes a millisecond, at times, to close it, so
+/// drop it when there is nothing else to do.
+///
+/// # Errors
+/// As [`read_only_executable`]; `EPERM` without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, `EINVAL` from a kernel without
+/// CONFIG_CHECKPOINT_RESTORE, `EOPNOTSUPP` for a program that is not at a fixed address. The process goes on then, and
+/// `/proc/PID/exe` leads where it did.
+pub fn move_to_read_only() -> io::Result<OwnedFd> {
+    let Mounted { tree, program } = mounted(Path::new(LINK))?;
+    // A file to be mapped has to be open for reading.
+    let place = format!("/proc/self/fd/{}", program.as_raw_fd());
+    let file = rustix::fs::open(place, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let layout = AddressSpace::read(file.as_fd())?;
+    for segment in program_headers()?.iter().filter(|segment| segment.p_type == libc::PT_LOAD) {
+        remap(segment, file.as_fd())?;
+    }
+    for segment in program_headers()?.iter().filter(|segment| segment.p_type == libc::PT_GNU_RELRO) {
+        // What is written once, at the start, is constant afterwards; a last page that is shared with others is not.
+        let (from, to) = (page_of(segment.p_vaddr)?, page_of(segment.p_vaddr.saturating_add(segment.p_memsz))?);
+        // SAFETY: nobody writes there: the start code had done the same before it was mapped anew.
+        check_int(unsafe { libc::mprotect(std::ptr::without_provenance_mut(from), to - from, libc::PROT_READ) })?;
+    }
+    layout.install()?;
+    Ok(tree)
+}
+
+/// The headers by which the kernel has mapped this program; none for one that is not at a fixed address.
+fn program_headers() -> io::Result<&'static [libc::Elf64_Phdr]> {
+    let unsupported = || io::Error::from(Errno::OPNOTSUPP);
+    // SAFETY: getauxval reads what the kernel has given the process, and answers 0 for what it has not.
+    let (address, count, size) =
+        unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM), libc::getauxval(libc::AT_PHENT)) };
+    if address == 0 || usize::try_from(size) != Ok(size_of::<libc::Elf64_Phdr>()) {
+        return Err(unsupported());
+    }
+    let (address, count) = (usize::try_from(address), usize::try_from(count));
+    let (Ok(address), Ok(count)) = (address, count) else { return Err(unsupported()) };
+    // SAFETY: the kernel has mapped so many headers there, for as long as the process lives.
+    let headers = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), count) };
+    // They are in a segment of the program themselves: where they lie tells whether its addresses are the real ones.
+    let holds = |segment: &&libc::Elf64_Phdr| {
+        let address = u64::try_from(address).unwrap_or(u64::MAX);
+        segment.p_type == libc::PT_LOAD && (segment.p_vaddr..segment.p_vaddr + segment.p_filesz).contains(&address)
+    };
+    if headers.iter().any(|segment| holds(&segment)) { Ok(headers) } else { Err(unsupported()) }
+}
+
+/// The page of an address, as an address.
+fn page_of(address: u64) -> io::Result<usize> {
+    let address = usize::try_from(address).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(address & !(page_size()? - 1))
+}
+
+fn page_size() -> io::Result<usize> {
+    // SAFETY: getauxval reads what the kernel has given the process.
+    let size = usize::try_from(unsafe { libc::getauxval(libc::AT_PAGESZ) });
+    size.ok().filter(|size| size.is_power_of_two()).ok_or_else(|| Errno::OPNOTSUPP.into())
+}
+
+/// Maps a segment of this program anew, where it is.
+fn remap(segment: &libc::Elf64_Phdr, file: BorrowedFd<'_>) -> io::Result<()> {
+    let from = page_of(segment.p_vaddr)?;
+    let page = u64::try_from(page_size()?).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let to = page_of(segment.p_vaddr.saturating_add(segment.p_filesz).saturating_add(page - 1))?;
+    let (length, place) = (to.saturating_sub(from), std::ptr::without_provenance_mut::<libc::c_void>(from));
+    if length == 0 {
+        return Ok(());
+    }
+    if segment.p_flags & libc::PF_W == 0 {
+        let offset = segment.p_offset & !(page - 1);
+        let execute = if segment.p_flags & libc::PF_X == 0 { 0 } else { libc::PROT_EXEC };
+        let how = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: what is mapped over the segment are the bytes that are there already: those of the same file (its
+        // device and inode were compared, and nobody can write to a file that is executed), at the same offset, and
+        // nobody has written to a segment without PF_W. The kernel exchanges the mapping in one step.
+        let mapped = unsafe { libc::mmap(place, length, libc::PROT_READ | execute, how, file.as_raw_fd(), offset) };
+        return if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) };
+    }
+    let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: new memory, at an address that the kernel chooses.
+    let copy = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, how, -1, 0) };
+    if copy == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the segment's pages are mapped and can be read, those of `copy` are as many, and the two do not overlap.
+    unsafe { std::ptr::copy_nonoverlapping(std::ptr::with_exposed_provenance::<u8>(from), copy.cast::<u8>(), length) };
+    // SAFETY: the copy takes the segment's place in one step. Its bytes are the segment's: there is one thread, and it has
+    // written nothing there since it copied them.
+    let moved = unsafe { libc::mremap(copy, length, length, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, place) };
+    if moved == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `struct prctl_mm_map`: what the kernel tells of a process's memory, and the file that it was executed from.
+#[repr(C)]
+#[derive(Debug)]
+struct AddressSpace {
+    /// Begin and end of the code, the data, the heap; begin of the stack; begin and end of arguments and environment.
+    places: [u64; 11],
+    auxiliary: u64,
+    auxiliary_size: u32,
+    executable: u32,
+}
+
+impl AddressSpace {
+    /// As it is now, but for the executable. Source: proc_pid_stat(5), fields 26 to 28 and 45 to 51.
+    fn read(executable: BorrowedFd<'_>) -> io::Result<Self> {
+        let unreadable = || io::Error::from(io::ErrorKind::InvalidData);
+        let text = std::fs::read("/proc/self/stat")?;
+        let end = text.iter().rposition(|byte| *byte == b')').ok_or_else(unreadable)?;
+        let rest = text.get(end + 1..).and_then(|rest| std::str::from_utf8(rest).ok()).ok_or_else(unreadable)?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        // The third field is the first one here.
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        // SAFETY: sbrk(0) moves nothing.
+        let heap_end = unsafe { libc::sbrk(0) }.addr();
+        let numbers = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51];
+        let mut places = [0; 11];
+        for (place, number) in places.iter_mut().zip(numbers) {
+            let value = if number == 0 { u64::try_from(heap_end).ok() } else { field(number) };
+            *place = value.ok_or_else(unreadable)?;
+        }
+        let executable = u32::try_from(executable.as_raw_fd()).map_err(|_| unreadable())?;
+        Ok(Self { places, auxiliary: 0, auxiliary_size: 0, executable })
+    }
+
+    /// The kernel refuses a new executable while anything of the old one is mapped: prctl(2), `PR_SET_MM_EXE_FILE`.
+    fn install(&self) -> io::Result<()> {
+        // SAFETY: `self` is a valid prctl_mm_map of the size given, and says what is so already, but for the executable.
+        check_int(unsafe {
+            libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, std::ptr::from_ref(self), size_of::<Self>(), 0)
+        })?;
+        Ok(())
+    }
 }
 
 /// A copy of the program at `path` in memory that can never be changed: where [`read_only`] cannot be had. It costs as
@@ -125,6 +279,101 @@ mod tests {
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{refused}");
         let place = rustix::fs::fstatvfs(&executable).expect("its mount");
         assert!(place.f_flag.contains(StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOSUID));
+    }
+
+    /// Set in a process that runs one test, and nothing beside it: who moves has one thread.
+    const ALONE: &str = "PORTREEVE_TEST_ALONE";
+
+    /// What somebody who looks at the process of the test can do with its executable when it has ended, which nobody may
+    /// write to before: everything, if he has looked before it moved.
+    fn watched_from_outside() {
+        let folder = tempfile::tempdir().expect("folder");
+        let program = folder.path().join("program");
+        std::fs::copy(LINK, &program).expect("copy");
+        let name = "self_exe::tests::cve_2019_5736_a_process_that_has_moved_shows_nothing_that_can_be_written";
+        let mut command = std::process::Command::new(&program);
+        command.args(["--exact", name, "--test-threads=1", "--nocapture"]).env(ALONE, "1");
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("spawn");
+        let mut said = io::BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut caught = Vec::new();
+        for word in ["here", "moved"] {
+            let mut line = String::new();
+            while !line.trim_end().ends_with(word) {
+                line.clear();
+                assert!(io::BufRead::read_line(&mut said, &mut line).expect("a line") > 0, "it ended before {word}");
+            }
+            caught.push(File::open(format!("/proc/{}/exe", child.id())).expect("its executable"));
+            child.stdin.as_mut().expect("a pipe").write_all(b"x").expect("go on");
+        }
+        io::copy(&mut said, &mut io::sink()).expect("the rest");
+        let status = child.wait().expect("wait");
+        assert!(status.success(), "{status}");
+        let write = |file: &File| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            File::options().write(true).open(path).map_err(|error| error.kind())
+        };
+        let [before, after] = caught.as_slice() else { panic!("two looks") };
+        assert!(write(before).is_ok(), "what it was executed from");
+        assert_eq!(write(after).expect_err("read-only"), io::ErrorKind::ReadOnlyFilesystem);
+    }
+
+    #[test]
+    fn cve_2019_5736_a_process_that_has_moved_shows_nothing_that_can_be_written() {
+        static CHANGED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(7);
+        if !rustix::process::geteuid().is_root() {
+            let _ = writeln!(io::stderr(), "SKIPPED: mounting needs root");
+            return;
+        }
+        // It comes with CONFIG_CHECKPOINT_RESTORE, as PR_SET_MM_MAP does.
+        if !Path::new("/proc/sys/kernel/ns_last_pid").exists() {
+            let _ = writeln!(io::stderr(), "SKIPPED: this kernel was built without CONFIG_CHECKPOINT_RESTORE");
+            return;
+        }
+        if std::env::var_os(ALONE).is_none() {
+            return watched_from_outside();
+        }
+        let was = rustix::fs::stat(LINK).expect("the executable");
+        let kept: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+        CHANGED.store(8, std::sync::atomic::Ordering::Relaxed);
+        let arguments = std::fs::read("/proc/self/cmdline").expect("arguments");
+        let mut word = [0];
+        let mut said = |word_of_ours: &[u8]| {
+            io::stdout().write_all(word_of_ours).and_then(|()| io::stdout().flush()).expect("say");
+            io::stdin().read_exact(&mut word).expect("hear");
+        };
+        said(b"here\n");
+        drop(move_to_read_only().expect("moved"));
+        said(b"moved\n");
+
+        assert!(is_out_of_reach().expect("a look"));
+        let now = rustix::fs::stat(LINK).expect("the executable");
+        assert_eq!((now.st_dev, now.st_ino), (was.st_dev, was.st_ino), "the same file, by another mount");
+        let files = std::fs::read_dir("/proc/self/map_files").expect("what is mapped");
+        let mut seen = 0;
+        for file in files.map(|file| file.expect("a mapping").path()) {
+            let of = rustix::fs::stat(&file).expect("a file");
+            if (of.st_dev, of.st_ino) == (was.st_dev, was.st_ino) {
+                let place = rustix::fs::statvfs(&file).expect("its mount");
+                assert!(place.f_flag.contains(StatVfsMountFlags::RDONLY), "{}", file.display());
+                seen += 1;
+            }
+        }
+        assert!(seen >= 2, "code and constants");
+
+        // All that the process is made of is as it was.
+        assert_eq!(CHANGED.load(std::sync::atomic::Ordering::Relaxed), 8);
+        assert!(kept.iter().enumerate().all(|(number, text)| *text == number.to_string()));
+        assert_eq!(std::fs::read("/proc/self/cmdline").expect("arguments"), arguments);
+        assert!(std::panic::catch_unwind(|| panic!("on purpose")).is_err());
+        assert_eq!(std::thread::spawn(|| 5).join().expect("a thread"), 5);
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("what is mapped");
+        assert!(!maps.lines().any(|line| line.contains(" rwx")), "{maps}");
+        let child = crate::clone::clone3(&crate::clone::Clone3::default(), || {
+            i32::from(!is_out_of_reach().is_ok_and(|out| out))
+        });
+        let exit = crate::process::wait(child.expect("a child").pidfd.as_fd()).expect("its end");
+        assert_eq!(exit, crate::process::Exit::Code(0));
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl<'a> Demo<'a> {
         for folder in ["manifests", "images"] {
             std::fs::create_dir(home.join(folder)).with_context(|| format!("making {folder} in {}", home.display()))?;
         }
-        writeln!(out, "Making an image of {} and its libraries ...", program())?;
+        writeln!(out, "Making an image of {} ...", program())?;
         image::write(&home.join("images/demo.tar"))?;
         writeln!(out, "Starting an agent in {} ...", home.display())?;
         let log = std::fs::File::create(home.join("agent.log")).context("creating the agent's log")?;

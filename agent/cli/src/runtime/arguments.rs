@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{
-    checkpoint, create, delete, events, exec, features, kill, list, pause, ps, run, spec, start, state, update,
+    checkpoint, create, delete, events, exec, features, kill, list, pause, ps, restore, run, spec, start, state, update,
 };
 
 /// How the program is called in messages.
@@ -35,8 +35,8 @@ pub(super) const VERBS: &[&Usage] = &[
     &events::USAGE,
     &features::USAGE,
     &spec::USAGE,
-    &checkpoint::CHECKPOINT,
-    &checkpoint::RESTORE,
+    &checkpoint::USAGE,
+    &restore::USAGE,
     &HELP,
 ];
 
@@ -47,7 +47,7 @@ const GLOBAL_FLAGS: &[Flag] = &[
     Flag::switch("systemd-cgroup", "let systemd make the cgroups"),
     Flag::value("rootless", "WHEN", "true, false or auto (default)"),
     Flag::switch("debug", "log what is done as well"),
-    Flag::value("criu", "PATH", "accepted and ignored: CRIU is not driven"),
+    Flag::value("criu", "PATH", "the criu that checkpoints and restores (default: that of PATH)"),
     Flag::switch("version", "print the version").short('v'),
 ];
 
@@ -125,11 +125,8 @@ pub(super) enum Verb {
     Events(events::Events),
     Features,
     Spec(spec::SpecArguments),
-    /// Or `restore`: what cannot be done, with which container.
-    Checkpoint {
-        verb: &'static str,
-        id: String,
-    },
+    Checkpoint(Box<checkpoint::Checkpoint>),
+    Restore(Box<restore::Restore>),
     Help(Option<String>),
     Version,
 }
@@ -152,6 +149,8 @@ pub(super) struct Global {
     /// `None`: as the caller's user is.
     pub(super) rootless: Option<bool>,
     pub(super) debug: bool,
+    /// CRIU; `None`: that of PATH.
+    pub(super) criu: Option<PathBuf>,
 }
 
 /// Words that make no sense.
@@ -197,6 +196,7 @@ pub(super) fn globals(arguments: &[OsString]) -> Result<(Global, Option<Verb>, &
         systemd_cgroup: given.has("systemd-cgroup")?,
         rootless,
         debug: given.has("debug")?,
+        criu: given.path("criu"),
     };
     Ok((global, asked, rest))
 }

@@ -4,15 +4,17 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
-use portreeve_oci::lifecycle::{Container, CreateOptions, CreatedContainer, Id};
-use portreeve_oci::{Pid, Pivot, Stdio, config};
+use anyhow::Context as _;
+use portreeve_oci::config::{self, Config};
+use portreeve_oci::lifecycle::{Container, CreateOptions, CreatedContainer, Id, LifecycleError, Root, Rootless};
+use portreeve_oci::{Pid, Pivot, Stdio};
 
-use super::Runtime;
 use super::arguments::{Flag, Given, UsageError};
 use super::console::{self, Holder};
 use super::pidfile;
 use super::streams::Passed;
+use super::systemd::Scope;
+use super::{Runtime, systemd};
 
 pub(super) const FLAGS: &[Flag] = &[
     Flag::value("bundle", "DIR", "directory with config.json (default: the current one)").short('b'),
@@ -63,9 +65,7 @@ impl Creation {
     /// Makes the container. When this fails nothing is left of it.
     pub(super) fn make(&self, runtime: &Runtime, passed: Passed, stays: Stays) -> anyhow::Result<CreatedContainer> {
         if runtime.global.systemd_cgroup {
-            bail!(
-                "--systemd-cgroup is not supported: cgroups are made without systemd (podman: --cgroup-manager cgroupfs)"
-            );
+            systemd::require(runtime.rootless() == Rootless::No)?;
         }
         let id = Id::parse(&self.id)?;
         let root = runtime.root()?;
@@ -88,7 +88,7 @@ impl Creation {
         options.pivot = if self.no_pivot { Pivot::MoveMount } else { Pivot::PivotRoot };
         options.rootless = runtime.rootless();
         options.hold = stays == Stays::Here;
-        let created = root.create_from(&id, &self.bundle, config, options)?;
+        let created = self.create(runtime, &root, &id, config, options)?;
         let told = holder
             .hand_over(created.terminal.as_ref().map(|master| master.as_fd()))
             .and_then(|()| match &pidfd_socket {
@@ -106,6 +106,40 @@ impl Creation {
         }
     }
 
+    /// Makes the container, in a scope of systemd's where that is asked for.
+    fn create(
+        &self,
+        runtime: &Runtime,
+        root: &Root,
+        id: &Id,
+        config: Config,
+        mut options: CreateOptions,
+    ) -> anyhow::Result<CreatedContainer> {
+        if !runtime.global.systemd_cgroup {
+            return Ok(root.create_from(id, &self.bundle, config, options)?);
+        }
+        // Whose name is taken hears of that, and not that the unit's is.
+        if !matches!(root.load(id), Err(LifecycleError::NotFound { .. })) {
+            return Err(LifecycleError::Exists { id: self.id.clone() }.into());
+        }
+        let scope = Scope::make(&config.spec, id)?;
+        scope.choose(&mut options);
+        match root.create_from(id, &self.bundle, config, options) {
+            Ok(mut created) => match scope.release() {
+                Ok(left_out) => {
+                    created.warnings.extend(left_out);
+                    Ok(created)
+                }
+                Err(error) => Err(abandon(created.container, error.into())),
+            },
+            Err(error) => Err(match scope.abandon() {
+                Ok(()) => error.into(),
+                Err(left) => anyhow::Error::from(error)
+                    .context(format!("removing the scope afterwards: {:#}", anyhow::Error::from(left))),
+            }),
+        }
+    }
+
     fn write_pid(&self, pid: Pid) -> anyhow::Result<()> {
         self.pid_file.as_deref().map_or(Ok(()), |path| pidfile::write(path, pid))
     }
@@ -114,7 +148,7 @@ impl Creation {
 /// Removes a container that its caller will not hear of; answers the error that is the reason, and with it what the
 /// removal left: podman finds the reason of a failure in the log only when that is the log's one line.
 pub(super) fn abandon(container: Container, error: anyhow::Error) -> anyhow::Error {
-    let left = match container.delete(true) {
+    let left = match systemd::delete(container, true) {
         Ok(warnings) => warnings.iter().map(ToString::to_string).collect(),
         Err(left) => vec![format!("{:#}", anyhow::Error::from(left))],
     };
@@ -122,33 +156,5 @@ pub(super) fn abandon(container: Container, error: anyhow::Error) -> anyhow::Err
         error
     } else {
         error.context(format!("removing the container afterwards: {}", left.join("; ")))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::arguments::Global;
-    use super::super::log::Log;
-    use super::*;
-
-    #[test]
-    fn cgroups_of_systemd_are_refused_and_nothing_is_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("state");
-        let global = Global { root: Some(root.clone()), systemd_cgroup: true, ..Global::default() };
-        let runtime = Runtime { global, log: Log::standard_error() };
-        let creation = Creation {
-            id: "x".to_owned(),
-            bundle: folder.path().to_owned(),
-            console_socket: None,
-            pid_file: None,
-            pidfd_socket: None,
-            no_pivot: false,
-            no_new_keyring: false,
-            preserve_fds: 0,
-        };
-        let error = creation.make(&runtime, Passed::default(), Stays::Ends).unwrap_err();
-        assert!(error.to_string().contains("--systemd-cgroup is not supported"), "{error:#}");
-        assert!(!root.exists());
     }
 }

@@ -2,8 +2,8 @@
 
 use portreeve_oci::lifecycle::{Id, LifecycleError};
 
-use super::Runtime;
 use super::arguments::{Flag, Usage, Verb};
+use super::{Runtime, systemd};
 
 pub(super) const USAGE: Usage = Usage {
     name: "delete",
@@ -25,13 +25,13 @@ pub(super) struct Delete {
 impl Delete {
     pub(super) fn run(self, runtime: &Runtime) -> anyhow::Result<()> {
         if !self.force {
-            runtime.warn(&runtime.container(&self.id)?.delete(false)?);
+            runtime.warn(&systemd::delete(runtime.container(&self.id)?, false)?);
             return Ok(());
         }
         match runtime.root()?.load_to_delete(&Id::parse(&self.id)?) {
             Err(LifecycleError::NotFound { .. }) => Ok(()),
             container => {
-                runtime.warn(&container?.delete(true)?);
+                runtime.warn(&systemd::delete(container?, true)?);
                 Ok(())
             }
         }

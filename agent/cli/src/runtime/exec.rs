@@ -116,7 +116,7 @@ impl Exec {
         let container = runtime.container(&self.id)?;
         let (process, left_out) = match self.what {
             What::File(path) => read_process(&path)?,
-            What::Like(differences) => (differences.applied_to(&container.spec()?)?, Vec::new()),
+            What::Like(differences) => (differences.applied_to(container.spec()?)?, Vec::new()),
         };
         let pidfd_socket = self.pidfd_socket.as_deref().map(|path| console::connect(path, "pidfd")).transpose()?;
         let terminal = process.terminal().unwrap_or(false);

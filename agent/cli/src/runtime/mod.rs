@@ -23,16 +23,19 @@ mod pidfile;
 mod protect;
 mod ps;
 mod relay;
+mod restore;
 mod run;
 mod spec;
 mod start;
 mod state;
 mod streams;
+mod systemd;
 mod update;
 mod version;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -73,7 +76,7 @@ fn perform(arguments: &[OsString]) -> i32 {
     };
     let verb = asked.map_or_else(|| arguments::verb(rest), Ok).map_err(anyhow::Error::from);
     let (failure, ready) = match verb {
-        Ok(verb) => (failure_code(&verb), prepare(&verb).map(|passed| (verb, passed))),
+        Ok(verb) => (failure_code(&verb), prepare(&verb).map(|prepared| (verb, prepared))),
         Err(error) => (1, Err(error)),
     };
     let log = match Log::open(&global) {
@@ -81,7 +84,7 @@ fn perform(arguments: &[OsString]) -> i32 {
         Err(error) => return unlogged(error),
     };
     let runtime = Runtime { global, log };
-    match ready.and_then(|(verb, passed)| runtime.run(verb, passed)) {
+    match ready.and_then(|(verb, prepared)| runtime.run(verb, prepared)) {
         Ok(code) => code,
         Err(error) => {
             runtime.log.error(&format!("{error:#}"));
@@ -90,24 +93,40 @@ fn perform(arguments: &[OsString]) -> i32 {
     }
 }
 
+/// What a verb that clones into a container has before anything else is opened.
+#[derive(Debug, Default)]
+struct Prepared {
+    passed: Passed,
+    /// To be dropped when nobody waits for it: see [`protect::protect`].
+    mount: Option<OwnedFd>,
+}
+
 /// What must happen before anything is opened, for the verbs that clone into a container.
-fn prepare(verb: &Verb) -> anyhow::Result<Passed> {
+fn prepare(verb: &Verb) -> anyhow::Result<Prepared> {
     let (preserve, listen) = match verb {
         Verb::Create(create) => (create.creation.preserve_fds, true),
         Verb::Run(run) => (run.creation.preserve_fds, true),
         Verb::Exec(exec) => (exec.preserve_fds, false),
-        _ => return Ok(Passed::default()),
+        Verb::Checkpoint(_) | Verb::Restore(_) => {
+            // CRIU gets what it needs, and a hook nothing.
+            portreeve_sys::fd::close_on_exec_from(3).context("marking the inherited descriptors close-on-exec")?;
+            return Ok(Prepared::default());
+        }
+        _ => return Ok(Prepared::default()),
     };
-    protect::protect()?;
+    // Its number may be one of those that the caller meant to pass on. And who is in the container that a process is
+    // executed in may look at the descriptors of that.
+    let may_stay = matches!(verb, Verb::Run(_)) && preserve == 0 && std::env::var_os("LISTEN_FDS").is_none();
+    let mount = protect::protect()?.filter(|_| may_stay);
     let passed = streams::take(preserve, listen, |name| std::env::var(name).ok())?;
     // What else the caller has left open is not a hook's, and not a container's.
     portreeve_sys::fd::close_on_exec_from(3).context("marking the inherited descriptors close-on-exec")?;
-    Ok(passed)
+    Ok(Prepared { passed, mount })
 }
 
 /// What a failure of ours is called where the program's own codes are passed on.
 fn failure_code(verb: &Verb) -> i32 {
-    if matches!(verb, Verb::Run(_) | Verb::Exec(_)) { 255 } else { 1 }
+    if matches!(verb, Verb::Run(_) | Verb::Exec(_) | Verb::Restore(_)) { 255 } else { 1 }
 }
 
 /// 127 and 126 for a program that is missing or cannot be executed, where the program's own code would be answered.
@@ -129,11 +148,12 @@ struct Runtime {
 }
 
 impl Runtime {
-    fn run(&self, verb: Verb, passed: Passed) -> anyhow::Result<i32> {
+    fn run(&self, verb: Verb, prepared: Prepared) -> anyhow::Result<i32> {
+        let Prepared { passed, mount } = prepared;
         match verb {
             Verb::Create(create) => create.run(self, passed)?,
             Verb::Start(start) => start.run(self)?,
-            Verb::Run(run) => return run.run(self, passed),
+            Verb::Run(run) => return run.run(self, passed, mount),
             Verb::State(state) => state.run(self)?,
             Verb::Kill(kill) => kill.run(self)?,
             Verb::Delete(delete) => delete.run(self)?,
@@ -146,7 +166,8 @@ impl Runtime {
             Verb::Events(events) => events.run(self)?,
             Verb::Features => features::run()?,
             Verb::Spec(spec) => spec.run()?,
-            Verb::Checkpoint { verb, id } => checkpoint::refuse(verb, &id)?,
+            Verb::Checkpoint(checkpoint) => checkpoint.run(self)?,
+            Verb::Restore(restore) => return restore.run(self),
             Verb::Help(name) => print(&arguments::help(name.as_deref())?)?,
             Verb::Version => print(&version::text())?,
         }
@@ -163,7 +184,11 @@ impl Runtime {
             }
         };
         self.log.debug(|| format!("the state of containers is kept in {}", path.display()));
-        Ok(Root::open(&path)?)
+        let chosen = self.global.root.is_some();
+        let elsewhere =
+            "the state of containers has no place: name one by --root, or by XDG_RUNTIME_DIR a directory of yours";
+        let root = Root::open(&path);
+        if chosen { Ok(root?) } else { root.context(elsewhere) }
     }
 
     fn container(&self, id: &str) -> anyhow::Result<Container> {

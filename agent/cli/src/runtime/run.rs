@@ -1,15 +1,15 @@
 //! `run`.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::Context as _;
 use portreeve_oci::lifecycle::CreatedContainer;
 
-use super::Runtime;
 use super::arguments::{Flag, Usage, Verb};
 use super::creation::{self, Creation, Stays, abandon};
 use super::relay::{Relay, Signals};
 use super::streams::Passed;
+use super::{Runtime, systemd};
 
 pub(super) const USAGE: Usage = Usage {
     name: "run",
@@ -45,8 +45,11 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn run(self, runtime: &Runtime, passed: Passed) -> anyhow::Result<i32> {
+    /// `mount` is dropped while the container runs.
+    pub(super) fn run(self, runtime: &Runtime, passed: Passed, mount: Option<OwnedFd>) -> anyhow::Result<i32> {
         if self.detach {
+            // A process that holds the terminal would keep it for as long as the container lives.
+            drop(mount);
             let created = self.creation.make(runtime, passed, Stays::Ends)?;
             return match created.container.start() {
                 Ok(()) => Ok(0),
@@ -62,12 +65,13 @@ impl Run {
         let ended = Signals::hold().and_then(|signals| {
             let relay = Relay::new(signals, pid, pidfd.as_fd(), terminal)?;
             container.start()?;
+            drop(mount);
             relay.until_the_end()
         });
         match ended {
             Ok(code) if self.keep => Ok(code),
             Ok(code) => {
-                runtime.warn(&container.delete(true).context("deleting the container, which has ended")?);
+                runtime.warn(&systemd::delete(container, true).context("deleting the container, which has ended")?);
                 Ok(code)
             }
             Err(error) => Err(abandon(container, error)),

@@ -98,7 +98,8 @@ fn mounts(rootless: bool) -> Value {
     let sys = if rootless {
         json!({
             "destination": "/sys", "type": "none", "source": "/sys",
-            "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
+            // Below it as well: some cgroups may be the user's to write to (CVE-2023-25809).
+            "options": ["rbind", "nosuid", "noexec", "nodev", "rro"],
         })
     } else {
         mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"])

@@ -79,12 +79,19 @@ impl Printed {
     }
 }
 
-/// A user's name, or `#UID` of one without.
+/// A user's name by this machine's `/etc/passwd`, or `#UID` of one whom it does not name.
 fn owner(id: u32) -> String {
-    match nix::unistd::User::from_uid(id.into()) {
-        Ok(Some(user)) => user.name,
-        _ => format!("#{id}"),
-    }
+    let accounts = std::fs::read("/etc/passwd").unwrap_or_default();
+    account_name(&String::from_utf8_lossy(&accounts), id).map_or_else(|| format!("#{id}"), str::to_owned)
+}
+
+/// The name of the first account of this number. Source: passwd(5).
+fn account_name(accounts: &str, id: u32) -> Option<&str> {
+    accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        (fields.nth(1)?.parse() == Ok(id)).then_some(name)
+    })
 }
 
 #[cfg(test)]
@@ -92,6 +99,15 @@ mod tests {
     use portreeve_oci::lifecycle::{Id, Root};
 
     use super::*;
+
+    #[test]
+    fn an_account_is_found_by_its_number() {
+        let accounts =
+            "# a comment\n:x:7:7::/:\nroot:x:0:0:root:/root:/bin/sh\nporter:x:7:7::/:/bin/sh\nlate:x:7:7::/:";
+        assert_eq!(account_name(accounts, 0), Some("root"));
+        assert_eq!(account_name(accounts, 7), Some("porter"));
+        assert_eq!(account_name(accounts, 8), None);
+    }
 
     #[test]
     fn what_a_maker_left_that_died_at_once_is_a_state_that_engines_can_read() {

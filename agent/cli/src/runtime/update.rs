@@ -8,8 +8,8 @@ use anyhow::{Context as _, bail};
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
-use super::Runtime;
 use super::arguments::{Flag, Given, Usage, UsageError, Verb};
+use super::{Runtime, systemd};
 
 pub(super) const USAGE: Usage = Usage {
     name: "update",
@@ -112,8 +112,7 @@ impl Update {
         if self.cache.is_some() || self.bandwidth.is_some() {
             container.update_rdt(self.cache.as_deref(), self.bandwidth.as_deref())?;
         }
-        let warnings = container.update(&resources)?;
-        runtime.warn(&warnings);
+        runtime.warn(&systemd::update(&mut container, &resources)?);
         Ok(())
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use portreeve_engine::{ContainerId, EngineError};
-use tokio::net::TcpStream;
 
+use super::dial::dial;
 use super::http;
 use crate::runtime::Runtime;
 
@@ -64,23 +64,20 @@ pub(crate) struct Target {
     pub(crate) host: Option<String>,
 }
 
-/// Tries once. `timeout` is for the command of an exec handler (zero: none); the caller bounds the
-/// others.
+/// Tries once. `timeout` is for the command of an exec handler and for finding a named host (zero: none); the
+/// caller bounds the rest.
 pub(crate) async fn run(handler: &Handler, target: &Target, timeout: Duration) -> Result<(), Miss> {
     match handler {
         Handler::Exec(command) => exec(target, command.clone(), timeout).await,
         Handler::Http(action) => {
             let host = host_of(action.host.as_deref(), target).map_err(Miss::Untried)?;
             let port = port_of(&action.port, &target.container).map_err(Miss::Untried)?;
-            http::get(action, &host, port).await.map_err(Miss::Failed)
+            http::get(action, &host, port, timeout).await.map_err(Miss::Failed)
         }
         Handler::Tcp(action) => {
             let host = host_of(action.host.as_deref(), target).map_err(Miss::Untried)?;
             let port = port_of(&action.port, &target.container).map_err(Miss::Untried)?;
-            match TcpStream::connect((host.as_str(), port)).await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(Miss::Failed(format!("dial tcp {host}:{port}: {error}"))),
-            }
+            dial(&host, port, timeout).await.map(drop).map_err(Miss::Failed)
         }
         Handler::Sleep(time) => {
             tokio::time::sleep(*time).await;

@@ -5,6 +5,7 @@
 //! Source: kubernetes `pkg/probe/http/http.go`.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, StatusCode, Uri, header};
@@ -17,21 +18,22 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+use super::dial::dial;
 
 const BODY_LIMIT: usize = 10 << 10;
 const MAX_REDIRECTS: usize = 10;
 
-/// GETs what `action` says from `host:port`.
-pub(super) async fn get(action: &HTTPGetAction, host: &str, port: u16) -> Result<(), String> {
+/// GETs what `action` says from `host:port`. `timeout` as [`dial`] has it.
+pub(super) async fn get(action: &HTTPGetAction, host: &str, port: u16, timeout: Duration) -> Result<(), String> {
     let tls = action.scheme.as_deref() == Some("HTTPS");
     let mut path = action.path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
     if !path.starts_with('/') {
         path.insert(0, '/');
     }
     for _ in 0..=MAX_REDIRECTS {
-        let answer = once(action, tls, host, port, &path).await?;
+        let answer = once(action, tls, host, port, &path, timeout).await?;
         let code = answer.status.as_u16();
         match answer.redirect.map(|location| local_path(&location, tls, host, port)) {
             Some(Some(next)) => path = next,
@@ -49,12 +51,17 @@ struct Answer {
     redirect: Option<String>,
 }
 
-async fn once(action: &HTTPGetAction, tls: bool, host: &str, port: u16, path: &str) -> Result<Answer, String> {
+async fn once(
+    action: &HTTPGetAction,
+    tls: bool,
+    host: &str,
+    port: u16,
+    path: &str,
+    timeout: Duration,
+) -> Result<Answer, String> {
     let scheme = if tls { "https" } else { "http" };
     let shown = || format!("Get \"{scheme}://{host}:{port}{path}\"");
-    let stream = TcpStream::connect((host, port))
-        .await
-        .map_err(|error| format!("{}: dial tcp {host}:{port}: {error}", shown()))?;
+    let stream = dial(host, port, timeout).await.map_err(|error| format!("{}: {error}", shown()))?;
     let request = request(action, host, port, path)?;
     let answer = if tls {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{}: {error}", shown()))?;
@@ -233,7 +240,7 @@ mod tests {
             ("503 Service Unavailable", false),
         ] {
             let (port, server) = serve(vec![answer(status, "")]).await;
-            let result = get(&action("/healthz"), "127.0.0.1", port).await;
+            let result = get(&action("/healthz"), "127.0.0.1", port, Duration::ZERO).await;
             assert_eq!(result.is_ok(), healthy, "{status}: {result:?}");
             server.await.unwrap();
         }
@@ -252,7 +259,7 @@ mod tests {
             (vec![foreign], true),
         ] {
             let (port, server) = serve(answers).await;
-            assert_eq!(get(&action("/"), "127.0.0.1", port).await.is_ok(), healthy);
+            assert_eq!(get(&action("/"), "127.0.0.1", port, Duration::ZERO).await.is_ok(), healthy);
             server.await.unwrap();
         }
     }
@@ -260,11 +267,11 @@ mod tests {
     #[tokio::test]
     async fn requests_look_like_a_kubelets_and_headers_of_the_manifest_win() {
         let (port, server) = serve(vec![answer("200 OK", ""), answer("200 OK", "")]).await;
-        get(&action("x?y=1"), "127.0.0.1", port).await.unwrap();
+        get(&action("x?y=1"), "127.0.0.1", port, Duration::ZERO).await.unwrap();
         let mut with = action("/");
         with.http_headers =
             Some(vec![k8s_openapi::api::core::v1::HTTPHeader { name: "Host".into(), value: "example.test".into() }]);
-        get(&with, "127.0.0.1", port).await.unwrap();
+        get(&with, "127.0.0.1", port, Duration::ZERO).await.unwrap();
         let requests = server.await.unwrap();
         assert!(requests[0].starts_with("GET /x?y=1 HTTP/1.1\r\n"), "{}", requests[0]);
         assert!(requests[0].contains("user-agent: kube-probe/"), "{}", requests[0]);
@@ -276,7 +283,7 @@ mod tests {
         let body = "x".repeat(1 << 20);
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n{body}");
         let (port, server) = serve(vec![answer]).await;
-        get(&action("/"), "127.0.0.1", port).await.unwrap();
+        get(&action("/"), "127.0.0.1", port, Duration::ZERO).await.unwrap();
         server.await.unwrap();
     }
 
@@ -284,7 +291,7 @@ mod tests {
     async fn a_closed_port_is_a_failure_that_says_where() {
         let (port, server) = serve(vec![]).await;
         server.await.unwrap();
-        let error = get(&action("/"), "127.0.0.1", port).await.unwrap_err();
+        let error = get(&action("/"), "127.0.0.1", port, Duration::ZERO).await.unwrap_err();
         assert!(error.contains(&format!("127.0.0.1:{port}")), "{error}");
     }
 }

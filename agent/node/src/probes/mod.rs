@@ -12,6 +12,7 @@
 //! was and readiness does not flip.
 
 mod check;
+mod dial;
 mod http;
 
 use std::collections::BTreeMap;

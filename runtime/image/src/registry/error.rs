@@ -2,6 +2,8 @@
 
 use std::{error::Error, sync::Arc};
 
+use portreeve_network::ResolveError;
+
 use crate::text::shown;
 
 /// What a registry, or the way to it, did wrong. Cheap to clone.
@@ -100,8 +102,12 @@ impl RegistryError {
     /// The deepest cause of a failed connection in a few words.
     pub(crate) fn cause(&self) -> String {
         let mut error: &dyn Error = self;
-        let mut texts = Vec::new();
         while let Some(source) = error.source() {
+            if source.is::<ResolveError>() {
+                // It says more than what it was made from.
+                let file = source.source().map(|file| format!(": {file}")).unwrap_or_default();
+                return shown(&format!("{source}{file}"));
+            }
             if let Some(io) = source.downcast_ref::<std::io::Error>() {
                 match io.kind() {
                     std::io::ErrorKind::ConnectionRefused => {
@@ -111,13 +117,8 @@ impl RegistryError {
                     _ => {}
                 }
             }
-            texts.push(source.to_string());
             error = source;
         }
-        let last = shown(&texts.pop().unwrap_or_else(|| self.to_string()));
-        match texts.iter().any(|t| t.contains("dns error")) {
-            true => format!("no such host ({last})"),
-            false => last,
-        }
+        shown(&error.to_string())
     }
 }

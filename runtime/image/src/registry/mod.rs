@@ -10,6 +10,7 @@
 mod body;
 mod challenge;
 mod error;
+mod names;
 mod realm;
 mod session;
 
@@ -77,6 +78,7 @@ impl Registries {
             .user_agent(USER_AGENT)
             .connect_timeout(self.connect_timeout)
             .read_timeout(self.stall_timeout)
+            .dns_resolver(names::Names::new(self.connect_timeout))
             .redirect(redirects());
         if plain {
             // Certificates say nothing once plain HTTP was spoken, and the system may have none at all.

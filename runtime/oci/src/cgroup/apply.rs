@@ -26,7 +26,15 @@ impl Cgroup {
     /// [`CgroupError`] names field, file and value; [`CgroupError::BelowUsage`] for a memory limit below what is in
     /// use, when `memory.checkBeforeUpdate` asks for that (version 1 refuses it always, once it has failed to reclaim).
     pub fn apply(&self, resources: &LinuxResources) -> Result<Vec<Warning>, CgroupError> {
-        self.put_in_force(resources, |_| {})
+        self.put_in_force(resources, false, |_| {})
+    }
+
+    /// As [`Cgroup::apply`], for a cgroup that has just been made, in which nothing runs yet.
+    ///
+    /// # Errors
+    /// As [`Cgroup::apply`].
+    pub(crate) fn apply_first(&self, resources: &LinuxResources) -> Result<Vec<Warning>, CgroupError> {
+        self.put_in_force(resources, true, |_| {})
     }
 
     /// As [`Cgroup::apply`], for a cgroup that lives on when a limit is refused: those that were written before it are
@@ -37,7 +45,7 @@ impl Cgroup {
     pub fn change(&self, resources: &LinuxResources) -> Result<Vec<Warning>, CgroupError> {
         let layout = layout()?;
         let mut undo: Vec<(PathBuf, String)> = Vec::new();
-        let changed = self.put_in_force(resources, |write| {
+        let changed = self.put_in_force(resources, false, |write| {
             for (file, value) in write.candidates() {
                 let Some(path) = self.file(layout, &write.controller, file) else { continue };
                 if let Ok(text) = std::fs::read_to_string(&path) {
@@ -59,6 +67,7 @@ impl Cgroup {
     fn put_in_force(
         &self,
         resources: &LinuxResources,
+        vacant: bool,
         mut about_to: impl FnMut(&Write),
     ) -> Result<Vec<Warning>, CgroupError> {
         let layout = layout()?;
@@ -76,7 +85,7 @@ impl Cgroup {
         }
         // Last: on version 2 they change as a whole or not at all, and nothing that could be refused follows.
         if let Some(rules) = rules {
-            warnings.extend(self.apply_devices(layout, &rules)?);
+            warnings.extend(self.apply_devices(layout, &rules, vacant)?);
         }
         Ok(warnings)
     }
@@ -138,9 +147,14 @@ impl Cgroup {
         if usage_bytes > limit_bytes { Err(CgroupError::BelowUsage { limit_bytes, usage_bytes }) } else { Ok(()) }
     }
 
-    fn apply_devices(&self, layout: &Layout, rules: &[devices::Rule]) -> Result<Option<Warning>, CgroupError> {
+    fn apply_devices(
+        &self,
+        layout: &Layout,
+        rules: &[devices::Rule],
+        vacant: bool,
+    ) -> Result<Option<Warning>, CgroupError> {
         match layout.version() {
-            Version::V1 => self.apply_devices_v1(layout, rules).map(|()| None),
+            Version::V1 => self.apply_devices_v1(layout, rules, vacant).map(|()| None),
             Version::V2 => self.apply_devices_v2(layout, rules),
         }
     }
@@ -160,7 +174,7 @@ impl Cgroup {
         }
     }
 
-    fn apply_devices_v1(&self, layout: &Layout, rules: &[devices::Rule]) -> Result<(), CgroupError> {
+    fn apply_devices_v1(&self, layout: &Layout, rules: &[devices::Rule], vacant: bool) -> Result<(), CgroupError> {
         let missing =
             || CgroupError::NoController { controller: "devices".to_owned(), needed_for: "devices".to_owned() };
         let directory = layout.v1_mount("devices").ok_or_else(missing)?.join(self.relative());
@@ -168,7 +182,7 @@ impl Cgroup {
         let text = std::fs::read_to_string(&list).map_err(|source| CgroupError::Read { path: list, source })?;
         let change = devices::transition(&devices::State::parse(&text), rules)?;
         // The mode cannot be changed without forgetting every exception: nobody may run meanwhile.
-        let stop = change.resets && self.populated()? && !self.is_frozen()?;
+        let stop = change.resets && !vacant && self.populated()? && !self.is_frozen()?;
         if stop {
             self.freeze()?;
         }

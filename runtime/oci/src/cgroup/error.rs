@@ -31,6 +31,12 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// Another container is being made in it.
+    #[error("another container is being made in cgroup {path}")]
+    Taken {
+        /// Path below the root.
+        path: String,
+    },
     /// Writing one of its files.
     #[error("writing {value:?} to {path}")]
     Write {
@@ -141,6 +147,21 @@ pub enum CgroupError {
     #[error("listening for the out-of-memory killer in {path}")]
     Events {
         /// Directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Limits of a container for which the caller may make no cgroup.
+    #[error(
+        "{} cannot be set: {path} is not the caller's; let root give him a cgroup of version 2 (Delegate=yes in a unit of \
+         systemd), or leave the limits out",
+        .limits.join(", ")
+    )]
+    NotDelegated {
+        /// The fields.
+        limits: Vec<String>,
+        /// What he may not write to.
         path: PathBuf,
         /// The kernel's answer.
         #[source]

@@ -51,15 +51,20 @@ const V1_CONTROLLERS: [&str; 14] = [
 ];
 
 impl Layout {
-    /// Reads the text of /proc/PID/mountinfo; of several mounts of one hierarchy the first below /sys/fs/cgroup counts.
+    /// Reads the text of /proc/PID/mountinfo; of several mounts of one hierarchy the first below /sys/fs/cgroup counts,
+    /// and none that another mount covers: no path leads there.
     ///
     /// Where the unified hierarchy is at /sys/fs/cgroup itself, the machine is of version 2: version 1 mounts beside it
     /// (`net_cls` for a firewall) serve a purpose of their own, and are left alone.
     pub(crate) fn parse(mountinfo: &str) -> Self {
         let mut layout = Self { v1: Vec::new(), unified: None, unified_root: PathBuf::from("/") };
-        let mut mounts: Vec<(&str, &str, &str, &str)> = mountinfo.lines().filter_map(cgroup_mount).collect();
-        mounts.sort_by_key(|(_, point, ..)| !Path::new(point).starts_with("/sys/fs/cgroup"));
-        for (root, point, kind, options) in mounts {
+        let mut mounts: Vec<CgroupMount<'_>> = mountinfo.lines().filter_map(cgroup_mount).collect();
+        // Only what is mounted at one of their places, or above it, can cover them.
+        let near = |place: &Place<'_>| mounts.iter().any(|mount| is_at_or_below(mount.place.point, place.point));
+        let places: Vec<Place<'_>> = mountinfo.lines().filter_map(Place::of).filter(near).collect();
+        mounts.retain(|mount| mount.place.is_visible(&places));
+        mounts.sort_by_key(|mount| !is_at_or_below(mount.place.point, "/sys/fs/cgroup"));
+        for CgroupMount { root, place: Place { point, .. }, kind, options } in mounts {
             let (root, mount) = (PathBuf::from(unescape(root)), PathBuf::from(unescape(point)));
             if kind == "cgroup2" {
                 if layout.unified.is_none() {
@@ -111,17 +116,65 @@ pub(crate) fn layout() -> Result<&'static Layout, CgroupError> {
     if layout.v1.is_empty() && layout.unified.is_none() { Err(CgroupError::NotMounted) } else { Ok(layout) }
 }
 
-/// Root, mount point, type and super options of a mountinfo line, when it is a cgroup. proc_pid_mountinfo(5).
-fn cgroup_mount(line: &str) -> Option<(&str, &str, &str, &str)> {
+/// A mountinfo line, when it is of a cgroup. proc_pid_mountinfo(5).
+struct CgroupMount<'a> {
+    place: Place<'a>,
+    root: &'a str,
+    kind: &'a str,
+    /// Those of the file system.
+    options: &'a str,
+}
+
+fn cgroup_mount(line: &str) -> Option<CgroupMount<'_>> {
     let (before, after) = line.split_once(" - ")?;
     let mut after = after.split(' ');
-    let kind = after.next()?;
-    if kind != "cgroup" && kind != "cgroup2" {
-        return None;
-    }
+    let kind = after.next().filter(|kind| matches!(*kind, "cgroup" | "cgroup2"))?;
     let options = after.nth(1)?;
-    let mut before = before.split(' ').skip(3);
-    Some((before.next()?, before.next()?, kind, options))
+    Some(CgroupMount { place: Place::of(line)?, root: before.split(' ').nth(3)?, kind, options })
+}
+
+/// Where a mount is among the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place<'a> {
+    id: &'a str,
+    /// Id of the mount that it is mounted on.
+    parent: &'a str,
+    /// As it stands in mountinfo, escapes included.
+    point: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn of(line: &'a str) -> Option<Self> {
+        let mut words = line.split(' ');
+        Some(Self { id: words.next()?, parent: words.next()?, point: words.nth(2)? })
+    }
+
+    /// Whether its path leads to it: neither on it nor on the way there is another mount.
+    fn is_visible(self, all: &[Self]) -> bool {
+        let (mut here, mut from) = (self, self);
+        // Each mount is below its parent, so that this ends; and no way is longer than all of them.
+        for _ in all {
+            let on_it = |other: &Self| other.parent == here.id && other.point == here.point;
+            let before_it = |other: &Self| {
+                let above = is_at_or_below(here.point, other.point) && here.point != other.point;
+                other.parent == here.parent && other.id != here.parent && above
+            };
+            if all.iter().any(|other| *other != here && *other != from && (on_it(other) || before_it(other))) {
+                return false;
+            }
+            match all.iter().find(|other| other.id == here.parent && **other != here) {
+                Some(parent) => (from, here) = (here, *parent),
+                None => return true,
+            }
+        }
+        true
+    }
+}
+
+/// Whether one mount point is another, or lies below it. mountinfo writes each in one way only, so that no path has to be
+/// taken apart: it is asked for every pair, whenever a program begins that makes a container.
+fn is_at_or_below(point: &str, above: &str) -> bool {
+    point.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || above == "/")
 }
 
 /// Octal escapes of mountinfo (`\040` is a space).
@@ -157,8 +210,22 @@ mod tests {
 35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
 40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
-50 31 0:32 / /mnt/other\\040place rw,relatime - cgroup cgroup rw,memory
+50 23 0:32 / /mnt/other\\040place rw,relatime - cgroup cgroup rw,memory
 ";
+
+    #[test]
+    fn a_mount_point_is_below_another_by_whole_names() {
+        for (point, above, expected) in [
+            ("/sys/fs/cgroup", "/", true),
+            ("/", "/", true),
+            ("/sys/fs/cgroup", "/sys/fs/cgroup", true),
+            ("/sys/fs/cgroup/memory", "/sys/fs/cgroup", true),
+            ("/sys/fs/cgroup2", "/sys/fs/cgroup", false),
+            ("/sys/fs", "/sys/fs/cgroup", false),
+        ] {
+            assert_eq!(is_at_or_below(point, above), expected, "{point} {above}");
+        }
+    }
 
     #[test]
     fn a_hybrid_machine_is_version_one_with_a_unified_mount_beside() {
@@ -176,6 +243,32 @@ mod tests {
         let layout = Layout::parse("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
         assert_eq!(layout.version(), Version::V2);
         assert_eq!(layout.mounts().collect::<Vec<_>>(), [Path::new("/sys/fs/cgroup")]);
+    }
+
+    #[test]
+    fn a_hierarchy_that_another_mount_covers_is_not_there() {
+        let mounts = |more: &str| {
+            let layout = Layout::parse(&format!("{HYBRID}{more}"));
+            let found: Vec<String> = layout.v1.iter().map(|one| one.mount.display().to_string()).collect();
+            (found, layout.unified.is_some())
+        };
+        let [cpu, memory, other, systemd] =
+            ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory", "/mnt/other place", "/sys/fs/cgroup/systemd"];
+        assert_eq!(mounts(""), ([cpu, memory, systemd].map(str::to_owned).to_vec(), true));
+        // On it: another mount of the hierarchy is used then.
+        let covered = "60 35 0:50 / /sys/fs/cgroup/memory rw - tmpfs tmpfs rw\n";
+        assert_eq!(mounts(covered), ([cpu, systemd, other].map(str::to_owned).to_vec(), true));
+        // On the file system that they are mounted on; what is mounted there then is seen.
+        let covered = "60 31 0:50 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n";
+        assert_eq!(mounts(covered), ([other].map(str::to_owned).to_vec(), false));
+        let again = format!("{covered}61 60 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n");
+        assert_eq!(mounts(&again), ([cpu, other].map(str::to_owned).to_vec(), false));
+        // On the way there.
+        let covered = "60 23 0:50 / /sys/fs rw - tmpfs tmpfs rw\n";
+        assert_eq!(mounts(covered), ([other].map(str::to_owned).to_vec(), false));
+        // Beside it, or below it.
+        let beside = "60 31 0:50 / /sys/fs/cgroup/mem rw - tmpfs tmpfs rw\n61 35 0:51 / /sys/fs/cgroup/memory/a rw - tmpfs tmpfs rw\n";
+        assert_eq!(mounts(beside).0.len(), 3);
     }
 
     #[test]

@@ -18,14 +18,59 @@ use crate::Pid;
 const WANTED: [&str; 9] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc", "dmem"];
 const SIGKILL: i32 = 9;
 
-pub(crate) fn create(layout: &Layout, relative: &str) -> Result<(), CgroupError> {
-    for mount in layout.mounts() {
+/// Makes the directory by which it is decided whose a cgroup is, and those above it; `false` when it is there already.
+///
+/// Of several makers one makes it: mkdir(2) decides.
+pub(crate) fn claim(layout: &Layout, relative: &str) -> Result<bool, CgroupError> {
+    deciding(layout).map_or(Ok(false), |mount| create_in(layout, mount, relative))
+}
+
+/// The hierarchy that every container has: the one with the controllers, on version 1 that in which processes are found.
+fn deciding(layout: &Layout) -> Option<&Path> {
+    match layout.version() {
+        Version::V2 => layout.unified.as_deref(),
+        Version::V1 => census(layout).last(),
+    }
+}
+
+/// What keeps other makers away from a cgroup that has been claimed; `None` when another one has it.
+pub(crate) fn hold(layout: &Layout, relative: &str) -> Result<Option<File>, CgroupError> {
+    let path = deciding(layout).unwrap_or(Path::new("/")).join(relative);
+    let failed = |source| CgroupError::Read { path: path.clone(), source };
+    let directory = File::open(&path).map_err(failed)?;
+    match rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// A maker is between making its cgroup and [`hold`] for less than this, unless the machine is very busy.
+const MAKING: Duration = Duration::from_millis(20);
+
+/// Lets the maker of a cgroup that was there already hold it, if it may have been made just now: whoever held it first
+/// would be taken for its owner, and nobody would remove it in the end.
+pub(crate) fn let_its_maker_hold(layout: &Layout, relative: &str) -> Result<(), CgroupError> {
+    let path = deciding(layout).unwrap_or(Path::new("/")).join(relative);
+    match std::fs::metadata(&path).and_then(|directory| directory.modified()) {
+        // A cgroup has the time at which it was first looked at.
+        Ok(made) if made.elapsed().map_or(true, |age| age < MAKING * 5) => std::thread::sleep(MAKING),
+        Ok(_) => {}
+        Err(source) => return Err(CgroupError::Read { path, source }),
+    }
+    Ok(())
+}
+
+/// Makes what [`claim`] has not.
+pub(crate) fn complete(layout: &Layout, relative: &str) -> Result<(), CgroupError> {
+    for mount in layout.mounts().filter(|mount| Some(*mount) != deciding(layout)) {
         create_in(layout, mount, relative)?;
     }
     Ok(())
 }
 
-fn create_in(layout: &Layout, mount: &Path, relative: &str) -> Result<(), CgroupError> {
+/// Whether it was not there.
+fn create_in(layout: &Layout, mount: &Path, relative: &str) -> Result<bool, CgroupError> {
     if layout.unified.as_deref() == Some(mount) {
         return match layout.version() {
             Version::V2 => create_controlled(mount, relative),
@@ -40,44 +85,43 @@ fn create_in(layout: &Layout, mount: &Path, relative: &str) -> Result<(), Cgroup
 
 /// On version 2 a controller reaches a cgroup through every one above it. Where the one right above hands on whatever the
 /// topmost has, all between them do.
-fn create_controlled(mount: &Path, relative: &str) -> Result<(), CgroupError> {
+fn create_controlled(mount: &Path, relative: &str) -> Result<bool, CgroupError> {
     let path = mount.join(relative);
     let above = path.parent().unwrap_or(mount);
     let enabled = std::fs::read_to_string(above.join("cgroup.subtree_control"));
     if let Ok(enabled) = enabled
         && missing(&read(&mount.join("cgroup.controllers"))?, &enabled).is_empty()
     {
-        return make_directory(&path).map(drop);
+        return make_directory(&path);
     }
     let mut directory = mount.to_path_buf();
+    let mut made = false;
     for part in relative.split('/') {
         enable_controllers(&directory)?;
         directory.push(part);
-        make_directory(&directory)?;
+        made = make_directory(&directory)?;
     }
-    Ok(())
+    Ok(made)
 }
 
 /// A version 1 cpuset is born empty, and nothing can join an empty one: it gets what the one above it has.
-fn create_cpuset(mount: &Path, relative: &str) -> Result<(), CgroupError> {
+fn create_cpuset(mount: &Path, relative: &str) -> Result<bool, CgroupError> {
     let path = mount.join(relative);
-    match make_directory(&path) {
+    let mut made = match make_directory(&path) {
         // Mostly the one above is there, and filled.
-        Ok(made) => {
-            if fill_cpuset(&path, made)? {
-                return Ok(());
-            }
-        }
-        Err(CgroupError::Create { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        Ok(made) if fill_cpuset(&path, made)? => return Ok(made),
+        Ok(made) => made,
+        Err(CgroupError::Create { source, .. }) if source.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error),
-    }
+    };
     let mut directory = mount.to_path_buf();
     for part in relative.split('/') {
         directory.push(part);
-        let made = make_directory(&directory)?;
-        fill_cpuset(&directory, made)?;
+        let now = make_directory(&directory)?;
+        fill_cpuset(&directory, now)?;
+        made |= now && directory == path;
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Whether a cpuset has processors and memory nodes then.
@@ -99,6 +143,7 @@ fn fill_cpuset(directory: &Path, made: bool) -> Result<bool, CgroupError> {
     Ok(filled)
 }
 
+/// Whether it was not there.
 fn make_directory(path: &Path) -> Result<bool, CgroupError> {
     match std::fs::create_dir(path) {
         Ok(()) => Ok(true),
@@ -107,12 +152,14 @@ fn make_directory(path: &Path) -> Result<bool, CgroupError> {
     }
 }
 
-fn make_directories(path: &Path) -> Result<(), CgroupError> {
-    match make_directory(path) {
-        Err(CgroupError::Create { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(path).map_err(|source| CgroupError::Create { path: path.to_owned(), source })
+/// Whether it was not there.
+fn make_directories(path: &Path) -> Result<bool, CgroupError> {
+    match (make_directory(path), path.parent()) {
+        (Err(CgroupError::Create { source, .. }), Some(above)) if source.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(above).map_err(|source| CgroupError::Create { path: above.to_owned(), source })?;
+            make_directory(path)
         }
-        other => other.map(|_| ()),
+        (other, _) => other,
     }
 }
 
@@ -197,6 +244,8 @@ pub(crate) fn processes(layout: &Layout, relative: &str) -> Result<Vec<Pid>, Cgr
             match std::fs::read_to_string(&path) {
                 Ok(text) => found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
                 Err(error) if gone(&error) => {}
+                // A threaded cgroup, which who may write to a cgroup can make below it: the one above lists its processes.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {}
                 Err(source) => return Err(CgroupError::Read { path, source }),
             }
         }
@@ -224,19 +273,30 @@ pub(crate) fn kill_all(layout: &Layout, relative: &str) -> Result<(), CgroupErro
         // Frozen, nothing forks while it is being killed.
         let _ = set_frozen(layout, relative, true);
     }
-    for some in processes(layout, relative)?.chunks(AT_ONCE) {
-        let opened: Vec<_> = some.iter().filter_map(|pid| Some((pid, pidfd_open(*pid).ok()?))).collect();
-        // Between the list and the descriptor an id could have gone to a stranger: it must still be listed.
-        let listed = processes(layout, relative)?;
-        for (_, pidfd) in opened.iter().filter(|(pid, _)| listed.contains(pid)) {
-            let _gone = pidfd_send_signal(pidfd.as_fd(), SIGKILL);
-        }
-    }
+    // Those that have gone meanwhile, and those that are another user's: who waits for the end of all tells of them.
+    let _told_later = signal_each(layout, relative, SIGKILL)?;
     match set_frozen(layout, relative, false) {
         // What cannot be frozen was not.
         Err(CgroupError::NoController { .. }) => Ok(()),
         other => other,
     }
+}
+
+/// Signals every process that is listed now; answers the first refusal, after all have been tried.
+pub(crate) fn signal_each(layout: &Layout, relative: &str, signal: i32) -> Result<io::Result<()>, CgroupError> {
+    let mut answer = Ok(());
+    for some in processes(layout, relative)?.chunks(AT_ONCE) {
+        let opened: Vec<_> = some.iter().filter_map(|pid| Some((pid, pidfd_open(*pid).ok()?))).collect();
+        // Between the list and the descriptor an id could have gone to a stranger: it must still be listed.
+        let listed = processes(layout, relative)?;
+        for (_, pidfd) in opened.iter().filter(|(pid, _)| listed.contains(pid)) {
+            match pidfd_send_signal(pidfd.as_fd(), signal) {
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+                other => answer = answer.and(other),
+            }
+        }
+    }
+    Ok(answer)
 }
 
 /// So many processes are signalled by one look at the list of all: not each by one of its own, which for thousands would
@@ -340,7 +400,16 @@ fn wait_frozen(layout: &Layout, path: &Path) -> bool {
     false
 }
 
+pub(crate) fn holds_the_killed(layout: &Layout, relative: &str) -> Result<bool, CgroupError> {
+    Ok(layout.version() == Version::V1 && freezer(layout, relative, |state| state != "THAWED")?)
+}
+
 pub(crate) fn is_frozen(layout: &Layout, relative: &str) -> Result<bool, CgroupError> {
+    freezer(layout, relative, |state| state == "FROZEN")
+}
+
+/// `v1_is` tells it from the state of version 1.
+fn freezer(layout: &Layout, relative: &str, v1_is: impl Fn(&str) -> bool) -> Result<bool, CgroupError> {
     let (path, v1) = match (layout.version(), layout.unified.as_deref()) {
         (Version::V2, Some(mount)) => (mount.join(relative).join("cgroup.events"), false),
         // Without a freezer nothing was ever frozen.
@@ -350,11 +419,20 @@ pub(crate) fn is_frozen(layout: &Layout, relative: &str) -> Result<bool, CgroupE
         },
     };
     match std::fs::read_to_string(&path) {
-        Ok(text) if v1 => Ok(text.trim() == "FROZEN"),
+        Ok(text) if v1 => Ok(v1_is(text.trim())),
         Ok(text) => Ok(stats::keyed(&text, "frozen") == Some(1)),
         Err(error) if gone(&error) => Ok(false),
         Err(source) => Err(CgroupError::Read { path, source }),
     }
+}
+
+/// Removes it where nothing is in the way, without a look into it: one with processes in it, or with others below it, is
+/// busy. `false` when it is, or could not be removed for another reason, which [`remove`] will tell.
+pub(crate) fn remove_unused(layout: &Layout, relative: &str) -> bool {
+    // By these its processes are found: while it has some, none of its directories goes.
+    let first: Vec<&Path> = census(layout).collect();
+    let others = layout.mounts().filter(|mount| !first.contains(mount));
+    first.iter().copied().chain(others).all(|mount| remove_directory(&mount.join(relative)).is_ok())
 }
 
 pub(crate) fn remove(layout: &Layout, relative: &str) -> Result<(), CgroupError> {

@@ -18,10 +18,13 @@ pub mod figures;
 mod join;
 mod layout;
 mod lifecycle;
+mod options;
+mod permission;
 mod placement;
 mod stats;
 mod values;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,14 +34,17 @@ use layout::layout;
 
 pub use below::Below;
 pub(crate) use delegate::owner as delegate_owner;
-pub(crate) use devices::container_rules as container_device_rules;
+pub(crate) use devices::{container_rules as container_device_rules, is_root_of_the_machine as devices_can_be_limited};
 pub use error::CgroupError;
 pub use events::{OomEvent, OomEvents};
 pub use figures::Figures;
 pub(crate) use join::Join;
 pub(crate) use layout::unescape;
+pub(crate) use options::Options;
+pub(crate) use permission::{Refusal, limits};
 pub use stats::Stats;
 pub(crate) use values::settle;
+pub use values::{Setting, settings};
 
 /// Which hierarchy carries the controllers on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,13 +85,34 @@ impl Cgroup {
     /// [`CgroupError::Create`] and those of [`Cgroup::at`].
     pub fn open_or_create(path: &str) -> Result<Self, CgroupError> {
         let cgroup = Self::at(path)?;
-        cgroup.create()?;
+        cgroup.claim()?;
+        cgroup.complete()?;
         Ok(cgroup)
     }
 
-    /// Makes the cgroup when it is not there.
-    pub(crate) fn create(&self) -> Result<(), CgroupError> {
-        lifecycle::create(layout()?, self.relative())
+    /// Begins to make the cgroup; `false` when it is there already, or another one has begun: of several makers one
+    /// succeeds.
+    pub(crate) fn claim(&self) -> Result<bool, CgroupError> {
+        lifecycle::claim(layout()?, self.relative())
+    }
+
+    /// Keeps other makers away while the answer is kept, and until the first process has closed its copy.
+    ///
+    /// # Errors
+    /// [`CgroupError::Taken`] when another one is there; [`CgroupError::Read`].
+    pub(crate) fn hold(&self) -> Result<File, CgroupError> {
+        let held = lifecycle::hold(layout()?, self.relative())?;
+        held.ok_or_else(|| CgroupError::Taken { path: self.path.clone() })
+    }
+
+    /// Lets whoever has just made it [`hold`](Self::hold) it first.
+    pub(crate) fn let_its_maker_hold(&self) -> Result<(), CgroupError> {
+        lifecycle::let_its_maker_hold(layout()?, self.relative())
+    }
+
+    /// Makes of a cgroup that has been claimed what is not there yet.
+    pub(crate) fn complete(&self) -> Result<(), CgroupError> {
+        lifecycle::complete(layout()?, self.relative())
     }
 
     /// Refuses a cgroup that is there already and in which a new container could not live, or not alone: with processes
@@ -214,6 +241,15 @@ impl Cgroup {
         lifecycle::is_frozen(layout()?, self.relative())
     }
 
+    /// Whether it keeps processes that were killed from ending: on version 1, where it stands still or is about to. On
+    /// version 2 that signal ends frozen processes, too (Linux, admin-guide/cgroup-v2.rst, `cgroup.freeze`).
+    ///
+    /// # Errors
+    /// As [`Cgroup::is_frozen`].
+    pub(crate) fn holds_the_killed(&self) -> Result<bool, CgroupError> {
+        lifecycle::holds_the_killed(layout()?, self.relative())
+    }
+
     /// Lets frozen processes go on.
     ///
     /// # Errors
@@ -297,6 +333,22 @@ impl Cgroup {
             }
         }
         Ok(total)
+    }
+
+    /// Sends a signal, by number, to every process in it and below that is listed now; the answer is the first refusal.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`].
+    pub(crate) fn signal_each(&self, signal: i32) -> Result<io::Result<()>, CgroupError> {
+        lifecycle::signal_each(layout()?, self.relative(), signal)
+    }
+
+    /// Removes it when nothing is in it; `false` when something is, or when it cannot be removed.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotMounted`].
+    pub(crate) fn remove_unused(&self) -> Result<bool, CgroupError> {
+        Ok(lifecycle::remove_unused(layout()?, self.relative()))
     }
 
     /// Removes it and everything below it; absent is success. Processes must be gone (or going).

@@ -57,11 +57,12 @@ pub fn read(bundle: BorrowedFd<'_>) -> Result<Config, ConfigError> {
     // A FIFO or a terminal must not be waited for.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = beneath(bundle, Path::new(NAME), flags, Limits::default()).map_err(ConfigError::Read)?;
-    let kind = rustix::fs::fstat(&file).map_err(|error| ConfigError::Read(error.into()))?.st_mode;
-    if FileType::from_raw_mode(kind) != FileType::RegularFile {
+    let stat = rustix::fs::fstat(&file).map_err(|error| ConfigError::Read(error.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(ConfigError::Read(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
     }
-    let mut raw = Vec::new();
+    // One read for all of it; more than the limit is refused anyway.
+    let mut raw = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(LIMIT) + 64);
     let limit = u64::try_from(LIMIT).unwrap_or(u64::MAX).saturating_add(1);
     std::fs::File::from(file).take(limit).read_to_end(&mut raw).map_err(ConfigError::Read)?;
     own(raw)
@@ -83,7 +84,8 @@ pub fn parse_process(bytes: &[u8]) -> Result<(Process, Vec<String>), ConfigError
     lenient(bytes, process)
 }
 
-fn own(raw: Vec<u8>) -> Result<Config, ConfigError> {
+/// As [`parse`], of bytes that are kept.
+pub(crate) fn own(raw: Vec<u8>) -> Result<Config, ConfigError> {
     let (spec, warnings): (Spec, _) = lenient(&raw, |root, warnings| {
         if let Some(value) = root.get_mut("process") {
             process(value, warnings);

@@ -51,14 +51,20 @@ pub(super) fn bind(console: &Console, root: BorrowedFd<'_>) -> Result<(), SetupE
 }
 
 /// Puts the streams on 0, 1 and 2 and sends the terminal's master to the maker. The process leads a session then.
-pub(super) fn streams(stdio: &Stdio, console: Option<Console>, socket: BorrowedFd<'_>) -> Result<(), SetupError> {
+pub(super) fn streams(
+    stdio: &Stdio,
+    console: Option<Console>,
+    root: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+) -> Result<(), SetupError> {
     // In the maker's process group `kill 0` would signal the maker and all that it has made.
     rustix::process::setsid().step("becoming a session leader", "")?;
     match (stdio, console) {
         (Stdio::Pipes { stdin, stdout, stderr }, _) => {
             let stdin = stdin.as_ref().map(OwnedFd::as_fd);
             let wanted = [stdin.unwrap_or(stdout.as_fd()), stdout.as_fd(), stderr.as_fd()];
-            place(wanted)
+            place(wanted)?;
+            own_null(root)
         }
         (Stdio::Terminal { .. }, Some(console)) => {
             handshake::terminal(socket, console.master.as_fd()).step("sending the terminal to the caller", "")?;
@@ -66,8 +72,43 @@ pub(super) fn streams(stdio: &Stdio, console: Option<Console>, socket: BorrowedF
             terminal::control(console.slave.as_fd()).step("taking the controlling terminal", "")?;
             place([console.slave.as_fd(); 3])
         }
-        _ => Ok(()),
+        _ => own_null(root),
     }
+}
+
+/// Streams that are the host's null device become the container's: of a file on a mount that the container does not have
+/// CRIU makes no checkpoint. Where the container has no null device they stay.
+fn own_null(root: BorrowedFd<'_>) -> Result<(), SetupError> {
+    let path = Path::new("/dev/null");
+    let mut own = None;
+    for (stream, number) in
+        [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()].into_iter().zip(0..)
+    {
+        if !is_null(stream) {
+            continue;
+        }
+        if own.is_none() {
+            // Not waiting for whoever is at the other end of what an image has put there.
+            let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+            own = in_root(root, path, OFlags::PATH, Limits::default())
+                .ok()
+                .filter(|node| is_null(node.as_fd()))
+                .and_then(|_| in_root(root, path, flags, Limits::default()).ok())
+                .filter(|node| is_null(node.as_fd()));
+        }
+        let Some(own) = &own else { return Ok(()) };
+        rustix::fs::fcntl_setfl(own, OFlags::RDWR).step("opening", path)?;
+        process::place_fd(own.as_fd(), number).step("placing a standard stream", "")?;
+    }
+    Ok(())
+}
+
+fn is_null(fd: BorrowedFd<'_>) -> bool {
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::fstat(fd).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
+            && stat.st_rdev == null
+    })
 }
 
 fn place(wanted: [BorrowedFd<'_>; 3]) -> Result<(), SetupError> {

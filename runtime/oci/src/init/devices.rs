@@ -8,12 +8,14 @@ use oci_spec::runtime::LinuxDeviceType;
 use portreeve_sys::mount;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
+use super::resolve::Parents;
 use super::{mounts, resolve};
 use crate::error::{SetupError, Step};
 use crate::prepare::Device;
 
-/// Makes each node, or in a user namespace, which may not, binds the host's.
+/// Makes each node, or in a user namespace, which may make FIFOs alone, binds the host's.
 pub(super) fn create(root: BorrowedFd<'_>, devices: &[Device], nodes: &[Option<OwnedFd>]) -> Result<(), SetupError> {
+    let mut parents = Parents::default();
     for (device, node) in devices.iter().zip(nodes) {
         let path = &device.path;
         match node {
@@ -28,23 +30,23 @@ pub(super) fn create(root: BorrowedFd<'_>, devices: &[Device], nodes: &[Option<O
                 mounts::outside_procfs(target.as_fd()).step("mounting device", path)?;
                 mount::attach(node.as_fd(), target.as_fd()).step("mounting device", path)?;
             }
-            None => make(root, device).step("making device", path)?,
+            None => make(root, device, &mut parents).step("making device", path)?,
         }
     }
     Ok(())
 }
 
-fn make(root: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
-    let (parent, name) = resolve::parent_of(root, &device.path)?;
+fn make(root: BorrowedFd<'_>, device: &Device, parents: &mut Parents) -> io::Result<()> {
+    let (parent, name) = parents.of(root, &device.path)?;
     let (kind, number) = node_of(device)?;
     // The umask is 0 here, so the mode is exact.
-    match rustix::fs::mknodat(&parent, &name, kind, Mode::from_raw_mode(device.mode), number) {
+    match rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(device.mode), number) {
         Err(rustix::io::Errno::EXIST) => {}
         made => made?,
     }
     // From here on by descriptor: who shares the directory can exchange what has the name.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let node = rustix::fs::openat(&parent, &name, flags, Mode::empty())?;
+    let node = rustix::fs::openat(parent, name, flags, Mode::empty())?;
     if !is(node.as_fd(), device)? {
         return Err(rustix::io::Errno::EXIST.into());
     }
@@ -80,20 +82,21 @@ pub(super) fn link(root: BorrowedFd<'_>) -> Result<(), SetupError> {
         ("/dev/stdout", "/proc/self/fd/1"),
         ("/dev/stderr", "/proc/self/fd/2"),
     ];
+    let mut parents = Parents::default();
     for (path, target) in links {
         let path = Path::new(path);
-        let (parent, name) = resolve::parent_of(root, path).step("opening the directory of", path)?;
-        match rustix::fs::symlinkat(target, &parent, &name) {
+        let (parent, name) = parents.of(root, path).step("opening the directory of", path)?;
+        match rustix::fs::symlinkat(target, parent, name) {
             Err(rustix::io::Errno::EXIST) => {}
             other => other.step("linking", path)?,
         }
     }
     let path = Path::new("/dev/ptmx");
-    let (parent, name) = resolve::parent_of(root, path).step("opening the directory of", path)?;
+    let (parent, name) = parents.of(root, path).step("opening the directory of", path)?;
     // The multiplexer of the container's own devpts, never the host's node that an image may carry.
-    match rustix::fs::unlinkat(&parent, &name, AtFlags::empty()) {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Err(rustix::io::Errno::NOENT) => {}
         other => other.step("removing the old", path)?,
     }
-    rustix::fs::symlinkat("pts/ptmx", &parent, &name).step("linking", path)
+    rustix::fs::symlinkat("pts/ptmx", parent, name).step("linking", path)
 }

@@ -12,6 +12,7 @@ mod privileges;
 mod program;
 mod resolve;
 mod sysctl;
+mod visitor;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,10 +35,12 @@ use crate::plan::identity::Identity;
 use crate::plan::mounts::MountOp;
 use crate::plan::order::{self, InitStep, ProcessStep};
 use crate::plan::sysctl::Sysctl;
-use crate::prepare::{Device, Prepared};
+use crate::prepare::{Device, Prepared, Wanted};
 use crate::seccomp::Filter;
 use crate::spawn::{self, first_free};
 use crate::stdio::Stdio;
+
+pub(crate) use visitor::{attach_root, make_mount_points, place_of_null, place_of_root};
 
 /// What the program of any process in a container needs.
 #[derive(Debug)]
@@ -66,7 +69,9 @@ pub(crate) struct Container<'a> {
     pub(crate) mounts: &'a [MountOp],
     pub(crate) sysctls: &'a [Sysctl],
     pub(crate) devices: &'a [Device],
-    pub(crate) prepared: &'a Prepared,
+    /// `None`: the process opens everything itself, by `wanted`.
+    pub(crate) prepared: Option<&'a Prepared>,
+    pub(crate) wanted: &'a Wanted<'a>,
     /// Where the host has the root file system, for hooks that look for it there.
     pub(crate) place: Option<&'a Path>,
     pub(crate) cgroup: Option<&'a Join>,
@@ -90,7 +95,7 @@ pub(crate) fn container(container: &Container<'_>, process: &Process<'_>) -> i32
     report(process.socket, set_up(container, process))
 }
 
-/// Runs a further process of a container, in whose namespaces the caller is.
+/// Runs a further process of a container, in whose namespaces the caller is already.
 pub(crate) fn further(process: &Process<'_>, user_namespace: bool) -> i32 {
     report(process.socket, set_up_further(process, user_namespace))
 }
@@ -162,7 +167,7 @@ pub(crate) fn begin_between(cgroup: Option<&Join>, joining: Joining) -> Result<(
     join_cgroup(cgroup, joining)
 }
 
-fn become_root_of_user_namespace() -> Result<(), SetupError> {
+pub(crate) fn become_root_of_user_namespace() -> Result<(), SetupError> {
     // A namespace that denies setgroups keeps the groups it was born with, which mean nothing in it.
     let _ = process::set_groups(&[]);
     process::set_group_id(0).step("becoming group 0 of the user namespace", "")?;
@@ -171,26 +176,39 @@ fn become_root_of_user_namespace() -> Result<(), SetupError> {
 
 fn set_up(container: &Container<'_>, process: &Process<'_>) -> Result<(), Failure> {
     begin()?;
-    let mut made = Made { root: open_root()?, filesystems: Vec::new(), console: None };
+    let mut made = Made { root: open_root()?, prepared: None, filesystems: Vec::new(), console: None };
     for step in container.steps {
         perform(*step, container, process, &mut made)?;
     }
-    settle_and_run(process, made.root, made.console)
+    // Their numbers are the program's.
+    let Made { root, prepared, filesystems, console } = made;
+    drop((prepared, filesystems));
+    settle_and_run(process, root, console)
 }
 
 /// What the steps of the first process have made so far.
 struct Made {
     /// The root of the moment: the host's until it is changed.
     root: OwnedFd,
+    /// What it has opened itself, where the maker might not.
+    prepared: Option<Prepared>,
     /// New file systems, by index of the mount; once attached, those that become read-only later.
     filesystems: Vec<Option<OwnedFd>>,
     console: Option<console::Console>,
 }
 
+/// What was opened, by whomever.
+fn prepared<'a>(container: &Container<'a>, own: &'a Option<Prepared>) -> Result<&'a Prepared, SetupError> {
+    let lacking = || std::io::Error::other("nobody has opened them");
+    own.as_ref().or(container.prepared).ok_or_else(lacking).step("looking for the sources of mounts", "")
+}
+
 fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, made: &mut Made) -> Result<(), Failure> {
     let linux = container.spec.linux().as_ref();
     let root = made.root.as_fd();
+    let opened = || prepared(container, &made.prepared);
     match step {
+        InitStep::OpenSources => made.prepared = Some(container.wanted.open()?),
         InitStep::JoinCgroup => join_cgroup(container.cgroup, container.joining)?,
         InitStep::NewCgroupNamespace => namespace::unshare(NEW_CGROUP).step("making a cgroup namespace", "")?,
         InitStep::JoinNamespaces => {
@@ -215,20 +233,20 @@ fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, mad
         }
         InitStep::AttachRoot => {
             make_private(root)?;
-            mount::attach(container.prepared.root.as_fd(), root).step("attaching the root file system", "")?;
+            mount::attach(opened()?.root.as_fd(), root).step("attaching the root file system", "")?;
         }
         InitStep::AttachRootInPlace => {
             make_private(root)?;
             let place = container.place.unwrap_or(Path::new("/"));
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let directory = rustix::fs::openat(CWD, place, flags, Mode::empty()).step("opening", place)?;
-            let new = container.prepared.root.as_fd();
+            let new = opened()?.root.as_fd();
             mount::attach(new, directory.as_fd()).step("attaching the root file system for its hooks to", place)?;
             made.root = new.try_clone_to_owned().step("copying the root's descriptor", "")?;
         }
         InitStep::MakeFilesystems => made.filesystems = mounts::make(container.mounts)?,
         InitStep::ChangeRoot(pivot) => {
-            let new = container.prepared.root.as_fd();
+            let new = opened()?.root.as_fd();
             if pivot == Pivot::MoveMount && container.place.is_some() {
                 // Over the old root, so that no path leads back there.
                 mount::attach(new, open_root()?.as_fd()).step("moving the root file system", "")?;
@@ -241,10 +259,10 @@ fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, mad
             made.root = open_root()?;
         }
         InitStep::AttachMounts => {
-            mounts::attach(root, container.mounts, &container.prepared.sources, &mut made.filesystems)?;
+            mounts::attach(root, container.mounts, &opened()?.sources, &mut made.filesystems)?;
         }
         InitStep::Devices => {
-            devices::create(root, container.devices, &container.prepared.nodes)?;
+            devices::create(root, container.devices, &opened()?.nodes)?;
             devices::link(root)?;
         }
         InitStep::Terminal => made.console = console::make(process.stdio, root)?,
@@ -262,7 +280,7 @@ fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, mad
         }
         InitStep::MaskedPaths => {
             let masked = linux.and_then(|linux| linux.masked_paths().as_deref()).unwrap_or_default();
-            masks::cover(root, masked, container.prepared.null.as_fd())?;
+            masks::cover(root, masked, opened()?.null.as_fd())?;
         }
         InitStep::MakeWorkingDirectory => {
             let directory = &process.identity.directory;
@@ -384,7 +402,7 @@ fn settle(step: ProcessStep, process: &Process<'_>, state: &mut Settled) -> Resu
     match step {
         ProcessStep::Label => privileges::label(identity)?,
         ProcessStep::Environment => state.environment = program::environment(root, identity),
-        ProcessStep::Streams => console::streams(process.stdio, state.console.take(), process.socket)?,
+        ProcessStep::Streams => console::streams(process.stdio, state.console.take(), root, process.socket)?,
         ProcessStep::EnterDirectory => state.entered = privileges::enter_directory(root, identity)?,
         ProcessStep::CloseDescriptors => {
             // Its number must not be one that the program gets.

@@ -54,17 +54,22 @@ fn make_one(op: &MountOp) -> Result<Option<OwnedFd>, SetupError> {
 /// network, IPC or PID namespace with the host gets the host's, read-only. `None` for other file systems, and for a
 /// procfs of other processes: the kernel refuses a new one also where the host's own is covered in parts.
 fn the_hosts(op: &MountOp, kind: &str, attributes: u64) -> Option<Result<OwnedFd, SetupError>> {
-    let place = match kind {
-        "sysfs" => "/sys",
-        "mqueue" => "/dev/mqueue",
-        "proc" if shows_this_process() => "/proc",
+    let (place, needed) = match kind {
+        "sysfs" => ("/sys", "network"),
+        "mqueue" => ("/dev/mqueue", "IPC"),
+        "proc" if shows_this_process() => ("/proc", "PID"),
         _ => return None,
     };
     let floor = mount::READ_ONLY | mount::NO_SUID | mount::NO_DEV | mount::NO_EXEC;
     let change = mount::Change { set: attributes | floor, recursive: true, ..mount::Change::default() };
     let bound = mount::clone_tree(rustix::fs::CWD, Path::new(place), true, true)
         .and_then(|tree| mount::set_attributes(tree.as_fd(), &change).map(|()| tree))
-        .step(&format!("binding {place} of the host, in place of a new {kind}, for"), &op.destination);
+        .step(
+            &format!(
+                "binding {place} of the host, in place of a new {kind}, which needs a new {needed} namespace, for"
+            ),
+            &op.destination,
+        );
     Some(bound)
 }
 
@@ -73,6 +78,9 @@ fn shows_this_process() -> bool {
     let own = rustix::process::getpid().as_raw_nonzero().to_string();
     rustix::fs::readlink("/proc/self", Vec::new()).is_ok_and(|shown| shown.as_bytes() == own.as_bytes())
 }
+
+/// Why an owner may be refused.
+const UNMAPPED: &str = " (its uid and gid have to be mapped into the container's user namespace)";
 
 /// Makes a file system; `mode` is its root's where the configuration says none.
 fn filesystem(op: &MountOp, mode: Option<u32>) -> Result<OwnedFd, SetupError> {
@@ -85,7 +93,11 @@ fn filesystem(op: &MountOp, mode: Option<u32>) -> Result<OwnedFd, SetupError> {
             Some(value) => mount::set_string(context.as_fd(), key, value),
             None => mount::set_flag(context.as_fd(), key),
         };
-        let hint = if key == LABEL { " (SELinux has to be enabled for it)" } else { "" };
+        let hint = match key.as_str() {
+            LABEL => " (SELinux has to be enabled for it)",
+            "uid" | "gid" => UNMAPPED,
+            _ => "",
+        };
         set.step(&format!("setting option {key} of {kind}{hint} for"), &op.destination)?;
     }
     if let Some(mode) = mode {
@@ -95,7 +107,9 @@ fn filesystem(op: &MountOp, mode: Option<u32>) -> Result<OwnedFd, SetupError> {
     let attributes = if op.what.is_read_only_late() { attributes & !mount::READ_ONLY } else { *attributes };
     mount::create(context.as_fd(), attributes).map_err(|source| {
         let words = mount::complaint(context.as_fd()).map_or_else(String::new, |words| format!(" ({words})"));
-        SetupError { operation: format!("mounting {kind}{words} on"), path: op.destination.clone(), source }
+        let ids = options.iter().any(|(key, _)| key == "uid" || key == "gid");
+        let hint = if ids && source.raw_os_error() == Some(Errno::INVAL.raw_os_error()) { UNMAPPED } else { "" };
+        SetupError { operation: format!("mounting {kind}{words}{hint} on"), path: op.destination.clone(), source }
     })
 }
 

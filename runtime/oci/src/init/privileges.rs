@@ -8,6 +8,7 @@ use portreeve_sys::capability::{self, Sets};
 use portreeve_sys::path::{Limits, beneath};
 use portreeve_sys::process;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::{resolve, sysctl};
 use crate::error::{SetupError, Step};
@@ -90,10 +91,19 @@ pub(super) fn drop_to(identity: &Identity, keep_last: bool) -> Result<Sets, Setu
     match process::set_groups(&identity.groups) {
         // A user namespace may deny setgroups; with nothing to set, nothing is lost.
         Err(error) if identity.groups.is_empty() && error.kind() == io::ErrorKind::PermissionDenied => {}
-        other => other.step(&format!("setting the groups {:?}", identity.groups), "")?,
+        other => {
+            let hint = other.as_ref().err().map_or("", unmapped);
+            other.step(&format!("setting the groups {:?}{hint}", identity.groups), "")?;
+        }
     }
-    process::set_group_id(identity.gid).step(&format!("becoming group {}", identity.gid), "")?;
-    process::set_user_id(identity.uid).step(&format!("becoming user {}", identity.uid), "")?;
+    for (what, id, set) in [
+        ("group", identity.gid, process::set_group_id as fn(u32) -> io::Result<()>),
+        ("user", identity.uid, process::set_user_id),
+    ] {
+        let became = set(id);
+        let hint = became.as_ref().err().map_or("", unmapped);
+        became.step(&format!("becoming {what} {id}{hint}"), "")?;
+    }
     process::set_keep_capabilities(false).step("ending the keeping of capabilities", "")?;
     let permitted = wanted.permitted & have;
     let inheritable = wanted.inheritable & have;
@@ -108,6 +118,17 @@ pub(super) fn drop_to(identity: &Identity, keep_last: bool) -> Result<Sets, Setu
     // The change of user has made the process dumpable or not by its own rules.
     process::set_dumpable(false).step("staying undumpable", "")?;
     Ok(sets)
+}
+
+/// What the kernel means about ids in a user namespace.
+fn unmapped(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::INVAL) => " (it is not mapped into the container's user namespace)",
+        Some(Errno::PERM) => {
+            " (a user namespace whose groups were mapped without newgidmap has those of the user who made it, and no others)"
+        }
+        _ => "",
+    }
 }
 
 /// Gives up what [`drop_to`] has kept: one call, under the filter already.

@@ -39,6 +39,13 @@ fn make(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedF
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other,
     }
+    // Mostly only the last part lacks.
+    if let (Some(above), Some(name)) = (path.parent(), path.file_name())
+        && let Ok(parent) = in_root(root, above, OFlags::PATH | OFlags::DIRECTORY, Limits::default())
+        && make_one(parent.as_fd(), name, directory).is_ok()
+    {
+        return in_root(root, path, wanted, Limits::default());
+    }
     let mut links = 0;
     let mut todo = parts(path);
     let mut done = PathBuf::from("/");
@@ -56,12 +63,7 @@ fn make(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedF
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let made = if directory || !last {
-            make_one_directory(parent.as_fd(), &name)
-        } else {
-            make_one_file(parent.as_fd(), &name)
-        };
-        match made {
+        match make_one(parent.as_fd(), &name, directory || !last) {
             Ok(()) if last => return in_root(root, &here, flags, Limits::default()),
             Ok(()) => done = here,
             Err(Errno::EXIST) => {
@@ -99,20 +101,30 @@ fn parts(path: &Path) -> VecDeque<OsString> {
     path.components().filter_map(part).collect()
 }
 
-fn make_one_directory(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
-    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
-}
-
-fn make_one_file(parent: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+fn make_one(parent: BorrowedFd<'_>, name: &OsStr, directory: bool) -> rustix::io::Result<()> {
+    if directory {
+        return rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755));
+    }
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
 }
 
-/// The directory that holds `path`, made when it is not there, and the last name.
-pub(super) fn parent_of(root: BorrowedFd<'_>, path: &Path) -> io::Result<(OwnedFd, OsString)> {
-    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let parent = make_directory(root, path.parent().unwrap_or(Path::new("/")))?;
-    Ok((parent, name.to_owned()))
+/// The directory of the last path that was asked for: many are made in one.
+#[derive(Debug, Default)]
+pub(super) struct Parents(Option<(PathBuf, OwnedFd)>);
+
+impl Parents {
+    /// The directory that holds `path`, made when it is not there, and the last name.
+    pub(super) fn of<'p>(&mut self, root: BorrowedFd<'_>, path: &'p Path) -> io::Result<(BorrowedFd<'_>, &'p OsStr)> {
+        let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let above = path.parent().unwrap_or(Path::new("/"));
+        let known = self.0.take().filter(|(known, _)| known == above);
+        let (_, directory) = self.0.insert(match known {
+            Some(known) => known,
+            None => (above.to_owned(), make_directory(root, above)?),
+        });
+        Ok(((*directory).as_fd(), name))
+    }
 }
 
 #[cfg(test)]

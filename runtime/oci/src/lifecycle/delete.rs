@@ -18,6 +18,9 @@ use crate::rdt;
 /// How long a killed process may take to go.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long one may take before the others are killed.
+const SOON_MS: i32 = 100;
+
 const VERB: &str = "delete";
 const WANTED: &str = "stopped";
 
@@ -31,13 +34,7 @@ impl Container {
     /// # Errors
     /// [`LifecycleError::Status`] for one that is not stopped, which changes nothing, and what could not be removed.
     pub fn delete(mut self, force: bool) -> Result<Vec<Warning>, LifecycleError> {
-        if force && !self.is_removed()? {
-            // Before the lock: a maker or starter that waits for the process has it. Should the record not be readable, the
-            // one that was loaded counts.
-            let _readable = self.reload();
-            self.end()?;
-        }
-        let taken = if force { self.lock() } else { self.claim_to_delete() };
+        let taken = if force { self.claim_by_force() } else { self.claim_to_delete() };
         let lock = match taken {
             Err(LifecycleError::NotFound { .. }) if force => return Ok(Vec::new()),
             other => other?,
@@ -51,23 +48,41 @@ impl Container {
             other => other?,
         }
         if force {
-            self.end()?;
+            self.end_first(patience_ms()).and_then(|ended| self.ended(ended))?;
         } else {
             self.expect_locked(&lock, VERB, WANTED, &[Status::Stopped])?;
         }
         if let Some(cgroup) = self.cgroup()? {
-            // What the first process left behind, where no PID namespace has ended it.
-            cgroup.kill_all()?;
-            cgroup.wait_empty(PATIENCE)?;
-            if self.record.cgroup_made {
-                cgroup.remove()?;
+            // What the first process left behind, where no PID namespace has ended it, is in the way of its removal.
+            if !self.record.cgroup_made || !cgroup.remove_unused()? {
+                cgroup.kill_all()?;
+                cgroup.wait_empty(PATIENCE)?;
+                if self.record.cgroup_made {
+                    cgroup.remove()?;
+                }
             }
         }
         rdt::remove(self.record.resctrl.as_deref())?;
         // Before what knows of them is gone: a deletion that is interrupted and said again runs them again.
         let hooks = self.hooks()?.run_all(Point::Poststop);
         self.remove_directory(lock)?;
-        Ok(hooks.into_iter().map(|error| Warning { what: error.to_string(), errno: None }).collect())
+        let told = self.lost.into_iter().chain(hooks.into_iter().map(|error| error.to_string()));
+        Ok(told.map(|what| Warning { what, errno: None }).collect())
+    }
+
+    /// The lock of one that is killed for it: a maker or starter that waits for the process has it until then.
+    fn claim_by_force(&mut self) -> Result<Lock, LifecycleError> {
+        match Lock::attempt(&self.directory) {
+            Ok(Some(lock)) => return Ok(lock),
+            Err(_) if self.is_removed()? => return Err(LifecycleError::NotFound { id: self.id.0.clone() }),
+            // Its maker died before it had made the lock, or has not come as far.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.file("locking", LOCK, error)),
+            Ok(None) | Err(_) => {}
+        }
+        // Should the record not be readable, the one that was loaded counts.
+        let _readable = self.reload();
+        self.end()?;
+        self.lock()
     }
 
     /// The lock of one that is not being made; also of one whose maker died before it had made the lock.
@@ -116,21 +131,34 @@ impl Container {
         Ok(())
     }
 
-    /// Kills everything in the cgroup, and the first process; waits for the first one's end.
+    /// Kills the first process and waits for its end, and kills everything that is left in the cgroup then.
+    ///
+    /// The first one goes first: with a PID namespace of its own all others go with it, and nothing has to be stopped and
+    /// looked for.
     pub(super) fn end(&self) -> Result<(), LifecycleError> {
+        let first = self.end_first(SOON_MS)?;
         if let Some(cgroup) = self.cgroup()? {
             cgroup.kill_all()?;
         }
-        let Some(pidfd) = self.process()? else { return Ok(()) };
+        if first { Ok(()) } else { self.end_first(patience_ms()).and_then(|ended| self.ended(ended)) }
+    }
+
+    /// Kills the first process; whether it has ended within the time.
+    fn end_first(&self, timeout_ms: i32) -> Result<bool, LifecycleError> {
+        let Some(pidfd) = self.process()? else { return Ok(true) };
         let failed = |source| LifecycleError::Signal { id: self.id.0.clone(), signal: SIGKILL, source };
         match pidfd_send_signal(pidfd.as_fd(), SIGKILL) {
-            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(true),
             other => other.map_err(failed)?,
         }
-        if has_ended(pidfd.as_fd(), patience_ms()).map_err(failed)? {
-            return Ok(());
-        }
-        Err(failed(io::Error::new(io::ErrorKind::TimedOut, format!("it has not ended within {PATIENCE:?}"))))
+        self.thaw()?;
+        has_ended(pidfd.as_fd(), timeout_ms).map_err(failed)
+    }
+
+    fn ended(&self, ended: bool) -> Result<(), LifecycleError> {
+        let source = || io::Error::new(io::ErrorKind::TimedOut, format!("it has not ended within {PATIENCE:?}"));
+        let late = || LifecycleError::Signal { id: self.id.0.clone(), signal: SIGKILL, source: source() };
+        if ended { Ok(()) } else { Err(late()) }
     }
 
     /// Waits for the first process's end when that is about to come.

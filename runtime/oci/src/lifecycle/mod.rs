@@ -24,31 +24,38 @@
 //! **Invariant:** a process is found by its id and the time of its beginning, and then used as a descriptor.
 //! **Invariant:** a cgroup that was there before the container was empty then, and stays when the container goes.
 
+mod checkpoint;
 mod delete;
+mod processes;
 mod rdt;
 mod record;
+mod restore;
 mod status;
 mod store;
 mod update;
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{ContainerState, Spec};
-use portreeve_sys::process::{pidfd_open, pidfd_send_signal};
+use portreeve_sys::process::pidfd_send_signal;
 
 use crate::Pid;
 use crate::cgroup::{Below, Cgroup, CgroupError};
 use crate::config::{self, ConfigError};
 use crate::create::Pivot;
+use crate::criu::CriuError;
 use crate::error::{CreateError, ExecError, StartError, Warning};
 use crate::exec::{ContainerRef, Exec, Execed, exec};
 use crate::gate;
 use crate::hooks::{Hooks, Point, Terms};
 use crate::stdio::Stdio;
 
+pub use checkpoint::CheckpointOptions;
 pub use record::{ProcessRecord, Record};
+pub use restore::RestoreOptions;
 pub use store::Root;
 
 /// Name of a container: 1 to 255 of the characters `A-Z a-z 0-9 _ + - .`, and neither `.` nor `..`.
@@ -90,6 +97,8 @@ pub struct CreateOptions {
     pub pivot: Pivot,
     /// Its cgroup.
     pub cgroup: CgroupChoice,
+    /// Name of the systemd scope in which that cgroup lies: kept in the container's record, for who deletes it.
+    pub scope: Option<String>,
     /// Whether the caller lacks the privileges of the host's root.
     pub rootless: Rootless,
     /// The container's process ends when its [`Container`] is dropped, or the caller ends, before the start: for a
@@ -107,6 +116,7 @@ impl CreateOptions {
             keep_keyring: false,
             pivot: Pivot::PivotRoot,
             cgroup: CgroupChoice::FromConfig,
+            scope: None,
             rootless: Rootless::No,
             hold: false,
         }
@@ -197,6 +207,10 @@ pub struct Container {
     path: PathBuf,
     directory: OwnedFd,
     record: Record,
+    /// Its configuration, once it has been read.
+    spec: OnceCell<Spec>,
+    /// What its deletion cannot do, because the record cannot be read.
+    lost: Option<String>,
     /// The maker's end of the handshake, where the process is held by its maker.
     held: Option<OwnedFd>,
 }
@@ -214,12 +228,16 @@ impl Container {
         &self.record
     }
 
-    /// The configuration it was made from, or that an update has left.
+    /// The configuration it was made from, or that an update has left; read once.
     ///
     /// # Errors
     /// [`LifecycleError::File`], [`LifecycleError::Config`].
-    pub fn spec(&self) -> Result<Spec, LifecycleError> {
-        Ok(config::parse(&self.read(config::NAME, config::LIMIT)?)?.spec)
+    pub fn spec(&self) -> Result<&Spec, LifecycleError> {
+        if let Some(spec) = self.spec.get() {
+            return Ok(spec);
+        }
+        let read = config::own(self.read(config::NAME, config::LIMIT)?)?.spec;
+        Ok(self.spec.get_or_init(|| read))
     }
 
     /// Its cgroup; `None` for one that stayed in its maker's.
@@ -275,7 +293,8 @@ impl Container {
     }
 
     /// Sends a signal, by number, to its first process, or with `all` to every process in its cgroup, which for a
-    /// container without a PID namespace of its own can outlive the first.
+    /// container without a PID namespace of its own can outlive the first: there SIGKILL is for all of them in any case.
+    /// Without a cgroup, those of its PID namespace.
     ///
     /// # Errors
     /// [`LifecycleError::Status`] for a container that does not run, with `all` for one of which nothing runs any more;
@@ -284,28 +303,44 @@ impl Container {
         let failed = |source| LifecycleError::Signal { id: self.id.0.clone(), signal, source };
         let runs = || self.expect("kill", "created or running", &[Status::Created, Status::Running, Status::Paused]);
         if all {
+            let told = |error| match error {
+                Failed::Cgroup(error) => error.into(),
+                Failed::Signal(error) => failed(error),
+            };
             let Some(cgroup) = self.cgroup()? else {
                 runs()?;
-                return Err(failed(io::Error::other("it has no cgroup, by which all of its processes could be found")));
+                if !self.has_own_pids()? {
+                    let why =
+                        "it has neither a cgroup nor a PID namespace, by which all of its processes could be found";
+                    return Err(failed(io::Error::other(why)));
+                }
+                return self.signal_each(signal).map_err(told);
             };
             if self.record.process.is_none() || !cgroup.populated()? {
                 runs()?;
             }
-            return signal_all(&cgroup, signal).map_err(|error| match error {
-                Failed::Cgroup(error) => error.into(),
-                Failed::Signal(error) => failed(error),
-            });
+            return signal_all(&cgroup, signal).map_err(told);
         }
         runs()?;
         pidfd_send_signal(self.pidfd()?.as_fd(), signal).map_err(failed)?;
-        // On version 1 even this signal waits for the thaw. Looked at afterwards: it may have been frozen just now.
-        if signal == SIGKILL
-            && let Some(cgroup) = self.cgroup()?
-            && cgroup.is_frozen()?
-        {
-            cgroup.thaw()?;
+        if signal != SIGKILL {
+            return Ok(());
         }
-        Ok(())
+        self.thaw()?;
+        match self.cgroup()? {
+            // Where it cannot be read whether it shares them, none is to be left.
+            Some(cgroup) if !self.has_own_pids().unwrap_or(false) => Ok(cgroup.kill_all()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets frozen processes end that have been killed. Said after the signal: it may have been frozen just before. Where
+    /// it is not needed it is not done: whoever freezes them meanwhile would wait for what was undone.
+    fn thaw(&self) -> Result<(), LifecycleError> {
+        match self.cgroup()? {
+            Some(cgroup) if cgroup.holds_the_killed()? => Ok(cgroup.thaw()?),
+            _ => Ok(()),
+        }
     }
 
     /// Freezes its processes.
@@ -314,7 +349,29 @@ impl Container {
     /// [`LifecycleError::Status`], [`LifecycleError::Cgroup`].
     pub fn pause(&self) -> Result<(), LifecycleError> {
         let good = [Status::Created, Status::Running];
-        self.locked("pause", "created or running", &good, |this| Ok(this.own_cgroup("pause")?.freeze()?))
+        self.locked("pause", "created or running", &good, |this| {
+            let cgroup = this.own_cgroup("pause")?;
+            cgroup.freeze()?;
+            // On version 1 it would stand still for ever; who has killed it may have looked before it stood.
+            if this.is_killed()? {
+                cgroup.thaw()?;
+                this.await_end()?;
+                return this.expect("pause", "created or running", &good);
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether its first process has SIGKILL before it. Source: proc_pid_status(5), `ShdPnd`.
+    fn is_killed(&self) -> Result<bool, LifecycleError> {
+        let Some(process) = self.record.process else { return Ok(false) };
+        let text = match std::fs::read_to_string(format!("/proc/{}/status", process.pid)) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) => return Ok(true),
+            other => other.map_err(|error| self.file("looking for signals of the process of", "", error))?,
+        };
+        let pending = text.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+        let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+        Ok(pending & (1 << (SIGKILL - 1)) != 0)
     }
 
     /// Lets its frozen processes go on.
@@ -323,14 +380,6 @@ impl Container {
     /// [`LifecycleError::Status`], [`LifecycleError::Cgroup`].
     pub fn resume(&self) -> Result<(), LifecycleError> {
         self.locked("resume", "paused", &[Status::Paused], |this| Ok(this.own_cgroup("resume")?.thaw()?))
-    }
-
-    /// Its processes.
-    ///
-    /// # Errors
-    /// [`LifecycleError::Cgroup`], [`LifecycleError::NoCgroup`].
-    pub fn processes(&self) -> Result<Vec<Pid>, LifecycleError> {
-        Ok(self.own_cgroup("list the processes of")?.processes()?)
     }
 
     /// Runs a further process in it; the caller is as that of [`exec()`](crate::exec()).
@@ -343,10 +392,12 @@ impl Container {
         let allowed = allowed.get(..if while_paused { 3 } else { 2 }).unwrap_or_default();
         self.expect("execute a process in", "created or running", allowed)?;
         let (pidfd, spec, cgroup) = (self.pidfd()?, self.spec()?, self.cgroup()?);
+        let with_clocks = self.record.restored.then(|| restore::with_clocks(spec.clone()));
+        let spec = with_clocks.as_ref().unwrap_or(spec);
         if cgroup.is_none() && !below.is_empty() {
             return Err(LifecycleError::NoCgroup { id: self.id.0.clone(), verb: "choose a cgroup below that of" });
         }
-        let container = ContainerRef { pidfd: pidfd.as_fd(), spec: &spec, cgroup: cgroup.as_ref() };
+        let container = ContainerRef { pidfd: pidfd.as_fd(), spec, cgroup: cgroup.as_ref() };
         let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let heard = seccomp.is_some_and(|profile| profile.listener_path().is_some());
         let state = if heard { Some(self.state()?) } else { None };
@@ -371,6 +422,11 @@ impl From<CgroupError> for Failed {
     }
 }
 
+/// What is said of a process that has ended.
+fn ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
 /// Signals every process of a cgroup, those that fork meanwhile included.
 fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<(), Failed> {
     if signal == SIGKILL {
@@ -378,25 +434,11 @@ fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<(), Failed> {
     }
     // Frozen, nothing forks; a machine without a freezer signals what is there now.
     let froze = !cgroup.is_frozen()? && cgroup.freeze().is_ok();
-    let result = cgroup.processes().map_err(Failed::from).and_then(|processes| {
-        for pid in processes {
-            let Ok(pidfd) = pidfd_open(pid) else { continue };
-            // Between the list and the descriptor the id could have gone to a stranger: it must still be listed.
-            if cgroup.processes()?.contains(&pid) {
-                match pidfd_send_signal(pidfd.as_fd(), signal) {
-                    Err(error) if error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
-                        return Err(Failed::Signal(error));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    });
+    let signalled = cgroup.signal_each(signal);
     if froze {
         cgroup.thaw()?;
     }
-    result
+    signalled?.map_err(Failed::Signal)
 }
 
 /// What can go wrong with a container and its directory.
@@ -475,6 +517,9 @@ pub enum LifecycleError {
     /// Its cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// It could not be checkpointed, or restored.
+    #[error(transparent)]
+    Criu(#[from] CriuError),
     /// A signal could not be sent.
     #[error("sending signal {signal} to container {id}")]
     Signal {

@@ -10,36 +10,61 @@ use super::update::merge;
 use super::{Container, LifecycleError, Status};
 use crate::cgroup::CgroupError;
 use crate::config::{self, ConfigError};
-use crate::plan::PlanError;
 use crate::rdt::{self, Figures, RdtError, Resctrl};
 
 impl Container {
     /// Changes the share of the cache (`L3:0=f`) and of the memory's bandwidth (`MB:0=20`) of its group, and the stored
-    /// configuration with them; what is not named stays.
+    /// configuration with them; what is not named stays. A container that was made without `linux.intelRdt` gets a group of
+    /// its own, which all of its processes enter.
     ///
     /// # Errors
-    /// [`LifecycleError::Status`]; [`LifecycleError::Cgroup`] with an [`RdtError`], also for a container that was made
-    /// without `linux.intelRdt`; nothing has changed then.
+    /// [`LifecycleError::Status`]; [`LifecycleError::Cgroup`] with an [`RdtError`]; [`LifecycleError::NoCgroup`] for a
+    /// container whose processes cannot be told. Nothing has changed then.
     pub fn update_rdt(&mut self, cache: Option<&str>, bandwidth: Option<&str>) -> Result<(), LifecycleError> {
         let _lock = self.lock()?;
         self.expect("update", "created or running", &[Status::Created, Status::Running, Status::Paused])?;
-        let before = config::parse(&self.read(config::NAME, config::LIMIT)?)?;
+        let before = config::own(self.read(config::NAME, config::LIMIT)?)?;
         let refused = |error: RdtError| LifecycleError::Cgroup(CgroupError::Resctrl(error));
-        let Some(had) = before.spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref()) else {
-            let reason =
-                "was not there when the container was made: its processes are in no group that could be changed";
-            return Err(refused(PlanError::new("linux.intelRdt", reason).into()));
-        };
+        let had = before.spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
         let mut change = LinuxIntelRdt::default();
-        change.set_clos_id(had.clos_id().clone());
+        change.set_clos_id(had.and_then(|had| had.clos_id().clone()));
         change.set_l3_cache_schema(cache.map(str::to_owned)).set_mem_bw_schema(bandwidth.map(str::to_owned));
         let plan = rdt::plan(&change).map_err(|error| refused(error.into()))?;
-        Resctrl::mounted().and_then(|resctrl| resctrl.change(&plan, self.id.as_str())).map_err(refused)?;
+        let resctrl = Resctrl::mounted().map_err(refused)?;
+        if had.is_some() {
+            resctrl.change(&plan, self.id.as_str()).map_err(refused)?;
+        } else {
+            self.enter_rdt(&resctrl, &plan)?;
+        }
         let json = |error| LifecycleError::Config(ConfigError::Json(error));
         let mut stored: Value = serde_json::from_slice(&before.raw).map_err(json)?;
         merge(&mut stored, json!({"linux": {"intelRdt": serde_json::to_value(&change).map_err(json)?}}));
         let bytes = serde_json::to_vec(&stored).map_err(json)?;
-        replace(self.directory.as_fd(), config::NAME, &bytes).map_err(|error| self.file("writing", config::NAME, error))
+        replace(self.directory.as_fd(), config::NAME, &bytes)
+            .map_err(|error| self.file("writing", config::NAME, error))?;
+        self.spec.take();
+        Ok(())
+    }
+
+    /// Makes a group for a container that has none, and moves all of its processes into it.
+    fn enter_rdt(&mut self, resctrl: &Resctrl, plan: &rdt::Plan) -> Result<(), LifecycleError> {
+        let cgroup = self.own_cgroup("choose a resctrl group for")?;
+        // Written down before it is made, as everything that goes with the container; one that is there already stays.
+        self.record.resctrl = resctrl.new_group(plan, self.id.as_str());
+        self.save()?;
+        let tasks = || -> Result<Vec<i32>, CgroupError> {
+            let processes = cgroup.processes()?;
+            Ok(processes.into_iter().flat_map(|pid| threads(pid.as_raw_nonzero().get())).collect())
+        };
+        let entered = resctrl.make(plan, self.id.as_str()).map_err(CgroupError::from);
+        let entered = entered.and_then(|files| resctrl.move_in(&files, tasks));
+        if let Err(error) = entered {
+            // With its group, the processes go back to where they were: that it failed says more than what was left.
+            let _left = rdt::remove(self.record.resctrl.take().as_deref());
+            self.save()?;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// What is counted for its group; `None` for a container without `linux.intelRdt`.
@@ -47,6 +72,12 @@ impl Container {
     /// # Errors
     /// [`LifecycleError::Cgroup`] with an [`RdtError`], and those of [`Container::spec`].
     pub fn rdt_figures(&self) -> Result<Option<Figures>, LifecycleError> {
-        Ok(rdt::figures(&self.spec()?, self.id.as_str())?)
+        Ok(rdt::figures(self.spec()?, self.id.as_str())?)
     }
+}
+
+/// The threads of a process; none of one that has ended.
+fn threads(pid: i32) -> Vec<i32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

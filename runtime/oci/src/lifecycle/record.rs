@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::ended;
 use crate::Pid;
 
 /// The format that this version writes and reads.
@@ -60,6 +61,12 @@ pub struct Record {
     /// Whether its configuration has a process, without which it cannot be started.
     #[serde(default = "yes")]
     pub startable: bool,
+    /// What its first process got as standard streams, as links of /proc/PID/fd tell it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub descriptors: Vec<String>,
+    /// Whether it was restored from a checkpoint, with clocks of its own then.
+    #[serde(default)]
+    pub restored: bool,
 }
 
 fn yes() -> bool {
@@ -96,6 +103,8 @@ impl Record {
             annotations: BTreeMap::new(),
             hooks: None,
             startable: true,
+            descriptors: Vec::new(),
+            restored: false,
         }
     }
 
@@ -146,11 +155,6 @@ impl ProcessRecord {
     }
 }
 
-/// What /proc says about a process that goes while it is being read.
-fn ended(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
-}
-
 /// Source: proc_pid_stat(5); the name before the third field may have any byte in it.
 fn started_ticks(pid: i32) -> io::Result<u64> {
     let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
@@ -164,7 +168,7 @@ fn started_ticks(pid: i32) -> io::Result<u64> {
 pub(super) fn read(directory: BorrowedFd<'_>, name: &str, limit: u64) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = std::fs::File::from(rustix::fs::openat(directory, name, flags, Mode::empty())?);
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(4096);
     let length = file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if u64::try_from(length).is_ok_and(|length| length > limit) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {limit} bytes")));

@@ -1,5 +1,6 @@
 //! Where a container is in its life: looked at, never stored; and the lock under which that stays so.
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -27,7 +28,7 @@ impl Lock {
     }
 
     /// `None` when somebody has it.
-    fn attempt(directory: impl AsFd) -> io::Result<Option<Self>> {
+    pub(super) fn attempt(directory: impl AsFd) -> io::Result<Option<Self>> {
         // Nobody else makes the file: it would be in the way of who removes the directory.
         let file = Self::open(directory, OFlags::empty())?;
         let free = granted(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive))?;
@@ -228,7 +229,15 @@ impl Container {
         let directory = self.directory.try_clone().map_err(|error| self.file("opening", "", error))?;
         let record = Record::load(directory.as_fd()).map_err(|error| self.file("reading the record in", "", error))?;
         let record = record.unwrap_or_else(|| Record::unknown(self.id.as_str()));
-        Ok(Self { id: self.id.clone(), path: self.path.clone(), directory, record, held: None })
+        Ok(Self {
+            id: self.id.clone(),
+            path: self.path.clone(),
+            directory,
+            record,
+            spec: OnceCell::new(),
+            lost: None,
+            held: None,
+        })
     }
 
     /// Whether somebody else has removed the directory meanwhile.

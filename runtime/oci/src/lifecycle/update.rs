@@ -21,20 +21,24 @@ impl Container {
     /// is the old one then, and limits that were written before the one that was refused are put back to what they were.
     pub fn update(&mut self, resources: &LinuxResources) -> Result<Vec<Warning>, LifecycleError> {
         let good = [Status::Created, Status::Running, Status::Paused];
-        self.locked("update", "created or running", &good, |this| this.change(resources))
+        let changed = self.locked("update", "created or running", &good, |this| this.change(resources));
+        self.spec.take();
+        changed
     }
 
     fn change(&self, resources: &LinuxResources) -> Result<Vec<Warning>, LifecycleError> {
         let cgroup = self.own_cgroup("update")?;
-        let before = config::parse(&self.read(config::NAME, config::LIMIT)?)?;
+        let before = config::own(self.read(config::NAME, config::LIMIT)?)?;
         let linux = before.spec.linux().as_ref();
         let resources = &settle(resources, linux.and_then(|linux| linux.resources().as_ref()));
         let warnings = match cgroup.change(&with_device_rules(resources.clone())) {
             Ok(warnings) => warnings,
             Err(error) => {
-                if let Some(limits) = linux.and_then(|linux| linux.resources().as_ref()) {
+                // The values have been put back. Rules of version 1 are lines of which some may have been written.
+                let limits = linux.and_then(|linux| linux.resources().as_ref());
+                if let Some(rules) = rules_before(limits, resources) {
                     // The kernel had these in force: should it refuse one now, the first refusal tells more.
-                    let _as_far_as_possible = cgroup.apply(&with_device_rules(named_in(limits, resources)));
+                    let _as_far_as_possible = cgroup.apply(&rules);
                 }
                 return Err(error.into());
             }
@@ -62,19 +66,12 @@ fn with_device_rules(mut resources: LinuxResources) -> LinuxResources {
     resources
 }
 
-/// Of `limits`, the groups that `other` names as well.
-fn named_in(limits: &LinuxResources, other: &LinuxResources) -> LinuxResources {
-    let mut named = LinuxResources::default();
-    named.set_memory(limits.memory().filter(|_| other.memory().is_some()));
-    named.set_cpu(limits.cpu().clone().filter(|_| other.cpu().is_some()));
-    named.set_pids(limits.pids().filter(|_| other.pids().is_some()));
-    named.set_block_io(limits.block_io().clone().filter(|_| other.block_io().is_some()));
-    named.set_hugepage_limits(limits.hugepage_limits().clone().filter(|_| other.hugepage_limits().is_some()));
-    named.set_network(limits.network().clone().filter(|_| other.network().is_some()));
-    named.set_rdma(limits.rdma().clone().filter(|_| other.rdma().is_some()));
-    named.set_unified(limits.unified().clone().filter(|_| other.unified().is_some()));
-    named.set_devices(limits.devices().clone().filter(|_| other.devices().is_some()));
-    named
+/// The device rules of a container with these limits, where `change` was to replace them.
+fn rules_before(limits: Option<&LinuxResources>, change: &LinuxResources) -> Option<LinuxResources> {
+    change.devices().as_ref().filter(|rules| !rules.is_empty())?;
+    let mut rules = LinuxResources::default();
+    rules.set_devices(Some(container_device_rules(limits)));
+    Some(rules)
 }
 
 /// Puts what `change` says over `stored`: objects by their members, anything else as a whole; null and the empty list
@@ -111,10 +108,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_back_is_what_was_to_change() {
+    fn only_device_rules_that_were_to_change_are_put_back_from_the_configuration() {
         let limits = |json: Value| serde_json::from_value::<LinuxResources>(json).expect("limits");
-        let before = limits(json!({"memory": {"limit": 5}, "cpu": {"shares": 2}, "unified": {"a.b": "c"}}));
-        let named = named_in(&before, &limits(json!({"memory": {"swap": 1}, "pids": {"limit": 1}})));
-        assert_eq!(named, limits(json!({"memory": {"limit": 5}})));
+        let rule = json!({"allow": true, "type": "c", "major": 10, "minor": 200, "access": "rw"});
+        let before = limits(json!({"memory": {"limit": 5}, "devices": [rule]}));
+        for other in [json!({"memory": {"swap": 1}}), json!({"devices": []})] {
+            assert_eq!(rules_before(Some(&before), &limits(other)), None);
+        }
+        let change = limits(json!({"devices": [{"allow": false, "access": "rwm"}]}));
+        let back = rules_before(Some(&before), &change).expect("rules");
+        let rules = |limits: &LinuxResources| limits.devices().clone().unwrap_or_default();
+        assert_eq!(back.memory(), &None);
+        assert!(rules(&before).iter().all(|rule| rules(&back).contains(rule)), "{back:?}");
+        assert!(!rules(&rules_before(None, &change).expect("rules")).is_empty(), "those that every container has");
     }
 }

@@ -25,8 +25,8 @@ pub(crate) struct MountOp {
 pub(crate) enum What {
     /// A copy of a tree of the host.
     Bind { source: PathBuf, recursive: bool, own: Attributes, tree: Attributes, id_map: Option<IdMap> },
-    /// Layers over one another, topmost first, and where what is written goes.
-    Layers { lower: Vec<PathBuf>, writable: Option<Writable>, id_map: bool, attributes: u64 },
+    /// Layers over one another, topmost first, where what is written goes, and the source that is shown.
+    Layers { name: String, lower: Vec<PathBuf>, writable: Option<Writable>, id_map: bool, attributes: u64 },
     /// A new file system.
     Filesystem { kind: String, options: Vec<(String, Option<String>)>, attributes: u64, takes: Takes },
     /// The container's own cgroups.
@@ -167,7 +167,8 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
     } else if let Some((lower, writable)) = layers(kind, &options.filesystem) {
         // Made by whoever makes the container: its own users may neither open the layers nor have their ids.
         let attributes = options.own.then(options.tree).set;
-        What::Layers { lower, writable, id_map: options.id_map.is_some(), attributes }
+        let name = shown(mount).unwrap_or("overlay").to_owned();
+        What::Layers { name, lower, writable, id_map: options.id_map.is_some(), attributes }
     } else if kind.is_empty() || kind == "none" {
         return Err(PlanError::new(field("type"), "is missing, and it is no bind mount"));
     } else if ids {
@@ -175,9 +176,7 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
     } else {
         let mut filesystem = options.filesystem;
         // The kernel wants to know what a block file system is made from, and shows the source of the others.
-        if let Some(source) =
-            mount.source().as_ref().and_then(|source| source.to_str()).filter(|source| !source.is_empty())
-        {
+        if let Some(source) = shown(mount) {
             filesystem.insert(0, ("source".to_owned(), Some(source.to_owned())));
         }
         if kind == "devpts" {
@@ -191,6 +190,11 @@ fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
     // Without a word on it, nothing travels between the host and the container.
     let default = matches!(what, What::Bind { .. } | What::Cgroup { .. }).then_some((Propagation::Private, true));
     Ok(MountOp { destination, what, propagation: options.propagation.or(default) })
+}
+
+/// The source of a file system, which may be any text.
+fn shown(mount: &Mount) -> Option<&str> {
+    mount.source().as_ref().and_then(|source| source.to_str()).filter(|source| !source.is_empty())
 }
 
 /// Bytes of an option's value, fsconfig(2).
@@ -289,9 +293,11 @@ mod tests {
                 };
                 format!("{kind} [{}] -> {to}{takes} attributes={attributes:#x}{propagation}", options.join(" "))
             }
-            What::Layers { lower, writable, id_map, attributes } => {
+            What::Layers { name, lower, writable, id_map, attributes } => {
                 let writable = writable.as_ref().map_or(String::new(), |places| format!(" writable={places:?}"));
-                format!("layers {lower:?} -> {to} attributes={attributes:#x} mapped={id_map}{writable}{propagation}")
+                format!(
+                    "layers {name} {lower:?} -> {to} attributes={attributes:#x} mapped={id_map}{writable}{propagation}"
+                )
             }
             What::Cgroup { own } => format!("cgroup -> {to}{}{propagation}", attributes(own)),
         }
@@ -339,7 +345,7 @@ mod tests {
         ]"#,
             &expect![[r#"
                 cgroup -> /c set=0x1 clear=0x1 recursively Private
-                layers ["/l/1", "/l/0"] -> /l attributes=0x1 mapped=false
+                layers overlay ["/l/1", "/l/0"] -> /l attributes=0x1 mapped=false
                 tmpfs [mode=755] -> /t attributes=0x2
             "#]],
         );
@@ -351,12 +357,12 @@ mod tests {
             r#"[
             {"destination": "/m", "type": "overlay", "source": "overlay", "options": ["ro", "idmap", "lowerdir=/l/1:/l/0"]},
             {"destination": "/c", "type": "overlay", "source": "overlay", "options": ["lowerdir=/l/a\\:/etc:/l/b\\\\"]},
-            {"destination": "/w", "type": "overlay", "source": "overlay", "options": ["lowerdir=/l/0", "upperdir=/u", "workdir=/v"]}
+            {"destination": "/w", "type": "overlay", "source": "data of a b", "options": ["lowerdir=/l/0", "upperdir=/u", "workdir=/v"]}
         ]"#,
             &expect![[r#"
-                layers ["/l/1", "/l/0"] -> /m attributes=0x1 mapped=true
-                layers ["/l/a:/etc", "/l/b\\"] -> /c attributes=0x0 mapped=false
-                layers ["/l/0"] -> /w attributes=0x0 mapped=false writable=("/u", "/v")
+                layers overlay ["/l/1", "/l/0"] -> /m attributes=0x1 mapped=true
+                layers overlay ["/l/a:/etc", "/l/b\\"] -> /c attributes=0x0 mapped=false
+                layers data of a b ["/l/0"] -> /w attributes=0x0 mapped=false writable=("/u", "/v")
             "#]],
         );
     }

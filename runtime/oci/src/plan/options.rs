@@ -173,8 +173,9 @@ fn structural(parsed: &mut Options, name: &str) -> bool {
         "rprivate" => parsed.propagation = Some((Propagation::Private, true)),
         "unbindable" => parsed.propagation = Some((Propagation::Unbindable, false)),
         "runbindable" => parsed.propagation = Some((Propagation::Unbindable, true)),
-        // Defaults, said out loud; and what file systems decide by themselves, for which fsconfig(2) has no word.
-        "defaults" | "remount" | "loud" | "silent" | "iversion" | "noiversion" | "acl" | "noacl" => {}
+        // Nothing, which mount(2) passes over between commas and podman gives for `--systemd`; defaults, said out loud;
+        // and what file systems decide by themselves, for which fsconfig(2) has no word.
+        "" | "defaults" | "remount" | "loud" | "silent" | "iversion" | "noiversion" | "acl" | "noacl" => {}
         _ => {
             let Some((set, _)) = WHOLE.iter().find(|(_, back)| *back == Some(name)) else { return false };
             parsed.filesystem.retain(|(key, _)| key != set);
@@ -221,6 +222,14 @@ mod tests {
         assert_eq!(options.bind, Some(true));
         assert_eq!(options.own, Attributes { set: READ_ONLY, clear: 0 });
         assert_eq!(options.tree, Attributes { set: NO_SUID | READ_ONLY, clear: 0 });
+    }
+
+    #[test]
+    fn an_empty_option_is_nothing() {
+        let options = parsed(&["", "mode=755"]);
+        assert_eq!(options.filesystem, [("mode".to_owned(), Some("755".to_owned()))]);
+        assert_eq!(options.foreign_to_a_bind().as_deref(), Some("mode=755"));
+        assert_eq!(parsed(&[""]).foreign_to_a_bind(), None);
     }
 
     #[test]

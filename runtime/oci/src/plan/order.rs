@@ -27,6 +27,8 @@ pub(crate) enum InitStep {
     JoinCgroup,
     NewCgroupNamespace,
     JoinNamespaces,
+    /// For a maker who may not: with the maker's own user id still, and before the mounts are cut off from the host's.
+    OpenSources,
     BecomeRootOfUserNamespace,
     /// Until the maker has moved links into the network: parameters can be theirs.
     AwaitLinks,
@@ -91,6 +93,8 @@ pub(crate) struct Shape<'a> {
     pub(crate) keep_keyring: bool,
     pub(crate) terminal: bool,
     pub(crate) hooks: &'a Hooks,
+    /// Whether the process opens the sources of its mounts itself, because the maker may not.
+    pub(crate) opens: bool,
 }
 
 /// What the order of the last steps depends on, beside who the program runs as.
@@ -123,6 +127,7 @@ pub(crate) fn container(shape: &Shape<'_>) -> Vec<InitStep> {
         // Only now: a cgroup namespace has as its root the cgroups that its maker is in.
         (S::NewCgroupNamespace, namespaces.new & NEW_CGROUP != 0),
         (S::JoinNamespaces, !between && !namespaces.join.is_empty()),
+        (S::OpenSources, makes && shape.opens),
         (S::BecomeRootOfUserNamespace, namespaces.has(NEW_USER)),
         (S::AwaitLinks, linux.and_then(|linux| linux.net_devices().as_ref()).is_some_and(|links| !links.is_empty())),
         (S::Keyring, !shape.keep_keyring),
@@ -214,6 +219,7 @@ mod tests {
             keep_keyring: !terminal,
             terminal,
             hooks: &Hooks::plan(spec.hooks().as_ref(), State::default()).expect("hooks"),
+            opens: false,
         };
         expected.assert_eq(&lines(&container(&shape)));
     }
@@ -291,6 +297,7 @@ mod tests {
                 keep_keyring: true,
                 terminal: true,
                 hooks: &Hooks::plan(spec.hooks().as_ref(), State::default()).expect("hooks"),
+                opens: false,
             };
             let expected = format!(
                 "JoinCgroup\nAttachRootInPlace\nMakeFilesystems\nAttachMounts\nDevices\nTerminal\nBindConsole\n\
@@ -352,6 +359,7 @@ mod tests {
                 keep_keyring: true,
                 terminal: false,
                 hooks: &Hooks::plan(None, State::default()).expect("hooks"),
+                opens: false,
             };
             container(&shape).into_iter().take_while(|step| *step != InitStep::AttachRoot).collect::<Vec<_>>()
         };

@@ -228,6 +228,35 @@ fn an_update_writes_the_schemata_of_the_containers_group() {
 }
 
 #[test]
+fn an_update_of_a_container_without_a_group_makes_one_that_all_of_its_tasks_enter() {
+    let fixture = Fixture::new();
+    let plan = planned(json!({"l3CacheSchema": "L3:0=3", "memBwSchema": "MB:0=20"})).expect("plan");
+    assert_eq!(fixture.resctrl.new_group(&plan, "box").as_deref(), Some("box"));
+    let files = fixture.resctrl.make(&plan, "box").expect("make");
+    assert_eq!(fixture.text("box/schemata"), "L3:0=3\nMB:0=20\n");
+    assert_eq!(fixture.resctrl.new_group(&plan, "box"), None, "what is there already does not go with the container");
+    std::fs::write(fixture.path("box/tasks"), "").expect("as the kernel does");
+    // The second list has a thread that was born before its maker was moved.
+    let rounds = std::cell::RefCell::new(vec![vec![7, 8, 9], vec![7, 8, 9], vec![7, 8]]);
+    let tasks = || Ok(rounds.borrow_mut().pop().expect("no further round"));
+    fixture.resctrl.move_in(&files, tasks).expect("move");
+    assert_eq!(fixture.text("box/tasks"), "7\n8\n9\n", "each once, in a line of its own");
+    // One that never stops forking: what is born inside is there already.
+    let born = std::cell::Cell::new(10);
+    let forking = || {
+        born.set(born.get() + 1);
+        let text = format!("{}{}\n", fixture.text("box/tasks"), born.get());
+        std::fs::write(fixture.path("box/tasks"), text).expect("as the kernel does");
+        Ok(vec![7, 8, 9, 10, born.get()])
+    };
+    fixture.resctrl.move_in(&files, forking).expect("move");
+    assert_eq!(fixture.text("box/tasks"), "7\n8\n9\n11\n10\n12\n", "one is moved, and then there is nobody outside");
+    let refused = fixture.resctrl.move_in(&[fixture.path("nowhere/tasks")], || Ok(vec![1])).expect_err("no group");
+    assert!(matches!(refused, CgroupError::Resctrl(RdtError::Read { .. })), "{refused}");
+    fixture.resctrl.move_in(&[fixture.path("nowhere/tasks")], || Ok(Vec::new())).expect("nobody has to move");
+}
+
+#[test]
 fn figures_are_printed_as_runc_prints_them() {
     let fixture = Fixture::new();
     let file = |path: &str, text: &str| {

@@ -1,9 +1,10 @@
 //! Known attacks on runtimes, performed against ours: each must fail.
 
 use std::ffi::CString;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -157,12 +158,23 @@ fn cve_2021_30465_a_target_in_a_volume_that_leads_to_the_host_stays_in_the_root(
 
 fn cve_2025_31133_masked_paths_are_covered_by_the_real_null_device() {
     let world = World::shell(
-        "stat -c %t:%T /proc/keys /proc/timer_list; cat /proc/keys; echo x > /proc/keys; ls /sys/firmware | wc -l; touch /sys/firmware/x",
+        "stat -c %t:%T /proc/keys /proc/timer_list; cat /proc/keys; echo x > /proc/keys; ls /sys/firmware | wc -l; touch /sys/firmware/x
+        chmod 0 /proc/timer_list && echo changed; chown 7 /proc/timer_list && echo given away",
     );
     // The image brings a /dev/null of its own that leads elsewhere.
     std::fs::create_dir_all(world.layer().join("dev")).expect("mkdir");
     symlink("/proc/sys/kernel/core_pattern", world.layer().join("dev/null")).expect("symlink");
+    let look =
+        || std::fs::metadata("/dev/null").map(|null| (null.permissions().mode(), null.uid())).expect("/dev/null");
+    let before = look();
     let outcome = world.run();
+    let after = look();
+    if after != before {
+        // Everybody needs it.
+        std::fs::set_permissions("/dev/null", Permissions::from_mode(before.0)).expect("chmod");
+        std::os::unix::fs::chown("/dev/null", Some(before.1), None).expect("chown");
+    }
+    assert_eq!(after, before, "the host's own device");
     assert_eq!(outcome.out, "1:3\n1:3\n0\n", "{outcome:?}");
     assert!(outcome.err.contains("Read-only file system"), "{outcome:?}");
 }

@@ -59,7 +59,7 @@ fn resources(json: serde_json::Value) -> LinuxResources {
     serde_json::from_value(json).expect("resources")
 }
 
-fn v1() -> bool {
+pub(crate) fn v1() -> bool {
     cgroup::version().expect("version") == Version::V1
 }
 

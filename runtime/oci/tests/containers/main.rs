@@ -7,6 +7,7 @@
 
 mod attacks;
 mod basics;
+mod deletion;
 mod filters;
 mod lifecycle;
 mod limits;
@@ -53,6 +54,7 @@ fn main() {
         attacks::TESTS,
         races::TESTS,
         lifecycle::TESTS,
+        deletion::TESTS,
         limits::TESTS,
         mounts::TESTS,
         locality::TESTS,

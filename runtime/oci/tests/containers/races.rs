@@ -4,12 +4,13 @@
 //! The other process is this program executed anew: here there may be one thread only.
 
 use std::ffi::OsString;
-use std::os::unix::fs::symlink;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, renameat_with};
 use serde_json::json;
 
 use crate::Test;
@@ -23,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_directory_of_the_root_that_becomes_a_link_leads_nowhere",
         a_directory_of_the_root_that_becomes_a_link_leads_nowhere,
+    ),
+    (
+        "what_takes_the_place_of_a_device_meanwhile_is_not_given_to_its_owner",
+        what_takes_the_place_of_a_device_meanwhile_is_not_given_to_its_owner,
     ),
 ];
 
@@ -151,4 +156,38 @@ fn a_directory_of_the_root_that_becomes_a_link_leads_nowhere() {
     world.plain = true;
     let parent = world.layer().join("work");
     race(world, &parent, "/work/way/inner");
+}
+
+fn what_takes_the_place_of_a_device_meanwhile_is_not_given_to_its_owner() {
+    let world = World::shell("true");
+    let (volume, host) = (world.path("volume"), Host::new(&world));
+    std::fs::create_dir(&volume).expect("mkdir");
+    let (node, other) = (volume.join("node"), volume.join("other"));
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o666), null).expect("mknod");
+    std::fs::hard_link(host.directory.join("secret"), &other).expect("link");
+    let device = json!({"path": "/volume/node", "type": "c", "major": 1, "minor": 3, "uid": 1000, "gid": 1000});
+    let mount = json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind"]});
+    let world = world.mount(mount).with(json!({"linux": {"devices": [device]}}));
+    let mut exchanger = Exchanger::of(&node, &other);
+    let mut made = 0;
+    for _ in 0..ROUNDS {
+        let (spec, (stdio, ..)) = (world.typed(), world.streams());
+        match world.create(&spec, stdio) {
+            Ok(created) => {
+                let (running, starter) = created.split();
+                drop(starter);
+                portreeve_sys::process::wait(running.pidfd.as_fd()).expect("wait");
+                made += 1;
+            }
+            Err(error) => assert!(chain(&error).contains("/volume/node"), "{}", chain(&error)),
+        }
+        let secret = std::fs::metadata(host.directory.join("secret")).expect("stat");
+        assert_eq!((secret.uid(), secret.gid()), (0, 0), "a file of the host was given away");
+    }
+    assert!(exchanger.runs(), "names could not be exchanged here");
+    println!("    the device was there in {made} of {ROUNDS}");
+    assert!(made > 0);
+    drop(exchanger);
+    host.check();
 }

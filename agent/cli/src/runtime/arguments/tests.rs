@@ -15,8 +15,8 @@ fn read(text: &str) -> Result<String, String> {
 #[test]
 fn flags_before_the_verb_are_the_runtimes() {
     let spellings = [
-        "--root /r --log /l --log-format json --systemd-cgroup --rootless true --debug state x",
-        "--root=/r --log=/l --log-format=json --systemd-cgroup=true --rootless=true --debug=1 state x",
+        "--root /r --log /l --log-format json --systemd-cgroup --rootless true --debug --criu /usr/bin/criu state x",
+        "--root=/r --log=/l --log-format=json --systemd-cgroup=true --rootless=true --debug=1 --criu=/usr/bin/criu state x",
         "-root /r -log=/l -log-format json -systemd-cgroup -rootless 1 -debug -criu /usr/bin/criu state x",
     ];
     for text in spellings {
@@ -29,6 +29,7 @@ fn flags_before_the_verb_are_the_runtimes() {
             systemd_cgroup: true,
             rootless: Some(true),
             debug: true,
+            criu: Some("/usr/bin/criu".into()),
         };
         assert_eq!(global, expected, "{text}");
         assert!(asked.is_none());
@@ -115,6 +116,9 @@ fn what_makes_no_sense_is_refused_and_says_where_help_is() {
         ("events --interval 0s x", "--interval takes a time"),
         ("events --interval 5 x", "--interval takes a time"),
         ("list -f yaml", "--format is table or json"),
+        ("checkpoint --manage-cgroups-mode none x", "--manage-cgroups-mode is soft, full, strict or ignore"),
+        ("restore --empty-ns mount x", "--empty-ns is network, not \"mount\""),
+        ("checkpoint --page-server 127.0.0.1 x", "--page-server is ADDRESS:PORT"),
     ];
     for (text, expected) in cases {
         let told = read(text).expect_err(text);

@@ -152,7 +152,8 @@ pub(crate) fn dispensable(rules: &[Rule]) -> bool {
     default || rules.iter().all(|rule| rule.allow && rule.what == What::Everything) || !is_root_of_the_machine()
 }
 
-fn is_root_of_the_machine() -> bool {
+/// Whether the caller may have them enforced.
+pub(crate) fn is_root_of_the_machine() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     portreeve_sys::process::user_id() == 0 && map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }

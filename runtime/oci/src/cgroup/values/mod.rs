@@ -18,6 +18,25 @@ pub(crate) use before::before;
 pub(crate) use memory::below_use;
 pub(crate) use settle::settle;
 
+/// What is written to a file of a new cgroup on version 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Name of the file.
+    pub file: String,
+    /// What is written to it.
+    pub value: String,
+}
+
+/// What limits write to a new cgroup on version 2, in order: for who sets the same limits by other means as well. Device
+/// rules are not among it.
+///
+/// # Errors
+/// [`CgroupError::Value`], as [`Cgroup::apply`](super::Cgroup::apply) would answer it.
+pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, CgroupError> {
+    let plan = plan(Version::V2, resources, &InForce::default())?;
+    Ok(plan.writes.into_iter().map(|Write { file, value, .. }| Setting { file, value }).collect())
+}
+
 /// One value to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Write {

@@ -612,3 +612,14 @@ fn a_limit_is_compared_with_use_only_when_asked() {
     assert_eq!(checked(r#"{"limit": 1000}"#), None);
     assert_eq!(checked(r#"{"limit": -1, "checkBeforeUpdate": true}"#), None);
 }
+
+#[test]
+fn settings_are_what_a_new_cgroup_of_version_2_is_written() {
+    let json = r#"{"memory": {"limit": 64, "swap": 100}, "pids": {"limit": -1}, "unified": {"memory.high": "50"},
+                   "devices": [{"allow": false}]}"#;
+    let resources = serde_json::from_str(json).expect("resources");
+    let settings: Vec<(String, String)> =
+        settings(&resources).expect("settings").into_iter().map(|one| (one.file, one.value)).collect();
+    let expected = [("memory.swap.max", "36"), ("memory.max", "64"), ("pids.max", "max"), ("memory.high", "50")];
+    assert_eq!(settings, expected.map(|(file, value)| (file.to_owned(), value.to_owned())));
+}

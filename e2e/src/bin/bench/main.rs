@@ -4,13 +4,17 @@
 //! hostPath volume, seen by inotify: nothing that an agent claims about itself is trusted.
 //! CPU time is what cgroup accounting charged to the agent, its shims and the containers.
 
+mod containerd;
+mod cri;
+mod podman;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use portreeve_e2e::measure::{Account, Figures, installed, machine, millis};
-use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, preload_busybox};
+use portreeve_e2e::{Agent, BUSYBOX, Image, Peers, Registry, World, preload_busybox};
 
 struct Settings {
     single: usize,
@@ -25,9 +29,14 @@ fn main() {
     println!("{}", machine());
     ours(&settings, &mut report);
     if installed("podman").is_some() {
-        podman(&settings, &mut report);
+        podman::measure(&settings, &mut report);
     } else {
         println!("podman is not installed: no comparison with it");
+    }
+    if let Some(peers) = Peers::find() {
+        containerd::measure(&settings, peers, &mut report);
+    } else {
+        println!("no comparison with containerd: PORTREEVE_PEERS=$(e2e/peers) fetches it");
     }
     report.print();
     report.save();
@@ -55,13 +64,19 @@ fn usage_error() -> ! {
     std::process::exit(2);
 }
 
-/// A pod that adds a line to `/out/<name>` each time it starts, and sleeps.
+/// What a container does: it adds a line to `/out/<name>` each time it starts, and sleeps.
+fn toucher_script(name: &str) -> String {
+    format!("echo started >> /out/{name}; exec sleep 100000")
+}
+
+/// A pod of one such container.
 fn toucher(name: &str, image: &str, out: &Path) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  volumes: \
          [{{name: out, hostPath: {{path: '{}'}}}}]\n  containers:\n  - {{name: main, image: '{image}', command: [sh, -c, \
-         'echo started >> /out/{name}; exec sleep 100000'], volumeMounts: [{{name: out, mountPath: /out}}]}}\n",
-        out.display()
+         '{}'], volumeMounts: [{{name: out, mountPath: /out}}]}}\n",
+        out.display(),
+        toucher_script(name)
     )
 }
 
@@ -217,89 +232,6 @@ fn filler(seed: u64, mebibytes: usize) -> Vec<u8> {
         layer.append_data(&mut header, name, contents.as_slice()).expect("writing to memory");
     }
     layer.into_inner().expect("writing to memory")
-}
-
-fn podman(settings: &Settings, report: &mut Figures) {
-    let world = World::new("podman");
-    let program = world.sh("podman --version").trim().replace(" version", "") + " kube play";
-    let program = program.as_str();
-    // Where this process may not raise limits, podman's own defaults are refused; and crun
-    // refuses a cgroup v1 machine that shows it the v2 hierarchy as well. Neither costs time.
-    let configuration = world.path("containers.conf");
-    std::fs::write(&configuration, "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n")
-        .expect("writing podman's configuration");
-    world.sh("! [ -d /sys/fs/cgroup/unified ] || mount -t tmpfs none /sys/fs/cgroup/unified");
-    let image = Image::busybox(world.home(), BUSYBOX);
-    let account = Account::new(&[Path::new("libpod_parent")]);
-    let podman = |arguments: &[&str]| {
-        let mut command = account.command(&world, "podman");
-        command.env("CONTAINERS_CONF", &configuration);
-        command.arg("--root").arg(world.path("podman")).arg("--runroot").arg(world.path("podman-run"));
-        let output = command.args(["--cgroup-manager", "cgroupfs"]).args(arguments).output().expect("podman");
-        output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    if let Err(error) = podman(&["load", "-q", "-i", &image.tar.to_string_lossy()]) {
-        println!("podman does not run here: {error}");
-        return;
-    }
-    let out = world.path("out");
-    let inotify = watch(&out);
-    let (mut up, mut down) = (Vec::new(), Vec::new());
-    let file = world.path("pod.yaml").to_string_lossy().into_owned();
-    let cycles = settings.single.min(10);
-    let before = account.nanoseconds();
-    for number in 0..cycles {
-        std::fs::write(&file, toucher(&format!("s{number}"), BUSYBOX, &out)).expect("writing a manifest");
-        let begun = Instant::now();
-        if let Err(error) = podman(&["kube", "play", &file]) {
-            println!("podman kube play does not run here: {error}");
-            return;
-        }
-        appeared(&inotify, 1);
-        up.push(begun.elapsed());
-        let begun = Instant::now();
-        podman(&["kube", "down", &file]).expect("podman kube down");
-        down.push(begun.elapsed());
-    }
-    let cpu = Duration::from_nanos((account.nanoseconds() - before) / cycles.max(1) as u64);
-    report.times(program, "file dropped to running", &up);
-    report.times(program, "file removed to gone", &down);
-    report.one(program, "CPU per whole cycle, ms", millis(cpu));
-
-    let all: Vec<String> = (0..settings.pods).map(|number| toucher(&format!("m{number}"), BUSYBOX, &out)).collect();
-    std::fs::write(&file, all.join("---\n")).expect("writing a manifest");
-    let begun = Instant::now();
-    let played = podman(&["kube", "play", &file]);
-    if let Err(error) = &played {
-        println!("podman kube play of {} pods failed: {error}", settings.pods);
-    } else {
-        appeared(&inotify, settings.pods);
-        let took = millis(begun.elapsed());
-        report.one(program, &format!("{} pods dropped at once to all running, ms", settings.pods), took);
-        let keepers: Vec<u64> = account.processes("conmon").iter().map(|pid| pss_kib(pid)).collect();
-        report.one(program, "shims", keepers.len() as f64);
-        let each = keepers.iter().sum::<u64>() as f64 / 1024.0 / keepers.len().max(1) as f64;
-        report.one(program, "PSS per shim, MiB", each);
-        let before = account.nanoseconds();
-        std::thread::sleep(Duration::from_secs(settings.idle));
-        let used = Duration::from_nanos(account.nanoseconds() - before).as_secs_f64();
-        report.one(program, "idle CPU, % of a core", 100.0 * used / settings.idle.max(1) as f64);
-    }
-    let begun = Instant::now();
-    podman(&["kube", "down", &file]).expect("podman kube down");
-    if played.is_ok() {
-        let took = millis(begun.elapsed());
-        report.one(program, &format!("{} pods removed at once to all gone, ms", settings.pods), took);
-    }
-
-    if settings.pull > 0 {
-        let (_registry, reference) = big(&world, settings.pull);
-        let begun = Instant::now();
-        match podman(&["pull", "-q", "--tls-verify=false", &reference]) {
-            Ok(()) => report.one(program, &pulled(settings.pull), millis(begun.elapsed())),
-            Err(error) => println!("podman pull does not run here: {error}"),
-        }
-    }
 }
 
 fn pss_kib(pid: &str) -> u64 {
