@@ -204,3 +204,26 @@ fn rules_of_a_running_container_change() {
     let attempts = Attempts::parse(&answer.ok());
     assert_eq!((attempts.errno("open /dev/null rw"), attempts.errno("open /dev/zero r")), ("ok", "ok"));
 }
+
+#[test]
+fn a_node_that_is_there_keeps_its_owner() {
+    let Some(runtime) = Runtime::for_test("a_node_that_is_there_keeps_its_owner") else { return };
+    let bundle = runtime.bundle(&["report"]);
+    // In a volume it is the host's.
+    let volume = bundle.folder("volume");
+    runtime.world().sh(&format!("mknod -m 600 {}/node c 1 3", volume.display()));
+    let device = |name: &str| json!({ "path": format!("/dev/sub/{name}"), "type": "c", "major": 1, "minor": 3, "uid": 1000, "gid": 1000 });
+    let mount = json!({ "destination": "/dev/sub", "type": "bind", "source": volume, "options": ["bind"] });
+    let bundle = bundle.with_mount(mount).with(json!({ "linux": { "devices": [device("node"), device("new")] } }));
+    runtime.run(&bundle, &[]).ok();
+    let owner = |name: &str| {
+        let node = std::fs::metadata(volume.join(name)).unwrap();
+        (std::os::unix::fs::MetadataExt::uid(&node), std::os::unix::fs::MetadataExt::mode(&node) & 0o777)
+    };
+    assert_eq!((owner("node"), owner("new").0), ((0, 0o600), 1000));
+    // Another file under its name is an error, and nothing is changed.
+    let other = json!({ "linux": { "devices": [{ "path": "/dev/sub/node", "type": "c", "major": 1, "minor": 5 }] } });
+    let refused = runtime.run(&bundle.with(other), &[]);
+    assert!(refused.code != 0 && refused.stderr.contains("/dev/sub/node"), "{}", refused.stderr);
+    assert_eq!(owner("node"), (0, 0o600));
+}

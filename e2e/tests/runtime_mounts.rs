@@ -714,3 +714,28 @@ fn nothing_is_mounted_for_the_caller_and_no_mode_of_the_image_changes() {
     runtime.call(&["delete", "--force", bundle.id()]).ok();
     assert_eq!(owners(&bundle), modes);
 }
+
+#[test]
+fn a_remount_changes_what_is_mounted() {
+    let Some(runtime) = Runtime::for_test("a_remount_changes_what_is_mounted") else { return };
+    let bundle = runtime.bundle(&["report"]);
+    let source = bundle.folder("source");
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
+    let bundle = bundle
+        .with_mount(mount("/mnt", "tmpfs", "tmpfs", &["nosuid", "size=8m", "mode=700"]))
+        .with_mount(mount("/data", "bind", source.to_str().unwrap(), &["bind", "nodev"]))
+        .with_mount(mount("/mnt", "tmpfs", "tmpfs", &["remount", "size=1m"]))
+        .with_mount(mount("/mnt", "none", "", &["remount", "bind", "ro"]))
+        .with_mount(mount("/data", "none", "", &["remount", "bind", "noexec"]));
+    let report = runtime.report(&bundle);
+    let at = |point: &str| report.mounts().iter().filter(|mount| mount["point"] == point).count();
+    assert_eq!((at("/mnt"), at("/data")), (1, 1), "nothing is mounted a second time");
+    let mnt = report.mount("/mnt").expect("a mount");
+    assert!(mnt.options().is_superset(&["ro", "nosuid"].map(str::to_owned).into()), "{mnt:?}");
+    assert!(mnt.file_system_options().is_superset(&["size=1024k", "mode=700"].map(str::to_owned).into()), "{mnt:?}");
+    let data = report.mount("/data").expect("a mount");
+    assert!(data.options().contains("nodev") && data.options().contains("noexec"), "{data:?}");
+    let stray = runtime.bundle(&["report"]).with_mount(mount("/mnt", "none", "", &["remount", "bind", "ro"]));
+    let refused = runtime.run(&stray, &[]);
+    assert!(refused.code != 0 && refused.stderr.contains("none is there"), "{}", refused.stderr);
+}

@@ -1,4 +1,4 @@
-//! `linux.netDevices`: links of the caller that become the container's.
+//! The network of a container: its loopback, and `linux.netDevices`, links of the caller that become the container's.
 
 use portreeve_e2e::{Report, Runtime};
 use serde_json::{Value, json};
@@ -57,4 +57,29 @@ fn a_link_that_cannot_be_moved_is_an_error_and_stays() {
         assert!(runtime.world().sh("ip -o addr show dev cable").contains("10.9.8.7/24"), "it is as it was");
         assert_eq!(runtime.leftovers(), Vec::<String>::new());
     }
+}
+
+#[test]
+fn the_loopback_of_a_new_network_is_up() {
+    let Some(runtime) = Runtime::for_test("the_loopback_of_a_new_network_is_up") else { return };
+    for users in [false, true] {
+        let bundle = runtime.bundle_of(&["busybox", "ifconfig", "lo"]);
+        let bundle = if users { bundle.with_users(100_000, 65536) } else { bundle };
+        let said = runtime.run(&bundle, &[]).ok();
+        assert!(said.contains("UP LOOPBACK RUNNING") && said.contains("inet addr:127.0.0.1"), "{users}: {said}");
+    }
+}
+
+#[test]
+fn the_loopback_of_a_network_that_is_joined_is_left_alone() {
+    let test = "the_loopback_of_a_network_that_is_joined_is_left_alone";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let first = runtime.bundle(&["wait"]);
+    runtime.start_waiting(&first);
+    let network = format!("/proc/{}/ns/net", runtime.pid(&first));
+    runtime.world().sh(&format!("nsenter --net={network} ip link set lo down"));
+    let namespaces = json!([{ "type": "mount" }, { "type": "uts" }, { "type": "network", "path": network }]);
+    let bundle = runtime.bundle_of(&["busybox", "ifconfig", "lo"]);
+    let said = runtime.run(&bundle.with(json!({ "linux": { "namespaces": namespaces } })), &[]).ok();
+    assert!(said.contains("LOOPBACK") && !said.contains("UP"), "{said}");
 }

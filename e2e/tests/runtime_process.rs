@@ -452,3 +452,37 @@ fn signals_are_as_in_a_fresh_process() {
         assert_eq!(mask & !(0b11 << 31), 0, "{field} {mask:x}");
     }
 }
+
+#[test]
+fn of_variables_with_one_name_the_last_counts() {
+    let Some(runtime) = Runtime::for_test("of_variables_with_one_name_the_last_counts") else { return };
+    let environment = ["A=1", "PATH=/nowhere", "B=2", "A=3", "PATH=/bin", "A"];
+    let bundle = runtime.bundle_of(&["busybox", "env"]);
+    let answer = runtime.run(&bundle.with(json!({ "process": { "env": environment[..5] } })), &[]).ok();
+    let mut lines: Vec<_> = answer.lines().filter(|line| !line.starts_with("HOME=")).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["A=3", "B=2", "PATH=/bin"]);
+}
+
+#[test]
+fn a_capability_that_contradicts_the_other_sets_is_a_warning() {
+    let test = "a_capability_that_contradicts_the_other_sets_is_a_warning";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let (some, more) = (json!(["CAP_KILL"]), json!(["CAP_KILL", "CAP_CHOWN"]));
+    let all = json!({ "bounding": more, "permitted": some, "effective": some, "inheritable": some, "ambient": some });
+    for (set, value) in [("effective", &more), ("ambient", &more), ("inheritable", &json!([]))] {
+        let mut capabilities = all.clone();
+        capabilities[set] = value.clone();
+        let lost = if set == "inheritable" { "CAP_KILL" } else { "CAP_CHOWN" };
+        // Whom the kernel gives capabilities for being root, it gives those that are bounding.
+        let change = json!({ "process": { "user": { "uid": 1000, "gid": 1000 }, "capabilities": capabilities } });
+        let answer = runtime.run(&runtime.bundle(&["report"]).with(change), &[]);
+        assert!(answer.stderr.contains(&format!("the program goes without {lost}:")), "{set}: {}", answer.stderr);
+        let report = Report::parse(&answer.ok());
+        for held in ["effective", "ambient"] {
+            assert!(!report.capabilities(held).contains(lost), "{set}: {held}");
+        }
+    }
+    let change = json!({ "process": { "user": { "uid": 1000, "gid": 1000 }, "capabilities": all } });
+    assert_eq!(runtime.run(&runtime.bundle(&["report"]).with(change), &[]).stderr, "");
+}

@@ -561,3 +561,21 @@ fn cve_2019_5736_a_users_own_runtime_is_copied_before_a_container_is_entered() {
         worker.call(&["delete", "--force", bundle.id()]).ok();
     }
 }
+
+#[test]
+fn one_that_is_being_made_without_a_cgroup_is_deleted() {
+    let Some(worker) = Worker::for_test("one_that_is_being_made_without_a_cgroup_is_deleted") else { return };
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", "exec sleep 100"], "env": ["PATH=/usr/bin:/bin"] });
+    let bundle = worker.bundle(&["wait"]).with(json!({ "hooks": { "createRuntime": [hook] } }));
+    let creating = worker.begin(worker.command(&Worker::words("create", &bundle)));
+    wait_until("it is being made", 20, || {
+        let state = worker.call(&["state", bundle.id()]).stdout;
+        if state.contains("\"creating\"") { Ok(()) } else { Err(state) }
+    });
+    // Until the hook runs it would end by itself.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    worker.call(&["delete", "--force", bundle.id()]).ok();
+    let failed = creating.finish();
+    assert_ne!(failed.code, 0, "who makes it is told");
+    assert_eq!(worker.call(&["list", "--quiet"]).ok(), "");
+}

@@ -102,6 +102,17 @@ pub struct Create<'a> {
     pub bundle: PathBuf,
     /// Whether the caller lacks the privileges of the host's root.
     pub rootless: Rootless,
+    /// Hears of the container's process as soon as it is there, before hooks run.
+    pub(crate) born: Option<Born<'a>>,
+}
+
+/// Is told of a process; an error ends it.
+pub(crate) struct Born<'a>(pub(crate) &'a dyn Fn(Pid) -> std::io::Result<()>);
+
+impl std::fmt::Debug for Born<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Born")
+    }
 }
 
 impl<'a> Create<'a> {
@@ -121,6 +132,7 @@ impl<'a> Create<'a> {
             gate: Gate::default(),
             bundle: PathBuf::new(),
             rootless: Rootless::No,
+            born: None,
         }
     }
 }
@@ -353,8 +365,9 @@ fn clear(cgroup: &Cgroup) -> Result<(), CgroupError> {
 }
 
 fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<Warning>) -> Result<Created, CreateError> {
-    let Create { id, spec, rootfs, cgroup, stdio, extra_fds, keep_keyring, pivot, gate, bundle, rootless, .. } =
-        request;
+    let Create {
+        id, spec, rootfs, cgroup, stdio, extra_fds, keep_keyring, pivot, gate, bundle, rootless, born, ..
+    } = request;
     let Plan { identity, namespaces, mounts: ops, sysctls, filter, devices, hooks, links } = plan;
     let hooks = hooks.about(id, &bundle);
     let looked_for = hooks.place(&rootfs, namespaces.new & NEW_MOUNT != 0)?;
@@ -465,6 +478,12 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         }
     };
     let mut spawned = scored(identity.oom_score_adj, &mut warnings, || clone().map_err(failed))?;
+    if let Some(Born(tell)) = born
+        && let Err(error) = tell(spawned.child.pid)
+    {
+        spawn::abandon(&spawned);
+        return Err(error).step("writing down the container's process", "").map_err(CreateError::from);
+    }
     let handed = if links.is_empty() { None } else { Some(hand_over(&links, &joins, &spawned)?) };
     let told = filter.as_ref().and_then(Filter::listener).map(|listener| {
         let mut state = hooks.state().clone();

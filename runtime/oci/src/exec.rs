@@ -126,7 +126,7 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
     // namespaces too. Its root, its mounts and its network would be the host's, for who may trace it, and in part for all.
     let clone =
         || spawn::between(sockets, 0, Place { cgroup: join.as_ref(), birth: true }, enter, run).map_err(exec_error);
-    let mut warnings = Vec::from_iter(prepare::beyond(&identity.capabilities, user_namespace)?);
+    let mut warnings = prepare::beyond(&identity.capabilities, user_namespace)?;
     let born = || born_on(identity.affinity.initial.as_ref(), clone);
     let mut spawned = scored(identity.oom_score_adj, &mut warnings, born)?;
     let told = filter.as_ref().and_then(Filter::listener);

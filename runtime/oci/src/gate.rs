@@ -69,6 +69,11 @@ pub(crate) fn knock(directory: BorrowedFd<'_>) -> Result<OwnedFd, StartError> {
 pub(crate) fn open(directory: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> Result<(), StartError> {
     spawn::start(socket)?;
     // The program runs, and the kernel is about to let go of the lock: who asks from now on is to see that.
+    settle(directory)
+}
+
+/// Returns when the process waits no more: it is one that is about to execute its program, or to end.
+pub(crate) fn settle(directory: BorrowedFd<'_>) -> Result<(), StartError> {
     let waiting = waiting(directory).step("opening", WAITING)?;
     retry_on_intr(|| rustix::fs::flock(&waiting, FlockOperation::LockShared)).step("locking", WAITING)?;
     Ok(())

@@ -1,4 +1,5 @@
-//! Moving links of the caller into a container's network, and back when the container cannot be made: rtnetlink(7).
+//! The loopback link of a new network; moving links of the caller into a container's network, and back when the
+//! container cannot be made: rtnetlink(7).
 //!
 //! A move brings a link down and takes its addresses away. Those that somebody has given it (permanent, of universal
 //! scope) are given to it again in its new network, where it then comes up: runtime-spec, config-linux.md, `netDevices`.
@@ -38,6 +39,8 @@ const IFA_RT_PRIORITY: u16 = 9;
 const IFA_F_PERMANENT: u8 = 0x80;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const IFF_UP: u32 = 1;
+/// In every network: `LOOPBACK_IFINDEX` of the kernel's include/net/flow.h.
+const LOOPBACK: u32 = 1;
 /// Size of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Size of `struct ifinfomsg`.
@@ -90,6 +93,11 @@ pub(crate) fn hand_over(devices: &[NetDevice], target: OwnedFd) -> Result<Handed
         }
     }
     Ok(handed)
+}
+
+/// Brings up the loopback link of this process's network, which gives it its addresses.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    Netlink::open()?.settle(LOOPBACK, &[], false, true)
 }
 
 impl Handed {

@@ -19,7 +19,7 @@ use crate::cgroup::Cgroup;
 use crate::create::RootFs;
 use crate::error::{CreateError, SetupError, Step, Warning};
 use crate::lifecycle::Rootless;
-use crate::plan::identity::CapabilityMasks;
+use crate::plan::identity::{self, CapabilityMasks};
 use crate::plan::mounts::{IdMap, MountOp, What};
 use crate::plan::sysctl::Sysctl;
 use crate::userns;
@@ -35,6 +35,8 @@ pub(crate) struct Device {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
 }
+
+const CAP_SETPCAP: u32 = 8;
 
 /// Devices that every container has.
 const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
@@ -262,16 +264,30 @@ pub(crate) fn own_parameters(sysctls: &[Sysctl], joins: &[(u64, OwnedFd)]) -> Re
     Ok(())
 }
 
-/// Says which of the program's capabilities it will not have, because the runtime has not; in a user namespace that is
-/// not the runtime's own it has all. Source: runtime-spec, config.md, `capabilities`: such a one is a warning.
-pub(crate) fn beyond(wanted: &CapabilityMasks, user_namespace: bool) -> Result<Option<Warning>, SetupError> {
-    if user_namespace {
-        return Ok(None);
+/// Says which of the program's capabilities it will not have: because the sets contradict each other, or the runtime has
+/// not what it is to give; in a user namespace that is not the runtime's own it has all. Source: runtime-spec, config.md, `capabilities`: such a one is a warning.
+pub(crate) fn beyond(wanted: &CapabilityMasks, user_namespace: bool) -> Result<Vec<Warning>, SetupError> {
+    let mut told = Vec::new();
+    let nobodys = wanted.contradictory();
+    if nobodys != 0 {
+        let names = identity::names(nobodys);
+        told.push(format!(
+            "the program goes without {names}: what is effective has to be permitted, what is ambient inheritable as well"
+        ));
     }
-    let held = capability::get().step("reading the runtime's capabilities", "")?.permitted;
-    let lacking = wanted.beyond(held);
-    let what = format!("the runtime does not have {}, and the program goes without", lacking.join(", "));
-    Ok((!lacking.is_empty()).then_some(Warning { what, errno: None }))
+    if !user_namespace {
+        let held = capability::get().step("reading the runtime's capabilities", "")?.permitted;
+        let lacking = wanted.beyond(held);
+        if lacking != 0 {
+            told.push(format!("the runtime does not have {}, and the program goes without", identity::names(lacking)));
+        }
+        if held & (1 << CAP_SETPCAP) == 0 {
+            told.push(
+                "the runtime does not have CAP_SETPCAP, and the program's bounding set is the runtime's".to_owned(),
+            );
+        }
+    }
+    Ok(told.into_iter().map(|what| Warning { what, errno: None }).collect())
 }
 
 /// User namespaces for the maps of mounts: each costs a process, and many mounts have the same maps.

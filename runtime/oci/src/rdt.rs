@@ -212,6 +212,36 @@ pub(crate) fn remove(path: Option<&str>) -> Result<(), CgroupError> {
     Resctrl::mounted().map_or(Ok(()), |resctrl| Ok(resctrl.remove(path)?))
 }
 
+/// The lines of a group's `schemata`, each of one resource.
+#[derive(Debug)]
+pub(crate) struct Schemata {
+    path: PathBuf,
+    text: String,
+}
+
+impl Schemata {
+    fn read(path: PathBuf) -> Result<Self, RdtError> {
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Self { path, text }),
+            Err(source) => Err(RdtError::Read { path, source }),
+        }
+    }
+
+    /// Writes them to the group again.
+    pub(crate) fn write(&self) -> Result<(), RdtError> {
+        for line in self.text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let failed = |source| RdtError::Write {
+                path: self.path.clone(),
+                value: line.to_owned(),
+                said: String::new(),
+                source,
+            };
+            std::fs::write(&self.path, format!("{line}\n")).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
 impl Plan {
     /// Where the group is, below the root.
     fn path(&self, id: &str) -> PathBuf {
@@ -362,8 +392,8 @@ impl Resctrl {
         Ok(())
     }
 
-    /// Changes the schemata of a container's group.
-    pub(crate) fn change(&self, plan: &Plan, id: &str) -> Result<(), RdtError> {
+    /// Changes the schemata of a container's group, all of them or none; answers what they were.
+    pub(crate) fn change(&self, plan: &Plan, id: &str) -> Result<Schemata, RdtError> {
         if plan.group == Group::Default {
             return Err(PlanError::new(
                 field("closID"),
@@ -372,7 +402,14 @@ impl Resctrl {
             .into());
         }
         let _lock = self.lock()?;
-        self.write_schemata(plan, &self.root.join(plan.path(id)))
+        let group = self.root.join(plan.path(id));
+        let before = Schemata::read(group.join("schemata"))?;
+        if let Err(error) = self.write_schemata(plan, &group) {
+            // The kernel had these in force: should it refuse one now, the first refusal tells more.
+            let _as_far_as_possible = before.write();
+            return Err(error);
+        }
+        Ok(before)
     }
 
     fn remove(&self, path: &str) -> Result<(), RdtError> {

@@ -109,11 +109,25 @@ impl Update {
             Limits::File(path) => read_file(&path)?,
             Limits::Said(value) => serde_json::from_value(value).context("reading the limits")?,
         };
-        if self.cache.is_some() || self.bandwidth.is_some() {
-            container.update_rdt(self.cache.as_deref(), self.bandwidth.as_deref())?;
+        let rdt = if self.cache.is_some() || self.bandwidth.is_some() {
+            Some(container.update_rdt(self.cache.as_deref(), self.bandwidth.as_deref())?)
+        } else {
+            None
+        };
+        match (systemd::update(&mut container, &resources), rdt) {
+            (Ok(warnings), _) => {
+                runtime.warn(&warnings);
+                Ok(())
+            }
+            (Err(error), None) => Err(error),
+            (Err(error), Some(change)) => Err(match container.put_back_rdt(change) {
+                Ok(()) => error,
+                Err(left) => {
+                    let left = anyhow::Error::from(left);
+                    error.context(format!("putting back its resctrl group afterwards: {left:#}"))
+                }
+            }),
         }
-        runtime.warn(&systemd::update(&mut container, &resources)?);
-        Ok(())
     }
 }
 

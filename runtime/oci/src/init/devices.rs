@@ -40,17 +40,18 @@ fn make(root: BorrowedFd<'_>, device: &Device, parents: &mut Parents) -> io::Res
     let (parent, name) = parents.of(root, &device.path)?;
     let (kind, number) = node_of(device)?;
     // The umask is 0 here, so the mode is exact.
-    match rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(device.mode), number) {
-        Err(rustix::io::Errno::EXIST) => {}
-        made => made?,
-    }
+    let ours = match rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(device.mode), number) {
+        Err(rustix::io::Errno::EXIST) => false,
+        made => made.map(|()| true)?,
+    };
     // From here on by descriptor: who shares the directory can exchange what has the name.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let node = rustix::fs::openat(parent, name, flags, Mode::empty())?;
     if !is(node.as_fd(), device)? {
         return Err(rustix::io::Errno::EXIST.into());
     }
-    if device.uid != 0 || device.gid != 0 {
+    // One that was there is its owner's: in a volume, the host's.
+    if ours && (device.uid != 0 || device.gid != 0) {
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
         rustix::fs::chownat(&node, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     }

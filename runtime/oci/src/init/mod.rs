@@ -31,6 +31,7 @@ use crate::error::{SetupError, Step};
 use crate::gate::Inherited;
 use crate::handshake;
 use crate::hooks::{HookError, Hooks, Point, Terms};
+use crate::netdev;
 use crate::plan::identity::Identity;
 use crate::plan::mounts::MountOp;
 use crate::plan::order::{self, InitStep, ProcessStep};
@@ -222,6 +223,7 @@ fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, mad
                 return Err(Failure::Said(1));
             }
         }
+        InitStep::Loopback => netdev::loopback_up().step("bringing up the link", "lo")?,
         InitStep::Keyring => join_keyring(process.keyring)?,
         InitStep::HostName => {
             let name = container.spec.hostname().as_deref().unwrap_or_default();

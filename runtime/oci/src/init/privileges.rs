@@ -18,11 +18,16 @@ use crate::plan::identity::Identity;
 ///
 /// Written to a private procfs: a fake /proc in the image would swallow it (CVE-2019-16884).
 pub(super) fn label(identity: &Identity) -> Result<(), SetupError> {
-    let apparmor = identity.apparmor_profile.as_ref().filter(|profile| *profile != "unconfined");
+    let apparmor = identity.apparmor_profile.as_ref();
     if apparmor.is_none() && identity.selinux_label.is_none() {
         return Ok(());
     }
-    let procfs = sysctl::private_procfs().step("mounting a private procfs", "")?;
+    let only_unconfined = identity.selinux_label.is_none() && apparmor.is_some_and(|profile| profile == UNCONFINED);
+    let procfs = match sysctl::private_procfs() {
+        // Who may not mount one may not leave a profile either.
+        Err(error) if only_unconfined && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        other => other.step("mounting a private procfs", "")?,
+    };
     let write = |file: &str, value: &str| -> io::Result<()> {
         // `thread-self` is a link of the procfs itself, within it.
         let path = Path::new("self/attr").join(file);
@@ -32,16 +37,29 @@ pub(super) fn label(identity: &Identity) -> Result<(), SetupError> {
     };
     if let Some(profile) = apparmor {
         let value = format!("exec {profile}");
-        match write("apparmor/exec", &value) {
+        let set = match write("apparmor/exec", &value) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => write("exec", &value), // Linux before 5.8
             other => other,
+        };
+        match set {
+            // A machine without AppArmor confines nobody.
+            Err(error) if profile == UNCONFINED && !confines(&error) => {}
+            other => other.step("setting the AppArmor profile", profile.as_str())?,
         }
-        .step("setting the AppArmor profile", profile.as_str())?;
     }
     if let Some(label) = &identity.selinux_label {
         write("exec", label).step("setting the SELinux label", label.as_str())?;
     }
     Ok(())
+}
+
+/// Out of reach of every profile, also of those that would attach to the program by its path.
+const UNCONFINED: &str = "unconfined";
+
+/// Whether a refusal to set a profile comes from AppArmor: without it there is no such file, or another module's, which
+/// knows no profiles.
+fn confines(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NOENT | Errno::INVAL))
 }
 
 /// Enters the working directory as root; `false` when only the user may.

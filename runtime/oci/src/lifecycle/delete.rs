@@ -145,7 +145,7 @@ impl Container {
 
     /// Kills the first process; whether it has ended within the time.
     fn end_first(&self, timeout_ms: i32) -> Result<bool, LifecycleError> {
-        let Some(pidfd) = self.process()? else { return Ok(true) };
+        let Some(pidfd) = self.process_or_newborn()? else { return Ok(true) };
         let failed = |source| LifecycleError::Signal { id: self.id.0.clone(), signal: SIGKILL, source };
         match pidfd_send_signal(pidfd.as_fd(), SIGKILL) {
             Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(true),

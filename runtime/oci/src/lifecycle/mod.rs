@@ -6,6 +6,7 @@
 //!               start.sock    where its process waits for the start
 //!               waiting       locked by the process while it waits
 //!               lock          locked by whoever makes, starts, changes or deletes it
+//!               standstill    locked by a call for whose time the processes are frozen
 //!
 //!            create                  start                  end of the process
 //!   Creating ------> Created -----------------> Running ------------------------> Stopped --delete--> (gone)
@@ -30,6 +31,7 @@ mod processes;
 mod rdt;
 mod record;
 mod restore;
+mod standstill;
 mod status;
 mod store;
 mod update;
@@ -54,6 +56,7 @@ use crate::hooks::{Hooks, Point, Terms};
 use crate::stdio::Stdio;
 
 pub use checkpoint::CheckpointOptions;
+pub use rdt::RdtChange;
 pub use record::{ProcessRecord, Record};
 pub use restore::RestoreOptions;
 pub use store::Root;
@@ -259,7 +262,15 @@ impl Container {
                 return Err(LifecycleError::NoProcess { id: this.id.0.clone() });
             }
             let hooks = this.hooks()?;
-            let socket = gate::knock(this.directory.as_fd())?;
+            let socket = match gate::knock(this.directory.as_fd()) {
+                Err(StartError::Gone) => {
+                    // Another one, who was killed since, may have started it: it executes its program just now.
+                    gate::settle(this.directory.as_fd())?;
+                    this.expect("start", "created", &[Status::Created])?;
+                    return Err(StartError::Gone.into());
+                }
+                other => other?,
+            };
             if let Err(error) = gate::open(this.directory.as_fd(), socket.as_fd()) {
                 // Why it did not start says more than how long it took to end.
                 let _ended = this.await_end();
@@ -319,7 +330,7 @@ impl Container {
             if self.record.process.is_none() || !cgroup.populated()? {
                 runs()?;
             }
-            return signal_all(&cgroup, signal).map_err(told);
+            return self.signal_all(&cgroup, signal, told);
         }
         runs()?;
         pidfd_send_signal(self.pidfd()?.as_fd(), signal).map_err(failed)?;
@@ -404,6 +415,32 @@ impl Container {
         Ok(exec(Exec { extra_fds, keep_keyring, below: &below, state, ..Exec::new(container, &process, stdio) })?)
     }
 
+    /// Signals every process of a cgroup, those that fork meanwhile included.
+    fn signal_all(
+        &self,
+        cgroup: &Cgroup,
+        signal: i32,
+        told: impl Fn(Failed) -> LifecycleError,
+    ) -> Result<(), LifecycleError> {
+        if signal == SIGKILL {
+            return Ok(cgroup.kill_all()?);
+        }
+        let signalled = if cgroup.is_frozen()? {
+            cgroup.signal_each(signal)
+        } else {
+            let standstill = self.standstill()?;
+            // Nothing forks then; a machine without a freezer signals what is there now.
+            let froze = cgroup.freeze().is_ok();
+            let signalled = cgroup.signal_each(signal);
+            if froze {
+                cgroup.thaw()?;
+            }
+            drop(standstill);
+            signalled
+        };
+        signalled?.map_err(|error| told(Failed::Signal(error)))
+    }
+
     fn own_cgroup(&self, verb: &'static str) -> Result<Cgroup, LifecycleError> {
         self.cgroup()?.ok_or_else(|| LifecycleError::NoCgroup { id: self.id.0.clone(), verb })
     }
@@ -425,20 +462,6 @@ impl From<CgroupError> for Failed {
 /// What is said of a process that has ended.
 fn ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
-}
-
-/// Signals every process of a cgroup, those that fork meanwhile included.
-fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<(), Failed> {
-    if signal == SIGKILL {
-        return Ok(cgroup.kill_all()?);
-    }
-    // Frozen, nothing forks; a machine without a freezer signals what is there now.
-    let froze = !cgroup.is_frozen()? && cgroup.freeze().is_ok();
-    let signalled = cgroup.signal_each(signal);
-    if froze {
-        cgroup.thaw()?;
-    }
-    signalled?.map_err(Failed::Signal)
 }
 
 /// What can go wrong with a container and its directory.

@@ -10,7 +10,16 @@ use super::update::merge;
 use super::{Container, LifecycleError, Status};
 use crate::cgroup::CgroupError;
 use crate::config::{self, ConfigError};
-use crate::rdt::{self, Figures, RdtError, Resctrl};
+use crate::rdt::{self, Figures, RdtError, Resctrl, Schemata};
+
+/// What a change of a container's group was before: for [`Container::put_back_rdt`].
+#[derive(Debug)]
+pub struct RdtChange {
+    /// The stored configuration.
+    configuration: Vec<u8>,
+    /// The group's lines; `None` for a group that was made.
+    schemata: Option<Schemata>,
+}
 
 impl Container {
     /// Changes the share of the cache (`L3:0=f`) and of the memory's bandwidth (`MB:0=20`) of its group, and the stored
@@ -20,30 +29,70 @@ impl Container {
     /// # Errors
     /// [`LifecycleError::Status`]; [`LifecycleError::Cgroup`] with an [`RdtError`]; [`LifecycleError::NoCgroup`] for a
     /// container whose processes cannot be told. Nothing has changed then.
-    pub fn update_rdt(&mut self, cache: Option<&str>, bandwidth: Option<&str>) -> Result<(), LifecycleError> {
+    pub fn update_rdt(&mut self, cache: Option<&str>, bandwidth: Option<&str>) -> Result<RdtChange, LifecycleError> {
+        let good = [Status::Created, Status::Running, Status::Paused];
+        let (record, change) = self.locked("update", "created or running", &good, |this| {
+            // Another one may have given it a group since it was loaded.
+            let mut now = this.now()?;
+            let change = now.change_rdt(cache, bandwidth)?;
+            Ok((now.record, change))
+        })?;
+        self.record = record;
+        self.spec.take();
+        Ok(change)
+    }
+
+    /// Undoes a change, for a caller whose next one has failed.
+    ///
+    /// # Errors
+    /// [`LifecycleError::Cgroup`] with an [`RdtError`], [`LifecycleError::File`].
+    pub fn put_back_rdt(&mut self, change: RdtChange) -> Result<(), LifecycleError> {
         let _lock = self.lock()?;
-        self.expect("update", "created or running", &[Status::Created, Status::Running, Status::Paused])?;
+        self.undo_rdt(&change)
+    }
+
+    fn undo_rdt(&mut self, change: &RdtChange) -> Result<(), LifecycleError> {
+        match &change.schemata {
+            Some(schemata) => schemata.write().map_err(refused)?,
+            None => {
+                rdt::remove(self.record.resctrl.take().as_deref())?;
+                self.save()?;
+            }
+        }
+        self.spec.take();
+        self.store(&change.configuration)
+    }
+
+    fn store(&self, configuration: &[u8]) -> Result<(), LifecycleError> {
+        replace(self.directory.as_fd(), config::NAME, configuration)
+            .map_err(|error| self.file("writing", config::NAME, error))
+    }
+
+    fn change_rdt(&mut self, cache: Option<&str>, bandwidth: Option<&str>) -> Result<RdtChange, LifecycleError> {
         let before = config::own(self.read(config::NAME, config::LIMIT)?)?;
-        let refused = |error: RdtError| LifecycleError::Cgroup(CgroupError::Resctrl(error));
         let had = before.spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
         let mut change = LinuxIntelRdt::default();
         change.set_clos_id(had.and_then(|had| had.clos_id().clone()));
         change.set_l3_cache_schema(cache.map(str::to_owned)).set_mem_bw_schema(bandwidth.map(str::to_owned));
         let plan = rdt::plan(&change).map_err(|error| refused(error.into()))?;
-        let resctrl = Resctrl::mounted().map_err(refused)?;
-        if had.is_some() {
-            resctrl.change(&plan, self.id.as_str()).map_err(refused)?;
-        } else {
-            self.enter_rdt(&resctrl, &plan)?;
-        }
         let json = |error| LifecycleError::Config(ConfigError::Json(error));
         let mut stored: Value = serde_json::from_slice(&before.raw).map_err(json)?;
         merge(&mut stored, json!({"linux": {"intelRdt": serde_json::to_value(&change).map_err(json)?}}));
         let bytes = serde_json::to_vec(&stored).map_err(json)?;
-        replace(self.directory.as_fd(), config::NAME, &bytes)
-            .map_err(|error| self.file("writing", config::NAME, error))?;
-        self.spec.take();
-        Ok(())
+        let resctrl = Resctrl::mounted().map_err(refused)?;
+        let schemata = if had.is_some() {
+            Some(resctrl.change(&plan, self.id.as_str()).map_err(refused)?)
+        } else {
+            self.enter_rdt(&resctrl, &plan)?;
+            None
+        };
+        let change = RdtChange { configuration: before.raw, schemata };
+        if let Err(error) = self.store(&bytes) {
+            // That it could not be written tells more than what could not be undone.
+            let _left = self.undo_rdt(&change);
+            return Err(error);
+        }
+        Ok(change)
     }
 
     /// Makes a group for a container that has none, and moves all of its processes into it.
@@ -74,6 +123,10 @@ impl Container {
     pub fn rdt_figures(&self) -> Result<Option<Figures>, LifecycleError> {
         Ok(rdt::figures(self.spec()?, self.id.as_str())?)
     }
+}
+
+fn refused(error: RdtError) -> LifecycleError {
+    LifecycleError::Cgroup(CgroupError::Resctrl(error))
 }
 
 /// The threads of a process; none of one that has ended.

@@ -42,6 +42,9 @@ pub struct Record {
     pub owner: u32,
     /// Its first process; absent while it is being made.
     pub process: Option<ProcessRecord>,
+    /// The same while it is being made, where no cgroup tells of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newborn: Option<ProcessRecord>,
     /// Path of its cgroup below the hierarchy's root.
     pub cgroup: Option<String>,
     /// Whether the cgroup was made for it and goes with it.
@@ -95,6 +98,7 @@ impl Record {
             created: String::new(),
             owner: portreeve_sys::process::user_id(),
             process: None,
+            newborn: None,
             cgroup: None,
             cgroup_made: false,
             scope: None,

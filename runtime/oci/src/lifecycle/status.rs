@@ -79,6 +79,7 @@ impl Container {
         }
         if let Some(cgroup) = self.cgroup()?
             && cgroup.is_frozen()?
+            && !self.stands_still_for_a_call(&cgroup)?
         {
             return Ok(Status::Paused);
         }
@@ -126,17 +127,23 @@ impl Container {
     /// # Errors
     /// [`LifecycleError::Status`] when it has ended or is not there yet.
     pub fn pidfd(&self) -> Result<OwnedFd, LifecycleError> {
-        self.process()?.ok_or_else(|| LifecycleError::Status {
-            id: self.id.0.clone(),
-            status: Status::Stopped,
-            wanted: "created or running",
-            verb: "find the process of",
-        })
+        match self.process()? {
+            Some(process) => Ok(process),
+            None => {
+                let status = if self.record.process.is_some() { Status::Stopped } else { self.status()? };
+                Err(self.refusal(status, "find the process of", "created or running"))
+            }
+        }
     }
 
     /// Its first process while it lives.
     pub(super) fn process(&self) -> Result<Option<OwnedFd>, LifecycleError> {
-        let Some(process) = self.record.process else { return Ok(None) };
+        if self.record.process.is_some() { self.process_or_newborn() } else { Ok(None) }
+    }
+
+    /// The same also while it is being made, as far as that is known.
+    pub(super) fn process_or_newborn(&self) -> Result<Option<OwnedFd>, LifecycleError> {
+        let Some(process) = self.record.process.or(self.record.newborn) else { return Ok(None) };
         process.open().map_err(|error| self.file("looking for the process of", "state.json", error))
     }
 
@@ -225,7 +232,7 @@ impl Container {
     }
 
     /// The same container with its record as it is now: its maker may have written more since it was loaded.
-    fn now(&self) -> Result<Self, LifecycleError> {
+    pub(super) fn now(&self) -> Result<Self, LifecycleError> {
         let directory = self.directory.try_clone().map_err(|error| self.file("opening", "", error))?;
         let record = Record::load(directory.as_fd()).map_err(|error| self.file("reading the record in", "", error))?;
         let record = record.unwrap_or_else(|| Record::unknown(self.id.as_str()));

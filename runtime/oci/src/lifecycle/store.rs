@@ -14,9 +14,10 @@ use rustix::io::Errno;
 use super::record::{ProcessRecord, Record, replace};
 use super::status::Lock;
 use super::{CgroupChoice, Container, CreateOptions, CreatedContainer, Id, LifecycleError, Rootless, SIGKILL};
+use crate::Pid;
 use crate::cgroup::{self, Cgroup, CgroupError, Refusal};
 use crate::config::{self, Config, ConfigError};
-use crate::create::{Create, Gate, RootFs, Running, create};
+use crate::create::{Born, Create, Gate, RootFs, Running, create};
 use crate::error::{CreateError, Warning};
 use crate::gate;
 use crate::hooks::Hooks;
@@ -253,6 +254,12 @@ impl Container {
         let (cgroup, passed_over) = self.occupy(config, &cgroup, rootless)?;
         let (listener, lock) =
             gate::bind(self.directory.as_fd()).map_err(|error| self.file("making the gate in", "", error))?;
+        // Where no cgroup tells of it, who deletes the container meanwhile finds the process here.
+        let record = &self.record;
+        let write_down = |pid: Pid| {
+            let newborn = Some(ProcessRecord::of(pid)?);
+            Record { newborn, ..record.clone() }.save(self.directory.as_fd())
+        };
         let created = create(Create {
             id: &self.id.0,
             spec: &config.spec,
@@ -266,6 +273,7 @@ impl Container {
             gate: Gate::Listening { listener, lock },
             bundle: self.record.bundle.clone(),
             rootless,
+            born: cgroup.is_none().then_some(Born(&write_down)),
         });
         if let Err(CreateError::Cgroup(error)) = &created {
             self.forget_taken(error)?;

@@ -31,7 +31,11 @@ impl Container {
         let before = config::own(self.read(config::NAME, config::LIMIT)?)?;
         let linux = before.spec.linux().as_ref();
         let resources = &settle(resources, linux.and_then(|linux| linux.resources().as_ref()));
-        let warnings = match cgroup.change(&with_device_rules(resources.clone())) {
+        let rules = with_device_rules(resources.clone());
+        // To exchange them, version 1 lets the processes stand still.
+        let standstill =
+            if rules.devices().is_some() && !cgroup.is_frozen()? { Some(self.standstill()?) } else { None };
+        let warnings = match cgroup.change(&rules) {
             Ok(warnings) => warnings,
             Err(error) => {
                 // The values have been put back. Rules of version 1 are lines of which some may have been written.
@@ -43,6 +47,7 @@ impl Container {
                 return Err(error.into());
             }
         };
+        drop(standstill);
         let json = |error| LifecycleError::Config(ConfigError::Json(error));
         let mut stored: Value = serde_json::from_slice(&before.raw).map_err(json)?;
         let mut change = serde_json::to_value(resources).map_err(json)?;

@@ -1,5 +1,6 @@
 //! From `process` to what the program is and may do. Pure.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::path::PathBuf;
 
@@ -50,12 +51,32 @@ pub(crate) struct CapabilityMasks {
 }
 
 impl CapabilityMasks {
-    /// The program's capabilities that a runtime with only `held` cannot give it, by name.
-    pub(crate) fn beyond(&self, held: u64) -> Vec<String> {
-        let lacking = (self.permitted | self.inheritable) & !held;
-        let lacks = |one: &&Capability| lacking & (1 << number(**one)) != 0;
-        CAPABILITIES.iter().filter(lacks).map(|one| format!("CAP_{one}")).collect()
+    /// The program's capabilities that a runtime with only `held` cannot give it.
+    pub(crate) fn beyond(&self, held: u64) -> u64 {
+        (self.permitted | self.inheritable) & !held
     }
+
+    /// Those that the kernel gives to nobody: effective without being permitted, ambient without being permitted and
+    /// inheritable. capabilities(7).
+    pub(crate) fn contradictory(&self) -> u64 {
+        (self.effective & !self.permitted) | (self.ambient & !(self.permitted & self.inheritable))
+    }
+}
+
+/// Of variables with one name the last, as who sets a variable again means it: which of two a program finds is its own
+/// affair.
+fn last_of_each(environment: &[String]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let mut is_new = |variable: &String| seen.insert(variable.split('=').next().unwrap_or_default().to_owned());
+    let mut kept: Vec<String> = environment.iter().rev().filter(|variable| is_new(variable)).cloned().collect();
+    kept.reverse();
+    kept
+}
+
+/// The names of the capabilities of a mask.
+pub(crate) fn names(mask: u64) -> String {
+    let has = |one: &&Capability| mask & (1 << number(**one)) != 0;
+    CAPABILITIES.iter().filter(has).map(|one| format!("CAP_{one}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Reads `process`; `spec` gives the personality and the memory policy.
@@ -89,7 +110,7 @@ pub(crate) fn plan(process: &Process, spec: &Spec) -> Result<Identity, PlanError
     }
     Ok(Identity {
         arguments,
-        environment: strings(environment, "process.env")?,
+        environment: strings(&last_of_each(environment), "process.env")?,
         directory: clean(process.cwd()),
         uid: user.uid(),
         gid: user.gid(),

@@ -6,7 +6,7 @@ use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use portreeve_sys::mount::{Propagation, READ_ONLY};
 
 use super::PlanError;
-use super::options::{Attributes, parse};
+use super::options::{Attributes, Options, parse};
 
 /// The upper directory of an overlay and its work directory.
 pub(crate) type Writable = (PathBuf, PathBuf);
@@ -66,9 +66,17 @@ pub(crate) struct IdMap {
 
 /// Operations for all mounts of the configuration.
 pub(crate) fn plan(spec: &Spec) -> Result<Vec<MountOp>, PlanError> {
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let mut ops: Vec<MountOp> =
-        mounts.iter().enumerate().map(|(index, mount)| one(index, mount)).collect::<Result<_, _>>()?;
+    let mut ops: Vec<MountOp> = Vec::new();
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let options = parse(mount.options().as_deref().unwrap_or_default());
+        let destination = clean(mount.destination());
+        if options.again {
+            let earlier = ops.iter_mut().rfind(|op| op.destination == destination);
+            change(earlier, options).map_err(|reason| PlanError::new(format!("mounts[{index}].options"), reason))?;
+        } else {
+            ops.push(one(index, mount, destination, options)?);
+        }
+    }
     let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
     if let Some(label) = label.filter(|label| !label.is_empty()) {
         ops.iter_mut().for_each(|op| add_label(op, label));
@@ -103,25 +111,61 @@ pub(crate) fn root_receives(spec: &Spec) -> bool {
 /// Source: OCI runtime-spec, config.md, "Mounts", `source`.
 pub(crate) fn in_bundle(spec: &mut Spec, bundle: &Path) {
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        let bound = mount.typ().as_deref() == Some("bind")
-            || parse(mount.options().as_deref().unwrap_or_default()).bind.is_some();
-        if let Some(source) = mount.source().as_ref().filter(|source| bound && source.is_relative()) {
+        let options = parse(mount.options().as_deref().unwrap_or_default());
+        let bound = !options.again && (mount.typ().as_deref() == Some("bind") || options.bind.is_some());
+        // Nothing is no path, and not the bundle.
+        let relative = |source: &&PathBuf| bound && source.is_relative() && !source.as_os_str().is_empty();
+        if let Some(source) = mount.source().as_ref().filter(relative) {
             let source = bundle.join(source);
             mount.set_source(Some(source));
         }
     }
 }
 
-fn one(index: usize, mount: &Mount) -> Result<MountOp, PlanError> {
+/// Changes a mount of the configuration that comes before, `remount`: what is said counts, and what is not said stays. With
+/// `bind` that is the mount, and without it the file system, which has to be one of the container's own.
+/// Source: mount(8), "remount".
+fn change(earlier: Option<&mut MountOp>, options: Options) -> Result<(), String> {
+    let Some(op) = earlier else {
+        return Err("remount changes a mount of the configuration that comes before, and none is there".to_owned());
+    };
+    if options.id_map.is_some() || options.copy_up {
+        return Err("ids and copies belong to a new mount, and not to remount".to_owned());
+    }
+    let said = options.own.then(options.tree);
+    let whole = options.bind.is_none();
+    match &mut op.what {
+        What::Filesystem { options: before, attributes, .. } => {
+            let known = Attributes { set: *attributes, clear: 0 };
+            *attributes = known.then(said).set;
+            if let Some(option) = options.foreign_to_a_bind().filter(|_| !whole) {
+                return Err(format!("{option:?} is no option of a mount of what is there already"));
+            }
+            if whole {
+                let said = |key: &str| options.filesystem.iter().any(|(other, _)| other == key);
+                before.retain(|(key, _)| !said(key) && !options.without.contains(&key.as_str()));
+                before.extend(options.filesystem);
+            }
+        }
+        _ if whole => {
+            return Err("remount without bind changes a file system, and that is not the container's own".to_owned());
+        }
+        What::Layers { attributes, .. } => *attributes = Attributes { set: *attributes, clear: 0 }.then(said).set,
+        What::Cgroup { own } => *own = own.then(said),
+        What::Bind { own, tree, .. } => (*own, *tree) = (own.then(options.own), tree.then(options.tree)),
+    }
+    op.propagation = options.propagation.or(op.propagation);
+    Ok(())
+}
+
+fn one(index: usize, mount: &Mount, destination: PathBuf, options: Options) -> Result<MountOp, PlanError> {
     let field = |name: &str| format!("mounts[{index}].{name}");
-    let destination = clean(mount.destination());
     if destination == Path::new("/") {
         return Err(PlanError::new(
             field("destination"),
             format!("{} is the root itself", mount.destination().display()),
         ));
     }
-    let options = parse(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().as_deref().unwrap_or("");
     let refused = |reason: String| PlanError::new(field("options"), reason);
     let bound = options.bind.is_some() || kind == "bind";
@@ -311,6 +355,45 @@ mod tests {
             Err(error) => format!("error: {error}\n"),
         };
         expected.assert_eq(&text);
+    }
+
+    #[test]
+    fn a_remount_changes_the_mount_before_it_and_keeps_what_it_does_not_say() {
+        check(
+            r#"[
+            {"destination": "/a", "type": "tmpfs", "options": ["nosuid", "noatime", "size=8m", "sync", "mode=755"]},
+            {"destination": "/b", "type": "bind", "source": "/srv/b", "options": ["rbind", "nodev"]},
+            {"destination": "/a/", "type": "tmpfs", "options": ["remount", "size=1m", "async", "ro"]},
+            {"destination": "/b", "type": "none", "source": "", "options": ["remount", "bind", "ro", "rslave"]},
+            {"destination": "/a", "options": ["remount", "bind", "rw", "relatime"]}
+        ]"#,
+            &expect![[r#"
+                tmpfs [mode=755 size=1m] -> /a attributes=0x2
+                rbind /srv/b -> /b set=0x5 clear=0x0 recursively Slave
+            "#]],
+        );
+        for (mounts, words) in [
+            (r#"[{"destination": "/a", "options": ["remount", "bind", "ro"]}]"#, "none is there"),
+            (
+                r#"[{"destination": "/b", "type": "bind", "source": "/b"}, {"destination": "/b", "options": ["remount", "ro"]}]"#,
+                "not the container's own",
+            ),
+            (
+                r#"[{"destination": "/a", "type": "tmpfs"}, {"destination": "/a", "options": ["remount", "bind", "size=1m"]}]"#,
+                "\"size=1m\" is no option of a mount of what is there already",
+            ),
+            (
+                r#"[{"destination": "/a", "type": "tmpfs"}, {"destination": "/a", "options": ["remount", "idmap"]}]"#,
+                "not to remount",
+            ),
+            (r#"[{"destination": "/a", "type": "bind", "source": ""}]"#, "is not an absolute path"),
+        ] {
+            let mut spec: Spec =
+                serde_json::from_str(&format!(r#"{{"ociVersion": "1.2.0", "mounts": {mounts}}}"#)).expect("spec");
+            in_bundle(&mut spec, Path::new("/bundle"));
+            let refused = plan(&spec).expect_err(mounts).to_string();
+            assert!(refused.contains(words), "{refused}");
+        }
     }
 
     #[test]

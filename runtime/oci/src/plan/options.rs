@@ -121,8 +121,12 @@ pub(crate) struct Options {
     /// `Some(recursive)` for idmap and ridmap.
     pub(crate) id_map: Option<bool>,
     pub(crate) copy_up: bool,
+    /// It changes a mount that is there: `remount`.
+    pub(crate) again: bool,
     /// For the file system: flags without, options with a value.
     pub(crate) filesystem: Vec<(String, Option<String>)>,
+    /// Flags of the file system that were said not to be.
+    pub(crate) without: Vec<&'static str>,
 }
 
 impl Options {
@@ -165,6 +169,7 @@ fn structural(parsed: &mut Options, name: &str) -> bool {
         "idmap" => parsed.id_map = Some(false),
         "ridmap" => parsed.id_map = Some(true),
         "tmpcopyup" => parsed.copy_up = true,
+        "remount" => parsed.again = true,
         "shared" => parsed.propagation = Some((Propagation::Shared, false)),
         "rshared" => parsed.propagation = Some((Propagation::Shared, true)),
         "slave" => parsed.propagation = Some((Propagation::Slave, false)),
@@ -175,10 +180,11 @@ fn structural(parsed: &mut Options, name: &str) -> bool {
         "runbindable" => parsed.propagation = Some((Propagation::Unbindable, true)),
         // Nothing, which mount(2) passes over between commas and podman gives for `--systemd`; defaults, said out loud;
         // and what file systems decide by themselves, for which fsconfig(2) has no word.
-        "" | "defaults" | "remount" | "loud" | "silent" | "iversion" | "noiversion" | "acl" | "noacl" => {}
+        "" | "defaults" | "loud" | "silent" | "iversion" | "noiversion" | "acl" | "noacl" => {}
         _ => {
             let Some((set, _)) = WHOLE.iter().find(|(_, back)| *back == Some(name)) else { return false };
             parsed.filesystem.retain(|(key, _)| key != set);
+            parsed.without.push(set);
         }
     }
     true
@@ -264,6 +270,8 @@ mod tests {
         text.extend(options.id_map.map(|tree| format!(" idmap{}", recursive(tree))));
         text.extend(options.propagation.map(|(kind, tree)| format!(" {kind:?}{}", recursive(tree))));
         text.extend(options.copy_up.then(|| " copy up".to_owned()));
+        text.extend(options.again.then(|| " of a mount that is there".to_owned()));
+        text.extend(options.without.iter().map(|key| format!(" without {key}")));
         text.extend(options.filesystem.iter().map(|(key, _)| format!(" to the file system: {key}")));
         text.extend(options.foreign_to_a_bind().map(|_| " (not of a bind)".to_owned()));
         text + "\n"
@@ -274,7 +282,7 @@ mod tests {
         let text: String = MOUNT_OPTIONS.iter().map(|name| effect(name)).collect();
         expect_test::expect![[r#"
             acl:
-            async:
+            async: without sync
             atime: mount(set=0x0 clear=0x70)
             bind: bind
             defaults:
@@ -293,8 +301,8 @@ mod tests {
             nodiratime: mount(set=0x80 clear=0x0)
             noexec: mount(set=0x8 clear=0x0)
             noiversion:
-            nolazytime:
-            nomand:
+            nolazytime: without lazytime
+            nomand: without mand
             norelatime: mount(set=0x20 clear=0x70)
             nostrictatime: mount(set=0x0 clear=0x70)
             nosuid: mount(set=0x2 clear=0x0)
@@ -305,7 +313,7 @@ mod tests {
             rdev: tree(set=0x0 clear=0x4)
             rdiratime: tree(set=0x0 clear=0x80)
             relatime: mount(set=0x0 clear=0x70)
-            remount:
+            remount: of a mount that is there
             rexec: tree(set=0x0 clear=0x8)
             ridmap: idmap recursively
             rnoatime: tree(set=0x10 clear=0x70)

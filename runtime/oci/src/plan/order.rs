@@ -12,7 +12,7 @@
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
-use portreeve_sys::clone::{NEW_CGROUP, NEW_MOUNT, NEW_USER, NEW_UTS};
+use portreeve_sys::clone::{NEW_CGROUP, NEW_MOUNT, NEW_NET, NEW_USER, NEW_UTS};
 
 use super::identity::Identity;
 use super::mounts::{MountOp, What};
@@ -32,6 +32,8 @@ pub(crate) enum InitStep {
     BecomeRootOfUserNamespace,
     /// Until the maker has moved links into the network: parameters can be theirs.
     AwaitLinks,
+    /// A new network begins with it down, and programs expect it.
+    Loopback,
     Keyring,
     HostName,
     DomainName,
@@ -130,6 +132,7 @@ pub(crate) fn container(shape: &Shape<'_>) -> Vec<InitStep> {
         (S::OpenSources, makes && shape.opens),
         (S::BecomeRootOfUserNamespace, namespaces.has(NEW_USER)),
         (S::AwaitLinks, linux.and_then(|linux| linux.net_devices().as_ref()).is_some_and(|links| !links.is_empty())),
+        (S::Loopback, namespaces.new & NEW_NET != 0),
         (S::Keyring, !shape.keep_keyring),
         (S::HostName, uts && spec.hostname().is_some()),
         (S::DomainName, uts && spec.domainname().is_some()),
@@ -258,6 +261,7 @@ mod tests {
             &expect![[r"
                 JoinCgroup
                 NewCgroupNamespace
+                Loopback
                 Keyring
                 HostName
                 DomainName

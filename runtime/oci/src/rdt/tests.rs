@@ -223,8 +223,11 @@ fn an_update_writes_the_schemata_of_the_containers_group() {
     let fixture = Fixture::new();
     fixture.group("box", "L3:0=f\n");
     let plan = planned(json!({"l3CacheSchema": "L3:0=3"})).expect("plan");
-    fixture.resctrl.change(&plan, "box").expect("change");
+    let before = fixture.resctrl.change(&plan, "box").expect("change");
     assert_eq!(fixture.text("box/schemata"), "L3:0=3\n");
+    before.write().expect("put back");
+    assert_eq!(fixture.text("box/schemata"), "L3:0=f\n");
+    assert!(matches!(fixture.resctrl.change(&plan, "gone"), Err(RdtError::Read { .. })));
 }
 
 #[test]

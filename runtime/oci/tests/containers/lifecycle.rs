@@ -402,11 +402,12 @@ fn a_maker_killed_while_a_hook_runs_leaves_no_process_that_waits() {
 
 fn a_hook_that_never_ends_holds_no_other_call_up() {
     type Call = (&'static str, fn(Container) -> Result<(), LifecycleError>);
-    let calls: [Call; 5] = [
+    let calls: [Call; 6] = [
         ("start", |container| container.start()),
         ("pause", |container| container.pause()),
         ("resume", |container| container.resume()),
         ("update", |mut container| container.update(&Default::default()).map(drop)),
+        ("update of its share of the cache", |mut container| container.update_rdt(Some("L3:0=f"), None).map(drop)),
         ("delete", |container| container.delete(false).map(drop)),
     ];
     // Its exit code, when it has not to be waited for.
