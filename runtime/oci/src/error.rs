@@ -125,6 +125,12 @@ pub enum StartError {
     /// The container's process is gone.
     #[error("the created container's process has gone")]
     Gone,
+    /// It ended without a word and without having executed its program.
+    #[error(
+        "the container's process has ended before it executed its program, and could not say why: linux.seccomp may \
+         forbid execve, write and exit, or process.rlimits leave too little"
+    )]
+    Silent,
 }
 
 /// The words by which container engines tell a missing program from other failures.
@@ -142,7 +148,7 @@ impl StartError {
         match self {
             Self::NotFound { .. } | Self::NoInterpreter { .. } => 127,
             Self::NotExecutable { .. } => 126,
-            Self::Setup(_) | Self::Hook(_) | Self::Gone => 128,
+            Self::Setup(_) | Self::Hook(_) | Self::Gone | Self::Silent => 128,
         }
     }
 }

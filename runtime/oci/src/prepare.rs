@@ -55,6 +55,8 @@ pub(crate) fn devices(given: &[LinuxDevice]) -> Result<Vec<Device>, SetupError> 
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
             .step("reading the number of device", path)
     };
+    // dev_t of mknod(2), as Linux has it.
+    let fits = |device: &LinuxDevice| (0..1 << 12).contains(&device.major()) && (0..1 << 20).contains(&device.minor());
     let wrong = |why: &str, device: &LinuxDevice| {
         Err(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned())).step("making device", device.path())
     };
@@ -68,6 +70,9 @@ pub(crate) fn devices(given: &[LinuxDevice]) -> Result<Vec<Device>, SetupError> 
             LinuxDeviceType::A => return wrong("its type, a, is for rules alone", device),
             // A FIFO has no number, and no driver has this one.
             LinuxDeviceType::P => {}
+            _ if !fits(device) => {
+                return wrong("Linux has major numbers below 4096 and minor ones below 1048576", device);
+            }
             _ if (device.major(), device.minor()) != (0, 0) => {}
             _ => return wrong("its major and minor number are missing", device),
         }

@@ -190,7 +190,7 @@ pub(super) fn globals(arguments: &[OsString]) -> Result<(Global, Option<Verb>, &
         }
     };
     let global = Global {
-        root: given.path("root"),
+        root: given.directory("root")?,
         log: given.path("log"),
         log_format,
         systemd_cgroup: given.has("systemd-cgroup")?,
@@ -284,6 +284,14 @@ impl Given {
 
     fn values(&self, long: &str) -> impl Iterator<Item = &OsStr> {
         self.flags.iter().filter(move |(name, _)| *name == long).map(|(_, value)| value.as_os_str())
+    }
+
+    /// The last value of a flag as a path; an empty one is an error: it comes from a variable that is not set.
+    fn directory(&self, long: &str) -> Result<Option<PathBuf>, UsageError> {
+        match self.value(long) {
+            Some(value) if value.is_empty() => Err(self.wrong(format!("--{long} takes a path, and got an empty one"))),
+            value => Ok(value.map(PathBuf::from)),
+        }
     }
 
     /// The last value of a flag as a path; an empty one is none.

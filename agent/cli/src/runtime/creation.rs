@@ -71,7 +71,8 @@ impl Creation {
         let root = runtime.root()?;
         let directory =
             File::open(&self.bundle).with_context(|| format!("opening the bundle {}", self.bundle.display()))?;
-        let mut config = config::read(directory.as_fd())?;
+        let mut config = config::read(directory.as_fd())
+            .with_context(|| format!("making a container of the bundle {}", self.bundle.display()))?;
         let pidfd_socket = self.pidfd_socket.as_deref().map(|path| console::connect(path, "pidfd")).transpose()?;
 
         let process = config.spec.process().as_ref();

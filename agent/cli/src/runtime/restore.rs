@@ -103,7 +103,8 @@ impl Restore {
         let root = runtime.root()?;
         let directory =
             File::open(&self.bundle).with_context(|| format!("opening the bundle {}", self.bundle.display()))?;
-        let config = config::read(directory.as_fd())?;
+        let config = config::read(directory.as_fd())
+            .with_context(|| format!("restoring a container of the bundle {}", self.bundle.display()))?;
         let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false));
         let holder = Holder::choose(terminal, self.detach, self.console_socket.as_deref())?;
         let mut options = RestoreOptions::new(self.common.options(runtime)?);

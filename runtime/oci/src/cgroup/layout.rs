@@ -109,10 +109,15 @@ impl Layout {
 /// The layout of this machine.
 pub(crate) fn layout() -> Result<&'static Layout, CgroupError> {
     static LAYOUT: OnceLock<Layout> = OnceLock::new();
-    let layout = LAYOUT.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Layout::parse(&text)
-    });
+    let layout = match LAYOUT.get() {
+        Some(layout) => layout,
+        None => {
+            let path = "/proc/self/mountinfo";
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|source| CgroupError::Read { path: path.into(), source })?;
+            LAYOUT.get_or_init(|| Layout::parse(&text))
+        }
+    };
     if layout.v1.is_empty() && layout.unified.is_none() { Err(CgroupError::NotMounted) } else { Ok(layout) }
 }
 

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use portreeve_sys::process::{has_ended, pidfd_open, pidfd_send_signal};
 
 use super::layout::Layout;
-use super::{CgroupError, Version, stats, write_file};
+use super::{CgroupError, Version, stats, tree, write_file};
 use crate::Pid;
 
 /// Controllers that limits of ours can need.
@@ -37,11 +37,22 @@ fn deciding(layout: &Layout) -> Option<&Path> {
 pub(crate) fn hold(layout: &Layout, relative: &str) -> Result<Option<File>, CgroupError> {
     let path = deciding(layout).unwrap_or(Path::new("/")).join(relative);
     let failed = |source| CgroupError::Read { path: path.clone(), source };
-    let directory = File::open(&path).map_err(failed)?;
-    match rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(directory)),
+    let lock = open_to_lock(layout, relative).map_err(failed)?;
+    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// A file of a cgroup that its owner alone can open: what others can open, they can lock. Where there is none, on version 1
+/// and before Linux 5.14, that is the directory, by which anybody can keep a cgroup that is there already from being used.
+fn open_to_lock(layout: &Layout, relative: &str) -> io::Result<File> {
+    let directory = deciding(layout).unwrap_or(Path::new("/")).join(relative);
+    match File::options().write(true).open(directory.join("cgroup.kill")) {
+        // The second: not everything has to be delegated.
+        Err(error) if gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => File::open(directory),
+        other => other,
     }
 }
 
@@ -203,29 +214,6 @@ pub(crate) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(code) if code == rustix::io::Errno::NOENT.raw_os_error() || code == rustix::io::Errno::NODEV.raw_os_error())
 }
 
-/// Every directory below, deepest first.
-pub(crate) fn directories_below(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
-    let failed = |source| CgroupError::Read { path: directory.to_owned(), source };
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if gone(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut list = Vec::new();
-    for entry in entries {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) if gone(&error) => break,
-            Err(error) => return Err(failed(error)),
-        };
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            list.extend(directories_below(&entry.path())?);
-            list.push(entry.path());
-        }
-    }
-    Ok(list)
-}
-
 /// Hierarchies in which our processes can be found: the unified one, and on version 1 the one that every process of a
 /// container joins first.
 fn census(layout: &Layout) -> impl Iterator<Item = &Path> {
@@ -234,21 +222,23 @@ fn census(layout: &Layout) -> impl Iterator<Item = &Path> {
 }
 
 pub(crate) fn processes(layout: &Layout, relative: &str) -> Result<Vec<Pid>, CgroupError> {
+    const PROCESSES: &str = "cgroup.procs";
     let mut found = BTreeSet::new();
+    let mut note = |text: io::Result<String>| -> io::Result<()> {
+        match text {
+            Ok(text) => found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+            Err(error) if gone(&error) => {}
+            // A threaded cgroup, which who may write to a cgroup can make below it: the one above lists its processes.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    };
     for mount in census(layout) {
         let top = mount.join(relative);
-        let mut directories = directories_below(&top)?;
-        directories.push(top);
-        for directory in directories {
-            let path = directory.join("cgroup.procs");
-            match std::fs::read_to_string(&path) {
-                Ok(text) => found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
-                Err(error) if gone(&error) => {}
-                // A threaded cgroup, which who may write to a cgroup can make below it: the one above lists its processes.
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => {}
-                Err(source) => return Err(CgroupError::Read { path, source }),
-            }
-        }
+        tree::walk(&top, |place| note(place.read(PROCESSES)))?;
+        let path = top.join(PROCESSES);
+        note(std::fs::read_to_string(&path)).map_err(|source| CgroupError::Read { path, source })?;
     }
     // A zero is a process of another PID namespace that cannot be named here.
     Ok(found.into_iter().filter(|pid| *pid > 0).filter_map(Pid::from_raw).collect())
@@ -278,7 +268,7 @@ pub(crate) fn kill_all(layout: &Layout, relative: &str) -> Result<(), CgroupErro
     match set_frozen(layout, relative, false) {
         // What cannot be frozen was not.
         Err(CgroupError::NoController { .. }) => Ok(()),
-        other => other,
+        other => other.and_then(|()| release_the_killed(layout, relative)),
     }
 }
 
@@ -400,8 +390,22 @@ fn wait_frozen(layout: &Layout, path: &Path) -> bool {
     false
 }
 
-pub(crate) fn holds_the_killed(layout: &Layout, relative: &str) -> Result<bool, CgroupError> {
-    Ok(layout.version() == Version::V1 && freezer(layout, relative, |state| state != "THAWED")?)
+/// Lets frozen processes of version 1 end that were killed, also those that the container has frozen in cgroups of its
+/// own below.
+pub(crate) fn release_the_killed(layout: &Layout, relative: &str) -> Result<(), CgroupError> {
+    if layout.version() == Version::V2 {
+        return Ok(());
+    }
+    // Without a freezer nothing was ever frozen.
+    let Ok(state) = freezer_state(layout, relative) else { return Ok(()) };
+    if freezer(layout, relative, |state| state != "THAWED")? {
+        set_frozen(layout, relative, false)?;
+    }
+    let top = state.parent().unwrap_or(Path::new("/"));
+    tree::walk(top, |place| match place.write("freezer.state", "THAWED") {
+        Err(error) if gone(&error) => Ok(()),
+        other => other,
+    })
 }
 
 pub(crate) fn is_frozen(layout: &Layout, relative: &str) -> Result<bool, CgroupError> {
@@ -448,10 +452,9 @@ pub(crate) fn remove(layout: &Layout, relative: &str) -> Result<(), CgroupError>
 fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
     match remove_directory(directory) {
         Err(CgroupError::Remove { source, .. }) if busy(&source) => {
-            for below in directories_below(directory)? {
-                remove_patiently(&below)?;
-            }
-            remove_patiently(directory)
+            tree::walk(directory, |place| patiently(|| place.remove()))?;
+            let failed = |source| CgroupError::Remove { path: directory.to_owned(), source };
+            patiently(|| remove_if_there(directory)).map_err(failed)
         }
         other => other,
     }
@@ -463,12 +466,12 @@ fn busy(error: &io::Error) -> bool {
 }
 
 /// A process that has just ended keeps its cgroup busy for a moment.
-fn remove_patiently(directory: &Path) -> Result<(), CgroupError> {
+fn patiently(remove: impl Fn() -> io::Result<()>) -> io::Result<()> {
     let deadline = Instant::now() + Duration::from_millis(500);
     let mut pause = Duration::from_micros(100);
     loop {
-        match remove_directory(directory) {
-            Err(CgroupError::Remove { source, .. }) if busy(&source) && Instant::now() < deadline => {
+        match remove() {
+            Err(error) if busy(&error) && Instant::now() < deadline => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(10));
             }
@@ -478,9 +481,13 @@ fn remove_patiently(directory: &Path) -> Result<(), CgroupError> {
 }
 
 fn remove_directory(directory: &Path) -> Result<(), CgroupError> {
+    remove_if_there(directory).map_err(|source| CgroupError::Remove { path: directory.to_owned(), source })
+}
+
+fn remove_if_there(directory: &Path) -> io::Result<()> {
     match std::fs::remove_dir(directory) {
         Err(error) if gone(&error) => Ok(()),
-        other => other.map_err(|source| CgroupError::Remove { path: directory.to_owned(), source }),
+        other => other,
     }
 }
 

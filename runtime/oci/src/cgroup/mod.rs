@@ -22,6 +22,7 @@ mod options;
 mod permission;
 mod placement;
 mod stats;
+mod tree;
 mod values;
 
 use std::fs::File;
@@ -241,13 +242,13 @@ impl Cgroup {
         lifecycle::is_frozen(layout()?, self.relative())
     }
 
-    /// Whether it keeps processes that were killed from ending: on version 1, where it stands still or is about to. On
-    /// version 2 that signal ends frozen processes, too (Linux, admin-guide/cgroup-v2.rst, `cgroup.freeze`).
+    /// Lets processes end that were killed while they stood still: on version 1, also those in cgroups below. On version 2
+    /// that signal ends frozen processes, too (Linux, admin-guide/cgroup-v2.rst, `cgroup.freeze`), and nothing is done.
     ///
     /// # Errors
-    /// As [`Cgroup::is_frozen`].
-    pub(crate) fn holds_the_killed(&self) -> Result<bool, CgroupError> {
-        lifecycle::holds_the_killed(layout()?, self.relative())
+    /// As [`Cgroup::thaw`].
+    pub(crate) fn release_the_killed(&self) -> Result<(), CgroupError> {
+        lifecycle::release_the_killed(layout()?, self.relative())
     }
 
     /// Lets frozen processes go on.
@@ -328,9 +329,11 @@ impl Cgroup {
         let mut total = one(&directory)?;
         if v1 {
             // Version 1 counts each cgroup for itself.
-            for below in lifecycle::directories_below(&directory)? {
-                total = total.saturating_add(one(&below).unwrap_or(0));
-            }
+            tree::walk(&directory, |place| {
+                let kills = place.read(file).ok().and_then(|text| stats::keyed(&text, "oom_kill"));
+                total = total.saturating_add(kills.unwrap_or(0));
+                Ok(())
+            })?;
         }
         Ok(total)
     }
@@ -397,11 +400,11 @@ pub fn list_below(root: &str) -> Result<Vec<String>, CgroupError> {
     let cgroup = Cgroup::at(root)?;
     let mut found = std::collections::BTreeSet::new();
     for mount in layout()?.mounts() {
-        for directory in lifecycle::directories_below(&mount.join(cgroup.relative()))? {
-            if let Ok(relative) = directory.strip_prefix(mount) {
-                found.insert(format!("/{}", relative.display()));
-            }
-        }
+        let top = Path::new("/").join(cgroup.relative());
+        tree::walk(&mount.join(cgroup.relative()), |place| {
+            found.insert(top.join(place.path()).display().to_string());
+            Ok(())
+        })?;
     }
     let mut list: Vec<String> = found.into_iter().collect();
     list.sort_by_key(|path| std::cmp::Reverse(path.matches('/').count()));

@@ -3,7 +3,7 @@
 use portreeve_sys::{memory_policy, process};
 
 use crate::error::{SetupError, Step};
-use crate::plan::identity::Identity;
+use crate::plan::identity::{DESCRIPTORS, FOR_THE_START, Identity};
 
 const NAMES: [&str; 16] = [
     "CPU",
@@ -25,11 +25,10 @@ const NAMES: [&str; 16] = [
 ];
 
 pub(super) fn set(identity: &Identity) -> Result<(), SetupError> {
+    let few = identity.few_descriptors().is_some();
     for (resource, soft, hard) in &identity.limits {
-        let name = usize::try_from(*resource).ok().and_then(|index| NAMES.get(index)).unwrap_or(&"?");
-        let what =
-            format!("setting RLIMIT_{name} to {soft} (soft) and {hard} (hard; raising it needs CAP_SYS_RESOURCE)");
-        process::set_limit(*resource, *soft, *hard).step(&what, "")?;
+        let least = if few && *resource == DESCRIPTORS { FOR_THE_START } else { 0 };
+        set_one(*resource, (*soft).max(least), (*hard).max(least))?;
     }
     if let Some(attributes) = &identity.scheduling {
         let what = format!("setting the scheduler to policy {}{}", attributes.policy, hint(attributes.policy));
@@ -49,6 +48,17 @@ pub(super) fn set(identity: &Identity) -> Result<(), SetupError> {
         memory_policy::set(policy.mode, &policy.nodes).step(&what, "")?;
     }
     Ok(())
+}
+
+/// To less than [`set`] has left, which takes no privilege.
+pub(super) fn set_few_descriptors(identity: &Identity) -> Result<(), SetupError> {
+    identity.few_descriptors().map_or(Ok(()), |(soft, hard)| set_one(DESCRIPTORS, soft, hard))
+}
+
+fn set_one(resource: u32, soft: u64, hard: u64) -> Result<(), SetupError> {
+    let name = usize::try_from(resource).ok().and_then(|index| NAMES.get(index)).unwrap_or(&"?");
+    let what = format!("setting RLIMIT_{name} to {soft} (soft) and {hard} (hard; raising it needs CAP_SYS_RESOURCE)");
+    process::set_limit(resource, soft, hard).step(&what, "")
 }
 
 /// What a real-time policy needs besides CAP_SYS_NICE.

@@ -413,6 +413,7 @@ fn settle(step: ProcessStep, process: &Process<'_>, state: &mut Settled) -> Resu
             program::keep_only(process, state.root.as_fd(), identity)?;
         }
         ProcessStep::Limits => limits::set(identity)?,
+        ProcessStep::FewDescriptors => limits::set_few_descriptors(identity)?,
         ProcessStep::Filter => program::load_filter(process)?,
         ProcessStep::DropPrivileges => {
             let keep_last = order::needs_privilege(identity, process.seccomp.is_some());

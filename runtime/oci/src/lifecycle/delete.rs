@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
 use super::status::{LOCK, Lock};
-use super::{Container, LifecycleError, Record, SIGKILL, Status};
+use super::{Container, LifecycleError, Record, SIGKILL, Status, record};
 use crate::error::Warning;
 use crate::hooks::Point;
 use crate::rdt;
@@ -29,7 +29,8 @@ impl Container {
     /// was made for the container, and its directory. Its last hooks run before the directory goes; one that fails is a
     /// warning.
     ///
-    /// It can be said again after it failed or was interrupted; with `force` a container that is gone is success.
+    /// It can be said again after it failed or was interrupted; with `force` a container that is gone is success. While
+    /// another one deletes it and its last hooks run, the answer is a warning: it may come from one of these.
     ///
     /// # Errors
     /// [`LifecycleError::Status`] for one that is not stopped, which changes nothing, and what could not be removed.
@@ -38,6 +39,10 @@ impl Container {
         let lock = match taken {
             Err(LifecycleError::NotFound { .. }) if force => return Ok(Vec::new()),
             other => other?,
+        };
+        let Some(lock) = lock else {
+            let what = format!("container {} is being deleted by another call, and its last hooks run", self.id.0);
+            return Ok(vec![Warning { what, errno: None }]);
         };
         if self.is_removed()? {
             return if force { Ok(Vec::new()) } else { Err(LifecycleError::NotFound { id: self.id.0.clone() }) };
@@ -64,32 +69,46 @@ impl Container {
         }
         rdt::remove(self.record.resctrl.as_deref())?;
         // Before what knows of them is gone: a deletion that is interrupted and said again runs them again.
-        let hooks = self.hooks()?.run_all(Point::Poststop);
+        let hooks = self.hooks()?;
+        let hooks = if hooks.any_at(Point::Poststop) {
+            let failed = |error| self.file("locking", "state.json", error);
+            let _ending = record::lock(self.directory.as_fd()).map_err(failed)?;
+            hooks.run_all(Point::Poststop)
+        } else {
+            Vec::new()
+        };
         self.remove_directory(lock)?;
         let told = self.lost.into_iter().chain(hooks.into_iter().map(|error| error.to_string()));
         Ok(told.map(|what| Warning { what, errno: None }).collect())
     }
 
     /// The lock of one that is killed for it: a maker or starter that waits for the process has it until then.
-    fn claim_by_force(&mut self) -> Result<Lock, LifecycleError> {
+    /// `None` while its last hooks run.
+    fn claim_by_force(&mut self) -> Result<Option<Lock>, LifecycleError> {
         match Lock::attempt(&self.directory) {
-            Ok(Some(lock)) => return Ok(lock),
+            Ok(Some(lock)) => return Ok(Some(lock)),
+            Ok(None) if self.is_ending()? => return Ok(None),
             Err(_) if self.is_removed()? => return Err(LifecycleError::NotFound { id: self.id.0.clone() }),
-            // Its maker died before it had made the lock, or has not come as far.
+            // Its maker died before it had made the lock, for which there may be no room, or has not come as far.
+            Err(_) if rustix::fs::rmdir(&self.path).is_ok() => {
+                return Err(LifecycleError::NotFound { id: self.id.0.clone() });
+            }
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.file("locking", LOCK, error)),
             Ok(None) | Err(_) => {}
         }
         // Should the record not be readable, the one that was loaded counts.
         let _readable = self.reload();
         self.end()?;
-        self.lock()
+        if self.is_ending()? { Ok(None) } else { self.lock().map(Some) }
     }
 
     /// The lock of one that is not being made; also of one whose maker died before it had made the lock.
-    fn claim_to_delete(&self) -> Result<Lock, LifecycleError> {
+    /// `None` while its last hooks run.
+    fn claim_to_delete(&self) -> Result<Option<Lock>, LifecycleError> {
         match self.claim(VERB, WANTED) {
-            Err(LifecycleError::Status { status: Status::Stopped, .. }) => self.lock(),
-            other => other,
+            Err(LifecycleError::Status { status: Status::Stopped, .. }) if self.is_ending()? => Ok(None),
+            Err(LifecycleError::Status { status: Status::Stopped, .. }) => self.lock().map(Some),
+            other => other.map(Some),
         }
     }
 

@@ -276,6 +276,12 @@ impl Container {
                 let _ended = this.await_end();
                 return Err(error.into());
             }
+            if let Some(process) = this.record.process
+                && process.never_executed()
+            {
+                let _ended = this.await_end();
+                return Err(StartError::Silent.into());
+            }
             Ok((hooks, this.record.process.map_or(0, |process| process.pid)))
         })?;
         // Without the lock: hooks take their time, and may ask the runtime for something themselves.
@@ -348,10 +354,7 @@ impl Container {
     /// Lets frozen processes end that have been killed. Said after the signal: it may have been frozen just before. Where
     /// it is not needed it is not done: whoever freezes them meanwhile would wait for what was undone.
     fn thaw(&self) -> Result<(), LifecycleError> {
-        match self.cgroup()? {
-            Some(cgroup) if cgroup.holds_the_killed()? => Ok(cgroup.thaw()?),
-            _ => Ok(()),
-        }
+        self.cgroup()?.map_or(Ok(()), |cgroup| Ok(cgroup.release_the_killed()?))
     }
 
     /// Freezes its processes.

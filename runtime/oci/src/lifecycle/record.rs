@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::Hooks;
 use portreeve_sys::process::{has_ended, pidfd_open};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::{Errno, retry_on_intr};
 use serde::{Deserialize, Serialize};
 
 use super::ended;
@@ -132,11 +132,40 @@ impl Record {
     }
 }
 
+/// The record, locked while the last hooks run: of a container that they are told of there is one. Who deletes it has the
+/// other lock as well, for which nobody waits then: a hook would wait for itself.
+pub(super) fn lock(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let file = rustix::fs::openat(directory, NAME, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+    retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+    Ok(file)
+}
+
+/// Whether somebody has [`lock`].
+pub(super) fn is_locked(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    match rustix::fs::openat(directory, NAME, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(file) => match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
 impl ProcessRecord {
     /// Of a process that is alive or not reaped.
     pub(super) fn of(pid: Pid) -> io::Result<Self> {
         let pid = pid.as_raw_nonzero().get();
         Ok(Self { pid, started_ticks: started_ticks(pid)? })
+    }
+
+    /// Whether it is, also when it has ended, as its maker has cloned it; `false` for one that is reaped.
+    pub(super) fn never_executed(self) -> bool {
+        // PF_FORKNOEXEC of the kernel's include/linux/sched.h.
+        const FORKED: u64 = 0x40;
+        let same = started_ticks(self.pid).is_ok_and(|ticks| ticks == self.started_ticks);
+        same && stat(self.pid, 9).is_ok_and(|flags| flags & FORKED != 0)
     }
 
     /// The process, while it lives.
@@ -159,13 +188,18 @@ impl ProcessRecord {
     }
 }
 
-/// Source: proc_pid_stat(5); the name before the third field may have any byte in it.
 fn started_ticks(pid: i32) -> io::Result<u64> {
+    stat(pid, 22)
+}
+
+/// A number of /proc/PID/stat, by the field's. Source: proc_pid_stat(5); the name before the third field may have any byte
+/// in it.
+fn stat(pid: i32, field: usize) -> io::Result<u64> {
     let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
     let end = stat.iter().rposition(|byte| *byte == b')');
     let fields = end.and_then(|end| stat.get(end + 1..)).and_then(|rest| std::str::from_utf8(rest).ok());
-    let ticks = fields.and_then(|fields| fields.split_ascii_whitespace().nth(19)).and_then(|text| text.parse().ok());
-    ticks.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no beginning")))
+    let number = fields.and_then(|fields| fields.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok());
+    number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no field {field}")))
 }
 
 /// Reads a file of a container's directory.
@@ -182,11 +216,24 @@ pub(super) fn read(directory: BorrowedFd<'_>, name: &str, limit: u64) -> io::Res
 
 /// Writes a file of a container's directory, all or nothing.
 pub(super) fn replace(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = format!("{name}.new");
+    prepare(directory, name, bytes)?;
+    put(directory, name)
+}
+
+/// Writes what [`put`] will put in the place of a file: what takes room is done then.
+pub(super) fn prepare(directory: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(directory, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
-    std::fs::File::from(file).write_all(bytes)?;
-    Ok(rustix::fs::renameat(directory, temporary.as_str(), directory, name)?)
+    let file = rustix::fs::openat(directory, next(name), flags, Mode::RUSR | Mode::WUSR)?;
+    std::fs::File::from(file).write_all(bytes)
+}
+
+/// Puts what was prepared in the place of a file.
+pub(super) fn put(directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    Ok(rustix::fs::renameat(directory, next(name), directory, name)?)
+}
+
+fn next(name: &str) -> String {
+    format!("{name}.new")
 }
 
 #[cfg(test)]

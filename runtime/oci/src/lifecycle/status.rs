@@ -210,6 +210,7 @@ impl Container {
             Ok(None) if self.record.process.is_none() && self.now()?.record.process.is_none() => {
                 Err(self.refusal(Status::Creating, verb, wanted))
             }
+            Ok(None) if self.is_ending()? => Err(self.refusal(Status::Stopped, verb, wanted)),
             Ok(None) => self.lock(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.is_removed()? {
@@ -220,6 +221,11 @@ impl Container {
             }
             Err(error) => Err(self.file("locking", LOCK, error)),
         }
+    }
+
+    /// Whether who deletes it runs its last hooks: who asks may be one of these.
+    pub(super) fn is_ending(&self) -> Result<bool, LifecycleError> {
+        record::is_locked(self.directory.as_fd()).map_err(|error| self.file("looking at", "state.json", error))
     }
 
     /// Waits for the lock, which is made where it lacks.

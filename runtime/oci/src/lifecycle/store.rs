@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Spec, State};
 use portreeve_sys::process::{pidfd_send_signal, wait};
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::record::{ProcessRecord, Record, replace};
@@ -188,8 +188,7 @@ impl Root {
         let rootfs = bundle.join(root.map_err(CreateError::from)?.path());
         // What is recorded is run when the container goes.
         Hooks::plan(config.spec.hooks().as_ref(), State::default()).map_err(CreateError::from)?;
-        let mut container = self.reserve(id)?;
-        let lock = container.lock()?;
+        let (mut container, lock) = self.reserve(id)?;
         container.record = Record {
             bundle,
             rootfs,
@@ -205,12 +204,20 @@ impl Root {
     }
 
     /// The one who makes the directory has the name.
-    fn reserve(&self, id: &Id) -> Result<Container, LifecycleError> {
+    fn reserve(&self, id: &Id) -> Result<(Container, Lock), LifecycleError> {
         match rustix::fs::mkdirat(&self.directory, id.as_str(), Mode::RWXU) {
             Err(Errno::EXIST) => return Err(LifecycleError::Exists { id: id.0.clone() }),
             other => other.map_err(|error| self.file("making", id.as_str(), error.into()))?,
         }
-        self.load(id)
+        let reserved = self.load(id).and_then(|container| {
+            let lock = container.lock()?;
+            Ok((container, lock))
+        });
+        if reserved.is_err() {
+            // Only while nothing is in it. That it could not be used says more than that it is still there.
+            let _ = rustix::fs::unlinkat(&self.directory, id.as_str(), AtFlags::REMOVEDIR);
+        }
+        reserved
     }
 
     fn file(&self, action: &'static str, name: &str, source: io::Error) -> LifecycleError {

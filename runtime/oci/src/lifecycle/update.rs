@@ -5,8 +5,7 @@ use std::os::fd::AsFd;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value};
 
-use super::record::replace;
-use super::{Container, LifecycleError, Status};
+use super::{Container, LifecycleError, Status, record};
 use crate::cgroup::{container_device_rules, settle};
 use crate::config::{self, ConfigError};
 use crate::error::Warning;
@@ -31,6 +30,17 @@ impl Container {
         let before = config::own(self.read(config::NAME, config::LIMIT)?)?;
         let linux = before.spec.linux().as_ref();
         let resources = &settle(resources, linux.and_then(|linux| linux.resources().as_ref()));
+        let json = |error| LifecycleError::Config(ConfigError::Json(error));
+        let mut stored: Value = serde_json::from_slice(&before.raw).map_err(json)?;
+        let mut change = serde_json::to_value(resources).map_err(json)?;
+        for name in ["resources", "linux"] {
+            change = Value::Object(Map::from_iter([(name.to_owned(), change)]));
+        }
+        merge(&mut stored, change);
+        let bytes = serde_json::to_vec(&stored).map_err(json)?;
+        let failed = |error| self.file("writing", config::NAME, error);
+        // First: for want of room it fails, and nothing has changed then.
+        record::prepare(self.directory.as_fd(), config::NAME, &bytes).map_err(failed)?;
         let rules = with_device_rules(resources.clone());
         // To exchange them, version 1 lets the processes stand still.
         let standstill =
@@ -48,16 +58,7 @@ impl Container {
             }
         };
         drop(standstill);
-        let json = |error| LifecycleError::Config(ConfigError::Json(error));
-        let mut stored: Value = serde_json::from_slice(&before.raw).map_err(json)?;
-        let mut change = serde_json::to_value(resources).map_err(json)?;
-        for name in ["resources", "linux"] {
-            change = Value::Object(Map::from_iter([(name.to_owned(), change)]));
-        }
-        merge(&mut stored, change);
-        let bytes = serde_json::to_vec(&stored).map_err(json)?;
-        replace(self.directory.as_fd(), config::NAME, &bytes)
-            .map_err(|error| self.file("writing", config::NAME, error))?;
+        record::put(self.directory.as_fd(), config::NAME).map_err(failed)?;
         Ok(warnings)
     }
 }

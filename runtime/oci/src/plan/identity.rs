@@ -40,6 +40,20 @@ pub(crate) struct Identity {
     pub(crate) selinux_label: Option<String>,
 }
 
+/// `RLIMIT_NOFILE`.
+pub(crate) const DESCRIPTORS: u32 = 7;
+
+/// What a process may need at its start. It has more open by then, and a limit counts for new ones alone.
+pub(crate) const FOR_THE_START: u64 = 16;
+
+impl Identity {
+    /// The limit of descriptors, soft and hard, when it leaves too few for the start.
+    pub(crate) fn few_descriptors(&self) -> Option<(u64, u64)> {
+        let limit = self.limits.iter().rfind(|(resource, ..)| *resource == DESCRIPTORS)?;
+        (limit.1 < FOR_THE_START).then_some((limit.1, limit.2))
+    }
+}
+
 /// The five sets, one bit per capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct CapabilityMasks {

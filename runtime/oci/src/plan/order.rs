@@ -68,6 +68,8 @@ pub(crate) enum ProcessStep {
     EnterDirectory,
     CloseDescriptors,
     Limits,
+    /// That of descriptors, where the start needs more than it leaves.
+    FewDescriptors,
     /// All of them, but what [`ProcessStep::Filter`] takes.
     DropPrivileges,
     EnterDirectoryAsUser,
@@ -163,6 +165,7 @@ pub(crate) fn process(identity: &Identity, end: End<'_>) -> Vec<ProcessStep> {
     use ProcessStep as S;
     let (loads, hears) = (end.filter.is_some(), end.filter == Some(true));
     let privileged = needs_privilege(identity, loads);
+    let few = identity.few_descriptors().is_some();
     let steps = [
         (S::Label, true),
         (S::Environment, true),
@@ -175,11 +178,13 @@ pub(crate) fn process(identity: &Identity, end: End<'_>) -> Vec<ProcessStep> {
         (S::EnterDirectoryAsUser, true),
         (S::CheckDirectory, true),
         (S::FindProgram, end.look_up),
+        (S::FewDescriptors, few && hears),
         (S::Filter, hears),
         (S::DropLastPrivilege, hears && privileged),
         (S::Ready, true),
         (S::AwaitStart, true),
         (S::RunHooks, end.hooks.is_some_and(|hooks| hooks.any_at(Point::StartContainer))),
+        (S::FewDescriptors, few && !hears),
         (S::Filter, loads && !hears),
         (S::DropLastPrivilege, loads && !hears && privileged),
         (S::Execute, true),
