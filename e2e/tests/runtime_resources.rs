@@ -157,19 +157,64 @@ fn a_weight_and_rates_of_block_devices_are_written() {
             assert_eq!(seen, format!("{device} {value}"), "{file}");
         }
     }
-    // A weight goes to the scheduler that there is; where there is none, that is said.
-    let bundle = runtime.bundle(&["wait"]).with(resources(&json!({ "blockIO": { "weight": 300 } })));
+}
+
+#[test]
+fn a_weight_of_block_devices_goes_to_the_scheduler_that_there_is_or_is_refused() {
+    let test = "a_weight_of_block_devices_goes_to_the_scheduler_that_there_is_or_is_refused";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    // A container that could not be made has no cgroup, so one without a word about weights is asked for the files.
+    let plain = runtime.bundle(&["wait"]);
+    runtime.create(&plain, &[]).ok();
+    // BFQ takes the configuration's numbers; the cost model of the second version has a scale of its own.
+    let files = [("blkio/blkio.bfq.weight", "io.bfq.weight", "300"), ("blkio/blkio.weight", "io.weight", "2930")];
+    let file = files.iter().find(|(first, second, _)| runtime.cgroup_file(&plain, first, second).exists());
+    let given = json!({ "blockIO": { "weight": 300 } });
+    let bundle = runtime.bundle(&["wait"]).with(resources(&given));
     let answer = runtime.create(&bundle, &[]);
-    let files = [("blkio/blkio.weight", "io.weight"), ("blkio/blkio.bfq.weight", "io.bfq.weight")];
-    let file = files.iter().find(|(first, second)| runtime.cgroup_file(&bundle, first, second).exists());
-    match file {
-        Some((first, second)) => {
-            assert_eq!(answer.code, 0, "{}", answer.stderr);
-            let value = runtime.cgroup_value(&bundle, first, second);
-            assert!(value.contains("300") || value.contains("2930"), "{value}");
+    let updated = update(&runtime, &plain, &given);
+    if let Some((first, second, scaled)) = file {
+        answer.ok();
+        updated.ok();
+        let expected = if cgroup_version() == 2 { scaled } else { "300" };
+        for bundle in [&bundle, &plain] {
+            let value = runtime.cgroup_value(bundle, first, second);
+            assert_eq!(value.trim_start_matches("default "), expected, "{}", bundle.id());
         }
-        None => skipped(test, "these cgroups know no weight of block devices"),
+    } else {
+        for (what, answer) in [("create", answer), ("update", updated)] {
+            assert_eq!(answer.code, 1, "{what}: {}", answer.stderr);
+            assert!(answer.stderr.contains(", which blockIO.weight needs"), "{what}: {}", answer.stderr);
+        }
+        assert_eq!(runtime.status(&bundle), None, "it was not made");
     }
+    assert_eq!(runtime.status(&plain).as_deref(), Some("created"), "it stays, whatever was said to the update");
+}
+
+#[test]
+fn a_weight_of_a_cgroup_against_those_below_it_is_refused_where_there_is_none() {
+    let test = "a_weight_of_a_cgroup_against_those_below_it_is_refused_where_there_is_none";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let plain = runtime.bundle(&["wait"]);
+    runtime.create(&plain, &[]).ok();
+    let second = cgroup_version() == 2;
+    // CFQ had it, and is gone since Linux 5.0.
+    if !second && runtime.cgroup_file(&plain, "blkio/blkio.leaf_weight", "").exists() {
+        return skipped(test, "these cgroups have a weight of their own against those below them");
+    }
+    let words = if second {
+        "cgroup v2 has no weight of a cgroup against its children"
+    } else {
+        "this kernel has no blkio.leaf_weight, which blockIO.leafWeight needs"
+    };
+    let given = json!({ "blockIO": { "leafWeight": 300 } });
+    let created = runtime.create(&runtime.bundle(&["wait"]).with(resources(&given)), &[]);
+    for (what, answer) in [("create", created), ("update", update(&runtime, &plain, &given))] {
+        assert_eq!(answer.code, 1, "{what}: {}", answer.stderr);
+        assert!(answer.stderr.contains(words), "{what}: {}", answer.stderr);
+    }
+    runtime.call(&["delete", "--force", plain.id()]).ok();
+    assert_eq!(runtime.leftovers(), Vec::<String>::new());
 }
 
 /// The number of a disk of this machine.
