@@ -30,7 +30,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// A runtime in a world of its own, with a state directory and a cgroup for its containers.
 ///
-/// Dropped, it deletes its containers and says what they left behind: files of the state directory, cgroups, mounts.
+/// Dropped, it deletes its containers and says what they left behind: files of the state directory, cgroups, mounts,
+/// processes.
 #[derive(Debug)]
 pub struct Runtime {
     world: World,
@@ -346,7 +347,21 @@ impl Runtime {
             left.extend(directories(&cgroup).iter().map(|path| path.display().to_string()));
         }
         left.extend(self.world.mounts().into_iter().filter(|mount| !self.mounts.contains(mount)));
+        left.extend(self.lingering());
         left
+    }
+
+    /// The processes in its world that do not end within a moment: one that was killed takes its time to go.
+    #[must_use]
+    pub fn lingering(&self) -> BTreeSet<String> {
+        let begun = Instant::now();
+        loop {
+            let processes = self.world.processes();
+            if processes.is_empty() || begun.elapsed() > patience(5) {
+                return processes;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The cgroup of its containers in every hierarchy that has it.

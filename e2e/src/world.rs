@@ -1,5 +1,6 @@
 //! A throwaway machine: a directory, a network namespace and a mount namespace.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -147,6 +148,37 @@ impl World {
         let text = std::fs::read_to_string(path).expect("the holder lives as long as the world");
         text.lines().map(str::to_owned).collect()
     }
+
+    /// The processes that are in the world, but its holder: by their namespaces, their mounts, or by where their root,
+    /// directory or program lies; as pid and command line. One that has ended and waits for its parent is none.
+    ///
+    /// # Panics
+    /// Without procfs.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<String> {
+        let link = |process: &Path, name: &str| std::fs::read_link(process.join(name)).ok();
+        let holder = PathBuf::from(format!("/proc/{}", self.holder.id()));
+        let namespaces = ["ns/mnt", "ns/net"].map(|name| (name, link(&holder, name)));
+        // The name alone: the root of a mount is told from the top of its file system, which /tmp itself may be.
+        let home = self.home().file_name().expect("the directory has a name");
+        let within = |path: &Path| path.iter().any(|part| part == home);
+        let inside = |process: &Path| {
+            let mounts = std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+            namespaces.iter().any(|(name, world)| world.is_some() && link(process, name) == *world)
+                || ["root", "cwd", "exe"].iter().any(|name| link(process, name).is_some_and(|path| within(&path)))
+                || mounts.lines().any(|line| line.split(' ').skip(3).take(2).any(|path| within(Path::new(path))))
+        };
+        let processes = std::fs::read_dir("/proc").expect("procfs").flatten().map(|entry| entry.path());
+        let processes = processes.filter(|path| *path != holder && path.join("mountinfo").exists() && inside(path));
+        processes.map(|path| described(&path)).collect()
+    }
+}
+
+/// The pid and the command line of a process, by its directory of procfs.
+fn described(process: &Path) -> String {
+    let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+    let pid = process.file_name().unwrap_or_default().display();
+    format!("process {pid}: {}", String::from_utf8_lossy(&line).replace('\0', " ").trim_end())
 }
 
 impl Drop for World {

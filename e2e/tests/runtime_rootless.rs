@@ -1,10 +1,12 @@
 //! A user who is not root makes containers: with the ids that are lent to him, with his own alone, and as the root of a
 //! user namespace that he has entered before, as podman does.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use nix::pty::openpty;
 use portreeve_e2e::{
@@ -48,6 +50,7 @@ impl Worker {
         let mut runtime = Runtime::for_test(test)?;
         let program = runtime.use_copy();
         let path = "/usr/bin:/bin";
+        *WORKERS.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         let worker = Self { runtime, program, path, within: &[], session: None };
         let line = format!("prtworker:x:{USER}:{USER}::{}:/bin/sh\n", worker.home().display());
         let lent = format!("prtworker:{LENT}:{COUNT}\n");
@@ -168,15 +171,48 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         let state = self.world().path("user/portreeve/runtime");
-        for entry in std::fs::read_dir(state).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_string_lossy().into_owned();
+        let entries = || std::fs::read_dir(&state).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        for id in entries() {
             // A test that has failed may have left it.
-            drop(self.call(&["delete", "--force", &id]));
+            drop(self.call(&["delete", "--force", &id.to_string_lossy()]));
         }
+        let files: Vec<_> = entries().collect();
+        let mut processes = self.lingering();
+        let mut workers = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
+        *workers -= 1;
+        if *workers == 0 && processes.is_empty() {
+            processes = of_the_user();
+        }
+        drop(workers);
+        // It ends what is left in it, which therefore was looked for before.
         if let Some(session) = &self.session {
             remove_cgroup(session);
         }
+        if !std::thread::panicking() {
+            assert!(files.is_empty(), "left behind in {}: {files:?}", state.display());
+            assert!(processes.is_empty(), "left behind: {processes:#?}");
+        }
     }
+}
+
+/// How many workers there are: the user is one for all tests, so that only the last of them at a time can tell whether
+/// a process of his is nobody's.
+static WORKERS: Mutex<usize> = Mutex::new(0);
+
+/// The processes, wherever they are, that run as the user or with an id that is lent to him.
+fn of_the_user() -> BTreeSet<String> {
+    let processes = std::fs::read_dir("/proc").expect("procfs").flatten().map(|entry| entry.path());
+    let his = |id: u32| id == USER || (LENT..LENT + COUNT).contains(&id);
+    processes
+        .filter_map(|path| {
+            let status = std::fs::read_to_string(path.join("status")).ok()?;
+            let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+            let of_his = ids.split_whitespace().filter_map(|id| id.parse().ok()).any(his);
+            // One that has ended and waits for its parent is none.
+            let name = status.lines().next().unwrap_or_default();
+            (of_his && !status.contains("\nState:\tZ")).then(|| format!("{}: {name}, {ids}", path.display()))
+        })
+        .collect()
 }
 
 /// Why users cannot make user namespaces here.
