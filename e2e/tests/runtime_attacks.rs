@@ -17,7 +17,7 @@
 //! 2021-21334           a neighbour's, or the caller's, environment
 //!                      cve_2022_29162_36109_and_2021_21334_nothing_of_the_callers_is_the_containers
 //! 2021-30465           a mount point is exchanged with a link meanwhile
-//! 2024-45310           cve_2021_30465_a_destination_that_changes_meanwhile_leads_nowhere_else   c: races::*
+//! 2024-45310           e: runtime_races cve_2021_30465_*   c: races::*
 //! 2021-41103           state directories that others may enter
 //! 2024-25621           a_container_cannot_start_or_see_another_by_its_state_directory
 //!                      e: runtime_cli the_state_directory_is_the_owners_alone
@@ -60,9 +60,8 @@
 //! 2025-24965           a file that a handler writes into the root
 //!                      cve_2025_24965_what_another_handler_would_write_is_not_written
 //! 2025-31133           what masks, and what is masked, replaced by links
-//! 2025-62161           cve_2025_31133_and_52565_devices_that_change_meanwhile_mask_nothing_else
-//!                      cve_2025_31133_masked_paths_that_are_links_mask_nothing_else
-//!                      cve_2025_31133_a_masked_path_that_changes_meanwhile_masks_nothing_of_the_host
+//! 2025-62161           cve_2025_31133_masked_paths_that_are_links_mask_nothing_else
+//!                      e: runtime_races cve_2025_31133_and_52565_*, cve_2025_31133_a_masked_path_that_changes_*
 //!                      c: attacks::cve_2025_31133_masked_paths_are_covered_by_the_real_null_device
 //! 2025-52565           /dev/console from a link, or to one
 //!                      c: terminals::cve_2025_52565_*, a_dev_console_that_is_a_link_does_not_reach_the_host
@@ -269,105 +268,6 @@ fn cve_2019_5736_the_runtime_is_out_of_reach_also_where_it_may_not_mount() {
         let _ended = call.finish();
         assert_eq!(found, expected, "user {user}, owner {owner}: {}", link.display());
     }
-}
-
-#[test]
-fn cve_2021_30465_a_destination_that_changes_meanwhile_leads_nowhere_else() {
-    let test = "cve_2021_30465_a_destination_that_changes_meanwhile_leads_nowhere_else";
-    let Some(runtime) = Runtime::for_test(test) else { return };
-    let volume = runtime.world().path("volume");
-    let outside = runtime.world().path("outside");
-    std::fs::create_dir_all(volume.join("directory")).unwrap();
-    std::fs::create_dir(&outside).unwrap();
-    std::fs::write(outside.join("secret"), "of the host").unwrap();
-    symlink(&outside, volume.join("link")).unwrap();
-    let shared = || json!({ "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind"] });
-    let attacker = runtime.bundle(&["exchange", "/volume/directory", "/volume/link"]).with_mount(shared());
-    runtime.create(&attacker, &[]).ok();
-    runtime.call(&["start", attacker.id()]).ok();
-    let (before, mounts) = (names(&outside), runtime.world().mounts());
-    let begun = Instant::now();
-    let (mut ran, mut refused) = (0, 0);
-    while begun.elapsed() < patience(6) && ran + refused < 60 {
-        let mount = |destination: &str, source: &Path| {
-            let options = ["bind"];
-            json!({ "destination": destination, "type": "bind", "source": source, "options": options })
-        };
-        let victim = runtime.bundle(&["try", "list /", "read /volume/directory/deep/er/secret", "list /proc"]);
-        let source = victim.folder("source");
-        let victim = victim
-            .with_mount(shared())
-            .with_mount(json!({ "destination": "/volume/directory", "type": "tmpfs", "source": "tmpfs" }))
-            .with_mount(mount("/volume/directory/deep/er", &source));
-        let answer = runtime.run(&victim, &[]);
-        if answer.code == 0 {
-            ran += 1;
-            assert!(!answer.stdout.contains("of the host"), "{}", answer.stdout);
-        } else {
-            // To be refused is as good: what was looked up was not there any more a moment later.
-            assert!(answer.stderr.contains("/volume/directory"), "{}", answer.stderr);
-            refused += 1;
-        }
-        assert_eq!(names(&outside), before, "after {ran} that ran and {refused} that did not");
-        assert_eq!(runtime.world().mounts(), mounts);
-        std::fs::remove_dir_all(victim.path()).unwrap();
-    }
-    assert!(ran > 0 && ran + refused > 3, "{ran} ran and {refused} did not: there were no races");
-    assert_eq!(runtime.status(&attacker).as_deref(), Some("running"), "and it was attacked all the time");
-}
-
-#[test]
-fn cve_2025_31133_and_52565_devices_that_change_meanwhile_mask_nothing_else() {
-    let test = "cve_2025_31133_and_52565_devices_that_change_meanwhile_mask_nothing_else";
-    let Some(runtime) = Runtime::for_test(test) else { return };
-    // Links instead of the nodes that masks and consoles are made from, in an image without a /dev of its own.
-    let with_link = |name: &str, arguments: &[&str], kept: &[&str]| {
-        let bundle = runtime.bundle_of(arguments);
-        bundle.file("masked", "a secret");
-        bundle.file("elsewhere", "was replaced");
-        symlink("/elsewhere", bundle.root().join("dev").join(name)).unwrap();
-        let mut mounts = bundle.config()["mounts"].as_array().unwrap().clone();
-        mounts.retain(|mount| {
-            let destination = mount["destination"].as_str().unwrap();
-            !destination.starts_with("/dev") || kept.contains(&destination)
-        });
-        bundle.with(json!({ "mounts": mounts, "linux": { "maskedPaths": ["/masked"] } }))
-    };
-    let unchanged = |bundle: &Bundle, name: &str| {
-        assert_eq!(std::fs::read_to_string(bundle.root().join("elsewhere")).unwrap(), "was replaced", "/dev/{name}");
-        assert_eq!(std::fs::read_to_string(bundle.root().join("masked")).unwrap(), "a secret", "/dev/{name}");
-    };
-    let mut ran = Vec::new();
-    for name in ["null", "console", "ptmx", "zero", "pts"] {
-        let bundle = with_link(name, &["/prober", "try", "read /masked", "write /masked x", "list /dev"], &[]);
-        let answer = runtime.run(&bundle, &[]);
-        if answer.code == 0 {
-            let attempts = Attempts::parse(&answer.stdout);
-            assert_eq!(attempts.value("read /masked"), "", "/dev/{name}");
-            ran.push(name);
-        } else {
-            assert!(answer.stderr.contains(&format!("/dev/{name}")), "/dev/{name}: {}", answer.stderr);
-        }
-        unchanged(&bundle, name);
-    }
-    assert!(!ran.is_empty(), "no container ran, and nothing was seen from inside");
-    // A terminal, which is put onto /dev/console and comes from /dev/ptmx.
-    let mut ran = Vec::new();
-    for name in ["console", "ptmx"] {
-        let script = "cat /masked > /seen && test -t 0 && echo a terminal >> /seen";
-        let bundle = with_link(name, &["sh", "-c", script], &["/dev/pts"]);
-        let bundle = bundle.with(json!({ "process": { "terminal": true } }));
-        bundle.save();
-        let terminal = nix::pty::openpty(None, None).expect("a terminal");
-        let line = ["run", "--bundle", bundle.path().to_str().unwrap(), bundle.id()];
-        let code = runtime.begin_on(&terminal.slave, &line).finish().code;
-        if code == 0 {
-            assert_eq!(std::fs::read_to_string(bundle.root().join("seen")).unwrap(), "a terminal\n", "/dev/{name}");
-            ran.push(name);
-        }
-        unchanged(&bundle, name);
-    }
-    assert!(!ran.is_empty(), "no container had a terminal");
 }
 
 #[test]
@@ -792,42 +692,6 @@ fn cve_2025_31133_masked_paths_that_are_links_mask_nothing_else() {
     }
     assert_eq!(std::fs::read_to_string(outside.join("file")).unwrap(), "of the host");
     assert_eq!(runtime.world().mounts(), mounts);
-}
-
-#[test]
-fn cve_2025_31133_a_masked_path_that_changes_meanwhile_masks_nothing_of_the_host() {
-    let test = "cve_2025_31133_a_masked_path_that_changes_meanwhile_masks_nothing_of_the_host";
-    let Some(runtime) = Runtime::for_test(test) else { return };
-    let volume = runtime.world().path("volume");
-    let outside = runtime.world().path("outside");
-    std::fs::create_dir_all(volume.join("masked")).unwrap();
-    std::fs::create_dir(&outside).unwrap();
-    std::fs::write(outside.join("file"), "of the host").unwrap();
-    symlink(&outside, volume.join("link")).unwrap();
-    let shared = || json!({ "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind"] });
-    let attacker = runtime.bundle(&["exchange", "/volume/masked", "/volume/link"]).with_mount(shared());
-    runtime.create(&attacker, &[]).ok();
-    runtime.call(&["start", attacker.id()]).ok();
-    let mounts = runtime.world().mounts();
-    let begun = Instant::now();
-    let (mut ran, mut refused) = (0, 0);
-    while begun.elapsed() < patience(4) && ran + refused < 40 {
-        let bundle = runtime.bundle(&["try", "list /volume/masked"]).with_mount(shared());
-        let path = bundle.path().to_owned();
-        let paths = json!({ "maskedPaths": ["/volume/masked"], "readonlyPaths": ["/volume/masked"] });
-        let answer = runtime.run(&bundle.with(json!({ "linux": paths })), &[]);
-        if answer.code == 0 {
-            ran += 1;
-        } else {
-            refused += 1;
-        }
-        assert!(!answer.stdout.contains("of the host"), "{}", answer.stdout);
-        assert_eq!(std::fs::read_to_string(outside.join("file")).unwrap(), "of the host");
-        assert_eq!(runtime.world().mounts(), mounts, "after {ran} that ran and {refused} that did not");
-        std::fs::remove_dir_all(path).unwrap();
-    }
-    assert!(ran > 0 && ran + refused > 3, "{ran} ran and {refused} did not: there were no races");
-    assert_eq!(runtime.status(&attacker).as_deref(), Some("running"), "and it was attacked all the time");
 }
 
 #[test]
