@@ -1,9 +1,9 @@
 //! `hooks`: when, where and with what each of the six kinds runs, and what its failure means.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use portreeve_e2e::{Bundle, Runtime, prober, wait_until};
+use portreeve_e2e::{Answer, Bundle, Runtime, prober, wait_until};
 use serde_json::{Value, json};
 
 const KINDS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
@@ -231,30 +231,69 @@ fn a_failure_after_the_end_is_a_warning() {
     assert_eq!(runtime.leftovers(), Vec::<String>::new());
 }
 
+/// A waiting container with a hook of `kind` that takes too long and starts another process, and the file to which
+/// these two write their pids.
+fn with_slow_hook(runtime: &Runtime, kind: &str) -> (Bundle, PathBuf) {
+    let bundle = runtime.bundle(&["wait"]);
+    let notes = bundle.root().join("pids");
+    // That of the container's own program is inside the container.
+    let inside = if kind == "startContainer" { Path::new("/pids") } else { &notes };
+    let mut slow = shell(&format!("cat > /dev/null; sleep 100 & echo $$ $! > {}; wait", inside.display()));
+    slow["timeout"] = json!(1);
+    (bundle.with(json!({ "hooks": { kind: [slow] } })), notes)
+}
+
+fn says_that_time_ran_out(answer: &Answer, kind: &str) {
+    let said = answer.stderr.to_lowercase();
+    assert!(said.contains("time") && said.contains("out") || said.contains("deadline"), "{kind}: {said}");
+    assert!(answer.stderr.contains(kind), "which one it was: {}", answer.stderr);
+}
+
 #[test]
 fn a_hook_that_takes_too_long_is_ended_with_all_that_it_started() {
     let test = "a_hook_that_takes_too_long_is_ended_with_all_that_it_started";
     let Some(runtime) = Runtime::for_test(test) else { return };
-    let pids = runtime.world().path("pids");
-    let line = format!("cat > /dev/null; sleep 100 & echo $$ $! > {}; wait", pids.display());
-    for kind in ["createRuntime", "createContainer"] {
-        let mut slow = shell(&line);
-        slow["timeout"] = json!(1);
-        let bundle = runtime.bundle(&["wait"]).with(json!({ "hooks": { kind: [slow] } }));
-        let answer = runtime.create(&bundle, &[]);
-        assert_ne!(answer.code, 0, "{kind}");
-        let said = answer.stderr.to_lowercase();
-        assert!(said.contains("time") && said.contains("out") || said.contains("deadline"), "{kind}: {said}");
-        assert_eq!(runtime.leftovers(), Vec::<String>::new(), "{kind}");
-        if kind == "createRuntime" {
-            for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
-                wait_until("what the hook started is gone", 5, || {
-                    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-                        Ok(stat) if !stat.contains(") Z ") => Err(stat),
-                        _ => Ok(()),
-                    }
-                });
+    for kind in KINDS {
+        let inside = matches!(kind, "createContainer" | "startContainer");
+        // The end of a pid namespace ends all that is in it: without one it is the runtime who has to.
+        for shared in [false, true].into_iter().filter(|shared| inside || !shared) {
+            let (mut bundle, notes) = with_slow_hook(&runtime, kind);
+            if shared {
+                bundle = bundle.with_namespace("pid", None);
             }
+            let created = runtime.create(&bundle, &[]);
+            let answer = if matches!(kind, "prestart" | "createRuntime" | "createContainer") {
+                assert_eq!(runtime.leftovers(), Vec::<String>::new(), "{kind}, before a deletion");
+                created
+            } else {
+                created.ok();
+                let started = runtime.call(&["start", bundle.id()]);
+                if kind == "poststop" {
+                    started.ok();
+                    runtime.call(&["kill", bundle.id(), "KILL"]).ok();
+                    runtime.wait_status(&bundle, "stopped");
+                    runtime.call(&["delete", bundle.id()])
+                } else {
+                    started
+                }
+            };
+            says_that_time_ran_out(&answer, kind);
+            // What fails after the end is a warning.
+            assert_eq!(answer.code == 0, kind == "poststop", "{kind}: {answer:?}");
+            let pids = std::fs::read_to_string(&notes).expect("the hook had begun");
+            assert_eq!(pids.split_whitespace().count(), 2, "{kind}: {pids}");
+            if shared || !inside {
+                for pid in pids.split_whitespace() {
+                    wait_until("what the hook started is gone", 5, || {
+                        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+                            Ok(stat) if !stat.contains(") Z ") => Err(stat),
+                            _ => Ok(()),
+                        }
+                    });
+                }
+            }
+            runtime.call(&["delete", "--force", bundle.id()]).ok();
+            assert_eq!(runtime.leftovers(), Vec::<String>::new(), "{kind}");
         }
     }
 }
