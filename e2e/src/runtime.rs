@@ -260,6 +260,30 @@ impl Runtime {
         });
     }
 
+    /// A waiting container that has come to `state`.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn waiting_in(&self, state: &str) -> Bundle {
+        let bundle = self.bundle(&["wait"]);
+        match state {
+            "absent" => return bundle,
+            "created" => drop(self.create(&bundle, &[]).ok()),
+            _ => self.start_waiting(&bundle),
+        }
+        match state {
+            "paused" => drop(self.call(&["pause", bundle.id()]).ok()),
+            "stopped" => {
+                self.call(&["kill", bundle.id(), "KILL"]).ok();
+                self.wait_status(&bundle, "stopped");
+            }
+            _ => {}
+        }
+        assert_eq!(self.status(&bundle).as_deref(), Some(state));
+        bundle
+    }
+
     /// `exec` of a program in a container, with further flags.
     #[must_use]
     pub fn exec(&self, bundle: &Bundle, flags: &[&str], arguments: &[&str]) -> Answer {

@@ -1,12 +1,11 @@
 //! The runtime's verbs: their flags, what they refuse, and the states that they lead from and to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use portreeve_e2e::{Bundle, Runtime, skipped, wait_until};
+use portreeve_e2e::{Runtime, skipped, wait_until};
 use serde_json::{Value, json};
 
 /// What runc's verbs take, by its manual pages.
@@ -128,43 +127,6 @@ const VERBS: [(&str, &[&str]); 17] = [
     ),
 ];
 
-/// Files below a directory with what is in them; what is no file, by its name alone.
-fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![directory.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let kind = entry.file_type().expect("a type");
-            if kind.is_dir() {
-                folders.push(entry.path());
-            }
-            let content = if kind.is_file() { std::fs::read(entry.path()).expect("a file") } else { Vec::new() };
-            found.insert(entry.path(), content);
-        }
-    }
-    found
-}
-
-/// A waiting container that has come to `state`.
-fn container_in(runtime: &Runtime, state: &str) -> Bundle {
-    let bundle = runtime.bundle(&["wait"]);
-    match state {
-        "absent" => return bundle,
-        "created" => drop(runtime.create(&bundle, &[]).ok()),
-        _ => runtime.start_waiting(&bundle),
-    }
-    match state {
-        "paused" => drop(runtime.call(&["pause", bundle.id()]).ok()),
-        "stopped" => {
-            runtime.call(&["kill", bundle.id(), "KILL"]).ok();
-            runtime.wait_status(&bundle, "stopped");
-        }
-        _ => {}
-    }
-    assert_eq!(runtime.status(&bundle).as_deref(), Some(state));
-    bundle
-}
-
 #[test]
 fn version_is_three_lines() {
     let Some(runtime) = Runtime::for_test("version_is_three_lines") else { return };
@@ -226,215 +188,6 @@ fn a_wrong_command_line_is_refused_and_makes_nothing() {
 }
 
 #[test]
-fn a_container_goes_through_the_specifications_states() {
-    let Some(runtime) = Runtime::for_test("a_container_goes_through_the_specifications_states") else { return };
-    let bundle = runtime.bundle(&["wait"]).with(json!({ "annotations": { "org.example.note": "kept" } }));
-    runtime.create(&bundle, &[]).ok();
-    let created = runtime.state(&bundle);
-    assert_eq!(created["status"], "created");
-    assert_eq!(created["id"], bundle.id());
-    assert_eq!(created["bundle"], bundle.path().to_str().unwrap());
-    assert_eq!(created["annotations"]["org.example.note"], "kept");
-    assert!(created["ociVersion"].as_str().is_some_and(|version| version.starts_with("1.")), "{created}");
-    assert!(created["created"].as_str().is_some_and(|time| time.starts_with("20")), "{created}");
-    assert_eq!(bundle.output(), "", "the program waits for its start");
-    runtime.call(&["start", bundle.id()]).ok();
-    wait_until("the program says so", 20, || if bundle.output().is_empty() { Err("silence".into()) } else { Ok(()) });
-    let running = runtime.state(&bundle);
-    assert_eq!(running["status"], "running");
-    assert_eq!(running["pid"], created["pid"], "the process that was made is the one that runs");
-    runtime.call(&["kill", bundle.id()]).ok();
-    runtime.wait_status(&bundle, "stopped");
-    let stopped = runtime.state(&bundle);
-    assert!(stopped["pid"].is_null() || stopped["pid"] == 0, "{stopped}");
-    runtime.call(&["delete", bundle.id()]).ok();
-    assert_ne!(runtime.call(&["state", bundle.id()]).code, 0);
-    assert_eq!(runtime.leftovers(), Vec::<String>::new());
-}
-
-#[test]
-fn wrong_state_calls_change_nothing() {
-    let Some(runtime) = Runtime::for_test("wrong_state_calls_change_nothing") else { return };
-    let table: [(&str, &[&[&str]]); 5] = [
-        (
-            "absent",
-            &[
-                &["start", "ID"],
-                &["state", "ID"],
-                &["kill", "ID", "TERM"],
-                &["delete", "ID"],
-                &["ps", "ID"],
-                &["exec", "ID", "/prober"],
-                &["pause", "ID"],
-                &["resume", "ID"],
-                &["update", "--pids-limit", "9", "ID"],
-            ],
-        ),
-        ("created", &[&["create", "ID"], &["run", "ID"], &["delete", "ID"], &["resume", "ID"]]),
-        ("running", &[&["create", "ID"], &["run", "ID"], &["start", "ID"], &["delete", "ID"], &["resume", "ID"]]),
-        (
-            "paused",
-            &[
-                &["create", "ID"],
-                &["start", "ID"],
-                &["delete", "ID"],
-                &["pause", "ID"],
-                &["exec", "ID", "/prober", "exit", "0"],
-            ],
-        ),
-        (
-            "stopped",
-            &[
-                &["create", "ID"],
-                &["start", "ID"],
-                &["kill", "ID", "TERM"],
-                &["exec", "ID", "/prober"],
-                &["pause", "ID"],
-                &["resume", "ID"],
-            ],
-        ),
-    ];
-    for (state, calls) in table {
-        let bundle = container_in(&runtime, state);
-        let before = (snapshot(runtime.root()), runtime.call(&["state", bundle.id()]).stdout);
-        for call in calls {
-            let mut line: Vec<_> = call.iter().map(|word| if *word == "ID" { bundle.id() } else { word }).collect();
-            if matches!(line[0], "create" | "run") {
-                line.splice(1..1, ["--bundle", bundle.path().to_str().unwrap()]);
-            }
-            let answer = runtime.call(&line);
-            assert_ne!(answer.code, 0, "{line:?} of a container that is {state}: {}", answer.stdout);
-            assert!(!answer.stderr.trim().is_empty(), "{line:?} of a container that is {state} does not say why");
-            let after = (snapshot(runtime.root()), runtime.call(&["state", bundle.id()]).stdout);
-            assert!(before == after, "{line:?} changed a container that is {state}: {before:?} became {after:?}");
-        }
-        runtime.call(&["delete", "--force", bundle.id()]).ok();
-    }
-}
-
-#[test]
-fn delete_force_of_anything() {
-    let Some(runtime) = Runtime::for_test("delete_force_of_anything") else { return };
-    for state in ["absent", "created", "running", "paused", "stopped"] {
-        let bundle = container_in(&runtime, state);
-        let pid = (!matches!(state, "absent" | "stopped")).then(|| runtime.pid(&bundle));
-        runtime.call(&["delete", "--force", bundle.id()]).ok();
-        assert_eq!(runtime.leftovers(), Vec::<String>::new(), "of a container that was {state}");
-        // Killed and gone, or waiting for whoever collects its exit code.
-        if let Some(stat) = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()) {
-            assert!(stat.contains(") Z "), "{state}: {stat}");
-        }
-    }
-    // What a creation that was cut short may leave, and what was never a container.
-    for (name, content) in [("empty", None), ("half", Some("{\"id\":")), ("garbage", Some("\0\0\0"))] {
-        let directory = runtime.root().join(name);
-        std::fs::create_dir_all(&directory).unwrap();
-        if let Some(content) = content {
-            std::fs::write(directory.join("state.json"), content).unwrap();
-        }
-        runtime.call(&["list"]).ok();
-        runtime.call(&["delete", "--force", name]).ok();
-        assert!(!directory.exists(), "{name}");
-    }
-    std::fs::write(runtime.root().join("a-file"), "not ours").unwrap();
-    assert_eq!(runtime.call(&["list", "-q"]).ok(), "");
-    std::fs::remove_file(runtime.root().join("a-file")).unwrap();
-}
-
-#[test]
-fn an_id_that_is_a_path_is_refused() {
-    let Some(runtime) = Runtime::for_test("an_id_that_is_a_path_is_refused") else { return };
-    let bundle = runtime.bundle(&["exit", "0"]);
-    bundle.save();
-    // Makes the state directory.
-    runtime.call(&["list"]).ok();
-    let path = bundle.path().to_str().unwrap();
-    let before = snapshot(runtime.world().home()).into_keys().collect::<BTreeSet<_>>();
-    for id in ["", ".", "..", "a/b", "../escaped", "/escaped", "a b", "a\nb", &"x".repeat(1025)] {
-        for verb in ["create", "run"] {
-            let answer = runtime.call(&[verb, "--bundle", path, "--", id]);
-            assert_ne!(answer.code, 0, "{verb} {id:?}");
-        }
-        for line in [&["state", "--", id][..], &["delete", "--", id], &["kill", "--", id, "KILL"]] {
-            assert_ne!(runtime.call(line).code, 0, "{line:?}");
-        }
-    }
-    let after = snapshot(runtime.world().home()).into_keys().collect::<BTreeSet<_>>();
-    let calls = runtime.world().path("calls");
-    let new: Vec<_> = after.difference(&before).filter(|path| !path.starts_with(&calls)).collect();
-    assert!(new.is_empty(), "{new:?}");
-}
-
-#[test]
-fn two_creates_of_one_id_make_one() {
-    let Some(runtime) = Runtime::for_test("two_creates_of_one_id_make_one") else { return };
-    for _ in 0..5 {
-        let bundle = runtime.bundle(&["wait"]);
-        bundle.save();
-        let line = ["create", "--bundle", bundle.path().to_str().unwrap(), bundle.id()];
-        let calls: Vec<_> = (0..4).map(|_| runtime.begin(runtime.command(&line))).collect();
-        let answers: Vec<_> = calls.into_iter().map(portreeve_e2e::Call::finish).collect();
-        assert_eq!(answers.iter().filter(|answer| answer.code == 0).count(), 1, "{answers:?}");
-        runtime.call(&["start", bundle.id()]).ok();
-        assert_eq!(runtime.status(&bundle).as_deref(), Some("running"));
-        runtime.call(&["delete", "--force", bundle.id()]).ok();
-    }
-}
-
-#[test]
-fn a_create_killed_at_any_moment_leaves_what_delete_clears() {
-    let Some(runtime) = Runtime::for_test("a_create_killed_at_any_moment_leaves_what_delete_clears") else { return };
-    let bundle = runtime.bundle(&["wait"]);
-    let begun = Instant::now();
-    runtime.create(&bundle, &[]).ok();
-    let whole = begun.elapsed();
-    runtime.call(&["delete", "--force", bundle.id()]).ok();
-    let rounds = 24;
-    for round in 0..rounds {
-        // From the first moment to some time after the usual end.
-        let moment = whole * (round + 1) * 5 / (rounds * 4);
-        let begun = Instant::now();
-        let call = runtime.begin_create(&bundle, &[]);
-        while begun.elapsed() < moment {
-            std::hint::spin_loop();
-        }
-        let _ = kill(call.pid(), Signal::SIGKILL);
-        let created = call.finish().code == 0;
-        let answer = runtime.call(&["delete", "--force", bundle.id()]);
-        assert_eq!(answer.code, 0, "killed after {moment:?}: {}", answer.stderr);
-        // The process that was to become the container ends by itself where nobody knows it.
-        wait_until(&format!("nothing is left of a create killed after {moment:?} (done: {created})"), 5, || {
-            let left = runtime.leftovers();
-            if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
-        });
-        assert_eq!(runtime.call(&["list", "-q"]).ok(), "");
-    }
-    runtime.start_waiting(&bundle);
-}
-
-#[test]
-fn a_failed_create_leaves_nothing() {
-    let Some(runtime) = Runtime::for_test("a_failed_create_leaves_nothing") else { return };
-    let mount = json!({ "destination": "/mnt", "type": "bind", "source": "/nowhere", "options": ["bind"] });
-    let cases = [
-        runtime.bundle(&["wait"]).with_mount(mount),
-        runtime.bundle(&["wait"]).with(json!({ "root": { "path": "nowhere" } })),
-        runtime.bundle(&["wait"]).with(json!({ "ociVersion": "2.0.0" })),
-        runtime.bundle(&["wait"]).with(json!({ "process": { "cwd": "/etc/passwd" } })),
-        runtime.bundle(&["wait"]).with(json!({ "process": { "cwd": "relative" } })),
-        runtime.bundle(&["wait"]).with(json!({ "process": { "args": [] } })),
-    ];
-    for bundle in cases {
-        for verb in ["create", "run"] {
-            let answer = if verb == "create" { runtime.create(&bundle, &[]) } else { runtime.run(&bundle, &[]) };
-            assert_ne!(answer.code, 0, "{verb} of {}", bundle.config());
-            assert!(!answer.stderr.trim().is_empty(), "{verb} of {}", bundle.config());
-            assert_eq!(runtime.leftovers(), Vec::<String>::new(), "{verb} of {}", bundle.config());
-        }
-    }
-}
-
-#[test]
 fn a_configuration_that_cannot_be_read_is_refused_at_once() {
     let Some(runtime) = Runtime::for_test("a_configuration_that_cannot_be_read_is_refused_at_once") else { return };
     let bundle = runtime.bundle(&["wait"]);
@@ -478,7 +231,7 @@ fn engines_find_the_words_that_they_look_for() {
         assert!(answer.stderr.contains("container does not exist"), "{line:?}: {}", answer.stderr);
         assert_eq!(answer.stdout, "", "{line:?}");
     }
-    let bundle = container_in(&runtime, "stopped");
+    let bundle = runtime.waiting_in("stopped");
     let answer = runtime.create(&bundle, &[]);
     assert!(answer.stderr.contains("already exists"), "{}", answer.stderr);
     // containerd takes it for a process that has ended by itself.
@@ -512,7 +265,7 @@ fn a_failure_is_one_line_of_the_log() {
     failed("create", &line, &["/nowhere/pid", "poststop"]);
     assert_eq!(runtime.leftovers(), Vec::<String>::new());
 
-    let bundle = container_in(&runtime, "running");
+    let bundle = runtime.waiting_in("running");
     let process = json!({ "args": ["missing"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "capabilities": sets });
     std::fs::write(path("process"), process.to_string()).unwrap();
     failed("exec", &["exec", "--process", &path("process"), bundle.id()], &["executable file not found in $PATH"]);
@@ -521,7 +274,7 @@ fn a_failure_is_one_line_of_the_log() {
 #[test]
 fn a_state_directory_that_others_may_write_to_is_refused() {
     let Some(runtime) = Runtime::for_test("a_state_directory_that_others_may_write_to_is_refused") else { return };
-    let bundle = container_in(&runtime, "created");
+    let bundle = runtime.waiting_in("created");
     let mode = |mode| std::fs::set_permissions(runtime.root(), PermissionsExt::from_mode(mode)).unwrap();
     for wrong in [0o777, 0o1777, 0o720] {
         mode(wrong);
@@ -541,8 +294,8 @@ fn a_state_directory_that_others_may_write_to_is_refused() {
 #[test]
 fn a_state_that_cannot_be_read_is_told_and_hides_no_other() {
     let Some(runtime) = Runtime::for_test("a_state_that_cannot_be_read_is_told_and_hides_no_other") else { return };
-    let good = container_in(&runtime, "created");
-    let broken = container_in(&runtime, "created");
+    let good = runtime.waiting_in("created");
+    let broken = runtime.waiting_in("created");
     let file = runtime.root().join(broken.id()).join("state.json");
     let whole = std::fs::read_to_string(&file).unwrap();
     let newer = whole.replace("\"version\":1,", "\"version\":2,");
@@ -751,7 +504,7 @@ fn list_and_ps_tell_what_there_is() {
     assert_eq!(runtime.call(&["list", "-q"]).ok(), "");
     let none: Value = serde_json::from_str(&runtime.call(&["list", "--format", "json"]).ok()).unwrap();
     assert!(none.is_null() || none == json!([]), "{none}");
-    let (first, second) = (container_in(&runtime, "running"), container_in(&runtime, "created"));
+    let (first, second) = (runtime.waiting_in("running"), runtime.waiting_in("created"));
     let quiet = runtime.call(&["list", "--quiet"]).ok();
     assert_eq!(quiet.lines().collect::<BTreeSet<_>>(), BTreeSet::from([first.id(), second.id()]));
     let all: Vec<Value> = serde_json::from_str(&runtime.call(&["list", "-f", "json"]).ok()).unwrap();
@@ -867,7 +620,7 @@ fn what_spec_writes_can_be_run() {
 #[test]
 fn the_state_directory_is_the_owners_alone() {
     let Some(runtime) = Runtime::for_test("the_state_directory_is_the_owners_alone") else { return };
-    let bundle = container_in(&runtime, "created");
+    let bundle = runtime.waiting_in("created");
     for path in [runtime.root().to_owned(), runtime.root().join(bundle.id())] {
         let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o700, "{}", path.display());
@@ -877,7 +630,7 @@ fn the_state_directory_is_the_owners_alone() {
 #[test]
 fn a_changed_bundle_does_not_change_a_container() {
     let Some(runtime) = Runtime::for_test("a_changed_bundle_does_not_change_a_container") else { return };
-    let bundle = container_in(&runtime, "running");
+    let bundle = runtime.waiting_in("running");
     std::fs::write(bundle.path().join("config.json"), "{}").unwrap();
     assert_eq!(runtime.status(&bundle).as_deref(), Some("running"));
     let report = runtime.exec_report(&bundle, &[]);
