@@ -120,7 +120,7 @@ fn calls_for_a_container_that_is_being_made_change_nothing() {
     let call = runtime.begin_create(&bundle, &[]);
     wait_until("the hook has begun", 20, || if begun.exists() { Ok(()) } else { Err("it has not".into()) });
     assert_eq!(runtime.status(&bundle).as_deref(), Some("creating"));
-    let calls: [&[&str]; 10] = [
+    let calls: [&[&str]; 11] = [
         &["create", "ID"],
         &["run", "ID"],
         &["start", "ID"],
@@ -130,6 +130,7 @@ fn calls_for_a_container_that_is_being_made_change_nothing() {
         &["pause", "ID"],
         &["resume", "ID"],
         &["update", "--pids-limit", "9", "ID"],
+        &["events", "--stats", "ID"],
         &["checkpoint", "--image-path", "IMAGES", "ID"],
     ];
     refused_without_a_change(&runtime, &bundle, "creating", &calls);
