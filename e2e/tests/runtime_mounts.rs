@@ -27,33 +27,43 @@ const FLAGS: [(&str, &[&str], &[&str]); 18] = [
     ("diratime", &[], &["nodiratime"]),
     ("relatime", &["relatime"], &["noatime"]),
     // Without the relative kind, and with the strict one, the kernel shows no word.
-    ("norelatime", &[], &["noatime"]),
+    ("norelatime", &[], &["relatime", "noatime"]),
     ("strictatime", &[], &["relatime", "noatime"]),
-    ("nostrictatime", &[], &["noatime"]),
+    ("nostrictatime", &["relatime"], &["noatime"]),
     ("nosymfollow", &["nosymfollow"], &[]),
     ("symfollow", &[], &["nosymfollow"]),
 ];
 
 /// Options of a file system as a whole: what they make it show.
-const SUPER: [(&str, &[&str], &[&str]); 17] = [
+const SUPER: [(&str, &[&str], &[&str]); 9] = [
     ("sync", &["sync"], &[]),
     ("async", &[], &["sync"]),
     ("dirsync", &["dirsync"], &[]),
     ("lazytime", &["lazytime"], &[]),
     ("nolazytime", &[], &["lazytime"]),
-    // What these ask for the kernel has stopped to show, or never did.
-    ("mand", &[], &[]),
-    ("nomand", &[], &[]),
-    ("iversion", &[], &[]),
-    ("noiversion", &[], &[]),
-    ("silent", &[], &[]),
-    ("loud", &[], &[]),
-    ("acl", &[], &["noacl"]),
-    ("noacl", &[], &["noacl"]),
-    ("defaults", &[], &[]),
+    // The kernel has stopped to lock so, and shows that it was asked to.
+    ("mand", &["mand"], &[]),
     ("size=64k", &["size=64k"], &[]),
     ("nr_inodes=10", &["nr_inodes=10"], &[]),
     ("uid=5", &["uid=5"], &[]),
+];
+
+/// Options that are accepted and mean nothing here: what is so anyway, and what file systems decide by themselves.
+const MEANINGLESS: [&str; 8] = ["nomand", "iversion", "noiversion", "silent", "loud", "acl", "noacl", "defaults"];
+
+/// An option of a mount, and the later one that takes it back, with what is shown then.
+const TAKEN_BACK: [(&str, &str, &[&str]); 10] = [
+    ("ro", "rw", &["rw"]),
+    ("nosuid", "suid", &[]),
+    ("nodev", "dev", &[]),
+    ("noexec", "exec", &[]),
+    ("noatime", "atime", &["relatime"]),
+    ("nodiratime", "diratime", &[]),
+    ("nosymfollow", "symfollow", &[]),
+    ("noatime", "strictatime", &[]),
+    ("relatime", "norelatime", &[]),
+    // The kernel shows no word for the strict kind: that it was taken back is seen by the relative one.
+    ("strictatime", "nostrictatime", &["relatime"]),
 ];
 
 fn check(what: &str, seen: &BTreeSet<String>, shown: &[&str], hidden: &[&str]) {
@@ -100,6 +110,40 @@ fn each_flag_of_a_new_file_system() {
         let report = runtime.report(&runtime.bundle(&["report"]).with_mount(mount));
         check(option, &report.mount("/mnt").expect("a mount").file_system_options(), shown, hidden);
     }
+    // Of two that contradict each other the later one counts.
+    let system = [("sync", "async", &[][..]), ("lazytime", "nolazytime", &[]), ("mand", "nomand", &[])];
+    for (taken, option, shown) in TAKEN_BACK.into_iter().chain(system) {
+        let options = [taken, option];
+        let mount = json!({ "destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": options });
+        let report = runtime.report(&runtime.bundle(&["report"]).with_mount(mount));
+        let mount = report.mount("/mnt").expect("a mount");
+        let seen = mount.options().union(&mount.file_system_options()).cloned().collect();
+        check(&format!("{options:?}"), &seen, shown, &[taken]);
+    }
+}
+
+#[test]
+fn options_that_are_accepted_and_mean_nothing_here() {
+    let Some(runtime) = Runtime::for_test("options_that_are_accepted_and_mean_nothing_here") else { return };
+    let seen = |options: &[&str], new: bool| {
+        let bundle = runtime.bundle(&["report"]);
+        let source = bundle.folder("source");
+        let fresh = json!({ "destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": options });
+        let bound = bind(&source, &[&["bind"], options].concat());
+        let report = runtime.report(&bundle.with_mount(if new { fresh } else { bound }));
+        let mount = report.mount("/mnt").expect("a mount");
+        (mount.options(), mount.file_system_options(), mount.propagation())
+    };
+    let plain = seen(&[], true);
+    for option in MEANINGLESS {
+        assert_eq!(seen(&[option], true), plain, "{option} of a new file system");
+    }
+    // What is one of a file system as a whole says nothing about a bind mount, and is no reason to refuse one.
+    let plain = seen(&[], false);
+    let whole = ["mand", "async", "sync", "dirsync", "lazytime", "nolazytime"];
+    for option in MEANINGLESS.into_iter().chain(whole) {
+        assert_eq!(seen(&[option], false), plain, "{option} of a bind mount");
+    }
 }
 
 #[test]
@@ -113,31 +157,14 @@ fn each_flag_of_a_bind_mount() {
         check(option, &mount.options(), shown, hidden);
     }
     // What the source has and the option takes away.
-    for (option, given) in [
-        ("rw", "ro"),
-        ("suid", "nosuid"),
-        ("dev", "nodev"),
-        ("exec", "noexec"),
-        ("atime", "noatime"),
-        ("diratime", "nodiratime"),
-        ("symfollow", "nosymfollow"),
-        ("strictatime", "noatime"),
-    ] {
+    for (given, option, shown) in TAKEN_BACK {
         let bundle = runtime.bundle(&["report"]);
         let source = bundle.folder("source");
         let path = source.display();
         runtime.world().sh(&format!("mount -t tmpfs none {path} && mount -o remount,bind,{given} {path}"));
         let report = runtime.report(&bundle.with_mount(bind(&source, &["bind", option])));
-        check(option, &report.mount("/mnt").expect("a mount").options(), &[], &[given]);
+        check(option, &report.mount("/mnt").expect("a mount").options(), shown, &[given]);
         runtime.world().sh(&format!("umount {path}"));
-    }
-    // Options that say nothing of a bind mount are no reason to refuse one.
-    let silent = ["defaults", "async", "sync", "dirsync", "mand", "nomand", "lazytime", "iversion", "silent", "loud"];
-    for option in silent.into_iter().chain(["acl", "noacl"]) {
-        let bundle = runtime.bundle(&["report"]);
-        let source = bundle.folder("source");
-        let report = runtime.report(&bundle.with_mount(bind(&source, &["bind", option])));
-        assert!(report.mount("/mnt").is_some(), "{option}");
     }
 }
 
@@ -155,22 +182,15 @@ fn each_recursive_flag_reaches_the_mounts_below() {
         }
         fell(&runtime, &tree);
     }
-    for (option, given) in [
-        ("rrw", "ro"),
-        ("rsuid", "nosuid"),
-        ("rdev", "nodev"),
-        ("rexec", "noexec"),
-        ("ratime", "noatime"),
-        ("rdiratime", "nodiratime"),
-        ("rsymfollow", "nosymfollow"),
-    ] {
+    for (given, option, shown) in TAKEN_BACK {
         let bundle = runtime.bundle(&["report"]);
         let tree = tree(&runtime, &bundle, "rw");
         let path = tree.display();
         runtime.world().sh(&format!("for p in {path} {path}/sub; do mount -o remount,bind,{given} $p; done"));
-        let report = runtime.report(&bundle.with_mount(bind(&tree, &["rbind", option])));
+        let option = format!("r{option}");
+        let report = runtime.report(&bundle.with_mount(bind(&tree, &["rbind", &option])));
         for point in ["/mnt", "/mnt/sub"] {
-            check(&format!("{option} at {point}"), &report.mount(point).expect("a mount").options(), &[], &[given]);
+            check(&format!("{option} at {point}"), &report.mount(point).expect("a mount").options(), shown, &[given]);
         }
         fell(&runtime, &tree);
     }
