@@ -262,8 +262,31 @@ fn each_scheduling_policy_is_set() {
             json!({ "policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 5_000_000, "period": 10_000_000 }),
             json!({ "policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 5_000_000, "period": 10_000_000 }),
         ),
+        // What these two keep is what the process had before; the kernel keeps the policy for the second, too.
+        (
+            json!({ "policy": "SCHED_BATCH", "nice": 4, "flags": ["SCHED_FLAG_KEEP_POLICY"] }),
+            json!({ "policy": "SCHED_OTHER", "nice": 4, "flags": 0 }),
+        ),
+        (
+            json!({ "policy": "SCHED_BATCH", "nice": 4, "flags": ["SCHED_FLAG_KEEP_PARAMS"] }),
+            json!({ "nice": outside()["scheduler"]["nice"], "flags": 0 }),
+        ),
     ];
-    for (given, expected) in cases {
+    let deadline = [
+        (&["SCHED_FLAG_RECLAIM"][..], 2),
+        (&["SCHED_FLAG_DL_OVERRUN"], 4),
+        (&["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN"], 7),
+    ];
+    let deadline = deadline.map(|(names, bits)| {
+        let times = json!({
+            "policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 5_000_000, "period": 10_000_000,
+        });
+        let (mut given, mut expected) = (times.clone(), times);
+        given["flags"] = json!(names);
+        expected["flags"] = json!(bits);
+        (given, expected)
+    });
+    for (given, expected) in cases.into_iter().chain(deadline) {
         let bundle = runtime.bundle(&["report"]).with(json!({ "process": { "scheduler": given } }));
         let report = runtime.report(&bundle);
         for (key, value) in expected.as_object().unwrap() {

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use portreeve_e2e::{Attempts, Bundle, Report, Runtime, prober, wait_until};
+use portreeve_e2e::{Attempts, Bundle, Report, Runtime, prober, skipped, wait_until};
 use serde_json::{Value, json};
 
 /// The number of getpgid(2), which nothing else in the prober calls.
@@ -242,10 +242,43 @@ fn each_flag_is_taken_and_no_other() {
         json!(["SECCOMP_FILTER_FLAG_LOG"]),
         json!(["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]),
         json!(["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]),
+        // It is about waiting for a listener, and there is none.
+        json!(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]),
     ] {
         assert_eq!(Report::parse(&with(flags.clone()).ok())["seccomp"]["mode"], 2, "{flags}");
     }
     assert_ne!(with(json!(["SECCOMP_FILTER_FLAG_NONSENSE"])).code, 0);
+}
+
+#[test]
+fn a_filter_slows_programs_down_only_when_told_to() {
+    let test = "a_filter_slows_programs_down_only_when_told_to";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    // Without the flag the kernel may mitigate Speculative Store Bypass in a process that it filters.
+    let bypass = |seccomp: Option<Value>| {
+        let read = "read /proc/self/status";
+        let mut bundle = runtime.bundle(&["try", read]);
+        if let Some(flags) = seccomp {
+            let mut change = filter(&json!([rule("SCMP_ACT_ERRNO")]));
+            change["linux"]["seccomp"]["flags"] = flags;
+            bundle = bundle.with(change);
+        }
+        let attempts = runtime.attempts(&bundle);
+        let status = attempts.value(read).as_str().unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Speculation_Store_Bypass:"));
+        line.map(|line| line.trim().to_owned())
+    };
+    let free = bypass(None);
+    // Without a word about flags there is none either, as in runc.
+    for flags in [json!(null), json!(["SECCOMP_FILTER_FLAG_SPEC_ALLOW"])] {
+        assert_eq!(bypass(Some(flags.clone())), free, "{flags}");
+    }
+    for flags in [json!([]), json!(["SECCOMP_FILTER_FLAG_LOG"])] {
+        if bypass(Some(flags.clone())) == free {
+            let line = free.as_deref().unwrap_or("not told");
+            skipped(test, &format!("this kernel mitigates nothing for a filter with flags {flags}: it is {line}"));
+        }
+    }
 }
 
 #[test]
@@ -344,6 +377,27 @@ fn an_agent_is_told_of_calls_and_answers_them() {
             drop(agent);
             std::fs::remove_file(runtime.world().path("agent.sock")).unwrap();
         }
+    }
+}
+
+#[test]
+fn each_flag_goes_with_notifications() {
+    let Some(runtime) = Runtime::for_test("each_flag_goes_with_notifications") else { return };
+    let features: Value = serde_json::from_str(&runtime.call(&["features"]).ok()).unwrap();
+    let supported = &features["linux"]["seccomp"]["supportedFlags"];
+    for flag in ["TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"].map(|flag| format!("SECCOMP_FILTER_FLAG_{flag}")) {
+        let agent = Agent::start(&runtime, 5);
+        let mut change = agent.filter();
+        change["linux"]["seccomp"]["flags"] = json!([flag]);
+        let answer = runtime.run(&runtime.bundle(&["try", &getpgid(0)]).with(change), &[]);
+        if supported.as_array().unwrap().contains(&json!(flag)) {
+            assert_eq!(Attempts::parse(&answer.ok()).errno(&getpgid(0)), "EIO", "{flag}");
+        } else {
+            assert_ne!(answer.code, 0, "{flag}: {}", answer.stdout);
+            assert!(answer.stderr.contains(&flag), "{flag}: {}", answer.stderr);
+        }
+        drop(agent);
+        std::fs::remove_file(runtime.world().path("agent.sock")).unwrap();
     }
 }
 

@@ -345,3 +345,56 @@ fn personality(spec: &Spec) -> Result<Option<u64>, PlanError> {
         LinuxPersonalityDomain::PerLinux32 => 8,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What a `process.scheduler` becomes, read as a bundle's is.
+    fn scheduled(scheduler: &serde_json::Value) -> Scheduling {
+        let process = json!({ "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["true"], "scheduler": scheduler });
+        let config = json!({ "ociVersion": "1.3.0", "process": process });
+        let spec = crate::config::parse(config.to_string().as_bytes()).expect("config").spec;
+        let identity = plan(spec.process().as_ref().expect("process"), &spec).expect("plan");
+        identity.scheduling.expect("a scheduler")
+    }
+
+    // Source: Linux include/uapi/linux/sched.h.
+    #[test]
+    fn each_scheduler_flag_has_the_kernels_bit() {
+        let flags = [
+            ("SCHED_FLAG_RESET_ON_FORK", 0x01),
+            ("SCHED_FLAG_RECLAIM", 0x02),
+            ("SCHED_FLAG_DL_OVERRUN", 0x04),
+            ("SCHED_FLAG_KEEP_POLICY", 0x08),
+            ("SCHED_FLAG_KEEP_PARAMS", 0x10),
+            ("SCHED_FLAG_UTIL_CLAMP_MIN", 0x20),
+            ("SCHED_FLAG_UTIL_CLAMP_MAX", 0x40),
+        ];
+        let bits = |names: &[&str]| scheduled(&json!({ "policy": "SCHED_OTHER", "flags": names })).flags;
+        for (name, bit) in flags {
+            assert_eq!(bits(&[name]), bit, "{name}");
+        }
+        assert_eq!(bits(&flags.map(|(name, _)| name)), 0x7f);
+        assert_eq!(bits(&[]), 0);
+    }
+
+    // Source: as before.
+    #[test]
+    fn each_scheduling_policy_has_the_kernels_number() {
+        let policies = [
+            ("SCHED_OTHER", 0),
+            ("SCHED_FIFO", 1),
+            ("SCHED_RR", 2),
+            ("SCHED_BATCH", 3),
+            ("SCHED_ISO", 4),
+            ("SCHED_IDLE", 5),
+            ("SCHED_DEADLINE", 6),
+        ];
+        for (name, number) in policies {
+            assert_eq!(scheduled(&json!({ "policy": name })).policy, number, "{name}");
+        }
+    }
+}
