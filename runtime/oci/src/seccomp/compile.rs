@@ -17,7 +17,7 @@ use portreeve_sys::seccomp::{Instruction, LOG, NEW_LISTENER, SPEC_ALLOW, TSYNC, 
 
 use super::notify::Listener;
 use super::syscalls::number;
-use super::{Filter, SeccompError, native};
+use super::{Filter, SeccompError};
 
 const LOAD: u16 = 0x20;
 const AND: u16 = 0x54;
@@ -69,14 +69,15 @@ impl Outcome {
     }
 }
 
-pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
+/// For a machine whose programs are of the architecture `native`.
+pub(super) fn compile(profile: &LinuxSeccomp, native: Arch) -> Result<Filter, SeccompError> {
     if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
         let reason = "SCMP_ACT_NOTIFY would put off the very calls that hand the listener over; name calls instead";
         return Err(SeccompError::new("defaultAction", reason));
     }
     let default = action(profile.default_action(), profile.default_errno_ret(), || "defaultErrnoRet".into())?;
     let mut program = vec![step(LOAD, OFFSET_ARCHITECTURE)];
-    for (audit, column) in architectures(profile)? {
+    for (audit, column) in architectures(profile, native)? {
         let section = section(profile, default, column)?;
         // Long jump over the section, for a program of more than 255 steps.
         program.push(branch(EQUAL, audit, 1, 0));
@@ -125,13 +126,13 @@ pub(super) fn flag_bits(flag: LinuxSeccompFilterFlag, notifies: bool) -> u32 {
 }
 
 /// The kernel's number of each architecture and its column of the table; the native one is always among them.
-fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(u32, usize)>, SeccompError> {
-    let mut list = vec![column_of(native())?];
+fn architectures(profile: &LinuxSeccomp, native: Arch) -> Result<Vec<(u32, usize)>, SeccompError> {
+    let mut list = vec![column_of(native)?];
     for (index, architecture) in profile.architectures().iter().flatten().enumerate() {
         let runnable = match architecture {
             Arch::ScmpArchNative | Arch::ScmpArchX32 => continue, // x32 is refused within the x86_64 section
-            Arch::ScmpArchX86 | Arch::ScmpArchX86_64 => cfg!(target_arch = "x86_64"),
-            Arch::ScmpArchAarch64 => cfg!(target_arch = "aarch64"),
+            Arch::ScmpArchX86 | Arch::ScmpArchX86_64 => native == Arch::ScmpArchX86_64,
+            Arch::ScmpArchAarch64 => native == Arch::ScmpArchAarch64,
             // What this machine cannot run cannot call either.
             _ => false,
         };

@@ -65,7 +65,7 @@ impl Filter {
     /// answers with none, `SCMP_ACT_NOTIFY` by default or for `sendmsg` or without a way to the listener, or a profile
     /// too large for the kernel.
     pub fn compile(profile: &LinuxSeccomp) -> Result<Self, SeccompError> {
-        compile::compile(profile)
+        compile::compile(profile, native())
     }
 
     /// Asks the kernel whether it knows every action and flag of this filter: it would take an action that it does not

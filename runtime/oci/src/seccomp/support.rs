@@ -78,11 +78,11 @@ pub(super) fn check(filter: &Filter) -> Result<(), SeccompError> {
 mod tests {
     use portreeve_sys::seccomp::Instruction;
 
-    use super::super::compile::compile;
+    use super::super::{compile::compile, native};
     use super::*;
 
     fn filter(json: &str) -> Filter {
-        compile(&serde_json::from_str(json).expect("profile")).expect("compile")
+        compile(&serde_json::from_str(json).expect("profile"), native()).expect("compile")
     }
 
     #[test]

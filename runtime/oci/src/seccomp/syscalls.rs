@@ -172,6 +172,38 @@ mod tests {
             );
         }
         assert_eq!(number("open", 2), None);
+        assert_eq!(number("umount", 2), None);
         assert_eq!(number("no_such_call", 0), None);
+    }
+
+    /// Those that the default profile is about, and what every program calls.
+    ///
+    /// Source: asm-generic/unistd.h, and the crate libc for this architecture.
+    #[test]
+    #[rustfmt::skip]
+    fn the_numbers_of_aarch64_are_the_kernels() {
+        let known = [
+            ("acct", 89), ("add_key", 217), ("bpf", 280), ("chroot", 51), ("clock_settime", 112),
+            ("clone", 220), ("clone3", 435), ("delete_module", 106),
+            ("execve", 221), ("execveat", 281), ("exit_group", 94), ("fanotify_init", 262),
+            ("fchmodat", 53), ("finit_module", 273), ("fsconfig", 431), ("fsmount", 432), ("fsopen", 430),
+            ("fspick", 433), ("futex", 98), ("get_mempolicy", 236), ("init_module", 105),
+            ("io_uring_enter", 426), ("io_uring_register", 427), ("io_uring_setup", 425), ("ioctl", 29),
+            ("kcmp", 272), ("kexec_file_load", 294), ("kexec_load", 104), ("keyctl", 219), ("kill", 129),
+            ("lookup_dcookie", 18), ("mbind", 235), ("migrate_pages", 238), ("mknodat", 33), ("mount", 40),
+            ("mount_setattr", 442), ("move_mount", 429), ("move_pages", 239), ("nfsservctl", 42),
+            ("open_by_handle_at", 265), ("open_tree", 428), ("openat", 56), ("openat2", 437),
+            ("perf_event_open", 241), ("personality", 92), ("pidfd_getfd", 438), ("pivot_root", 41),
+            ("prctl", 167), ("process_madvise", 440), ("process_vm_readv", 270), ("process_vm_writev", 271),
+            ("ptrace", 117), ("quotactl", 60), ("quotactl_fd", 443), ("read", 63), ("reboot", 142),
+            ("request_key", 218), ("rt_sigreturn", 139), ("seccomp", 277), ("sendmsg", 211),
+            ("set_mempolicy", 237), ("set_mempolicy_home_node", 450), ("setdomainname", 162),
+            ("sethostname", 161), ("setns", 268), ("settimeofday", 170), ("socket", 198), ("swapoff", 225),
+            ("swapon", 224), ("syslog", 116), ("umount2", 39), ("unshare", 97), ("userfaultfd", 282),
+            ("vhangup", 58), ("write", 64),
+        ];
+        for (name, expected) in known {
+            assert_eq!(number(name, 2), Some(expected), "{name}");
+        }
     }
 }

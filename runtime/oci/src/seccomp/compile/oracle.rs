@@ -14,6 +14,9 @@ pub(crate) struct Call {
 
 pub(crate) const X86_64: u32 = 0xc000_003e;
 pub(crate) const X86: u32 = 0x4000_0003;
+// The fuzz target, which includes this file, asks what one machine does.
+#[cfg(test)]
+pub(crate) const AARCH64: u32 = 0xc000_00b7;
 
 /// What `profile` answers to `call`, one that is made on an architecture which it covers; `number` knows the names of
 /// that architecture.

@@ -7,16 +7,21 @@ use proptest::sample::select;
 
 use super::super::profile::argument;
 use super::super::{ACTIONS, OPERATORS, call_number, default_profile, syscalls::TABLE};
-use super::oracle::{Call, X86, X86_64, decide};
+use super::oracle::{AARCH64, Call, X86, X86_64, decide};
 use super::*;
 
 fn run(program: &[Instruction], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
     oracle::run(program, &Call { architecture, number, arguments })
 }
 
+/// For a machine of x86_64, whatever this one is; as all of these tests that do not say otherwise.
 fn compiled(json: &str) -> Vec<Instruction> {
+    compiled_for(Arch::ScmpArchX86_64, json)
+}
+
+fn compiled_for(native: Arch, json: &str) -> Vec<Instruction> {
     let profile: LinuxSeccomp = serde_json::from_str(json).expect("profile");
-    compile(&profile).expect("compile").program
+    compile(&profile, native).expect("compile").program
 }
 
 fn call(program: &[Instruction], name: &str, arguments: [u64; 6]) -> u32 {
@@ -127,7 +132,7 @@ fn a_profile_that_allows_by_default_denies_what_it_names() {
 
 #[test]
 fn the_default_profile_refuses_what_leads_out_of_a_container() {
-    let program = compile(&default_profile(Arch::ScmpArchX86_64, &["CAP_CHOWN"])).expect("compile").program;
+    let program = default_program(Arch::ScmpArchX86_64, &["CAP_CHOWN"]);
     let refused = [
         "mount",
         "unshare",
@@ -157,10 +162,44 @@ fn the_default_profile_refuses_what_leads_out_of_a_container() {
     assert_eq!(run(&program, X86, number("read", 1).expect("read"), [0; 6]), ALLOW);
 }
 
+/// By the numbers of asm-generic/unistd.h, not by those of our table.
+#[test]
+fn the_default_profile_of_aarch64_refuses_what_leads_out_of_a_container() {
+    let program = default_program(Arch::ScmpArchAarch64, &["CAP_CHOWN"]);
+    let answer = |number: u32, first: u64| run(&program, AARCH64, number, [first, 0, 0, 0, 0, 0]);
+    for (name, number) in [
+        ("chroot", 51),
+        ("mount", 40),
+        ("unshare", 97),
+        ("kexec_load", 104),
+        ("reboot", 142),
+        ("keyctl", 219),
+        ("setns", 268),
+        ("bpf", 280),
+        ("userfaultfd", 282),
+        ("io_uring_setup", 425),
+    ] {
+        assert_eq!(answer(number, 0), ERRNO | 1, "{name}");
+    }
+    for (name, number) in
+        [("openat", 56), ("read", 63), ("futex", 98), ("ptrace", 117), ("clone", 220), ("execve", 221)]
+    {
+        assert_eq!(answer(number, 0), ALLOW, "{name}");
+    }
+    let (personality, socket, clone, clone3) = (92, 198, 220, 435);
+    assert_eq!(answer(clone, 0x1000_0000), ERRNO | 1, "a user namespace");
+    assert_eq!(answer(clone3, 0), ERRNO | ENOSYS);
+    assert_eq!((answer(socket, 2), answer(socket, 40), answer(socket, 0x1_0000_0028)), (ALLOW, ERRNO | 1, ERRNO | 1));
+    assert_eq!((answer(personality, 8), answer(personality, 0x0040_0000)), (ALLOW, ERRNO | 1));
+    let administrator = default_program(Arch::ScmpArchAarch64, &["CAP_SYS_ADMIN"]);
+    for number in [40, 97, 268, 280, clone3] {
+        assert_eq!(run(&administrator, AARCH64, number, [0; 6]), ALLOW, "{number}");
+    }
+}
+
 #[test]
 fn a_capability_opens_its_calls() {
-    let program =
-        compile(&default_profile(Arch::ScmpArchX86_64, &["CAP_SYS_ADMIN", "CAP_SYS_CHROOT"])).expect("compile").program;
+    let program = default_program(Arch::ScmpArchX86_64, &["CAP_SYS_ADMIN", "CAP_SYS_CHROOT"]);
     for name in ["mount", "unshare", "setns", "bpf", "chroot", "clone3"] {
         assert_eq!(call(&program, name, [0; 6]), ALLOW, "{name}");
     }
@@ -168,22 +207,77 @@ fn a_capability_opens_its_calls() {
     assert_eq!(call(&program, "reboot", [0; 6]), ERRNO | 1);
 }
 
+/// The default profile on a machine of this architecture.
+fn default_program(native: Arch, capabilities: &[&str]) -> Vec<Instruction> {
+    compile(&default_profile(native, capabilities), native).expect("compile").program
+}
+
 #[test]
 fn every_call_of_the_table_is_found_by_the_search() {
-    let profile = default_profile(Arch::ScmpArchX86_64, &[]);
-    let program = compile(&profile).expect("compile").program;
-    let allowed = profile.syscalls().iter().flatten().next().expect("first rule").names();
-    for (name, ..) in TABLE {
-        let Some(number) = number(name, 0) else { continue };
-        if allowed.iter().any(|known| known == name) {
-            assert_eq!(run(&program, X86_64, number, [0; 6]), ALLOW, "{name}");
+    for (architecture, kind, native) in MACHINES {
+        let profile = default_profile(native, &[]);
+        let program = compile(&profile, native).expect("compile").program;
+        let allowed = profile.syscalls().iter().flatten().next().expect("first rule").names();
+        for (name, ..) in TABLE {
+            let Some(number) = call_number(name, kind) else { continue };
+            if allowed.iter().any(|known| known == name) {
+                assert_eq!(run(&program, architecture, number, [0; 6]), ALLOW, "{name} of {kind}");
+            }
         }
     }
 }
 
+/// What a call can be of, and the machine on which it is made: the kernel's number and the name of its architecture,
+/// and the architecture of the machine.
+const MACHINES: [(u32, Arch, Arch); 3] = [
+    (X86_64, Arch::ScmpArchX86_64, Arch::ScmpArchX86_64),
+    (X86, Arch::ScmpArchX86, Arch::ScmpArchX86_64),
+    (AARCH64, Arch::ScmpArchAarch64, Arch::ScmpArchAarch64),
+];
+
+#[test]
+fn a_machine_of_aarch64_runs_its_own_calls_alone() {
+    // Numbers by the kernel's own list, asm-generic/unistd.h: what they are for x86_64 are other calls there.
+    let (read, write, openat, mount, kill, clone) = (63, 64, 56, 40, 129, 220);
+    for listed in ["", r#""architectures": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],"#] {
+        let program = compiled_for(
+            Arch::ScmpArchAarch64,
+            &format!(
+                r#"{{"defaultAction": "SCMP_ACT_ERRNO", {listed} "syscalls": [
+                {{"names": ["read", "open", "openat"], "action": "SCMP_ACT_ALLOW"}},
+                {{"names": ["kill"], "action": "SCMP_ACT_ALLOW", "args": [
+                {{"index": 0, "value": 5, "op": "SCMP_CMP_EQ"}}]}},
+                {{"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [
+                {{"index": 0, "value": 268435456, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}}]}}]}}"#
+            ),
+        );
+        let answer = |number: u32, first: u64| run(&program, AARCH64, number, [first, 0, 0, 0, 0, 0]);
+        assert_eq!([read, openat].map(|number| answer(number, 0)), [ALLOW; 2]);
+        assert_eq!([write, mount, 0, 2].map(|number| answer(number, 0)), [ERRNO | 1; 4]);
+        assert_eq!((answer(clone, 17), answer(clone, 0x1000_0011)), (ALLOW, ERRNO | 1));
+        assert_eq!((answer(kill, 5), answer(kill, 0x1_0000_0005)), (ALLOW, ERRNO | 1), "its arguments have 64 bits");
+        // There is no second interface with numbers of its own.
+        assert_eq!([clone + 1, X32_BIT, X32_BIT | read].map(|number| answer(number, 0)), [ERRNO | ENOSYS; 3]);
+        // 32-bit ARM, whose programs such a machine may run, and what it cannot run.
+        for other in [0x4000_0028, X86_64, X86] {
+            assert_eq!(run(&program, other, read, [0; 6]), KILL_PROCESS, "{other:#x}");
+        }
+    }
+    // Nor does a machine of x86_64 run those of the other.
+    let program = compiled(r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_AARCH64"]}"#);
+    assert_eq!(run(&program, AARCH64, read, [0; 6]), KILL_PROCESS);
+    assert_eq!(run(&program, X86_64, 0, [0; 6]), ALLOW);
+}
+
+#[test]
+fn the_x32_interface_is_none_of_aarch64() {
+    let program = compiled_for(Arch::ScmpArchAarch64, r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#);
+    assert_eq!(run(&program, AARCH64, X32_BIT, [0; 6]), ALLOW, "the kernel answers itself: there is no such call");
+}
+
 fn refusal(json: &str) -> String {
     let profile: LinuxSeccomp = serde_json::from_str(json).expect("profile");
-    compile(&profile).expect_err("refused").to_string()
+    compile(&profile, Arch::ScmpArchX86_64).expect_err("refused").to_string()
 }
 
 #[test]
@@ -308,7 +402,7 @@ fn notifications_need_a_listener_and_leave_the_call_that_hands_it_over_alone() {
         "linux.seccomp.listenerMetadata: goes to listenerPath, which is missing"
     );
     let profile = serde_json::from_str(&with("ALLOW", "chmod", path)).expect("profile");
-    let filter = compile(&profile).expect("compile");
+    let filter = compile(&profile, Arch::ScmpArchX86_64).expect("compile");
     assert_eq!(filter.listener().expect("listener").path(), std::path::Path::new("/run/agent"));
 }
 
@@ -319,7 +413,7 @@ fn flags_become_the_kernels() {
             r#"{{"defaultAction": "SCMP_ACT_ALLOW", {listed} "listenerPath": "/run/agent",
             "syscalls": [{{"names": ["chmod"], "action": "SCMP_ACT_{action}"}}]}}"#
         );
-        compile(&serde_json::from_str(&json).expect("profile")).expect("compile").flags
+        compile(&serde_json::from_str(&json).expect("profile"), Arch::ScmpArchX86_64).expect("compile").flags
     };
     let all = r#""flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
         "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],"#;
@@ -340,7 +434,7 @@ fn a_profile_that_multiplies_itself_is_refused_at_once() {
     let mut profile = LinuxSeccomp::default();
     profile.set_default_action(LinuxSeccompAction::ScmpActAllow);
     profile.set_syscalls(Some(vec![rule]));
-    let error = compile(&profile).expect_err("refused").to_string();
+    let error = compile(&profile, Arch::ScmpArchX86_64).expect_err("refused").to_string();
     assert!(error.contains("more than the 4096 instructions"), "{error}");
 }
 
@@ -389,7 +483,7 @@ fn profiles() -> impl Strategy<Value = LinuxSeccomp> {
         profile
             .set_default_action(action)
             .set_default_errno_ret(errno_of(action, errno))
-            .set_architectures(Some(vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86]))
+            .set_architectures(Some(MACHINES.map(|(_, kind, _)| kind).to_vec()))
             .set_listener_path(Some("/run/agent".into()))
             .set_syscalls(Some(rules));
         profile
@@ -400,21 +494,22 @@ proptest! {
     #[test]
     fn a_program_decides_as_its_profile_reads(
         profile in profiles(),
-        x86 in any::<bool>(),
+        (architecture, kind, native) in select(MACHINES.as_slice()),
         name in names(),
         other in option::weighted(0.2, any::<u32>()),
         drawn in proptest::array::uniform6(values()),
         // A value of the profile itself, so that conditions are met.
         meet in any::<proptest::sample::Index>(),
     ) {
-        let (architecture, kind) = if x86 { (X86, Arch::ScmpArchX86) } else { (X86_64, Arch::ScmpArchX86_64) };
         let number = |name: &str| call_number(name, kind);
         let mut call =
             Call { architecture, number: other.or(number(&name)).unwrap_or(u32::MAX), arguments: drawn };
         let conditions: Vec<LinuxSeccompArg> =
             profile.syscalls().iter().flatten().flat_map(|rule| rule.args().clone().unwrap_or_default()).collect();
-        let program = compile(&profile).expect("compile").program;
+        let program = compile(&profile, native).expect("compile").program;
         prop_assert_eq!(oracle::run(&program, &call), decide(&profile, number, &call));
+        let foreign = if native == Arch::ScmpArchAarch64 { X86_64 } else { AARCH64 };
+        prop_assert_eq!(oracle::run(&program, &Call { architecture: foreign, ..call }), KILL_PROCESS);
         if !conditions.is_empty() {
             let condition = meet.get(&conditions);
             call.arguments[condition.index()] = condition.value();
@@ -426,6 +521,7 @@ proptest! {
     #[test]
     fn the_conditions_of_one_call_decide_in_their_order(
         mut rules in vec(rules(), 1..10),
+        (architecture, kind, native) in select(MACHINES.as_slice()),
         drawn in proptest::array::uniform6(0..8_u64),
     ) {
         for rule in &mut rules {
@@ -433,9 +529,10 @@ proptest! {
         }
         let mut profile = LinuxSeccomp::default();
         profile.set_listener_path(Some("/run/agent".into())).set_syscalls(Some(rules));
-        let number = |name: &str| call_number(name, Arch::ScmpArchX86_64);
-        let call = Call { architecture: X86_64, number: number("kill").expect("kill"), arguments: drawn };
-        let program = compile(&profile).expect("compile").program;
+        profile.set_architectures(Some(vec![kind]));
+        let number = |name: &str| call_number(name, kind);
+        let call = Call { architecture, number: number("kill").expect("kill"), arguments: drawn };
+        let program = compile(&profile, native).expect("compile").program;
         prop_assert_eq!(oracle::run(&program, &call), decide(&profile, number, &call));
     }
 }

@@ -1,6 +1,7 @@
 //! The default profile beside Docker's, call by call: moby/profiles of 2026, `seccomp/default_linux.go`.
 
-use super::super::compile::oracle::{Call, X86, X86_64, run};
+use super::super::compile::compile;
+use super::super::compile::oracle::{AARCH64, Call, X86, X86_64, run};
 use super::super::{Filter, call_number};
 use super::*;
 
@@ -84,10 +85,30 @@ fn decision(filter: &Filter, (audit, architecture): (u32, Arch), name: &str, fir
     Some(run(filter.program(), &Call { architecture: audit, number, arguments: [first, 0, 0, 0, 0, 0] }))
 }
 
+/// Each machine with the architectures of the calls that it takes.
+const MACHINES: [(Arch, &[(u32, Arch)]); 2] = [
+    (Arch::ScmpArchX86_64, &[(X86_64, Arch::ScmpArchX86_64), (X86, Arch::ScmpArchX86)]),
+    (Arch::ScmpArchAarch64, &[(AARCH64, Arch::ScmpArchAarch64)]),
+];
+
+/// The default profile as a program for such a machine, whatever this one is.
+fn filter(machine: Arch, held: &[&str]) -> Filter {
+    compile(&default_profile(machine, held), machine).expect("compile")
+}
+
 /// Without any capability, with each, and with all.
 fn holders() -> Vec<Vec<&'static str>> {
     let each = CAPABILITIES.iter().map(|one| vec![*one]);
     [Vec::new(), CAPABILITIES.to_vec()].into_iter().chain(each).collect()
+}
+
+/// The program of each machine for these capabilities, with each architecture of its calls.
+fn programs(held: &[&str]) -> Vec<(Filter, (u32, Arch))> {
+    let each = |(machine, kinds): &(Arch, &[(u32, Arch)])| {
+        let filter = filter(*machine, held);
+        kinds.iter().map(|kind| (filter.clone(), *kind)).collect::<Vec<_>>()
+    };
+    MACHINES.iter().flat_map(each).collect()
 }
 
 #[test]
@@ -95,8 +116,7 @@ fn the_default_profile_decides_as_dockers() {
     let conditional = ["clone", "clone3", "personality", "socket"];
     for held in holders() {
         let has = |wanted: &[&str]| wanted.iter().any(|name| held.contains(name));
-        let filter = Filter::compile(&default_profile(Arch::ScmpArchX86_64, &held)).expect("compile");
-        for architecture in [(X86_64, Arch::ScmpArchX86_64), (X86, Arch::ScmpArchX86)] {
+        for (filter, architecture) in programs(&held) {
             for (name, ..) in TABLE.iter().filter(|(name, ..)| !conditional.contains(name)) {
                 let Some(ours) = decision(&filter, architecture, name, 0) else { continue };
                 let docker = docker_allows(name, has);
@@ -115,9 +135,8 @@ fn sockets_personalities_and_clones_are_allowed_by_their_arguments_as_dockers() 
     let docker_families: Vec<u64> = docker_families.collect();
     let namespaces = [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
     for held in holders() {
-        let filter = Filter::compile(&default_profile(Arch::ScmpArchX86_64, &held)).expect("compile");
         let administrator = held.contains(&"CAP_SYS_ADMIN");
-        for architecture in [(X86_64, Arch::ScmpArchX86_64), (X86, Arch::ScmpArchX86)] {
+        for (filter, architecture) in programs(&held) {
             let decide = |name: &str, first: u64| decision(&filter, architecture, name, first).expect("a call");
             for family in (0..300).chain([0x1_0000_0002, 0x1_0000_0026, 0xffff_ffff, u64::MAX]) {
                 // An argument of x86 has no more than 32 bits.
@@ -150,11 +169,11 @@ fn sockets_personalities_and_clones_are_allowed_by_their_arguments_as_dockers() 
 /// As runc has it, which Docker runs: from EPERM a C library could not tell that it has to fall back.
 #[test]
 fn calls_newer_than_the_table_do_not_exist() {
-    let filter = Filter::compile(&default_profile(Arch::ScmpArchX86_64, &[])).expect("compile");
-    let last = TABLE.iter().filter_map(|(name, ..)| call_number(name, Arch::ScmpArchX86_64)).max().expect("calls");
-    for architecture in [X86_64, X86] {
-        let call = Call { architecture, number: last + 1, arguments: [0; 6] };
-        assert_eq!(run(filter.program(), &call), NO_SUCH_CALL);
+    for (filter, (architecture, _)) in programs(&[]) {
+        let kinds = MACHINES.iter().flat_map(|(_, kinds)| *kinds).filter(|(audit, _)| *audit == architecture);
+        let numbers = kinds.flat_map(|(_, kind)| TABLE.iter().filter_map(|(name, ..)| call_number(name, *kind)));
+        let call = Call { architecture, number: numbers.max().expect("calls") + 1, arguments: [0; 6] };
+        assert_eq!(run(filter.program(), &call), NO_SUCH_CALL, "{architecture:#x}");
     }
 }
 
