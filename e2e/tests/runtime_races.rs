@@ -48,7 +48,7 @@ fn cve_2021_30465_a_destination_that_changes_meanwhile_leads_nowhere_else() {
             assert!(!answer.stdout.contains("of the host"), "{}", answer.stdout);
         } else {
             // To be refused is as good: what was looked up was not there any more a moment later.
-            assert!(answer.stderr.contains("/volume/directory"), "{}", answer.stderr);
+            assert!(answer.stderr.contains("volume/directory"), "{}", answer.stderr);
             refused += 1;
         }
         assert_eq!(entries(&outside), before, "after {ran} that ran and {refused} that did not");
