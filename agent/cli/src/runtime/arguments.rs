@@ -215,7 +215,8 @@ pub(super) fn verb(arguments: &[OsString]) -> Result<Verb, UsageError> {
         return Ok(Verb::Help(Some(usage.name.to_owned())));
     }
     if !usage.count.contains(&given.operands.len()) {
-        let (wanted, got) = (usage.operands, given.operands.len());
+        let wanted = if usage.operands.is_empty() { "no operands" } else { usage.operands };
+        let got = given.operands.len();
         return Err(given.wrong(format!("{} takes {wanted}, and {got} operands were given", usage.name)));
     }
     (usage.read)(given)

@@ -365,7 +365,10 @@ impl Container {
         let good = [Status::Created, Status::Running];
         self.locked("pause", "created or running", &good, |this| {
             let cgroup = this.own_cgroup("pause")?;
+            // Who freezes them for a call's time would thaw them as well.
+            let standstill = this.standstill()?;
             cgroup.freeze()?;
+            drop(standstill);
             // On version 1 it would stand still for ever; who has killed it may have looked before it stood.
             if this.is_killed()? {
                 cgroup.thaw()?;
@@ -428,19 +431,14 @@ impl Container {
         if signal == SIGKILL {
             return Ok(cgroup.kill_all()?);
         }
-        let signalled = if cgroup.is_frozen()? {
-            cgroup.signal_each(signal)
-        } else {
-            let standstill = self.standstill()?;
-            // Nothing forks then; a machine without a freezer signals what is there now.
-            let froze = cgroup.freeze().is_ok();
-            let signalled = cgroup.signal_each(signal);
-            if froze {
-                cgroup.thaw()?;
-            }
-            drop(standstill);
-            signalled
-        };
+        let standstill = self.standstill_of(cgroup)?;
+        // Nothing forks then; a machine without a freezer signals what is there now.
+        let froze = standstill.is_some() && cgroup.freeze().is_ok();
+        let signalled = cgroup.signal_each(signal);
+        if froze {
+            cgroup.thaw()?;
+        }
+        drop(standstill);
         signalled?.map_err(|error| told(Failed::Signal(error)))
     }
 

@@ -27,7 +27,18 @@ impl Drop for Standstill<'_> {
 }
 
 impl Container {
-    /// To be taken before processes are frozen that were not; waits for another call that does the same.
+    /// To be taken before processes are frozen for a call's time; waits for another call that does the same. `None` when they
+    /// are frozen already, and stay so.
+    pub(super) fn standstill_of(&self, cgroup: &Cgroup) -> Result<Option<Standstill<'_>>, LifecycleError> {
+        if cgroup.is_frozen()? && !self.stands_still_for_a_call(cgroup)? {
+            return Ok(None);
+        }
+        let standstill = self.standstill()?;
+        // Meanwhile somebody may have paused it.
+        Ok(if cgroup.is_frozen()? { None } else { Some(standstill) })
+    }
+
+    /// The same for who does not know yet whether they are frozen.
     pub(super) fn standstill(&self) -> Result<Standstill<'_>, LifecycleError> {
         let take = || loop {
             let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -43,8 +43,7 @@ impl Container {
         record::prepare(self.directory.as_fd(), config::NAME, &bytes).map_err(failed)?;
         let rules = with_device_rules(resources.clone());
         // To exchange them, version 1 lets the processes stand still.
-        let standstill =
-            if rules.devices().is_some() && !cgroup.is_frozen()? { Some(self.standstill()?) } else { None };
+        let standstill = if rules.devices().is_some() { self.standstill_of(&cgroup)? } else { None };
         let warnings = match cgroup.change(&rules) {
             Ok(warnings) => warnings,
             Err(error) => {
