@@ -30,7 +30,7 @@ impl Container {
     /// To be taken before processes are frozen for a call's time; waits for another call that does the same. `None` when they
     /// are frozen already, and stay so.
     pub(super) fn standstill_of(&self, cgroup: &Cgroup) -> Result<Option<Standstill<'_>>, LifecycleError> {
-        if cgroup.is_frozen()? && !self.stands_still_for_a_call(cgroup)? {
+        if !self.stands_still_for_a_call(cgroup)? && cgroup.is_frozen()? {
             return Ok(None);
         }
         let standstill = self.standstill()?;
@@ -53,8 +53,8 @@ impl Container {
         Ok(Standstill { container: self, _lock: lock })
     }
 
-    /// Whether frozen processes are so for one call alone: for one that works on, or was killed. In the second case they
-    /// go on now.
+    /// Whether processes that are frozen, or about to be, are so for one call alone: for one that works on, or was killed. In
+    /// the second case they go on now.
     pub(super) fn stands_still_for_a_call(&self, cgroup: &Cgroup) -> Result<bool, LifecycleError> {
         let failed = |error: Errno| self.file("looking at", NAME, error.into());
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -65,6 +65,10 @@ impl Container {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Ok(true),
             other => other.map_err(failed)?,
+        }
+        // Its call has ended meanwhile, and who is frozen now is so for another reason.
+        if rustix::fs::fstat(&file).map_err(failed)?.st_nlink == 0 {
+            return Ok(false);
         }
         cgroup.thaw()?;
         self.forget_standstill().map_err(failed)?;

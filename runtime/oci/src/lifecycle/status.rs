@@ -78,8 +78,8 @@ impl Container {
             return Ok(Status::Stopped);
         }
         if let Some(cgroup) = self.cgroup()?
-            && cgroup.is_frozen()?
             && !self.stands_still_for_a_call(&cgroup)?
+            && cgroup.is_frozen()?
         {
             return Ok(Status::Paused);
         }
