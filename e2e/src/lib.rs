@@ -33,7 +33,7 @@ pub use foreign::{Containerd, Enclosure, Facts, OTHERS, Peers, Podman, container
 pub use image::Image;
 pub use registry::{LOGIN, Registry};
 pub use report::{Attempts, Mount, Report};
-pub use runtime::{Call, Runtime, cgroup_hierarchies, cgroup_version, remove_cgroup};
+pub use runtime::{Call, Runtime, cgroup_hierarchies, cgroup_version, has_controller, remove_cgroup};
 pub use wait::{patience, wait_until};
 pub use world::{World, binary, built};
 

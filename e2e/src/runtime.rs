@@ -520,6 +520,15 @@ pub fn cgroup_version() -> u8 {
     if Path::new(CGROUPS).join("cgroup.controllers").exists() { 2 } else { 1 }
 }
 
+/// Whether this machine's cgroups have a controller: User Mode Linux has no `cpuset`.
+#[must_use]
+pub fn has_controller(name: &str) -> bool {
+    if cgroup_version() == 1 {
+        return Path::new(CGROUPS).join(name).exists();
+    }
+    read(&Path::new(CGROUPS).join("cgroup.controllers")).split_whitespace().any(|other| other == name)
+}
+
 /// Where this process sees each hierarchy of cgroups.
 #[must_use]
 pub fn cgroup_hierarchies() -> Vec<PathBuf> {

@@ -2,7 +2,7 @@
 //! Where the three differ, `runtime/oci/README.md` says why.
 
 use portreeve_e2e::measure::installed;
-use portreeve_e2e::{Containerd, Facts, containerd_sees, skipped, wait_until};
+use portreeve_e2e::{Containerd, Facts, containerd_sees, has_controller, skipped, wait_until};
 use serde_json::Value;
 
 /// Waits for signals as a container's first process, and ends with 5 after SIGTERM.
@@ -26,9 +26,11 @@ fn end(containerd: &Containerd<'_>, facts: &mut Facts, name: &str) {
 fn containers_of_containerd_are_the_same() {
     let seen = containerd_sees("containers_of_containerd_are_the_same", |containerd, facts| {
         facts.report("run", &containerd.run("plain", &["--rm"], &["/prober", "report"]));
-        let flags = ["--rm", "--memory-limit", "67108864", "--cpu-quota", "50000", "--cpu-period", "100000"];
-        let more = ["--cpuset-cpus", "0", "--read-only", "--env", "A=B", "--cwd", "/tmp", "--user", "1000:1000"];
-        facts.report("with flags", &containerd.run("flags", &[&flags[..], &more].concat(), &["/prober", "report"]));
+        let flags: &[_] = &["--rm", "--memory-limit", "67108864", "--cpu-quota", "50000", "--cpu-period", "100000"];
+        let more = ["--read-only", "--env", "A=B", "--cwd", "/tmp", "--user", "1000:1000"];
+        // User Mode Linux has no such controller, and one processor.
+        let set: &[_] = if has_controller("cpuset") { &["--cpuset-cpus", "0"] } else { &[] };
+        facts.report("with flags", &containerd.run("flags", &[flags, set, &more].concat(), &["/prober", "report"]));
         let flags = ["--rm", "--cap-add", "CAP_NET_ADMIN", "--cap-drop", "CAP_CHOWN", "--seccomp"];
         facts.report("with a filter", &containerd.run("filter", &flags, &["/prober", "report"]));
         facts.report("of the host", &containerd.run("host", &["--rm", "--net-host"], &["/prober", "report"]));

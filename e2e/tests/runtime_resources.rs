@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use portreeve_e2e::{Answer, Attempts, Bundle, Runtime, cgroup_version, skipped, wait_until};
+use portreeve_e2e::{Answer, Attempts, Bundle, Runtime, cgroup_version, has_controller, skipped, wait_until};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -325,8 +325,7 @@ fn a_set_of_processors_holds() {
     let test = "a_set_of_processors_holds";
     let Some(runtime) = Runtime::for_test(test) else { return };
     let bundle = runtime.bundle(&["report"]).with(resources(&json!({ "cpu": { "cpus": "0" } })));
-    let there = if cgroup_version() == 2 { "/sys/fs/cgroup/cpuset.cpus.effective" } else { "/sys/fs/cgroup/cpuset" };
-    if !Path::new(there).exists() {
+    if !has_controller("cpuset") {
         return skipped(test, "there is no cpuset controller");
     }
     assert_eq!(runtime.report(&bundle)["affinity"], json!([0]));

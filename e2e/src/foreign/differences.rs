@@ -1,5 +1,7 @@
 //! Why containers of our runtime are not seen as those of others are: the table in `runtime/oci/README.md`.
 
+use std::path::Path;
+
 use crate::runtime::cgroup_version;
 
 /// What tells the table's lines from those of others.
@@ -12,10 +14,38 @@ pub(super) struct Difference {
     facts: Vec<String>,
     /// The other runtimes.
     from: Vec<String>,
-    /// Whether it is about the hierarchies of the first version of cgroups.
-    first_cgroups: bool,
+    /// The machines on which it must be seen.
+    place: Place,
     /// The tests that must see it.
     tests: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Everywhere,
+    /// Those with this version of cgroups.
+    Cgroups(u8),
+    /// Those that have this file.
+    File(String),
+}
+
+impl Place {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "" => Self::Everywhere,
+            "on cgroup v1" => Self::Cgroups(1),
+            "on cgroup v2" => Self::Cgroups(2),
+            other => Self::File(other.strip_prefix("with `")?.strip_suffix('`')?.to_owned()),
+        })
+    }
+
+    fn is_here(&self) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::Cgroups(version) => cgroup_version() == *version,
+            Self::File(path) => Path::new(path).exists(),
+        }
+    }
 }
 
 impl Difference {
@@ -39,16 +69,16 @@ impl Difference {
         let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [facts, from, why, tests] = cells[..] else { return None };
         let coded = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
-        let (from, place) = from.split_once(" on ").unwrap_or((from, ""));
+        let (from, place) =
+            from.split_at([" on ", " with "].iter().find_map(|word| from.find(word)).unwrap_or(from.len()));
         let found = Self {
             facts: coded(facts),
             from: from.split(", ").map(str::to_owned).collect(),
-            first_cgroups: place == "cgroup v1",
+            place: Place::parse(place.trim())?,
             tests: coded(tests),
         };
         let whole = !found.facts.is_empty() && !why.is_empty() && !found.tests.is_empty();
-        let known =
-            found.from.iter().all(|name| super::OTHERS.contains(&&**name)) && ["", "cgroup v1"].contains(&place);
+        let known = found.from.iter().all(|name| super::OTHERS.contains(&&**name));
         (whole && known).then_some(found)
     }
 
@@ -59,9 +89,8 @@ impl Difference {
 
     /// What of it a test must see and does not, if `unlike` is what it saw of this runtime that is not alike.
     pub(super) fn gone(&self, test: &str, runtime: &str, unlike: &[&String]) -> Vec<&str> {
-        let here = !self.first_cgroups || cgroup_version() == 1;
         let due = self.tests.iter().any(|name| name == test) && self.from.iter().any(|name| name == runtime);
-        if !here || !due {
+        if !due || !self.place.is_here() {
             return Vec::new();
         }
         let seen = |pattern: &&String| unlike.iter().any(|fact| names(pattern, fact));
@@ -84,8 +113,6 @@ fn fits(pattern: &str, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn difference(line: &str) -> Difference {
@@ -97,8 +124,10 @@ mod tests {
         let one = difference("| `a/*`, `step: b` | crun, runc on cgroup v1 | because | `a_test`, `another_test` |");
         assert_eq!(one.facts, ["a/*", "step: b"]);
         assert_eq!(one.from, ["crun", "runc"]);
-        assert!(one.first_cgroups);
+        assert_eq!(one.place, Place::Cgroups(1));
         assert_eq!(one.tests, ["a_test", "another_test"]);
+        let other = difference("| `a` | runc with `/proc/kcore` | because | `a_test` |");
+        assert_eq!((other.from, other.place), (vec!["runc".to_owned()], Place::File("/proc/kcore".to_owned())));
         for line in [
             "| `a` | crun | because |",
             "| `a` | podman | because | `t` |",
@@ -106,6 +135,7 @@ mod tests {
             "| a | crun | because | `t` |",
             "| `a` | crun | because | |",
             "| `a` | crun on v1 | because | `t` |",
+            "| `a` | crun with /proc/kcore | because | `t` |",
         ] {
             assert!(Difference::parse(line).is_none(), "{line}");
         }
