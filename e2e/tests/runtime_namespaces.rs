@@ -384,3 +384,15 @@ fn a_cgroup_is_found_without_a_path_and_below_a_relative_one() {
         });
     }
 }
+
+#[test]
+fn parameters_are_set_for_users_of_their_own_who_share_the_process_ids_with_the_host() {
+    let test = "parameters_are_set_for_users_of_their_own_who_share_the_process_ids_with_the_host";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    // Nobody but the owner of a PID namespace makes a procfs of it.
+    let kinds = ["user", "mount", "network", "uts", "ipc"].map(|kind| json!({ "type": kind }));
+    let change = json!({ "linux": { "namespaces": kinds, "sysctl": { "net.ipv4.ping_group_range": "0 100" } } });
+    let bundle = runtime.bundle_of(&["cat", "/proc/sys/net/ipv4/ping_group_range"]).with_users(100_000, 65536);
+    let said = runtime.run(&bundle.with(change), &[]).ok();
+    assert_eq!(said.split_whitespace().collect::<Vec<_>>(), ["0", "100"]);
+}

@@ -388,6 +388,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         hooks: &hooks,
         opens,
     });
+    let procfs = prepare::procfs(&namespaces, &identity, !sysctls.is_empty());
     let mut namespaces = namespaces;
     let mut joins = open_joins(&namespaces)?;
     prepare::own_parameters(&sysctls, &joins)?;
@@ -440,6 +441,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
             gate: gate.as_ref(),
             keyring: keyring.as_deref(),
             hooks: Some(&hooks),
+            procfs: procfs.as_ref().map(AsFd::as_fd),
         };
         let container = Container {
             steps: &steps,

@@ -95,6 +95,7 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
     let stdio = complete(stdio)?;
     let keyring = if keep_keyring { None } else { CString::new("_ses.exec").ok() };
     let user_namespace = namespaces.has(NEW_USER);
+    let procfs = prepare::procfs(&namespaces, &identity, false);
     let steps = order::process(&identity, order::End { filter: hears(filter.as_ref()), ..order::End::default() });
     // A mount namespace has a root of its own; without one the container's is where its first process is.
     let root = if namespaces.has(NEW_MOUNT) { None } else { Some(root_of(container.pidfd)?) };
@@ -118,6 +119,7 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
             gate: None,
             keyring: keyring.as_deref(),
             hooks: None,
+            procfs: procfs.as_ref().map(AsFd::as_fd),
         };
         init::further(&process, user_namespace)
     };

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use portreeve_sys::clone::{NEW_IPC, NEW_MOUNT, NEW_NET};
+use portreeve_sys::clone::{NEW_IPC, NEW_MOUNT, NEW_NET, NEW_PID, NEW_USER};
 use portreeve_sys::mount::{self, Change, Propagation, READ_ONLY};
 use portreeve_sys::{capability, namespace};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -18,9 +18,11 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use crate::cgroup::Cgroup;
 use crate::create::RootFs;
 use crate::error::{CreateError, SetupError, Step, Warning};
+use crate::init::private_procfs;
 use crate::lifecycle::Rootless;
-use crate::plan::identity::{self, CapabilityMasks};
+use crate::plan::identity::{self, CapabilityMasks, Identity};
 use crate::plan::mounts::{IdMap, MountOp, What};
+use crate::plan::namespaces::Namespaces;
 use crate::plan::sysctl::Sysctl;
 use crate::userns;
 
@@ -267,6 +269,16 @@ pub(crate) fn own_parameters(sysctls: &[Sysctl], joins: &[(u64, OwnedFd)]) -> Re
         }
     }
     Ok(())
+}
+
+/// A procfs for a process that needs one for kernel parameters (`writes`) or for its label and may not make it: one that
+/// shows a PID namespace is made by the owner of that alone, who is another one in a new user namespace without a new PID
+/// namespace. Made by a process that sees as much of the machine as that one does.
+pub(crate) fn procfs(namespaces: &Namespaces, identity: &Identity, writes: bool) -> Option<OwnedFd> {
+    let others = namespaces.has(NEW_USER) && namespaces.new & NEW_PID == 0;
+    let needed = writes || identity.apparmor_profile.is_some() || identity.selinux_label.is_some();
+    // Who may not make it either leaves it to the process, whose refusal is told.
+    (others && needed).then(private_procfs)?.ok()
 }
 
 /// Says which of the program's capabilities it will not have: because the sets contradict each other, or the runtime has

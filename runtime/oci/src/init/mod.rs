@@ -41,6 +41,7 @@ use crate::seccomp::Filter;
 use crate::spawn::{self, first_free};
 use crate::stdio::Stdio;
 
+pub(crate) use sysctl::private_procfs;
 pub(crate) use visitor::{attach_root, make_mount_points, place_of_null, place_of_root};
 
 /// What the program of any process in a container needs.
@@ -58,6 +59,8 @@ pub(crate) struct Process<'a> {
     pub(crate) keyring: Option<&'a std::ffi::CStr>,
     /// Of a container, for its first process.
     pub(crate) hooks: Option<&'a Hooks>,
+    /// A procfs of its maker's, where it may not make one itself.
+    pub(crate) procfs: Option<BorrowedFd<'a>>,
 }
 
 /// What a container's first process needs beyond that.
@@ -276,7 +279,7 @@ fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, mad
             }
         }
         InitStep::RunHooks => run_hooks(process, Point::CreateContainer, Terms::default())?,
-        InitStep::Sysctls => sysctl::write(container.sysctls)?,
+        InitStep::Sysctls => sysctl::write(container.sysctls, process.procfs)?,
         InitStep::ReadOnlyPaths => {
             masks::read_only(root, linux.and_then(|linux| linux.readonly_paths().as_deref()).unwrap_or_default())?;
         }
@@ -402,7 +405,7 @@ fn settle(step: ProcessStep, process: &Process<'_>, state: &mut Settled) -> Resu
     let identity = process.identity;
     let root = state.root.as_fd();
     match step {
-        ProcessStep::Label => privileges::label(identity)?,
+        ProcessStep::Label => privileges::label(identity, process.procfs)?,
         ProcessStep::Environment => state.environment = program::environment(root, identity),
         ProcessStep::Streams => console::streams(process.stdio, state.console.take(), root, process.socket)?,
         ProcessStep::EnterDirectory => state.entered = privileges::enter_directory(root, identity)?,

@@ -17,13 +17,13 @@ use crate::plan::identity::Identity;
 /// Has the kernel apply the security label at execve.
 ///
 /// Written to a private procfs: a fake /proc in the image would swallow it (CVE-2019-16884).
-pub(super) fn label(identity: &Identity) -> Result<(), SetupError> {
+pub(super) fn label(identity: &Identity, makers: Option<BorrowedFd<'_>>) -> Result<(), SetupError> {
     let apparmor = identity.apparmor_profile.as_ref();
     if apparmor.is_none() && identity.selinux_label.is_none() {
         return Ok(());
     }
     let only_unconfined = identity.selinux_label.is_none() && apparmor.is_some_and(|profile| profile == UNCONFINED);
-    let procfs = match sysctl::private_procfs() {
+    let procfs = match sysctl::procfs(makers) {
         // Who may not mount one may not leave a profile either.
         Err(error) if only_unconfined && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
         other => other.step("mounting a private procfs", "")?,
