@@ -247,3 +247,44 @@ fn an_empty_state_directory_is_no_directory() {
     let answer = runtime.begin(command).finish();
     assert!(answer.code != 0 && answer.stderr.contains("--root takes a path"), "{}", answer.stderr);
 }
+
+#[test]
+fn a_signal_for_all_processes_of_one_that_has_stopped_is_no_error() {
+    let test = "a_signal_for_all_processes_of_one_that_has_stopped_is_no_error";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let bundle = runtime.bundle_of(&["true"]);
+    runtime.create(&bundle, &[]).ok();
+    runtime.call(&["start", bundle.id()]).ok();
+    runtime.wait_status(&bundle, "stopped");
+    for signal in ["KILL", "TERM"] {
+        // As containerd's shim asks after each end; without --all it is the wrong state.
+        runtime.call(&["kill", "--all", bundle.id(), signal]).ok();
+        let refused = runtime.call(&["kill", bundle.id(), signal]);
+        assert!(refused.code != 0 && refused.stderr.contains("container not running"), "{}", refused.stderr);
+    }
+    assert_eq!(runtime.status(&bundle).as_deref(), Some("stopped"));
+    deleted(&runtime, &bundle);
+}
+
+#[test]
+fn refusals_have_the_words_that_engines_look_for() {
+    let Some(runtime) = Runtime::for_test("refusals_have_the_words_that_engines_look_for") else { return };
+    let bundle = runtime.bundle_of(&["/etc/passive"]);
+    bundle.file("etc/passive", "no program");
+    let refused = runtime.run(&bundle, &[]);
+    assert!(refused.code == 126 && refused.stderr.trim_end().ends_with(": permission denied"), "{}", refused.stderr);
+    let source = bundle.folder("source");
+    std::fs::write(source.join("file"), "").unwrap();
+    let bind = |from: &str, to: &str| {
+        let source = source.join(from);
+        json!({ "destination": to, "type": "bind", "source": source, "options": ["bind"] })
+    };
+    for (mount, words) in [
+        (bind("file", "/etc"), "mounting on /etc: Not a directory (os error 20)"),
+        (bind("file", "/proc/version"), "mounting on /proc/version: it is part of a procfs"),
+        (bind("", "/proc"), "mounting on /proc: only a procfs may be mounted there"),
+    ] {
+        let refused = runtime.run(&runtime.bundle_of(&["true"]).with_mount(mount), &[]);
+        assert!(refused.code == 255 && refused.stderr.contains(words), "{words}: {}", refused.stderr);
+    }
+}

@@ -33,7 +33,7 @@ fn a_call_that_is_killed_leaves_no_container_standing_still() {
     let Some(runtime) = Runtime::for_test("a_call_that_is_killed_leaves_no_container_standing_still") else { return };
     let bundle = many(&runtime);
     let rules = runtime.world().path("rules.json");
-    let rule = json!({ "allow": true, "type": "c", "major": 10, "minor": 200, "access": "rw" });
+    let rule = json!({ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw" });
     std::fs::write(&rules, json!({ "devices": [rule] }).to_string()).unwrap();
     let calls: [&[&str]; 3] = [
         &["kill", "--all", bundle.id(), "CONT"],

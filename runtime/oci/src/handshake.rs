@@ -96,11 +96,16 @@ fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Message> {
         MOUNTED => Message::Mounted,
         READY => Message::Ready,
         HOOK_FAILED => Message::HookFailed(HookError { hook: text(first), reason: text(second) }),
-        FAILED => Message::Failed(SetupError {
-            operation: text(first),
-            path: PathBuf::from(std::ffi::OsString::from_vec(second.to_vec())),
-            source: io::Error::from_raw_os_error(number),
-        }),
+        FAILED => {
+            // What has no number has words, behind the operation.
+            let words = first.iter().position(|byte| *byte == 0).filter(|_| number == 0).map(|at| first.split_at(at));
+            let (operation, source) = match words {
+                Some((operation, words)) => (operation, io::Error::other(text(words.get(1..).unwrap_or_default()))),
+                None => (first, io::Error::from_raw_os_error(number)),
+            };
+            let path = PathBuf::from(std::ffi::OsString::from_vec(second.to_vec()));
+            Message::Failed(SetupError { operation: text(operation), path, source })
+        }
         NOT_EXECUTED => Message::NotExecuted { program: text(first), search: text(second), errno: number },
         NO_INTERPRETER => Message::NoInterpreter { program: text(first) },
         _ => return None,
@@ -161,11 +166,11 @@ pub(crate) fn ready(socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 pub(crate) fn failed(socket: BorrowedFd<'_>, error: &SetupError) -> io::Result<()> {
-    let errno = error.source.raw_os_error();
-    // Errors of our own have no number: their words go with the operation.
-    let operation =
-        if errno.is_some() { error.operation.clone() } else { format!("{}: {}", error.operation, error.source) };
-    let errno = errno.unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
+    // Errors of our own have no number.
+    let (errno, operation) = match error.source.raw_os_error() {
+        Some(errno) => (errno, error.operation.clone()),
+        None => (0, format!("{}\0{}", error.operation, error.source)),
+    };
     send(socket, &encode(FAILED, errno, operation.as_bytes(), error.path.as_os_str().as_bytes()), &[]).map(|_| ())
 }
 
@@ -213,6 +218,13 @@ mod tests {
         let Message::Failed(arrived) = next(right.as_fd()).expect("message") else { panic!("another message") };
         assert_eq!(arrived.to_string(), "mounting tmpfs /dev");
         assert_eq!(arrived.source.raw_os_error(), Some(1));
+
+        let (left, other) = portreeve_sys::socket::message_pair().expect("pair");
+        let source = io::Error::new(io::ErrorKind::PermissionDenied, "it is part of a procfs");
+        failed(left.as_fd(), &SetupError { source, ..error }).expect("send");
+        let Message::Failed(arrived) = next(other.as_fd()).expect("message") else { panic!("another message") };
+        assert_eq!((arrived.to_string().as_str(), arrived.source.raw_os_error()), ("mounting tmpfs /dev", None));
+        assert_eq!(arrived.source.to_string(), "it is part of a procfs");
         assert!(matches!(next(right.as_fd()).expect("end"), Message::Closed));
     }
 }

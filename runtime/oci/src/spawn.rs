@@ -288,7 +288,12 @@ fn refusal(message: Message) -> StartError {
             StartError::NotFound { program, search }
         }
         Message::NotExecuted { program, errno, .. } => {
-            StartError::NotExecutable { program, source: io::Error::from_raw_os_error(errno) }
+            let source = match io::Error::from_raw_os_error(errno) {
+                // Docker looks for these words, as they are written here.
+                error if errno == Errno::ACCESS.raw_os_error() => io::Error::new(error.kind(), "permission denied"),
+                error => error,
+            };
+            StartError::NotExecutable { program, source }
         }
         Message::NoInterpreter { program } => StartError::NoInterpreter { program },
         _ => StartError::Gone,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use portreeve_sys::mount;
 use portreeve_sys::path::{Limits, in_root};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{copy_up, resolve};
@@ -180,7 +180,14 @@ fn one(root: BorrowedFd<'_>, op: &MountOp, tree: BorrowedFd<'_>, directory: bool
         resolve::make_file(root, path).step("creating the mount point", path)?
     };
     refuse_proc(&target, path, tree)?;
-    mount::attach(tree, target.as_fd()).step("mounting on", path)
+    mount::attach(tree, target.as_fd())
+        .map_err(|error| {
+            let stat = rustix::fs::fstat(&target).map(|stat| FileType::from_raw_mode(stat.st_mode));
+            // The kernel says no more than that it is wrong.
+            let differ = stat.is_ok_and(|kind| (kind == FileType::Directory) != directory);
+            if differ { Errno::NOTDIR.into() } else { error }
+        })
+        .step("mounting on", path)
 }
 
 /// Nothing but the known files of /proc may be covered by a mount, and /proc itself only by a procfs.

@@ -314,7 +314,7 @@ impl Container {
     /// Without a cgroup, those of its PID namespace.
     ///
     /// # Errors
-    /// [`LifecycleError::Status`] for a container that does not run, with `all` for one of which nothing runs any more;
+    /// [`LifecycleError::Status`] for a container that does not run, with `all` for one that is being made;
     /// [`LifecycleError::Signal`].
     pub fn kill(&self, signal: i32, all: bool) -> Result<(), LifecycleError> {
         let failed = |source| LifecycleError::Signal { id: self.id.0.clone(), signal, source };
@@ -325,6 +325,9 @@ impl Container {
                 Failed::Signal(error) => failed(error),
             };
             let Some(cgroup) = self.cgroup()? else {
+                if self.record.process.is_some() && self.process()?.is_none() {
+                    return Ok(());
+                }
                 runs()?;
                 if !self.has_own_pids()? {
                     let why =
@@ -333,9 +336,10 @@ impl Container {
                 }
                 return self.signal_each(signal).map_err(told);
             };
-            if self.record.process.is_none() || !cgroup.populated()? {
+            if self.record.process.is_none() {
                 runs()?;
             }
+            // Of what has ended already nothing is left to signal: shims ask for it to be sure.
             return self.signal_all(&cgroup, signal, told);
         }
         runs()?;

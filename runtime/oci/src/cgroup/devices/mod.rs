@@ -46,8 +46,9 @@ pub(crate) const READ: u8 = 2;
 pub(crate) const WRITE: u8 = 4;
 const ALL: u8 = MKNOD | READ | WRITE;
 
-/// What every container may use: making nodes (not opening them), the default devices, terminals.
-const DEFAULT_ALLOWED: [(Kind, Option<u32>, Option<u32>, u8); 11] = [
+/// What every container may use: making nodes (not opening them), the default devices, terminals, and the device by which
+/// who administers its network makes tunnels.
+const DEFAULT_ALLOWED: [(Kind, Option<u32>, Option<u32>, u8); 12] = [
     (Kind::Character, None, None, MKNOD),
     (Kind::Block, None, None, MKNOD),
     (Kind::Character, Some(1), Some(3), ALL), // null
@@ -59,6 +60,8 @@ const DEFAULT_ALLOWED: [(Kind, Option<u32>, Option<u32>, u8); 11] = [
     (Kind::Character, Some(5), Some(1), ALL), // console
     (Kind::Character, Some(5), Some(2), ALL), // ptmx
     (Kind::Character, Some(136), None, ALL),  // pts
+    // Programs make the node themselves, as runc and crun let them: https://github.com/opencontainers/runc/issues/4555
+    (Kind::Character, Some(10), Some(200), ALL), // net/tun
 ];
 
 /// Checks the rules of the configuration.
