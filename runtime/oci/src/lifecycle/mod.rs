@@ -16,7 +16,8 @@
 //! ```
 //!
 //! One that is being made is not waited for: what needs the lock is refused then, so that a hook of the creation that asks
-//! for it does not wait for itself. A deletion by force waits for the maker, whose process it has killed before.
+//! for it does not wait for itself; nor is one that is being deleted, while its last hooks run. A deletion by force waits
+//! for the maker, whose process it has killed before.
 //!
 //! No state is stored: it follows from the process, the two locks and the cgroup, which the kernel keeps right when a
 //! runtime is killed at any moment. A maker that dies leaves nothing that waits: the container's process ends with it
