@@ -210,12 +210,15 @@ fn a_cgroup_that_another_made_meanwhile_is_not_the_containers() {
     // One that was there before, and in which another maker is at work.
     let directory =
         cgroup.directories().into_iter().find(|directory| directory.ends_with(format!("pids{}", cgroup.path())));
-    let directory = File::open(directory.or(cgroup.directories().pop()).expect("a directory")).expect("open");
-    rustix::fs::flock(&directory, FlockOperation::LockExclusive).expect("lock");
+    let directory = directory.or(cgroup.directories().pop()).expect("a directory");
+    // Where there is one, a file that its owner alone can open.
+    let owners = File::options().write(true).open(directory.join("cgroup.kill"));
+    let held = owners.or_else(|_| File::open(directory)).expect("open");
+    rustix::fs::flock(&held, FlockOperation::LockExclusive).expect("lock");
     let error = bundle.try_create().map(drop).expect_err("somebody is there");
     assert!(chain(&error).contains("is being made in cgroup"), "{}", chain(&error));
     assert!(cgroup.exists());
-    drop(directory);
+    drop(held);
     drop(bundle.create());
     bundle.delete();
     cgroup.remove().expect("remove");
