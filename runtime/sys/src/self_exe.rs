@@ -176,7 +176,8 @@ fn remap(segment: &libc::Elf64_Phdr, file: BorrowedFd<'_>) -> io::Result<()> {
         let mapped = unsafe { libc::mmap(place, length, libc::PROT_READ | execute, how, file.as_raw_fd(), offset) };
         return if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) };
     }
-    let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // All of it is written to: in one step, and not page by page.
+    let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
     // SAFETY: new memory, at an address that the kernel chooses.
     let copy = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, how, -1, 0) };
     if copy == libc::MAP_FAILED {
