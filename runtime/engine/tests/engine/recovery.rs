@@ -411,6 +411,8 @@ pub(crate) async fn a_start_that_is_refused_harms_nobody() {
     sandbox.namespaces = Namespaces::default();
     let pod = world.run(sandbox).await;
     let id = world.start(&pod, sh("sleep 100")).await;
+    let is_sleep = |line: &String| line.ends_with("sleep 100 ") && !line.contains("-c");
+    wait_until("the shell has become its program", || world.processes().iter().any(is_sleep)).await;
     let before = (world.status(&id), world.processes());
     // Another agent with directories of its own, and the names of this one.
     let mut other = config(&world.path("other"), &world.name);

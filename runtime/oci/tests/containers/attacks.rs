@@ -197,8 +197,9 @@ fn attack(how: &str) -> (String, bool) {
     let mut capabilities = crate::world::DEFAULT_CAPABILITIES.to_vec();
     capabilities.push("CAP_SYS_PTRACE");
     let given = json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
-    let script = "mknod /tmp/tell p; echo up; read prey < /tmp/tell; exec 9< /proc/$prey/exe; echo holding
-        read over < /tmp/tell; (echo overwritten >> /proc/self/fd/9) 2>&1 && echo opened; echo tried";
+    // A pipe for each word: one could still be open to write when the second is waited for, and end without it.
+    let script = "mknod /tmp/tell p; mknod /tmp/end p; echo up; read prey < /tmp/tell; exec 9< /proc/$prey/exe
+        echo holding; read over < /tmp/end; (echo overwritten >> /proc/self/fd/9) 2>&1 && echo opened; echo tried";
     let attacker = World::shell(script).with(json!({"process": {"capabilities": given}}));
     let program = attacker.this_program();
     let before = std::fs::read(&program).expect("the program");
@@ -216,7 +217,7 @@ fn attack(how: &str) -> (String, bool) {
     live.wait_for("holding");
     drop(maker.stdin.take());
     assert!(maker.wait().expect("its end").success());
-    live.exec("echo over > /tmp/tell");
+    live.exec("echo over > /tmp/end");
     live.wait_for("tried");
     (live.output(), std::fs::read(&program).expect("the program") != before)
 }
