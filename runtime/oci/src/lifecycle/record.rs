@@ -164,8 +164,7 @@ impl ProcessRecord {
     pub(super) fn never_executed(self) -> bool {
         // PF_FORKNOEXEC of the kernel's include/linux/sched.h.
         const FORKED: u64 = 0x40;
-        let same = started_ticks(self.pid).is_ok_and(|ticks| ticks == self.started_ticks);
-        same && stat(self.pid, 9).is_ok_and(|flags| flags & FORKED != 0)
+        stat(self.pid, [9, 22]).is_ok_and(|[flags, ticks]| ticks == self.started_ticks && flags & FORKED != 0)
     }
 
     /// The process, while it lives.
@@ -189,17 +188,23 @@ impl ProcessRecord {
 }
 
 fn started_ticks(pid: i32) -> io::Result<u64> {
-    stat(pid, 22)
+    stat(pid, [22]).map(|[ticks]| ticks)
 }
 
-/// A number of /proc/PID/stat, by the field's. Source: proc_pid_stat(5); the name before the third field may have any byte
+/// Numbers of /proc/PID/stat, by their fields'. Source: proc_pid_stat(5); the name before the third field may have any byte
 /// in it.
-fn stat(pid: i32, field: usize) -> io::Result<u64> {
+fn stat<const N: usize>(pid: i32, wanted: [usize; N]) -> io::Result<[u64; N]> {
     let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
     let end = stat.iter().rposition(|byte| *byte == b')');
     let fields = end.and_then(|end| stat.get(end + 1..)).and_then(|rest| std::str::from_utf8(rest).ok());
-    let number = fields.and_then(|fields| fields.split_ascii_whitespace().nth(field.checked_sub(3)?)?.parse().ok());
-    number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no field {field}")))
+    let fields: Vec<&str> = fields.unwrap_or_default().split_ascii_whitespace().collect();
+    let mut numbers = [0; N];
+    for (number, field) in numbers.iter_mut().zip(wanted) {
+        let text = field.checked_sub(3).and_then(|at| fields.get(at)).and_then(|text| text.parse().ok());
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no field {field}"));
+        *number = text.ok_or_else(missing)?;
+    }
+    Ok(numbers)
 }
 
 /// Reads a file of a container's directory.
