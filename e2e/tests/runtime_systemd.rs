@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use portreeve_e2e::{Attempts, Bundle, Runtime, skipped, wait_until};
 use serde_json::{Value, json};
 
@@ -400,16 +401,20 @@ fn annotations_are_properties_of_the_unit() {
 #[test]
 fn a_scope_goes_with_a_maker_that_is_killed() {
     let Some(runtime) = with_systemd("a_scope_goes_with_a_maker_that_is_killed") else { return };
-    let hooks = json!({ "hooks": { "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "100"] }] } });
-    let (bundle, unit) = scoped(runtime.bundle(&["wait"]).with(hooks), "killed");
+    let bundle = runtime.bundle(&["wait"]);
+    let told = bundle.path().join("hook");
+    let script = format!("echo $$ > {told}.new; mv {told}.new {told}; exec sleep 100", told = told.display());
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+    let (bundle, unit) = scoped(bundle.with(json!({ "hooks": { "createRuntime": [hook] } })), "killed");
     let making = runtime.begin_create(&bundle, &[]);
-    wait_until("the hook runs", 20, || {
-        let active = property(&unit, "ActiveState") == "active";
-        let place = cgroup(&unit).join("container/cgroup.procs");
-        let populated = std::fs::read_to_string(place).is_ok_and(|text| !text.is_empty());
-        if active && populated { Ok(()) } else { Err(format!("active: {active}, populated: {populated}")) }
-    });
+    wait_until("the hook runs", 20, || std::fs::read_to_string(&told).map_err(|error| error.to_string()));
+    let hook = std::fs::read_to_string(&told).expect("what the hook wrote").trim_end().parse().expect("its process");
+    assert_eq!(property(&unit, "ActiveState"), "active");
+    let inside = std::fs::read_to_string(cgroup(&unit).join("container/cgroup.procs")).expect("the container's cgroup");
+    assert_ne!(inside, "");
     kill(making.pid(), Signal::SIGKILL).expect("the maker");
+    // A hook is nobody's but its maker's, and it runs on without it, as with runc.
+    kill(Pid::from_raw(hook), Signal::SIGKILL).expect("the hook");
     assert_ne!(making.finish().code, 0);
     wait_until("the unit has gone", 20, || gone(&unit));
     assert_eq!(runtime.status(&bundle).as_deref(), Some("stopped"));
