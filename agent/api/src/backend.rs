@@ -19,7 +19,7 @@ use portreeve_node::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::v1alpha1::Image;
+use crate::v1alpha1::{DiskReport, Image, ImageDetails, PruneReport};
 
 /// Why the house could not do what a client asked; each variant is one HTTP code.
 #[derive(Debug, thiserror::Error)]
@@ -182,6 +182,14 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>>;
     /// Removes an image by reference or id and says what went.
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>>;
+    /// All that is known of an image, by reference or id.
+    fn image_details<'a>(&'a self, reference: &'a str) -> Answer<'a, ImageDetails>;
+    /// Gives the image with this reference or id one more name.
+    fn tag_image<'a>(&'a self, reference: &'a str, name: &'a str) -> Answer<'a, Image>;
+    /// Removes the images that no pod and no container needs: those without a tag, or `all`.
+    fn prune_images(&self, all: bool) -> Answer<'_, PruneReport>;
+    /// What is on the disk, and what of it could go.
+    fn disk(&self) -> Answer<'_, DiskReport>;
 
     /// What would change.
     fn plan(&self, request: PlanRequest) -> Answer<'_, PlanReport>;

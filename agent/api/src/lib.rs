@@ -22,6 +22,7 @@
 pub mod age;
 pub mod backend;
 pub mod channel;
+pub mod size;
 pub mod v1alpha1;
 
 mod app;

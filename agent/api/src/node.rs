@@ -1,13 +1,15 @@
 //! The [`Backend`] that is real: a [`Node`] and the engine below it.
 
-use std::io::{self, Read};
+mod images;
+
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node as Machine, Pod};
-use portreeve_engine::image::{self, ImageRef, ProgressSink, StoreError};
+use portreeve_engine::image::ProgressSink;
 use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize, chain};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, Node, NodeError, ObjectName,
@@ -17,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
-use crate::v1alpha1::{API_VERSION, Image, ImageStatus, Meta};
+use crate::v1alpha1::{DiskReport, Image, ImageDetails, PruneReport};
 
 /// New terminal sizes that wait for the kernel.
 const RESIZE_QUEUE: usize = 4;
@@ -40,21 +42,6 @@ impl NodeBackend {
         match self.node.engine() {
             Some(engine) => Ok(engine),
             None => Err(BackendError::Unavailable("this node has no runtime".to_owned())),
-        }
-    }
-
-    /// Why an image stays, in the words of who runs pods.
-    fn told(&self, error: &StoreError) -> String {
-        let StoreError::InUse { image, container } = error else { return chain(error) };
-        let status = || self.node.engine()?.container(&container.parse().ok()?);
-        let Some(status) = status() else { return chain(error) };
-        let sandbox = self.node.engine().and_then(|engine| engine.sandbox(&status.sandbox));
-        match sandbox.map(|sandbox| sandbox.metadata) {
-            Some(pod) => format!(
-                "image {} ({image}) is in use by container {} of pod {}/{}: remove that pod's manifest first",
-                status.image, status.metadata.name, pod.namespace, pod.name
-            ),
-            None => chain(error),
         }
     }
 
@@ -196,7 +183,7 @@ impl Backend for NodeBackend {
     }
 
     fn images(&self) -> Result<Vec<Image>, BackendError> {
-        Ok(self.engine()?.images().list().iter().flat_map(images).collect())
+        Ok(self.engine()?.images().list().iter().flat_map(images::each_name).collect())
     }
 
     fn image_changes(&self) -> Signal {
@@ -204,50 +191,31 @@ impl Backend for NodeBackend {
     }
 
     fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image> {
-        async move {
-            let reference = parse_reference(reference)?;
-            let pulled = self.engine()?.images().pull(&reference, &[], Some(progress)).await;
-            // The name that was asked for comes first.
-            pulled
-                .map(|pulled| image(&pulled, name_of(&pulled)))
-                .map_err(|error| BackendError::Unavailable(chain(&error)))
-        }
-        .boxed()
+        self.pull_image(reference, progress).boxed()
     }
 
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>> {
-        async move {
-            let tar = TarReader { pieces: tar, current: Bytes::new() };
-            let loaded = self.engine()?.images().load(tar).await;
-            let loaded =
-                loaded.map_err(|error| BackendError::Invalid { message: chain(&error), causes: Vec::new() })?;
-            Ok(loaded.iter().flat_map(images).collect())
-        }
-        .boxed()
+        self.load_images(tar).boxed()
     }
 
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>> {
-        async move {
-            let store = self.engine()?.images();
-            let Some(found) = store.resolve(reference) else {
-                return Err(BackendError::NotFound(format!("image \"{reference}\" not found")));
-            };
-            // A name takes that name away; an id takes the image with all its names.
-            let by_name = reference.parse::<ImageRef>().ok().filter(|name| found.references.contains(name));
-            let store = store.clone();
-            let removed = tokio::task::spawn_blocking(move || match by_name {
-                Some(name) => store.remove(&name),
-                None => store.remove_image(&found.id),
-            })
-            .await
-            .map_err(|error| BackendError::Internal(error.to_string()))?
-            .map_err(|error| BackendError::Conflict(self.told(&error)))?;
-            let mut lines: Vec<String> =
-                removed.untagged.iter().map(|name| format!("Untagged: {}", name.familiar())).collect();
-            lines.extend(removed.deleted.map(|id| format!("Deleted: {id}")));
-            Ok(lines)
-        }
-        .boxed()
+        self.take_image_away(reference).boxed()
+    }
+
+    fn image_details<'a>(&'a self, reference: &'a str) -> Answer<'a, ImageDetails> {
+        self.details_of_image(reference).boxed()
+    }
+
+    fn tag_image<'a>(&'a self, reference: &'a str, name: &'a str) -> Answer<'a, Image> {
+        self.name_image(reference, name).boxed()
+    }
+
+    fn prune_images(&self, all: bool) -> Answer<'_, PruneReport> {
+        self.take_unneeded_away(all).boxed()
+    }
+
+    fn disk(&self) -> Answer<'_, DiskReport> {
+        self.measure_disk().boxed()
     }
 
     fn plan(&self, request: PlanRequest) -> Answer<'_, PlanReport> {
@@ -289,64 +257,11 @@ fn running(container: &ContainerHandle) -> Result<(), BackendError> {
     )))
 }
 
-fn parse_reference(text: &str) -> Result<ImageRef, BackendError> {
-    text.parse::<ImageRef>().map_err(|error| BackendError::BadRequest(format!("image {text:?}: {}", chain(&error))))
-}
-
 /// Wakes at every change of what is watched.
 fn stirs<T: Send + Sync + 'static>(changes: watch::Receiver<T>) -> Signal {
     let stirs =
         stream::unfold(changes, |mut changes| async move { changes.changed().await.ok().map(|()| ((), changes)) });
     stirs.boxed()
-}
-
-/// The first name of an image, or its id.
-fn name_of(stored: &image::Image) -> String {
-    stored.references.first().map_or_else(|| stored.id.to_string(), ImageRef::familiar)
-}
-
-/// An image under each of its names.
-fn images(stored: &image::Image) -> Vec<Image> {
-    match stored.references.as_slice() {
-        [] => vec![image(stored, stored.id.to_string())],
-        names => names.iter().map(|name| image(stored, name.familiar())).collect(),
-    }
-}
-
-fn image(stored: &image::Image, name: String) -> Image {
-    Image {
-        api_version: API_VERSION.to_owned(),
-        kind: "Image".to_owned(),
-        // Many images do not say when they were built.
-        metadata: Meta { name, creation_timestamp: Some(stored.created.unwrap_or(stored.added_at)), ..Meta::default() },
-        status: ImageStatus {
-            id: stored.id.to_string(),
-            references: stored.references.iter().map(ToString::to_string).collect(),
-            repo_digests: stored.repo_digests.clone(),
-            size_bytes: stored.size_bytes,
-            pinned: stored.pinned,
-        },
-    }
-}
-
-/// An upload as a blocking reader; read on a thread that may block.
-struct TarReader {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    current: Bytes,
-}
-
-impl Read for TarReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.current = piece?,
-                None => return Ok(0),
-            }
-        }
-        let length = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(buffer.get_mut(..length).unwrap_or_default());
-        Ok(length)
-    }
 }
 
 impl From<NodeError> for BackendError {
@@ -381,36 +296,5 @@ impl From<EngineError> for BackendError {
             EngineError::Forward { .. } => BackendError::Unavailable(text),
             _ => BackendError::Internal(text),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-
-    #[test]
-    fn an_image_is_listed_under_each_of_its_names_with_the_age_that_is_known() {
-        let added_at = "2026-01-01T00:00:00Z".parse().unwrap();
-        let mut stored = image::Image {
-            id: image::ImageId::new(image::Digest::of(b"configuration")),
-            references: ["web:1", "registry.example/web:2"].map(|name| name.parse().unwrap()).to_vec(),
-            repo_digests: Vec::new(),
-            size_bytes: 1,
-            config: Arc::default(),
-            layers: Vec::new(),
-            created: None,
-            added_at,
-            pinned: false,
-        };
-        let named: Vec<_> = images(&stored).into_iter().map(|image| image.metadata).collect();
-        assert_eq!(
-            named.iter().map(|meta| meta.name.as_str()).collect::<Vec<_>>(),
-            ["web:1", "registry.example/web:2"]
-        );
-        assert!(named.iter().all(|meta| meta.creation_timestamp == Some(added_at)), "{named:?}");
-        stored.references.clear();
-        assert_eq!(images(&stored)[0].metadata.name, stored.id.to_string());
     }
 }

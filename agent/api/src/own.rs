@@ -6,6 +6,10 @@
 //!   GET    images[/{name}]   DELETE images?reference=
 //!   POST   images/pull?reference=               ndjson of PullProgress, the last line says how it ended
 //!   POST   images/load     (a tar)              the images
+//!   GET    images/inspect?reference=            all that is known of one
+//!   POST   images/tag?reference=&name=          the image with its new name
+//!   POST   images/prune?all=                    what went
+//!   GET    disk                                 what is on it, and what of it could go
 //!   POST   plan  apply  delete  drain           JSON in, JSON out
 //!   POST   namespaces/{ns}/pods/{name}/restart
 //! ```
@@ -39,8 +43,8 @@ use crate::failure::Failure;
 use crate::params::Params;
 use crate::resources::{Answered, collection, doors, single};
 use crate::v1alpha1::{
-    API_VERSION, ApplyReport, ApplyRequest, Container, DeleteReport, DeleteRequest, DrainReport, Image, LayerView,
-    PlanReport, PlanRequest, PullProgress, Source,
+    API_VERSION, ApplyReport, ApplyRequest, Container, DeleteReport, DeleteRequest, DiskReport, DrainReport, Image,
+    ImageDetails, LayerView, PlanReport, PlanRequest, PruneReport, PullProgress, Source,
 };
 
 pub(crate) use kinds::{Mirrors, take_heartbeats};
@@ -62,6 +66,10 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images", get(images).delete(remove_image))
         .route("/images/{name}", get(image))
         .route("/images/pull", post(pull))
+        .route("/images/inspect", get(inspect))
+        .route("/images/tag", post(tag))
+        .route("/images/prune", post(prune))
+        .route("/disk", get(disk))
         .route("/images/load", post(load).layer(DefaultBodyLimit::max(MAX_TAR_BYTES)))
         .route("/plan", post(plan))
         .route("/apply", post(apply))
@@ -78,6 +86,23 @@ doors!(Image: images, image);
 async fn remove_image(State(app): State<App>, params: Params) -> Result<Json<Value>, Failure> {
     let removed = app.backend.remove_image(reference(&params)?).await?;
     Ok(Json(json!({ "removed": removed })))
+}
+
+async fn inspect(State(app): State<App>, params: Params) -> Result<Json<ImageDetails>, Failure> {
+    Ok(Json(app.backend.image_details(reference(&params)?).await?))
+}
+
+async fn tag(State(app): State<App>, params: Params) -> Result<Json<Image>, Failure> {
+    let name = params.text("name").ok_or_else(|| Failure::bad_request("name: which name does the image get?"))?;
+    Ok(Json(app.backend.tag_image(reference(&params)?, name).await?))
+}
+
+async fn prune(State(app): State<App>, params: Params) -> Result<Json<PruneReport>, Failure> {
+    Ok(Json(app.backend.prune_images(params.flag("all")?).await?))
+}
+
+async fn disk(State(app): State<App>) -> Result<Json<DiskReport>, Failure> {
+    Ok(Json(app.backend.disk().await?))
 }
 
 fn reference(params: &Params) -> Result<&str, Failure> {

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::age::age;
 use crate::failure::Failure;
 use crate::params::Params;
+use crate::size::size;
 use crate::v1alpha1::{Container, Image, Source};
 
 /// One column; those of priority 1 show in wide output only.
@@ -361,22 +362,6 @@ impl Row for Source {
     fn row_metadata(&self) -> Value {
         json!(self.metadata)
     }
-}
-
-/// Bytes with a decimal unit and three digits at most, as image sizes are given.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
-    for (unit, name) in UNITS {
-        if bytes >= unit {
-            let tenths = bytes / (unit / 10);
-            return if tenths < 1000 {
-                format!("{}.{}{name}", tenths / 10, tenths % 10)
-            } else {
-                format!("{}{name}", bytes / unit)
-            };
-        }
-    }
-    format!("{bytes}B")
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@ use jiff::Timestamp;
 pub use portreeve_node::{
     Applied, ApplyReport, DeleteReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange,
     ObjectName, PlanReport, PlanRequest, PlannedStep, PodChange, PodPlan, ProblemReport, SourceReport, SourceState,
+    StorageReport, Stored,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// The group and version, as `apiVersion` has it.
 pub const API_VERSION: &str = "portreeve.dev/v1alpha1";
@@ -130,6 +132,91 @@ pub struct ImageStatus {
     pub size_bytes: u64,
     /// Garbage collection leaves it alone.
     pub pinned: bool,
+}
+
+/// All that is known of one image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageDetails {
+    /// What lists show of it.
+    pub image: Image,
+    /// The digest of its manifest.
+    pub manifest: String,
+    /// Its layers, lowest first.
+    pub layers: Vec<ImageLayer>,
+    /// Its configuration, as it came from its registry or archive.
+    pub configuration: Box<RawValue>,
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageLayer {
+    /// The digest of its uncompressed tar.
+    pub diff_id: String,
+    /// Bytes of its files on disk.
+    pub size_bytes: u64,
+    /// The digest of what a registry has.
+    pub blob: String,
+    /// Bytes of what a registry has.
+    pub blob_bytes: u64,
+    /// What a registry has is here as well.
+    pub kept: bool,
+}
+
+/// What a removal of images that nobody needs took.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PruneReport {
+    /// Ids of the images.
+    pub images: Vec<String>,
+    /// How many layers went, those of pulls that were broken off too.
+    pub layers: u64,
+    /// Bytes of layers that are free again.
+    pub freed_bytes: u64,
+}
+
+/// What is on the disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskReport {
+    /// The images.
+    pub images: ImageStorage,
+    /// What pods have.
+    #[serde(flatten)]
+    pub pods: StorageReport,
+    /// The filesystem of the images.
+    pub filesystem: FilesystemReport,
+}
+
+/// What images take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageStorage {
+    /// How many there are.
+    pub count: u64,
+    /// How many of them are needed: by a pod, a container, or because they are pinned.
+    pub needed: u64,
+    /// Bytes of their layers, each counted once.
+    pub bytes: u64,
+    /// Bytes of the layers that no needed image has.
+    pub reclaimable_bytes: u64,
+    /// Manifests, configurations, and layers that are kept as they came.
+    pub blobs: Stored,
+}
+
+/// A filesystem.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FilesystemReport {
+    /// Its size in bytes.
+    pub capacity_bytes: u64,
+    /// Bytes that are free for us.
+    pub available_bytes: u64,
+    /// Its inodes.
+    pub inodes: u64,
+    /// Those that are free.
+    pub inodes_free: u64,
 }
 
 /// How far a pull is, one JSON document per line; the last one is `Done` or `Failed`.

@@ -80,6 +80,8 @@ pub struct Script {
     pub present: BTreeSet<String>,
     /// Images that can be pulled.
     pub in_registry: BTreeSet<String>,
+    /// How long the registry asks to be left alone after a pull that failed.
+    pub registry_pause: Option<Duration>,
 }
 
 impl Default for Script {
@@ -91,6 +93,7 @@ impl Default for Script {
             programs: BTreeMap::new(),
             present: BTreeSet::new(),
             in_registry: BTreeSet::new(),
+            registry_pause: None,
         }
     }
 }
@@ -179,6 +182,11 @@ impl FakeRuntime {
     /// Puts an image into the registry.
     pub fn publish(&self, image: &str) {
         self.world().script.in_registry.insert(image.to_owned());
+    }
+
+    /// Whom the registry refuses, it asks not to come back before that.
+    pub fn make_registry_busy(&self, pause: Duration) {
+        self.world().script.registry_pause = Some(pause);
     }
 
     /// An image comes by another way than a pull.

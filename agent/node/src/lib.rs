@@ -38,6 +38,7 @@ mod pulls;
 mod report;
 mod runtime;
 pub mod source;
+mod storage;
 mod supervisor;
 mod translate;
 mod volumes;
@@ -51,6 +52,6 @@ pub use node::{ContainerHandle, Node};
 pub use report::{
     Applied, ApplyReport, DeleteReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange,
     ObjectName, PlanReport, PlanRequest, PlannedStart, PlannedStep, PodChange, PodPlan, PodUsage, ProblemReport,
-    PullReport, SourceReport, SourceState, Usage,
+    PullReport, SourceReport, SourceState, StorageReport, Stored, Usage,
 };
 pub use runtime::{ImageFacts, PullFailure, Runtime};

@@ -29,7 +29,7 @@ use crate::history::{History, Listed, NamespacedName, REMEMBERED, Versions, Watc
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::pulls::Pulls;
-use crate::report::{PodUsage, PullReport, SourceReport, SourceState, Usage};
+use crate::report::{PodUsage, PullReport, SourceReport, SourceState, StorageReport, Usage};
 use crate::runtime::{EngineRuntime, Runtime};
 use crate::source::{DirectorySource, SourceSet};
 use crate::supervisor::{Outlook, Parts, Request, Supervisor, unwritten};
@@ -403,6 +403,14 @@ impl Node {
         }
         all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         all
+    }
+
+    /// What the pods have on the disk now. Every directory of theirs is read.
+    pub async fn storage(&self) -> StorageReport {
+        let snapshots = self.engine().map(|engine| engine.images().writable_parts()).unwrap_or_default();
+        let root = self.inner.config.root.clone();
+        let counted = tokio::task::spawn_blocking(move || crate::storage::count_blocking(&snapshots, &root));
+        counted.await.unwrap_or_default()
     }
 
     /// Makes a pod anew: its containers are stopped gracefully and started again.

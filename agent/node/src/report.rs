@@ -379,3 +379,25 @@ pub struct PodUsage {
     /// Use by container name.
     pub containers: BTreeMap<String, Usage>,
 }
+
+/// What pods have on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageReport {
+    /// The writable parts of containers.
+    pub containers: Stored,
+    /// Volumes on disk.
+    pub volumes: Stored,
+    /// The logs of pods, those that are kept after their end too.
+    pub logs: Stored,
+}
+
+/// How many of a kind there are, and what they take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stored {
+    /// How many.
+    pub count: u64,
+    /// Bytes on the filesystem.
+    pub bytes: u64,
+}

@@ -36,6 +36,8 @@ pub struct PullFailure {
     pub reason: String,
     /// The error, whole.
     pub message: String,
+    /// How long the registry asks to be left alone.
+    pub retry_after: Option<Duration>,
 }
 
 /// What the loops need of what is below them.
@@ -257,12 +259,14 @@ impl Runtime for EngineRuntime {
             let parsed: ImageRef = reference.parse().map_err(|error| PullFailure {
                 reason: "InvalidImageName".to_owned(),
                 message: portreeve_engine::chain(&error),
+                retry_after: None,
             })?;
             match self.0.images().pull(&parsed, &credentials, progress).await {
                 Ok(image) => Ok(facts(&image, &parsed)),
                 Err(error) => Err(PullFailure {
                     reason: "ErrImagePull".to_owned(),
                     message: format!("{}; {}", portreeve_engine::chain(&error), error.advice()),
+                    retry_after: error.retry_after(),
                 }),
             }
         })

@@ -437,6 +437,28 @@ async fn the_back_off_of_a_pull_goes_on_under_another_agent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_registry_that_wants_to_be_left_alone_is_also_by_another_agent() {
+    const PAUSE: Duration = Duration::from_secs(100);
+    let mut world = World::new(&pod("  containers: [{name: c, image: \"absent:1\"}]\n"));
+    world.runtime.make_registry_busy(PAUSE);
+    let attempts = |w: &World| w.node.pulls().first().map_or(0, |pull| pull.attempts);
+    world.until("it failed", |w| attempts(w) == 1).await;
+    let failed = tokio::time::Instant::now();
+    let told = world.events("Failed");
+    assert!(told.iter().any(|event| event.contains("; next try at 2026-01-01T00:01:4")), "{told:?}");
+    tokio::time::sleep(PAUSE / 2).await;
+    world.kill_agent().await;
+    world.until("it is tried again", |w| attempts(w) == 2).await;
+    assert!((PAUSE..PAUSE + Duration::from_secs(5)).contains(&failed.elapsed()), "{:?}", failed.elapsed());
+    // An edit is a reason to ask at once.
+    let before = tokio::time::Instant::now();
+    world.sets.send_replace(set(&[("p.yaml", &pod("  containers: [{name: c, image: \"absent:1\", args: [x]}]\n"))]));
+    world.until("it is tried at once", |w| attempts(w) == 1).await;
+    assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_that_came_by_another_way_is_not_waited_for_by_another_agent() {
     let container = |policy: &str| format!("  containers: [{{name: c, image: \"absent:1\", {policy}}}]\n");
     for (policy, pulled) in [("imagePullPolicy: IfNotPresent", false), ("imagePullPolicy: Always", true)] {

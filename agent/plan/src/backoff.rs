@@ -33,9 +33,10 @@ pub fn crash_backoff(before: Option<Duration>, ran: Duration) -> Duration {
 }
 
 /// When a failed pull or container start may be tried again: 10 s after the first failure,
-/// doubling to 5 min.
+/// doubling to 5 min, and not earlier than who refused wants.
 pub fn retry_at(failure: &Failure) -> Timestamp {
-    after(failure.at, doubled(FIRST, LONGEST, failure.attempts))
+    let own = after(failure.at, doubled(FIRST, LONGEST, failure.attempts));
+    failure.not_before.map_or(own, |wanted| own.max(wanted))
 }
 
 /// When a failed step of the node's own may be tried again: 1 s, doubling to 1 min.

@@ -237,6 +237,9 @@ pub struct Failure {
     pub reason: String,
     /// The error, whole.
     pub message: String,
+    /// Whoever refused asks to be left alone until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
 }
 
 /// What a [`Failure`] was about: the kind of the step that failed.

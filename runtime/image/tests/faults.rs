@@ -291,6 +291,39 @@ async fn too_many_requests_and_broken_servers_are_worth_another_try() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_asks_for_a_pause_gets_it() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let busy = |status| Answer::status(status).header("Retry-After", "1");
+    for path in ["/v2/".to_owned(), "/v2/r/manifests/x".to_owned(), format!("/v2/r/blobs/{}", layout.layers[0])] {
+        let (server, reference) = serve(&layout);
+        server.before(&path, [busy(429), busy(503)]);
+        let begun = Instant::now();
+        pull(&reference, &[]).await.unwrap();
+        let asked = server.requests().iter().filter(|request| request.path == path).count();
+        assert_eq!(asked, 3, "{path}: {:?}", server.requests());
+        let took = begun.elapsed();
+        assert!((Duration::from_secs(2)..Duration::from_secs(10)).contains(&took), "{path}: {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pause_that_is_too_long_fails_the_pull_at_once_and_is_told() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    for path in ["/v2/".to_owned(), "/v2/r/manifests/x".to_owned(), format!("/v2/r/blobs/{}", layout.layers[0])] {
+        for status in [429, 503] {
+            let (server, reference) = serve(&layout);
+            server.replace(&path, Answer::status(status).header("Retry-After", "3600"));
+            let begun = Instant::now();
+            let error = pull(&reference, &[]).await.unwrap_err();
+            assert_eq!((error.retry(), error.retry_after()), (Retry::Later, Some(Duration::from_secs(3600))));
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            let asked = server.requests().iter().filter(|request| request.path == path).count();
+            assert_eq!(asked, 1, "{path}");
+        }
+    }
+}
+
 /// An error and all its causes, as a person reads them.
 fn chain(error: &dyn Error) -> String {
     match error.source() {

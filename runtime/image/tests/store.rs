@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portreeve_image::{Config, Image, KeepBlobs, LoadError, SnapshotError, Store, StoreError};
+use portreeve_image::{Config, Image, KeepBlobs, LoadError, SnapshotError, Store, StoreError, Unneeded};
 use support::{Layout, Pack, Tar, pack, store, tree, two_layers};
 
 /// A docker-archive of one image, made by hand.
@@ -75,12 +75,12 @@ async fn what_a_container_stands_on_is_never_removed() {
     assert!(store.remove_image(&image.id).is_err());
     assert_eq!(store.image(&image.id).unwrap().references.len(), 1, "nothing changed");
     // The collector asks the snapshots itself, whatever its caller forgot.
-    let freed = store.gc(&BTreeSet::new());
+    let freed = store.gc(Unneeded::All, &BTreeSet::new()).unwrap();
     assert_eq!(freed.images, std::slice::from_ref(&other.id));
     assert!(snapshot.lower.iter().all(|l| l.is_dir()));
     store.remove_snapshot("c1").unwrap();
-    assert!(store.gc(&BTreeSet::from([image.id.clone()])).images.is_empty());
-    let freed = store.gc(&BTreeSet::new());
+    assert!(store.gc(Unneeded::All, &BTreeSet::from([image.id.clone()])).unwrap().images.is_empty());
+    let freed = store.gc(Unneeded::All, &BTreeSet::new()).unwrap();
     assert_eq!((freed.images, freed.layers), (vec![image.id], 2));
     assert!(freed.bytes >= 300_000);
     assert_eq!(layer_dirs(root.path()), 0);
@@ -304,7 +304,7 @@ async fn a_preloaded_image_is_pinned_until_its_file_is_gone() {
     let by_name = |name: &str| loaded.iter().find(|p| p.file == preload.join(name)).unwrap();
     assert!(by_name("bad.tar").result.is_err());
     assert!(by_name("good.tar.gz").result.as_ref().unwrap()[0].pinned);
-    assert!(store.gc(&BTreeSet::new()).images.is_empty());
+    assert!(store.gc(Unneeded::All, &BTreeSet::new()).unwrap().images.is_empty());
     drop((loaded, store));
     // The next start reads no unchanged file again; this one could not be read.
     let store = Store::open(config()).unwrap();
@@ -315,7 +315,7 @@ async fn a_preloaded_image_is_pinned_until_its_file_is_gone() {
     assert!(store.preload().await.iter().any(|p| p.result.is_ok()));
     fs::remove_file(preload.join("good.tar.gz")).unwrap();
     store.preload().await;
-    assert_eq!(store.gc(&BTreeSet::new()).images.len(), 1);
+    assert_eq!(store.gc(Unneeded::All, &BTreeSet::new()).unwrap().images.len(), 1);
 }
 
 #[tokio::test]
@@ -354,9 +354,76 @@ async fn usage_counts_shared_layers_once() {
     let store = store(root.path());
     let image = load(&store, &two_layers(), "a", "1").await;
     load(&store, &two_layers(), "b", "2").await;
-    let usage = store.usage().unwrap();
-    assert_eq!((usage.layers, usage.layer_bytes), (2, image.size_bytes));
+    let more = Tar::new().dir("./", 0o755).file("more", &[7; 5000]).bytes();
+    let big = load(&store, &[two_layers(), vec![more]].concat(), "c", "3").await;
+    let usage = store.usage(&BTreeSet::new()).unwrap();
+    assert_eq!((usage.images, usage.images_needed, usage.layers), (3, 0, 3));
+    assert_eq!((usage.layer_bytes, usage.reclaimable_bytes), (big.size_bytes, big.size_bytes));
     assert!(usage.capacity_bytes > usage.available_bytes && usage.inodes > 0);
+    let blobs: Vec<u64> = fs::read_dir(root.path().join("blobs/sha256"))
+        .unwrap()
+        .map(|blob| blob.unwrap().metadata().unwrap().len())
+        .collect();
+    assert_eq!((usage.blobs, usage.blob_bytes), (blobs.len() as u64, blobs.iter().sum()));
+    // What is needed by a container or its caller's word is not to be had back, nor what it shares.
+    store.snapshot("c1", &image).unwrap();
+    let usage = store.usage(&BTreeSet::new()).unwrap();
+    assert_eq!((usage.images_needed, usage.reclaimable_bytes), (1, big.size_bytes - image.size_bytes));
+    let usage = store.usage(&BTreeSet::from([big.id])).unwrap();
+    assert_eq!((usage.images_needed, usage.reclaimable_bytes), (2, 0));
+}
+
+#[tokio::test]
+async fn a_tag_moves_and_what_it_leaves_without_a_name_can_be_collected() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let name = |text: &str| text.parse::<portreeve_image::ImageRef>().unwrap();
+    let old = load(&store, &two_layers(), "web:1", "1").await;
+    let other = load(&store, &two_layers(), "db:1", "2").await;
+    // One more name.
+    let tagged = store.tag(&old.id, &name("web:stable")).unwrap().unwrap();
+    assert_eq!(tagged.references, [name("web:1"), name("web:stable")]);
+    assert!(store.gc(Unneeded::Untagged, &BTreeSet::new()).unwrap().images.is_empty());
+    // A name that another image had.
+    store.tag(&other.id, &name("web:stable")).unwrap();
+    assert_eq!(store.lookup(&name("web:stable")).unwrap().id, other.id);
+    assert_eq!(store.image(&old.id).unwrap().references, [name("web:1")]);
+    let new = load(&store, &[two_layers(), two_layers()].concat(), "web:1", "3").await;
+    assert!(store.image(&old.id).unwrap().references.is_empty());
+    // What names are is kept.
+    drop(store);
+    let store = support::store(root.path());
+    assert_eq!(store.lookup(&name("web:stable")).unwrap().id, other.id);
+    let freed = store.gc(Unneeded::Untagged, &BTreeSet::from([old.id.clone()])).unwrap();
+    assert!(freed.images.is_empty(), "somebody needs it");
+    let freed = store.gc(Unneeded::Untagged, &BTreeSet::new()).unwrap();
+    assert_eq!((freed.images, freed.layers), (vec![old.id.clone()], 0), "its layers are the others' too");
+    assert_eq!(store.list().len(), 2);
+    // What cannot be tagged.
+    let pinned = name("web").with_digest(new.id.digest().clone());
+    assert!(matches!(store.tag(&new.id, &pinned), Err(StoreError::NoTag { .. })));
+    assert!(store.tag(&old.id, &name("web:2")).unwrap().is_none());
+    assert!(store.lookup(&name("web:2")).is_none());
+}
+
+#[tokio::test]
+async fn details_are_the_configuration_as_it_came_and_each_layer_in_both_forms() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &two_layers(), "a", "note").await;
+    let details = store.details(&image.id).unwrap().unwrap();
+    assert_eq!(portreeve_image::Digest::of(&details.configuration), *image.id.digest());
+    assert_eq!(details.image.references, image.references);
+    let tars = two_layers();
+    assert_eq!(details.layers.len(), tars.len());
+    for (layer, tar) in details.layers.iter().zip(&tars) {
+        let digest = portreeve_image::Digest::of(tar);
+        assert_eq!((&layer.diff_id, &layer.blob, layer.blob_bytes), (&digest, &digest, tar.len() as u64));
+        assert!(layer.kept && layer.size_bytes > 0);
+    }
+    assert_eq!(details.layers.iter().map(|layer| layer.size_bytes).sum::<u64>(), image.size_bytes);
+    store.remove_image(&image.id).unwrap();
+    assert!(store.details(&image.id).unwrap().is_none());
 }
 
 #[tokio::test]

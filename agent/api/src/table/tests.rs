@@ -145,15 +145,6 @@ fn an_image_shows_a_short_id_and_a_readable_size() {
 }
 
 #[test]
-fn sizes_have_three_digits_at_most() {
-    for (bytes, text) in
-        [(999, "999B"), (1_000, "1.0kB"), (99_950, "99.9kB"), (123_456, "123kB"), (1_250_000_000, "1.2GB")]
-    {
-        assert_eq!(size(bytes), text);
-    }
-}
-
-#[test]
 fn a_client_gets_the_first_form_it_accepts_that_is_known() {
     let form = |accept: &str| {
         let headers = HeaderMap::from_iter([(ACCEPT, accept.parse().unwrap())]);

@@ -13,12 +13,13 @@ use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use portreeve_api::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
-use portreeve_api::v1alpha1::{Image, ImageStatus, Meta};
+use portreeve_api::v1alpha1::{DiskReport, Image, ImageDetails, ImageStatus, Meta, PruneReport};
 use portreeve_engine::image::{Phase, Progress, ProgressSink};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Deleted, History, Listed, ManifestFile, NamespacedName, ObjectName,
     PlanReport, PlanRequest, PodUsage, SourceReport, SourceState, Usage, Versions, Watch, WatchError,
 };
+use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 
@@ -347,6 +348,30 @@ impl Backend for Fake {
             "busybox" => Ok(vec!["Untagged: busybox:latest".into()]),
             other => Err(BackendError::NotFound(format!("image {other:?} not found"))),
         })
+    }
+
+    fn image_details<'a>(&'a self, reference: &'a str) -> Answer<'a, ImageDetails> {
+        boxed(match reference {
+            "busybox" => Ok(ImageDetails {
+                image: image(),
+                manifest: "sha256:2".into(),
+                layers: Vec::new(),
+                configuration: RawValue::from_string("{ \"os\":  \"linux\" }".into()).unwrap(),
+            }),
+            other => Err(BackendError::NotFound(format!("image {other:?} not found"))),
+        })
+    }
+
+    fn tag_image<'a>(&'a self, _reference: &'a str, name: &'a str) -> Answer<'a, Image> {
+        boxed(Ok(named(name)))
+    }
+
+    fn prune_images(&self, all: bool) -> Answer<'_, PruneReport> {
+        boxed(Ok(PruneReport { images: vec!["sha256:1".into()], layers: u64::from(all), freed_bytes: 7 }))
+    }
+
+    fn disk(&self) -> Answer<'_, DiskReport> {
+        boxed(Ok(DiskReport::default()))
     }
 
     fn plan(&self, _request: PlanRequest) -> Answer<'_, PlanReport> {

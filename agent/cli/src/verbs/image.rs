@@ -1,4 +1,6 @@
-//! `image pull|ls|load|rm`.
+//! `image pull|ls|inspect|history|tag|load|rm|prune`.
+
+mod inspect;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -18,8 +20,11 @@ use tokio::io::AsyncReadExt;
 use super::client::{Client, TABLE, empty, pieces, with_query};
 use super::get;
 use super::output::{self, Columns, Table, cell};
+use super::system::{self, PruneArgs};
 
-const IMAGES: &str = "/apis/portreeve.dev/v1alpha1/images";
+pub(super) use inspect::Document;
+
+pub(super) const IMAGES: &str = "/apis/portreeve.dev/v1alpha1/images";
 /// How much of a tar is read at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -47,12 +52,44 @@ enum ImageVerb {
         #[arg(short, long, value_enum)]
         output: Option<get::Format>,
     },
+    /// Print all that is known of images, as docker and podman do
+    Inspect {
+        /// The images, by name or id
+        #[arg(required = true, value_name = "IMAGE")]
+        references: Vec<String>,
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "json")]
+        output: Document,
+    },
+    /// Tell how an image was made, the last step first, and what each step added
+    History {
+        /// The image, by name or id
+        #[arg(value_name = "IMAGE")]
+        reference: String,
+        /// Print commands whole
+        #[arg(long)]
+        no_trunc: bool,
+        /// How to print
+        #[arg(short, long, value_enum)]
+        output: Option<Document>,
+    },
+    /// Give an image one more name, which leaves the image that it was on
+    Tag {
+        /// The image, by name or id
+        #[arg(value_name = "IMAGE")]
+        reference: String,
+        /// The name, with a tag or for the tag `latest`
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
     /// Load images from a tar: an OCI layout or what docker save writes
     Load {
         /// The tar, also compressed; - for standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Remove images that no pod and no container needs
+    Prune(PruneArgs),
     /// Remove an image, by name or id
     #[command(visible_alias = "remove")]
     Rm {
@@ -66,6 +103,15 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
     match args.verb {
         ImageVerb::Pull { reference, progress } => pull(client, &reference, progress).await?,
         ImageVerb::Ls { output } => list(client, output).await?,
+        ImageVerb::Inspect { references, output } => inspect::inspect(client, &references, output).await?,
+        ImageVerb::History { reference, no_trunc, output } => {
+            inspect::history(client, &reference, no_trunc, output).await?;
+        }
+        ImageVerb::Tag { reference, name } => {
+            let path = with_query(&format!("{IMAGES}/tag"), &[("reference", &reference), ("name", &name)]);
+            let _tagged: Image = client.request(Method::POST, &path, "application/json", empty()).await?.json().await?;
+        }
+        ImageVerb::Prune(args) => return system::prune(client, &args).await,
         ImageVerb::Load { file } => load(client, file).await?,
         ImageVerb::Rm { references } => remove(client, &references).await?,
     }

@@ -17,6 +17,7 @@ pub(crate) mod manifests;
 mod operate;
 mod output;
 mod plan;
+mod system;
 mod target;
 pub(crate) mod terminal;
 mod top;
@@ -41,7 +42,7 @@ pub(crate) struct Connection {
     #[arg(long, value_name = "PATH", global = true, conflicts_with = "run")]
     pub(crate) socket: Option<PathBuf>,
     /// How long the agent may take to answer, e.g. 5s; 0 means as long as it takes; streams last, once they have begun
-    /// [default: 30s; drain, image load and image rm: as long as it takes]
+    /// [default: 30s; drain, system, image load, prune and rm: as long as it takes]
     #[arg(long, value_name = "DURATION", global = true, value_parser = timeout)]
     pub(crate) request_timeout: Option<Duration>,
 }
@@ -114,8 +115,10 @@ pub(crate) enum Verb {
     Apply(apply::ApplyArgs),
     /// Remove objects that apply has written
     Delete(apply::DeleteArgs),
-    /// Pull, list, load and remove images
+    /// Pull, load, list, inspect, tag, remove and prune images
     Image(image::ImageArgs),
+    /// Tell what is on the disk, and remove what nobody needs
+    System(system::SystemArgs),
 }
 
 /// Runs a verb to its end; the exit code is the verb's own answer.
@@ -142,6 +145,7 @@ pub(crate) fn run(verb: Verb, connection: &Connection) -> anyhow::Result<ExitCod
             Verb::Apply(args) => apply::apply(&client, args).await,
             Verb::Delete(args) => apply::delete(&client, args).await,
             Verb::Image(args) => image::run(&client, args).await,
+            Verb::System(args) => system::run(&client, args).await,
         }
     });
     // A thread may still wait for the terminal; the process does not wait for it.

@@ -332,7 +332,11 @@ impl Runtime for FakeRuntime {
                     reference: reference.to_owned(),
                     size_bytes: 1,
                 }),
-                Err(error) => Err(PullFailure { reason: "ErrImagePull".to_owned(), message: error.to_string() }),
+                Err(error) => Err(PullFailure {
+                    reason: "ErrImagePull".to_owned(),
+                    message: error.to_string(),
+                    retry_after: self.world().script.registry_pause,
+                }),
             }
         })
     }

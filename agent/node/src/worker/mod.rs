@@ -497,7 +497,7 @@ fn next_failure(
     let attempts = before
         .filter(|before| before.generation == desired.generation)
         .map_or(1, |before| before.attempts.saturating_add(1));
-    Failure { at, attempts, generation: desired.generation, reason: reason.to_owned(), message }
+    Failure { at, attempts, generation: desired.generation, reason: reason.to_owned(), message, not_before: None }
 }
 
 /// An engine's error in the words of a container's reason.

@@ -126,6 +126,7 @@ impl Node {
             generation: self.desired.generation,
             reason: reason.to_owned(),
             message: "it said no".to_owned(),
+            not_before: None,
         }
     }
 

@@ -140,6 +140,7 @@ fn a_wait_says_what_it_means() {
         generation: 1,
         reason: "FailedCreatePodSandBox".to_owned(),
         message: "no".to_owned(),
+        not_before: None,
     };
     node.observed.failures.insert(Attempted::Sandbox, failure);
     assert_eq!(kinds(&node), [WaitKind::Retry]);

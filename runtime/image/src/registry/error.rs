@@ -54,7 +54,9 @@ pub enum RegistryError {
         /// The HTTP status.
         status: u16,
         /// What the registry said, shortened.
-        message: String,
+        message: Box<str>,
+        /// For how many seconds it asks to be left alone (`Retry-After`).
+        retry_after: Option<u32>,
     },
     /// More bytes than any honest answer has.
     #[error("answer of {url} has more than {limit} bytes")]
@@ -94,6 +96,8 @@ impl RegistryError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Transfer { .. } | Self::TooSlow { .. } => true,
+            // One that asked for more patience than a request has is asked again another day.
+            Self::Status { retry_after: Some(_), .. } => false,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             _ => false,
         }

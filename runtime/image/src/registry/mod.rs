@@ -11,6 +11,7 @@ mod body;
 mod challenge;
 mod error;
 mod names;
+mod patience;
 mod realm;
 mod session;
 

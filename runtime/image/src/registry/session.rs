@@ -18,7 +18,7 @@ use crate::{
         Registries, RegistryError,
         body::{Body, Pieces},
         challenge::{self, Challenge},
-        realm,
+        patience, realm,
     },
     text::shown,
 };
@@ -86,11 +86,12 @@ impl Session {
             return Ok(RegistryAuth::Bearer(token.reveal().to_owned()));
         }
         let url = format!("{}/v2/", self.base);
-        let answer = self.http.get(&url).send().await;
-        let answer = answer.map_err(|e| RegistryError::from_request(&url, e))?;
+        let answer = patience::send(&url, self.http.get(&url)).await?;
         match answer.status() {
             StatusCode::UNAUTHORIZED => {}
-            status if status.is_server_error() => return Err(self.complaint(url, answer).await),
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                return Err(self.complaint(url, answer).await);
+            }
             // Even a 404 here says nothing about the repository.
             _ => return Ok(RegistryAuth::Anonymous),
         }
@@ -102,7 +103,7 @@ impl Session {
                 };
                 let request = self.http.get(&url);
                 let request = request.basic_auth(&login.username, Some(login.password.reveal()));
-                let answer = request.send().await.map_err(|e| RegistryError::from_request(&url, e))?;
+                let answer = patience::send(&url, request).await?;
                 if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                     return Err(self.complaint(url, answer).await);
                 }
@@ -132,7 +133,7 @@ impl Session {
         if let Some(login) = &self.credential {
             request = request.basic_auth(&login.username, Some(login.password.reveal()));
         }
-        let answer = request.send().await.map_err(|e| RegistryError::from_request(&asked, e))?;
+        let answer = patience::send(&asked, request).await?;
         if !answer.status().is_success() {
             return Err(self.complaint(asked, answer).await);
         }
@@ -162,7 +163,7 @@ impl Session {
         let url = format!("{}/v2/{}/manifests/{name}", self.base, self.reference.repository());
         let mut request = self.http.get(&url).header(ACCEPT, manifest::ACCEPT);
         request = self.authorize(request);
-        let answer = request.send().await.map_err(|e| RegistryError::from_request(&url, e))?;
+        let answer = patience::send(&url, request).await?;
         if answer.status() != StatusCode::OK {
             return Err(self.complaint(url, answer).await);
         }
@@ -187,7 +188,7 @@ impl Session {
     async fn try_blob(&self, blob: &Descriptor, offset: u64) -> Result<(Pieces, bool), RegistryError> {
         let url = format!("{}/v2/{}/blobs/{}", self.base, self.reference.repository(), blob.digest);
         let request = self.authorize(self.http.get(&url)).header(RANGE, format!("bytes={offset}-"));
-        let answer = request.send().await.map_err(|e| RegistryError::from_request(&url, e))?;
+        let answer = patience::send(&url, request).await?;
         let from_beginning = match answer.status() {
             StatusCode::OK => true,
             StatusCode::PARTIAL_CONTENT => false,
@@ -211,7 +212,8 @@ impl Session {
 
     /// A refusal, with what the registry said for a person.
     async fn complaint(&self, url: String, answer: reqwest::Response) -> RegistryError {
-        let status = answer.status();
+        let (status, retry_after) = (answer.status(), patience::asked_for(&answer));
+        let retry_after = retry_after.and_then(|pause| pause.as_secs().try_into().ok());
         let body = self.body(&url, answer).beginning(MAX_COMPLAINT).await;
         let told = serde_json::from_slice::<OciEnvelope>(&body).ok();
         let told = told.and_then(|envelope| envelope.errors.into_iter().map(|e| e.message).find(|m| !m.is_empty()));
@@ -220,7 +222,7 @@ impl Session {
             "" => status.canonical_reason().unwrap_or("no reason given").to_lowercase(),
             _ => message,
         };
-        RegistryError::Status { url, status: status.as_u16(), message }
+        RegistryError::Status { url, status: status.as_u16(), message: message.into(), retry_after }
     }
 
     fn may_have_expired(&self, error: &RegistryError) -> bool {

@@ -1,6 +1,6 @@
 //! What can go wrong in the store, and what to do about it.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{digest::Digest, image::ImageId, layer::LayerError, registry::RegistryError};
 
@@ -227,6 +227,12 @@ pub enum StoreError {
     /// The registry client cannot be made.
     #[error("setting up the registry client")]
     Client(#[source] RegistryError),
+    /// A name with a digest says itself which image it means.
+    #[error("{name} has a digest: an image is tagged with a name and a tag")]
+    NoTag {
+        /// The name.
+        name: String,
+    },
     /// The image is under a container.
     #[error("image {image} is in use by container {container}")]
     InUse {
@@ -303,6 +309,17 @@ impl PullError {
         }
     }
 
+    /// How long the registry asks to be left alone before it is asked again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Registry { source: RegistryError::Status { retry_after, .. }, .. } => {
+                retry_after.map(|seconds| Duration::from_secs(seconds.into()))
+            }
+            _ => None,
+        }
+    }
+
     /// What a person can do about it, in one sentence.
     #[must_use]
     pub fn advice(&self) -> &'static str {
@@ -313,6 +330,9 @@ impl PullError {
             }
             Self::CannotConnect { .. } => {
                 "check the registry's address, that it runs, and for plain HTTP that it is listed as insecure"
+            }
+            Self::Registry { source: RegistryError::Status { status: 429, .. }, .. } => {
+                "wait: the registry limits how much is pulled, often less for those who log in"
             }
             Self::Registry { .. } => "look at the registry's own log",
             Self::Platform { .. } => "build or choose an image for this machine's architecture",

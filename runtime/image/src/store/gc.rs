@@ -11,7 +11,7 @@ use crate::{
     reference::ImageRef,
     store::{
         Inner, StoreError,
-        catalog::State,
+        catalog::{Record, State},
         layers::read_layer_at,
         layout::{Layout, Staging, entries, name_of},
         snapshot,
@@ -27,6 +27,15 @@ pub struct Removed {
     pub deleted: Option<ImageId>,
     /// Bytes of layers that are free again.
     pub freed_bytes: u64,
+}
+
+/// Which images [`Store::gc`](crate::Store::gc) looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unneeded {
+    /// All that nobody needs.
+    All,
+    /// Those of them that have lost their last tag: what a newer image of the same name leaves behind.
+    Untagged,
 }
 
 /// What [`Store::gc`](crate::Store::gc) did.
@@ -71,11 +80,7 @@ impl Inner {
         self.take_names(id, |names| names.names().cloned().collect())
     }
 
-    fn take_names(
-        &self,
-        id: &ImageId,
-        choose: impl FnOnce(&super::catalog::Record) -> Vec<ImageRef>,
-    ) -> Result<Removed, StoreError> {
+    fn take_names(&self, id: &ImageId, choose: impl FnOnce(&Record) -> Vec<ImageRef>) -> Result<Removed, StoreError> {
         if !self.catalog.read().images.contains_key(id) {
             return Ok(Removed::default());
         }
@@ -99,28 +104,21 @@ impl Inner {
         Ok(removed)
     }
 
-    pub(crate) fn gc(&self, in_use: &BTreeSet<ImageId>) -> Freed {
+    pub(crate) fn gc(&self, which: Unneeded, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {
         let layout = &self.catalog.layout;
-        let done = self.catalog.change(|state| {
+        let (images, swept) = self.catalog.change(|state| {
             let mut needed = in_use.clone();
             needed.extend(snapshot::users(layout)?.into_iter().map(|(_, image)| image));
-            let unused = |id: &ImageId, pinned: bool| !pinned && !needed.contains(id);
-            let images: Vec<ImageId> = state
-                .images
-                .values()
-                .filter(|e| unused(&e.record.id, e.record.pinned))
-                .map(|e| e.record.id.clone())
-                .collect();
+            let goes = |record: &Record| {
+                let looked_at = which == Unneeded::All || record.references.is_empty();
+                looked_at && !record.pinned && !needed.contains(&record.id)
+            };
+            let images: Vec<ImageId> =
+                state.images.values().filter(|e| goes(&e.record)).map(|e| e.record.id.clone()).collect();
             state.images.retain(|id, _| !images.contains(id));
             Ok((images, sweep(layout, state)))
-        });
-        match done {
-            Ok((images, swept)) => Freed { images, layers: swept.layers, bytes: swept.bytes },
-            Err(error) => {
-                tracing::debug!(%error, "images could not be collected");
-                Freed::default()
-            }
-        }
+        })?;
+        Ok(Freed { images, layers: swept.layers, bytes: swept.bytes })
     }
 }
 

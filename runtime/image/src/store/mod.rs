@@ -18,6 +18,7 @@
 
 mod catalog;
 mod config;
+mod details;
 mod error;
 mod gc;
 mod layers;
@@ -30,9 +31,10 @@ mod pull;
 mod redirect;
 mod snapshot;
 mod sync;
+mod usage;
 mod view;
 
-use std::{collections::BTreeSet, fs::File, io::Read, sync::Arc};
+use std::{collections::BTreeSet, fs::File, io::Read, path::PathBuf, sync::Arc};
 
 use nix::fcntl::Flock;
 
@@ -53,10 +55,12 @@ use layers::{LayerLocks, PlaceError, read_layer};
 use sync::Syncer;
 
 pub use config::{Config, KeepBlobs};
+pub use details::{Details, LayerDetails};
 pub use error::{LoadError, PullError, Retry, SnapshotError, StoreError};
-pub use gc::{Freed, Removed};
+pub use gc::{Freed, Removed, Unneeded};
 pub use preload::Preloaded;
 pub use snapshot::Snapshot;
+pub use usage::Usage;
 
 /// The images of this machine. Clones share one store.
 #[derive(Debug, Clone)]
@@ -89,23 +93,6 @@ struct NewImage {
     blobs: BTreeSet<Digest>,
     config: ImageConfig,
     pinned: bool,
-}
-
-/// What the store uses, and what its filesystem has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Bytes of all unpacked layers.
-    pub layer_bytes: u64,
-    /// Unpacked layers.
-    pub layers: u64,
-    /// Size of the filesystem in bytes.
-    pub capacity_bytes: u64,
-    /// Bytes that are free on it for us.
-    pub available_bytes: u64,
-    /// Inodes of the filesystem.
-    pub inodes: u64,
-    /// Free inodes.
-    pub inodes_free: u64,
 }
 
 impl Store {
@@ -253,34 +240,50 @@ impl Store {
         self.inner.snapshots()
     }
 
-    /// Removes every image that is neither in `in_use`, nor pinned, nor under a snapshot, nor being
-    /// pulled, and every layer that no image has. Blocks on the disk.
-    pub fn gc(&self, in_use: &BTreeSet<ImageId>) -> Freed {
-        self.inner.gc(in_use)
+    /// The writable directories of all snapshots; none when they cannot be listed.
+    #[must_use]
+    pub fn writable_parts(&self) -> Vec<PathBuf> {
+        let directory = self.inner.catalog.layout.snapshots();
+        self.snapshots().unwrap_or_default().iter().map(|id| directory.join(id).join("upper")).collect()
     }
 
-    /// What the store uses, and what its filesystem has left. Reads one small file per layer.
+    /// Gives an image one more tag, which leaves the image it was on; `None` when the image is not here.
+    /// Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the name has a digest, which says what it means and cannot be given, or the disk refuses.
+    pub fn tag(&self, id: &ImageId, name: &ImageRef) -> Result<Option<Image>, StoreError> {
+        if name.digest().is_some() {
+            return Err(StoreError::NoTag { name: name.to_string() });
+        }
+        self.inner.add_names(id, Some(name.clone()), None, [])
+    }
+
+    /// All that is known of an image, with its configuration as it came; `None` when it is not here. Blocks on
+    /// the disk.
+    ///
+    /// # Errors
+    /// When its documents cannot be read.
+    pub fn details(&self, id: &ImageId) -> Result<Option<Details>, StoreError> {
+        self.inner.details(id)
+    }
+
+    /// Removes the images of `which` that are neither in `in_use`, nor pinned, nor under a snapshot, nor being
+    /// pulled, and every layer that no image has. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses; nothing is gone then.
+    pub fn gc(&self, which: Unneeded, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {
+        self.inner.gc(which, in_use)
+    }
+
+    /// What the store uses, and what its filesystem has left. Reads one small file per layer. `in_use` are
+    /// images that are needed besides those under snapshots and the pinned ones.
     ///
     /// # Errors
     /// When the filesystem cannot be asked.
-    pub fn usage(&self) -> Result<Usage, StoreError> {
-        let root = self.inner.catalog.layout.root();
-        let stat = nix::sys::statvfs::statvfs(root).map_err(|e| StoreError::Io {
-            operation: "asking the filesystem of",
-            path: root.to_owned(),
-            source: e.into(),
-        })?;
-        let layers: BTreeSet<Digest> =
-            self.inner.catalog.read().images.values().flat_map(|e| e.record.layers.clone()).collect();
-        let sizes = layers.iter().filter_map(|l| read_layer(&self.inner.catalog.layout, l));
-        Ok(Usage {
-            layer_bytes: sizes.map(|l| l.size_bytes).sum(),
-            layers: layers.len() as u64,
-            capacity_bytes: stat.blocks() * stat.fragment_size(),
-            available_bytes: stat.blocks_available() * stat.fragment_size(),
-            inodes: stat.files(),
-            inodes_free: stat.files_available(),
-        })
+    pub fn usage(&self, in_use: &BTreeSet<ImageId>) -> Result<Usage, StoreError> {
+        self.inner.usage(in_use)
     }
 }
 
@@ -338,14 +341,14 @@ impl Inner {
         &self,
         id: &ImageId,
         tag: Option<ImageRef>,
-        pinned_to: ImageRef,
+        pinned_to: Option<ImageRef>,
         documents: impl IntoIterator<Item = Digest>,
     ) -> Result<Option<Image>, StoreError> {
         {
             let state = self.catalog.read();
             let Some(entry) = state.images.get(id) else { return Ok(None) };
             let named = tag.iter().all(|t| entry.record.references.contains(t));
-            if named && entry.record.repo_digests.contains(&pinned_to) {
+            if named && pinned_to.iter().all(|p| entry.record.repo_digests.contains(p)) {
                 return Ok(Some(self.catalog.image(entry)));
             }
         }
@@ -353,7 +356,7 @@ impl Inner {
             let Some(entry) = state.images.get(id) else { return Ok(None) };
             let mut entry = entry.clone();
             entry.record.references.extend(tag);
-            entry.record.repo_digests.insert(pinned_to);
+            entry.record.repo_digests.extend(pinned_to);
             entry.record.blobs.extend(documents);
             let image = self.catalog.image(&entry);
             state.insert(entry);

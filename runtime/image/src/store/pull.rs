@@ -190,7 +190,7 @@ impl Pull {
             for (digest, bytes) in &documents {
                 inner.catalog.layout.write_blob(digest, bytes)?;
             }
-            inner.add_names(&id, tag, pinned_to, documents.into_iter().map(|(d, _)| d))
+            inner.add_names(&id, tag, Some(pinned_to), documents.into_iter().map(|(d, _)| d))
         });
         done.await?.map_err(|e| self.place_error(None, PlaceError::Store(e)))
     }

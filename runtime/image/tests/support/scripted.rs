@@ -103,6 +103,13 @@ impl Scripted {
         self.script.lock().unwrap().answers.insert(path.to_owned(), vec![answer]);
     }
 
+    /// These come before what was said already.
+    pub fn before(&self, path: &str, answers: impl IntoIterator<Item = Answer>) {
+        let mut script = self.script.lock().unwrap();
+        let list = script.answers.entry(path.to_owned()).or_default();
+        list.splice(..0, answers);
+    }
+
     pub fn requests(&self) -> Vec<Request> {
         self.script.lock().unwrap().requests.clone()
     }

@@ -143,7 +143,8 @@ impl Worker {
             }
             Err(error) => {
                 let now = self.shared.clock.now();
-                let failure = next_failure(before.as_ref(), &desired, now, &error.reason, error.message.clone());
+                let mut failure = next_failure(before.as_ref(), &desired, now, &error.reason, error.message.clone());
+                failure.not_before = error.retry_after.and_then(|pause| now.checked_add(pause).ok());
                 let next = pulls::next_try(&failure);
                 self.shared.pulls.failed(&self.uid.0, &image.0, &failure);
                 let named = |image: &String| {

@@ -1,0 +1,247 @@
+//! What the doors ask of the image store.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+
+use bytes::{Buf, Bytes};
+use portreeve_engine::chain;
+use portreeve_engine::image::{self, ImageId, ImageRef, ProgressSink, Store, StoreError, Unneeded};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use super::NodeBackend;
+use crate::backend::BackendError;
+use crate::v1alpha1::{
+    API_VERSION, DiskReport, FilesystemReport, Image, ImageDetails, ImageLayer, ImageStatus, ImageStorage, Meta,
+    PruneReport, Stored,
+};
+
+impl NodeBackend {
+    pub(super) async fn pull_image(&self, reference: &str, progress: ProgressSink) -> Result<Image, BackendError> {
+        let reference = parse_reference(reference)?;
+        let pulled = self.engine()?.images().pull(&reference, &[], Some(progress)).await;
+        // The name that was asked for comes first.
+        let pulled = pulled.map_err(|error| BackendError::Unavailable(chain(&error)))?;
+        Ok(view(&pulled, name_of(&pulled)))
+    }
+
+    pub(super) async fn load_images(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Result<Vec<Image>, BackendError> {
+        let tar = TarReader { pieces: tar, current: Bytes::new() };
+        let loaded = self.engine()?.images().load(tar).await;
+        let loaded = loaded.map_err(|error| BackendError::Invalid { message: chain(&error), causes: Vec::new() })?;
+        Ok(loaded.iter().flat_map(each_name).collect())
+    }
+
+    pub(super) async fn take_image_away(&self, reference: &str) -> Result<Vec<String>, BackendError> {
+        let found = self.find(reference)?;
+        // A name takes that name away; an id takes the image with all its names.
+        let by_name = reference.parse::<ImageRef>().ok().filter(|name| found.references.contains(name));
+        let removed = self.with_store(move |store| match by_name {
+            Some(name) => store.remove(&name),
+            None => store.remove_image(&found.id),
+        });
+        let removed = removed.await?.map_err(|error| BackendError::Conflict(self.told(&error)))?;
+        let mut lines: Vec<String> =
+            removed.untagged.iter().map(|name| format!("Untagged: {}", name.familiar())).collect();
+        lines.extend(removed.deleted.map(|id| format!("Deleted: {id}")));
+        Ok(lines)
+    }
+
+    pub(super) async fn details_of_image(&self, reference: &str) -> Result<ImageDetails, BackendError> {
+        let found = self.find(reference)?;
+        let details = self.with_store(move |store| store.details(&found.id)).await?.map_err(internal)?;
+        let details = details.ok_or_else(|| absent(reference))?;
+        let configuration = String::from_utf8(details.configuration).map_err(internal)?;
+        let layers = details.layers.iter().map(|layer| ImageLayer {
+            diff_id: layer.diff_id.to_string(),
+            size_bytes: layer.size_bytes,
+            blob: layer.blob.to_string(),
+            blob_bytes: layer.blob_bytes,
+            kept: layer.kept,
+        });
+        Ok(ImageDetails {
+            image: view(&details.image, name_of(&details.image)),
+            manifest: details.manifest.to_string(),
+            layers: layers.collect(),
+            configuration: RawValue::from_string(configuration).map_err(internal)?,
+        })
+    }
+
+    pub(super) async fn name_image(&self, reference: &str, name: &str) -> Result<Image, BackendError> {
+        let found = self.find(reference)?;
+        let name = parse_reference(name)?;
+        let given = name.clone();
+        let tagged = self.with_store(move |store| store.tag(&found.id, &given)).await?;
+        let tagged = tagged.map_err(|error| match error {
+            StoreError::NoTag { .. } => BackendError::BadRequest(chain(&error)),
+            _ => internal(error),
+        })?;
+        let tagged = tagged.ok_or_else(|| absent(reference))?;
+        Ok(view(&tagged, name.familiar()))
+    }
+
+    pub(super) async fn take_unneeded_away(&self, all: bool) -> Result<PruneReport, BackendError> {
+        let wanted = self.wanted()?;
+        let which = if all { Unneeded::All } else { Unneeded::Untagged };
+        let freed = self.with_store(move |store| store.gc(which, &wanted)).await?.map_err(internal)?;
+        Ok(PruneReport {
+            images: freed.images.iter().map(ToString::to_string).collect(),
+            layers: freed.layers as u64,
+            freed_bytes: freed.bytes,
+        })
+    }
+
+    pub(super) async fn measure_disk(&self) -> Result<DiskReport, BackendError> {
+        let wanted = self.wanted()?;
+        let usage = self.with_store(move |store| store.usage(&wanted)).await?.map_err(internal)?;
+        Ok(DiskReport {
+            images: ImageStorage {
+                count: usage.images,
+                needed: usage.images_needed,
+                bytes: usage.layer_bytes,
+                reclaimable_bytes: usage.reclaimable_bytes,
+                blobs: Stored { count: usage.blobs, bytes: usage.blob_bytes },
+            },
+            pods: self.node.storage().await,
+            filesystem: FilesystemReport {
+                capacity_bytes: usage.capacity_bytes,
+                available_bytes: usage.available_bytes,
+                inodes: usage.inodes,
+                inodes_free: usage.inodes_free,
+            },
+        })
+    }
+
+    /// The images that the pods of this node name, whether a container stands on them already or not.
+    fn wanted(&self) -> Result<BTreeSet<ImageId>, BackendError> {
+        let store = self.engine()?.images();
+        let pods = self.node.pods();
+        let names = pods.items.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| {
+            let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+            let volumes =
+                spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
+            containers.filter_map(|container| container.image.as_deref()).chain(volumes)
+        });
+        Ok(names.filter_map(|name| store.lookup(&name.parse().ok()?)).map(|image| image.id).collect())
+    }
+
+    fn find(&self, reference: &str) -> Result<image::Image, BackendError> {
+        self.engine()?.images().resolve(reference).ok_or_else(|| absent(reference))
+    }
+
+    /// Does what blocks on the disk.
+    async fn with_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let store = self.engine()?.images().clone();
+        tokio::task::spawn_blocking(move || work(&store)).await.map_err(internal)
+    }
+
+    /// Why an image stays, in the words of who runs pods.
+    fn told(&self, error: &StoreError) -> String {
+        let StoreError::InUse { image, container } = error else { return chain(error) };
+        let status = || self.node.engine()?.container(&container.parse().ok()?);
+        let Some(status) = status() else { return chain(error) };
+        let sandbox = self.node.engine().and_then(|engine| engine.sandbox(&status.sandbox));
+        match sandbox.map(|sandbox| sandbox.metadata) {
+            Some(pod) => format!(
+                "image {} ({image}) is in use by container {} of pod {}/{}: remove that pod's manifest first",
+                status.image, status.metadata.name, pod.namespace, pod.name
+            ),
+            None => chain(error),
+        }
+    }
+}
+
+fn absent(reference: &str) -> BackendError {
+    BackendError::NotFound(format!("image \"{reference}\" not found"))
+}
+
+fn internal(error: impl std::error::Error) -> BackendError {
+    BackendError::Internal(chain(&error))
+}
+
+fn parse_reference(text: &str) -> Result<ImageRef, BackendError> {
+    text.parse::<ImageRef>().map_err(|error| BackendError::BadRequest(format!("image {text:?}: {}", chain(&error))))
+}
+
+/// The first name of an image, or its id.
+fn name_of(stored: &image::Image) -> String {
+    stored.references.first().map_or_else(|| stored.id.to_string(), ImageRef::familiar)
+}
+
+/// An image under each of its names.
+pub(super) fn each_name(stored: &image::Image) -> Vec<Image> {
+    match stored.references.as_slice() {
+        [] => vec![view(stored, stored.id.to_string())],
+        names => names.iter().map(|name| view(stored, name.familiar())).collect(),
+    }
+}
+
+fn view(stored: &image::Image, name: String) -> Image {
+    Image {
+        api_version: API_VERSION.to_owned(),
+        kind: "Image".to_owned(),
+        // Many images do not say when they were built.
+        metadata: Meta { name, creation_timestamp: Some(stored.created.unwrap_or(stored.added_at)), ..Meta::default() },
+        status: ImageStatus {
+            id: stored.id.to_string(),
+            references: stored.references.iter().map(ToString::to_string).collect(),
+            repo_digests: stored.repo_digests.clone(),
+            size_bytes: stored.size_bytes,
+            pinned: stored.pinned,
+        },
+    }
+}
+
+/// An upload as a blocking reader; read on a thread that may block.
+struct TarReader {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl Read for TarReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.current = piece?,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(buffer.get_mut(..length).unwrap_or_default());
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_listed_under_each_of_its_names_with_the_age_that_is_known() {
+        let added_at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut stored = image::Image {
+            id: image::ImageId::new(image::Digest::of(b"configuration")),
+            references: ["web:1", "registry.example/web:2"].map(|name| name.parse().unwrap()).to_vec(),
+            repo_digests: Vec::new(),
+            size_bytes: 1,
+            config: Arc::default(),
+            layers: Vec::new(),
+            created: None,
+            added_at,
+            pinned: false,
+        };
+        let named: Vec<_> = each_name(&stored).into_iter().map(|image| image.metadata).collect();
+        assert_eq!(
+            named.iter().map(|meta| meta.name.as_str()).collect::<Vec<_>>(),
+            ["web:1", "registry.example/web:2"]
+        );
+        assert!(named.iter().all(|meta| meta.creation_timestamp == Some(added_at)), "{named:?}");
+        stored.references.clear();
+        assert_eq!(each_name(&stored)[0].metadata.name, stored.id.to_string());
+    }
+}

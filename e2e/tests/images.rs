@@ -1,0 +1,182 @@
+//! Images on the command line of a real agent.
+
+use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, skipped_without_root};
+use serde_json::{Value, json};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn pod(name: &str, image: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+         - {{name: main, image: '{image}', imagePullPolicy: IfNotPresent, command: [sleep, '1000']}}\n"
+    )
+}
+
+/// The configuration that docker-registry's and skopeo's users would see, by skopeo itself.
+fn seen_by_skopeo(world: &World, reference: &str, what: &[&str]) -> Value {
+    let mut command = world.command("skopeo");
+    let output = command
+        .arg("inspect")
+        .args(what)
+        .args(["--tls-verify=false", &format!("docker://{reference}")])
+        .output()
+        .expect("skopeo is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    json(&String::from_utf8_lossy(&output.stdout))
+}
+
+#[test]
+fn inspect_and_history_tell_what_other_tools_tell_of_the_same_image() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("inspect");
+    let registry = Registry::start(&world, 5040);
+    let reference = registry.push(&Image::pause(world.home(), "local/pause:1"), "pause:1");
+    let agent = Agent::start(&world);
+    agent.client(&["image", "pull", &reference]).ok();
+    let theirs = seen_by_skopeo(&world, &reference, &[]);
+    let configuration = seen_by_skopeo(&world, &reference, &["--config"]);
+
+    let all = json(&agent.client(&["image", "inspect", &reference]).ok());
+    let image = &all[0];
+    assert_eq!(all.as_array().unwrap().len(), 1);
+    assert_eq!(image["Digest"], theirs["Digest"]);
+    assert_eq!(image["RepoTags"], json!([reference]));
+    let name = reference.rsplit_once(':').unwrap().0;
+    assert_eq!(image["RepoDigests"], json!([format!("{name}@{}", theirs["Digest"].as_str().unwrap())]));
+    assert_eq!(image["Config"], configuration["config"]);
+    assert_eq!(image["Config"]["Cmd"], json!(["sleep", "1000000"]));
+    assert_eq!(image["RootFS"]["Layers"], configuration["rootfs"]["diff_ids"]);
+    assert_eq!((&image["Os"], &image["Architecture"]), (&theirs["Os"], &theirs["Architecture"]));
+    assert_eq!(image["Layers"][0]["Blob"], theirs["Layers"][0]);
+    let manifest = seen_by_skopeo(&world, &reference, &["--raw"]);
+    assert_eq!(image["Layers"][0]["BlobSize"], manifest["layers"][0]["size"]);
+    assert_eq!(image["Layers"][0]["BlobKept"], false);
+    let id = image["Id"].as_str().unwrap();
+    // By any of its names, and several at once; as YAML, too.
+    let short = &id["sha256:".len()..][..12];
+    let both = json(&agent.client(&["image", "inspect", short, id]).ok());
+    assert_eq!(both, json!([image, image]));
+    assert!(agent.client(&["image", "inspect", "-o", "yaml", short]).ok().starts_with("- "));
+    let absent = agent.client(&["image", "inspect", "nothing:here"]);
+    assert!(absent.code == 1 && absent.stderr.contains("\"nothing:here\" not found"), "{absent:?}");
+
+    let history = agent.client(&["image", "history", &reference]).ok();
+    let lines: Vec<&str> = history.lines().collect();
+    assert!(lines[0].starts_with("CREATED") && lines[0].contains("CREATED BY"), "{history}");
+    assert_eq!(lines.len(), 1 + image["Layers"].as_array().unwrap().len(), "{history}");
+    let steps = json(&agent.client(&["image", "history", "-o", "json", &reference]).ok());
+    assert_eq!(steps[0]["sizeBytes"], image["Size"]);
+}
+
+#[test]
+fn a_tag_is_a_name_that_pods_can_use_and_what_loses_its_last_one_can_be_pruned() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("tags");
+    let agent = Agent::with_busybox(&world);
+    agent.client(&["image", "tag", BUSYBOX, "test.local/other:2"]).ok();
+    agent.client(&["image", "tag", BUSYBOX, "test.local/latest"]).ok();
+    let names = agent.client(&["image", "ls", "-o", "name"]).ok();
+    for name in [BUSYBOX, "test.local/other:2", "test.local/latest:latest"] {
+        assert!(names.lines().any(|line| line == name), "{name} in {names}");
+    }
+    agent.drop_manifest("a.yaml", &pod("a", "test.local/other:2"));
+    agent.wait_ready("a");
+    for (arguments, problem) in [
+        (["image", "tag", "nothing:1", "x"], "\"nothing:1\" not found"),
+        (["image", "tag", BUSYBOX, "Not A Name"], "Not A Name"),
+        (["image", "tag", BUSYBOX, &format!("x@sha256:{}", "a".repeat(64))], "has a digest"),
+    ] {
+        let refused = agent.client(&arguments);
+        assert!(refused.code == 1 && refused.stderr.contains(problem), "{refused:?}");
+    }
+
+    // A second image takes the name of the first of two.
+    let load = |files: &[(&str, &str)]| {
+        let image = Image::busybox_with(world.home(), "test.local/moved:1", files);
+        agent.client(&["image", "load", image.tar.to_str().unwrap()]).ok();
+        json(&agent.client(&["image", "inspect", "test.local/moved:1"]).ok())[0]["Id"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (load(&[("a", "1")]), load(&[("a", "2")]));
+    assert_ne!(first, second);
+    let unsure = agent.client(&["image", "prune"]);
+    assert!(unsure.code == 1 && unsure.stderr.contains("--force"), "{unsure:?}");
+    let pruned = agent.client(&["image", "prune", "--force"]).ok();
+    assert!(pruned.contains(&format!("Deleted: {first}")) && !pruned.contains(&second), "{pruned}");
+    // What is tagged, runs, or is wanted by a pod stays; busybox itself is preloaded, and so pinned.
+    let pruned = agent.client(&["system", "prune", "--all", "--force"]).ok();
+    assert!(pruned.contains(&format!("Deleted: {second}")), "{pruned}");
+    assert!(pruned.lines().last().unwrap().starts_with("Total reclaimed space: "), "{pruned}");
+    let left = agent.client(&["image", "ls", "-o", "name"]).ok();
+    assert_eq!(left.lines().count(), 3, "{left}");
+    agent.wait_ready("a");
+}
+
+#[test]
+fn an_image_that_a_pod_names_is_not_pruned_before_its_container_is_there() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("wanted");
+    let agent = Agent::start(&world);
+    let image = Image::busybox(world.home(), BUSYBOX);
+    agent.client(&["image", "load", image.tar.to_str().unwrap()]).ok();
+    // Its container is never made.
+    let never = pod("a", BUSYBOX).replace("command:", "volumeMounts: [{name: v, mountPath: /v}], command:")
+        + "  volumes:\n  - {name: v, hostPath: {path: /does/not/exist, type: Directory}}\n";
+    agent.drop_manifest("a.yaml", &never);
+    agent.wait_pod("a", "waits for its volume", |pod| pod["status"]["phase"] == "Pending");
+    let pruned = agent.client(&["image", "prune", "-af"]).ok();
+    assert_eq!(pruned, "Total reclaimed space: 0B\n");
+    agent.remove_manifest("a.yaml");
+    agent.wait_gone("a");
+    let pruned = agent.client(&["image", "prune", "-af"]).ok();
+    assert!(pruned.starts_with("Deleted: sha256:"), "{pruned}");
+    assert_eq!(agent.client(&["image", "ls", "-o", "name"]).ok(), "");
+}
+
+#[test]
+fn df_tells_what_is_on_the_disk_and_what_could_go() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("df");
+    let agent = Agent::with_busybox(&world);
+    let disk = || json(&agent.client(&["system", "df", "-o", "json"]).ok());
+    let before = disk();
+    assert_eq!((&before["images"]["count"], &before["images"]["needed"]), (&json!(1), &json!(1)), "it is pinned");
+    assert_eq!(before["images"]["reclaimableBytes"], 0);
+    assert_eq!(before["containers"], json!({ "count": 0, "bytes": 0 }));
+    let image = Image::busybox_with(world.home(), "test.local/unused:1", &[("a", "1")]);
+    agent.client(&["image", "load", image.tar.to_str().unwrap()]).ok();
+    let manifest = pod("a", BUSYBOX)
+        .replace("command: [sleep, '1000']", "volumeMounts: [{name: v, mountPath: /v}], command: [sh, -c, WRITE]")
+        .replace("WRITE", "'dd if=/dev/zero of=/own bs=1M count=3; dd if=/dev/zero of=/v/file bs=1M count=5; touch /v/done; sleep 1000'")
+        + "  volumes: [{name: v, emptyDir: {}}]\n";
+    agent.drop_manifest("a.yaml", &manifest);
+    agent.wait_ready("a");
+    portreeve_e2e::wait_until("the container writes", 20, || {
+        let written = agent.client(&["exec", "a", "--", "ls", "/v/done"]);
+        if written.code == 0 { Ok(()) } else { Err(written.stderr) }
+    });
+    let after = disk();
+    assert_eq!((&after["images"]["count"], &after["images"]["needed"]), (&json!(2), &json!(1)));
+    let unused = json(&agent.client(&["image", "inspect", "test.local/unused:1"]).ok());
+    assert_eq!(after["images"]["reclaimableBytes"], unused[0]["Size"]);
+    for (kind, mebibytes) in [("containers", 3), ("volumes", 5)] {
+        assert_eq!(after[kind]["count"], 1, "{after}");
+        let bytes = after[kind]["bytes"].as_u64().unwrap();
+        assert!((mebibytes << 20..(mebibytes + 1) << 20).contains(&bytes), "{kind}: {bytes}");
+    }
+    assert_eq!(after["logs"]["count"], 1);
+    assert!(after["filesystem"]["availableBytes"].as_u64() > Some(0));
+    let table = agent.client(&["system", "df"]).ok();
+    let rows: Vec<&str> = table.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(rows[..6], ["TYPE", "Images", "Image", "Containers", "Volumes", "Logs"], "{table}");
+    assert!(table.lines().any(|line| line.starts_with("Images ") && line.ends_with("%)")), "{table}");
+}
