@@ -180,3 +180,52 @@ fn df_tells_what_is_on_the_disk_and_what_could_go() {
     assert_eq!(rows[..6], ["TYPE", "Images", "Image", "Containers", "Volumes", "Logs"], "{table}");
     assert!(table.lines().any(|line| line.starts_with("Images ") && line.ends_with("%)")), "{table}");
 }
+
+#[test]
+fn a_pods_image_comes_from_the_mirror_that_has_it_and_its_events_say_so() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("mirror");
+    let (empty, mirror) = (Registry::start(&world, 5041), Registry::start(&world, 5042));
+    mirror.push(&Image::busybox(world.home(), "local/box:1"), "team/box:1");
+    let hosts = world.path("certs.d");
+    std::fs::create_dir_all(hosts.join("registry.test")).unwrap();
+    let file = format!("server = 'http://{}'\n[host.'http://{}']\n", mirror.host(), empty.host());
+    std::fs::write(hosts.join("registry.test/hosts.toml"), &file).unwrap();
+    let conf = world.path("registries.conf");
+    let agent = Agent::start_with(
+        &world,
+        &["--registry-hosts", hosts.to_str().unwrap(), "--registries-conf", conf.to_str().unwrap()],
+    );
+    agent.drop_manifest("a.yaml", &pod("a", "registry.test/team/box:1"));
+    agent.wait_ready("a");
+    let events = agent.client(&["describe", "pod", "a"]).ok();
+    let line = events.lines().find(|line| line.contains("Successfully pulled image")).unwrap_or_default();
+    let (from, before) =
+        (format!("from {} (before: {}: ", mirror.host(), empty.host()), "does not exist in its registry");
+    assert!(line.contains(&from) && line.contains(before), "{events}");
+    assert_eq!(agent.client(&["image", "ls", "-o", "name"]).ok(), "registry.test/team/box:1\n");
+
+    // What podman's users have written counts where nothing of containerd's does, and a change at once.
+    let table = |location: &str| {
+        let text = format!("[[registry]]\nprefix = 'podman.test'\nlocation = '{location}'\n");
+        std::fs::write(&conf, text).unwrap();
+    };
+    table(&empty.host());
+    let absent = agent.client(&["image", "pull", "podman.test/team/box:1"]);
+    assert!(absent.code == 1 && absent.stderr.contains("does not exist in its registry"), "{absent:?}");
+    table(&mirror.host());
+    let pulled = agent.client(&["image", "pull", "podman.test/team/box:1"]).ok();
+    assert!(pulled.starts_with("podman.test/team/box:1 podman.test/team/box@sha256:"), "{pulled}");
+    // A person sees which host it was.
+    let shown = agent.client(&["image", "pull", "--progress", "registry.test/team/box:1"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    std::fs::write(&conf, "[[registry]\n").unwrap();
+    let broken = agent.client(&["image", "pull", "podman.test/team/box:1"]);
+    let told = format!("{}: line 1: ", conf.display());
+    assert!(
+        broken.code == 1 && broken.stderr.contains(&told) && broken.stderr.contains("mend that file"),
+        "{broken:?}"
+    );
+}

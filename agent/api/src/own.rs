@@ -44,7 +44,7 @@ use crate::params::Params;
 use crate::resources::{Answered, collection, doors, single};
 use crate::v1alpha1::{
     API_VERSION, ApplyReport, ApplyRequest, Container, DeleteReport, DeleteRequest, DiskReport, DrainReport, Image,
-    ImageDetails, LayerView, PlanReport, PlanRequest, PruneReport, PullProgress, Source,
+    ImageDetails, LayerView, PlanReport, PlanRequest, PruneReport, PullProgress, Source, TriedHost,
 };
 
 pub(crate) use kinds::{Mirrors, take_heartbeats};
@@ -184,7 +184,9 @@ fn step(progress: &Progress) -> PullProgress {
             present: layer.present,
         })
         .collect();
-    PullProgress::Fetching { layers }
+    let tried = progress.tried.iter();
+    let tried = tried.map(|tried| TriedHost { host: tried.host.clone(), problem: tried.problem.clone() }).collect();
+    PullProgress::Fetching { layers, host: progress.host.clone(), tried }
 }
 
 fn json_line<T: Serialize>(value: &T) -> Bytes {

@@ -229,6 +229,12 @@ pub enum PullProgress {
     Fetching {
         /// Every layer, lowest first.
         layers: Vec<LayerView>,
+        /// The host that has the image.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// Hosts that were asked in vain, in order.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tried: Vec<TriedHost>,
     },
     /// It is in the store.
     Done {
@@ -240,6 +246,16 @@ pub enum PullProgress {
         /// The chain of reasons.
         message: String,
     },
+}
+
+/// A host that was asked for an image in vain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TriedHost {
+    /// Host and port.
+    pub host: String,
+    /// What was wrong.
+    pub problem: String,
 }
 
 /// One layer of a pull.

@@ -22,6 +22,8 @@ pub(crate) use file::KEYS;
 pub(crate) const DEFAULT_RUN: &str = "/run/portreeve";
 const DEFAULT_ROOT: &str = "/var/lib/portreeve";
 const DEFAULT_MANIFESTS: &str = "/etc/portreeve/manifests";
+const DEFAULT_REGISTRY_HOSTS: &str = "/etc/containerd/certs.d";
+const DEFAULT_REGISTRIES_CONF: &str = "/etc/containers/registries.conf";
 const DEFAULT_LISTEN: &str = "127.0.0.1:9580";
 
 /// What a flag, an environment variable or a key of the file may say; nothing is required.
@@ -89,6 +91,15 @@ pub(crate) struct Settings {
     #[arg(long = "registry-ca", value_name = "FILE", env = "PORTREEVE_REGISTRY_CA", value_delimiter = ',')]
     #[serde(deserialize_with = "file::paths")]
     pub(crate) registry_cas: Vec<PathBuf>,
+    /// Directory that says as containerd's does where registries and their mirrors are, read anew for each pull
+    /// [default: /etc/containerd/certs.d]
+    #[arg(long, value_name = "DIR", env = "PORTREEVE_REGISTRY_HOSTS")]
+    #[serde(deserialize_with = "file::path")]
+    pub(crate) registry_hosts: Option<PathBuf>,
+    /// File that says the same as podman's does [default: /etc/containers/registries.conf]
+    #[arg(long, value_name = "FILE", env = "PORTREEVE_REGISTRIES_CONF")]
+    #[serde(deserialize_with = "file::path")]
+    pub(crate) registries_conf: Option<PathBuf>,
     /// How lines of the log look [default: text]
     #[arg(long, value_name = "FORMAT", env = "PORTREEVE_LOG_FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
@@ -128,6 +139,8 @@ pub(crate) struct Config {
     pub(crate) preload: Option<PathBuf>,
     pub(crate) insecure_registries: Vec<String>,
     pub(crate) registry_cas: Vec<PathBuf>,
+    pub(crate) registry_hosts: PathBuf,
+    pub(crate) registries_conf: PathBuf,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
 }
@@ -182,6 +195,8 @@ impl Settings {
             preload: self.preload.or(other.preload),
             insecure_registries: list(self.insecure_registries, other.insecure_registries),
             registry_cas: list(self.registry_cas, other.registry_cas),
+            registry_hosts: self.registry_hosts.or(other.registry_hosts),
+            registries_conf: self.registries_conf.or(other.registries_conf),
             log_format: self.log_format.or(other.log_format),
             log: self.log.or(other.log),
         }
@@ -222,6 +237,8 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         preload: settings.preload.map(absolute).transpose()?,
         insecure_registries: settings.insecure_registries,
         registry_cas: settings.registry_cas,
+        registry_hosts: absolute(settings.registry_hosts.unwrap_or_else(|| DEFAULT_REGISTRY_HOSTS.into()))?,
+        registries_conf: absolute(settings.registries_conf.unwrap_or_else(|| DEFAULT_REGISTRIES_CONF.into()))?,
         log_format: settings.log_format.unwrap_or(LogFormat::Text),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
     })
@@ -248,7 +265,12 @@ impl Config {
     /// What is there and can never be what it should, with its key. What is not there (yet) is no error: a
     /// directory of manifests or images may be mounted later.
     pub(crate) fn check_places(&self) -> anyhow::Result<()> {
-        for (key, directory) in [("manifests", Some(&self.manifests)), ("preload", self.preload.as_ref())] {
+        let directories = [
+            ("manifests", Some(&self.manifests)),
+            ("preload", self.preload.as_ref()),
+            ("registryHosts", Some(&self.registry_hosts)),
+        ];
+        for (key, directory) in directories {
             if let Some(directory) = directory.filter(|directory| directory.exists() && !directory.is_dir()) {
                 bail!("{key}: {} is a file; name the directory that it lies in", directory.display());
             }
@@ -346,12 +368,14 @@ mod tests {
     fn every_key_of_the_file_is_read() {
         let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
-                    insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nlogFormat: json\nlog: debug\n";
+                    insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
+                    registriesConf: /c.conf\nlogFormat: json\nlog: debug\n";
         let config = config(text, Settings::default());
         assert_eq!(config.pod_cidr.unwrap().to_string(), "10.1.0.0/24");
         assert_eq!(config.node_labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         assert_eq!(config.log_format, LogFormat::Json);
         assert_eq!(config.insecure_registries, ["r:5000"]);
+        assert_eq!([config.registry_hosts, config.registries_conf], ["/h", "/c.conf"].map(PathBuf::from));
     }
 
     #[test]

@@ -48,12 +48,14 @@ impl Pulls {
         credentials: Vec<Credential>,
     ) -> Result<ImageFacts, PullFailure> {
         let (sink, progress) = watch::channel(Progress::default());
-        self.show(&uid, &image, Some(Shown::Running(progress)));
+        self.show(&uid, &image, Some(Shown::Running(progress.clone())));
         let _shown = Hide { pulls: &self, uid: &uid, image: &image };
         // A name that is no reference has no registry to wait for: the pull says so.
         let registry = image.parse::<ImageRef>().map(|name| name.registry().to_owned()).unwrap_or_default();
         let _slot = self.slots.take(&registry).await;
-        runtime.pull(&image, credentials, Some(sink)).await
+        let mut facts = runtime.pull(&image, credentials, Some(sink)).await?;
+        facts.way = way(&progress.borrow());
+        Ok(facts)
     }
 
     /// Notes that a pull failed, until the pod is gone or the next try begins.
@@ -80,6 +82,13 @@ impl Pulls {
         }
         reports.into_values().collect()
     }
+}
+
+/// Where an image came from, when others were asked before.
+fn way(progress: &Progress) -> Option<String> {
+    let tried: Vec<String> = progress.tried.iter().map(|tried| format!("{}: {}", tried.host, tried.problem)).collect();
+    let host = progress.host.as_ref().filter(|_| !tried.is_empty())?;
+    Some(format!("from {host} (before: {})", tried.join("; ")))
 }
 
 fn report(image: &str, shown: &Shown) -> PullReport {

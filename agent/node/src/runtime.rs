@@ -26,6 +26,8 @@ pub struct ImageFacts {
     pub reference: String,
     /// Bytes of its layers.
     pub size_bytes: u64,
+    /// After a pull: where it came from, when that was not the first host that was asked.
+    pub way: Option<String>,
 }
 
 /// Why a pull failed, in the kubelet's words.
@@ -137,6 +139,7 @@ fn facts(image: &portreeve_engine::image::Image, reference: &ImageRef) -> ImageF
         user: user.filter(|user| !user.is_empty()),
         reference: reference.to_string(),
         size_bytes: image.size_bytes,
+        way: None,
     }
 }
 

@@ -116,9 +116,14 @@ impl Credential {
         Ok(found)
     }
 
+    /// It names no registry.
+    pub(crate) fn is_for_any(&self) -> bool {
+        self.server.is_empty()
+    }
+
     /// Whether it is meant for `registry/repository`; longer paths are more exact.
     pub(crate) fn matches(&self, registry: &str, repository: &str) -> Option<usize> {
-        if self.server.is_empty() {
+        if self.is_for_any() {
             return Some(0);
         }
         let server = self.server.as_str();

@@ -41,6 +41,19 @@ pub struct Progress {
     pub phase: Phase,
     /// Every layer, lowest first; empty while resolving.
     pub layers: Vec<LayerProgress>,
+    /// The host that has the image.
+    pub host: Option<String>,
+    /// Hosts that were asked in vain, in order, and what was wrong there.
+    pub tried: Vec<Tried>,
+}
+
+/// A host that was asked in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// Host and port.
+    pub host: String,
+    /// What was wrong.
+    pub problem: String,
 }
 
 impl Progress {

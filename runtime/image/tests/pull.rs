@@ -4,10 +4,10 @@
 
 mod support;
 
-use std::{fs, io::Write as _, path::Path, process::Command};
+use std::{fs, io::Write as _};
 
 use portreeve_image::{Config, Credential, Digest, Phase, Progress, PullError, Retry, Store};
-use support::{Layout, Pack, Registry, Tar, arch, config_json, free_port, skopeo, store, tree, two_layers};
+use support::{Authority, Layout, Pack, Registry, Tar, arch, config_json, free_port, skopeo, store, tree, two_layers};
 use tokio::sync::watch;
 
 #[tokio::test]
@@ -301,59 +301,9 @@ async fn a_tag_that_moves_leaves_the_older_image_behind() {
 #[tokio::test]
 async fn https_wants_a_certificate_that_a_given_authority_signed() {
     let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).display().to_string();
-    let openssl = |args: &[&str]| {
-        let output = Command::new("openssl").args(args).current_dir(dir.path()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    openssl(&[
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=test ca",
-        "-addext",
-        "basicConstraints=critical,CA:TRUE",
-    ]);
-    openssl(&[
-        "req",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "key.pem",
-        "-out",
-        "csr.pem",
-        "-subj",
-        "/CN=localhost",
-    ]);
-    fs::write(dir.path().join("ext"), "subjectAltName=DNS:registry.test,IP:127.0.0.1\n").unwrap();
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "csr.pem",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        "ext",
-        "-out",
-        "cert.pem",
-    ]);
-    let registry = Registry::with_tls(Path::new(&path("cert.pem")), Path::new(&path("key.pem")));
+    let authority = Authority::new();
+    authority.issue("cert", "subjectAltName=DNS:registry.test,IP:127.0.0.1\n");
+    let registry = Registry::with_tls(&authority.file("cert.pem"), &authority.file("cert.key"));
     let layout = Layout::new(&two_layers(), Pack::Gzip);
     registry.push(layout.dir.path(), "tls", &[]);
     // 127.0.0.1 is spoken to in the clear, so the registry needs a name: another address of this machine.
@@ -374,32 +324,15 @@ async fn https_wants_a_certificate_that_a_given_authority_signed() {
     let error = stranger.pull(&named, &[login], None).await.unwrap_err();
     assert!(matches!(&error, PullError::CannotConnect { .. }), "{error:?}");
     assert!(!registry.log().contains("/token"), "{}", registry.log());
-    let trusting = Config { ca_files: vec![dir.path().join("ca.pem")], ..Config::new(dir.path().join("trusting")) };
+    let trusting = Config { ca_files: vec![authority.file("ca.pem")], ..Config::new(dir.path().join("trusting")) };
     let error = Store::open(trusting).unwrap().pull(&reference, &[], None).await.unwrap_err();
     // The certificate does not name this address: signed is not enough.
     assert!(matches!(&error, PullError::CannotConnect { .. }), "{error:?}");
-    fs::write(dir.path().join("ext"), format!("subjectAltName=IP:{address},IP:127.0.0.1\n")).unwrap();
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "csr.pem",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        "ext",
-        "-out",
-        "cert2.pem",
-    ]);
-    let named = Registry::with_tls(Path::new(&path("cert2.pem")), Path::new(&path("key.pem")));
+    authority.issue("named", &format!("subjectAltName=IP:{address},IP:127.0.0.1\n"));
+    let named = Registry::with_tls(&authority.file("named.pem"), &authority.file("named.key"));
     named.push(layout.dir.path(), "tls", &[]);
     let reference = format!("{address}:{}/tls", named.port).parse().unwrap();
-    let trusting = Config { ca_files: vec![dir.path().join("ca.pem")], ..Config::new(dir.path().join("trusting2")) };
+    let trusting = Config { ca_files: vec![authority.file("ca.pem")], ..Config::new(dir.path().join("trusting2")) };
     Store::open(trusting).unwrap().pull(&reference, &[], None).await.unwrap();
 }
 

@@ -21,7 +21,8 @@ impl NodeBackend {
         let reference = parse_reference(reference)?;
         let pulled = self.engine()?.images().pull(&reference, &[], Some(progress)).await;
         // The name that was asked for comes first.
-        let pulled = pulled.map_err(|error| BackendError::Unavailable(chain(&error)))?;
+        let pulled =
+            pulled.map_err(|error| BackendError::Unavailable(format!("{}; {}", chain(&error), error.advice())))?;
         Ok(view(&pulled, name_of(&pulled)))
     }
 

@@ -319,7 +319,7 @@ impl Backend for Fake {
     fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image> {
         let known = reference == "busybox";
         async move {
-            progress.send_replace(Progress { phase: Phase::Fetching, layers: Vec::new() });
+            progress.send_replace(Progress { phase: Phase::Fetching, ..Progress::default() });
             if known { Ok(image()) } else { Err(BackendError::Unavailable("registry: 404".into())) }
         }
         .boxed()

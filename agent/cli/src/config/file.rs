@@ -43,7 +43,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 16] = [
+pub(crate) const KEYS: [&str; 18] = [
     "manifests",
     "root",
     "run",
@@ -58,6 +58,8 @@ pub(crate) const KEYS: [&str; 16] = [
     "preload",
     "insecureRegistries",
     "registryCas",
+    "registryHosts",
+    "registriesConf",
     "logFormat",
     "log",
 ];

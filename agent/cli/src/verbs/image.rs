@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use futures_util::stream;
 use http::Method;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use portreeve_api::v1alpha1::{Image, LayerView, ObjectList, PullProgress};
+use portreeve_api::v1alpha1::{Image, LayerView, ObjectList, PullProgress, TriedHost};
 use serde_json::Value;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
@@ -125,7 +125,10 @@ async fn pull(client: &Client, reference: &str, progress: bool) -> anyhow::Resul
     while let Some(step) = lines.next::<PullProgress>().await? {
         match step {
             PullProgress::Resolving => {}
-            PullProgress::Fetching { layers } => shown.update(&layers)?,
+            PullProgress::Fetching { layers, host, tried } => {
+                shown.hosts(host.as_deref(), &tried)?;
+                shown.update(&layers)?;
+            }
             PullProgress::Done { image } => {
                 shown.clear();
                 let digest = image.status.repo_digests.first().unwrap_or(&image.status.id);
@@ -142,7 +145,14 @@ async fn pull(client: &Client, reference: &str, progress: bool) -> anyhow::Resul
 }
 
 /// How a pull shows: a bar per layer on a terminal, a line per finished layer when asked for.
-enum Shown {
+struct Shown {
+    layers: Layers,
+    /// Hosts that were told of.
+    hosts: usize,
+    from: Option<String>,
+}
+
+enum Layers {
     Bars { all: MultiProgress, bars: Vec<ProgressBar> },
     Lines { done: Vec<bool> },
     Nothing,
@@ -150,18 +160,38 @@ enum Shown {
 
 impl Shown {
     fn new(asked: bool) -> Shown {
-        if io::stderr().is_terminal() {
-            Shown::Bars { all: MultiProgress::new(), bars: Vec::new() }
+        let layers = if io::stderr().is_terminal() {
+            Layers::Bars { all: MultiProgress::new(), bars: Vec::new() }
         } else if asked {
-            Shown::Lines { done: Vec::new() }
+            Layers::Lines { done: Vec::new() }
         } else {
-            Shown::Nothing
+            Layers::Nothing
+        };
+        Shown { layers, hosts: 0, from: None }
+    }
+
+    /// Where the image comes from, when that is not the first host that was asked.
+    fn hosts(&mut self, host: Option<&str>, tried: &[TriedHost]) -> io::Result<()> {
+        let mut lines: Vec<String> =
+            tried.iter().skip(self.hosts).map(|tried| format!("{}: {}", tried.host, tried.problem)).collect();
+        self.hosts = tried.len();
+        if !tried.is_empty() && host != self.from.as_deref() {
+            lines.extend(host.map(|host| format!("{host}: has the image")));
+            self.from = host.map(str::to_owned);
         }
+        for line in lines {
+            match &self.layers {
+                Layers::Bars { all, .. } => all.println(line)?,
+                Layers::Lines { .. } => writeln!(io::stderr(), "{line}")?,
+                Layers::Nothing => {}
+            }
+        }
+        Ok(())
     }
 
     fn update(&mut self, layers: &[LayerView]) -> io::Result<()> {
-        match self {
-            Shown::Bars { all, bars } => {
+        match &mut self.layers {
+            Layers::Bars { all, bars } => {
                 let style = ProgressStyle::with_template("{prefix:12} {bar:30} {bytes:>10} / {total_bytes:10} {msg}")
                     .unwrap_or_else(|_| ProgressStyle::default_bar());
                 while let Some(layer) = layers.get(bars.len()) {
@@ -177,7 +207,7 @@ impl Shown {
                     }
                 }
             }
-            Shown::Lines { done } => {
+            Layers::Lines { done } => {
                 done.resize(layers.len(), false);
                 let mut err = io::stderr().lock();
                 for (done, layer) in done.iter_mut().zip(layers) {
@@ -186,13 +216,13 @@ impl Shown {
                     }
                 }
             }
-            Shown::Nothing => {}
+            Layers::Nothing => {}
         }
         Ok(())
     }
 
     fn clear(&self) {
-        if let Shown::Bars { all, .. } = self {
+        if let Layers::Bars { all, .. } = &self.layers {
             // A terminal that is gone needs no cleaning.
             let _gone = all.clear();
         }

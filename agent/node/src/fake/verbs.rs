@@ -305,6 +305,7 @@ impl Runtime for FakeRuntime {
             user: None,
             reference: reference.to_owned(),
             size_bytes: 1,
+            way: None,
         }))
     }
 
@@ -331,6 +332,7 @@ impl Runtime for FakeRuntime {
                     user: None,
                     reference: reference.to_owned(),
                     size_bytes: 1,
+                    way: None,
                 }),
                 Err(error) => Err(PullFailure {
                     reason: "ErrImagePull".to_owned(),

@@ -46,6 +46,14 @@ pub enum RegistryError {
         /// The time for that.
         window: std::time::Duration,
     },
+    /// A mirror did not answer while others wait for their turn.
+    #[error("{host} did not say within {limit:?} what it has")]
+    Silent {
+        /// Host and port.
+        host: String,
+        /// What it had.
+        limit: std::time::Duration,
+    },
     /// An answer with a status that does not help.
     #[error("{url} answered {status}: {message}")]
     Status {

@@ -17,13 +17,17 @@ mod session;
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
+
+use crate::hosts::Access;
 
 pub use error::RegistryError;
 pub(crate) use session::{Fetched, Session, describe};
 
+/// Clients that are kept, with their connections: hosts of equal needs share one.
+const MAX_CLIENTS: usize = 16;
 const USER_AGENT: &str = concat!("portreeve/", env!("CARGO_PKG_VERSION"));
 
 /// How registries are reached; makes and keeps the HTTP clients.
@@ -33,10 +37,8 @@ pub(crate) struct Registries {
     authorities: Vec<Vec<u8>>,
     connect_timeout: Duration,
     stall_timeout: Duration,
-    /// For hosts that show a certificate.
-    verifying: OnceLock<reqwest::Client>,
-    /// For hosts that plain HTTP is spoken to.
-    plain: OnceLock<reqwest::Client>,
+    /// Those that were made, the one that was wanted last at the end.
+    clients: Mutex<Vec<(Access, Duration, reqwest::Client)>>,
 }
 
 impl Registries {
@@ -53,8 +55,7 @@ impl Registries {
             authorities,
             connect_timeout,
             stall_timeout,
-            verifying: OnceLock::new(),
-            plain: OnceLock::new(),
+            clients: Mutex::default(),
         }
     }
 
@@ -68,29 +69,51 @@ impl Registries {
             || address.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
     }
 
-    /// The client for `host`; `plain` says that it needs no certificate.
-    fn client(&self, host: &str, plain: bool) -> Result<reqwest::Client, RegistryError> {
-        let kept = if plain { &self.plain } else { &self.verifying };
-        if let Some(client) = kept.get() {
-            return Ok(client.clone());
+    /// The client for `host`, whose connections need what `access` says.
+    fn client(
+        &self,
+        host: &str,
+        access: &Access,
+        connect_timeout: Option<Duration>,
+    ) -> Result<reqwest::Client, RegistryError> {
+        let connect_timeout = connect_timeout.unwrap_or(self.connect_timeout);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) =
+            clients.iter().position(|(for_access, timeout, _)| for_access == access && *timeout == connect_timeout)
+        {
+            let kept = clients.remove(at);
+            let client = kept.2.clone();
+            clients.push(kept);
+            return Ok(client);
         }
-        let setup = |e| RegistryError::Setup { registry: host.to_owned(), source: Arc::new(e) };
+        let client = self.make_client(access, connect_timeout);
+        let client = client.map_err(|e| RegistryError::Setup { registry: host.to_owned(), source: Arc::new(e) })?;
+        if clients.len() >= MAX_CLIENTS {
+            clients.remove(0);
+        }
+        clients.push((access.clone(), connect_timeout, client.clone()));
+        Ok(client)
+    }
+
+    fn make_client(&self, access: &Access, connect_timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
         let mut client = reqwest::Client::builder()
             .user_agent(USER_AGENT)
-            .connect_timeout(self.connect_timeout)
+            .connect_timeout(connect_timeout)
             .read_timeout(self.stall_timeout)
-            .dns_resolver(names::Names::new(self.connect_timeout))
+            .dns_resolver(names::Names::new(connect_timeout))
             .redirect(redirects());
-        if plain {
+        if access.unverified {
             // Certificates say nothing once plain HTTP was spoken, and the system may have none at all.
             client = client.tls_danger_accept_invalid_certs(true);
         } else {
-            for pem in &self.authorities {
-                client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem).map_err(setup)?);
+            for pem in self.authorities.iter().chain(&access.authorities) {
+                client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
             }
         }
-        let client = client.build().map_err(setup)?;
-        Ok(kept.get_or_init(|| client).clone())
+        if let Some(identity) = &access.identity {
+            client = client.identity(reqwest::Identity::from_pem(identity)?);
+        }
+        client.build()
     }
 }
 

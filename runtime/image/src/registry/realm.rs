@@ -20,10 +20,15 @@ use std::net::IpAddr;
 
 use reqwest::Url;
 
-use crate::registry::Registries;
+use crate::{hosts::Access, registry::Registries};
 
-/// Reads `realm`, which the registry `host` named. The flag says that the host needs no certificate.
-pub(crate) fn check(realm: &str, host: &str, registries: &Registries) -> Result<(Url, bool), &'static str> {
+/// Reads `realm`, which the registry `host` named, and tells what a connection to it needs; `access` is the registry's.
+pub(crate) fn check(
+    realm: &str,
+    host: &str,
+    access: &Access,
+    registries: &Registries,
+) -> Result<(Url, Access), &'static str> {
     let url = Url::parse(realm).map_err(|_| "its token realm is no URL")?;
     let Some(name) = url.host_str() else { return Err("its token realm names no host") };
     if !url.username().is_empty() || url.password().is_some() {
@@ -35,17 +40,18 @@ pub(crate) fn check(realm: &str, host: &str, registries: &Registries) -> Result<
     };
     // The port may differ: a token server beside its registry is common.
     let own = name.eq_ignore_ascii_case(host_name(host));
-    let plain = registries.is_plain(&authority) || own && registries.is_plain(host);
+    let plain = registries.is_plain(&authority) || own && access.plain;
     match url.scheme() {
         "https" => {}
-        "http" if plain && registries.is_plain(host) => {}
+        "http" if plain && access.plain => {}
         "http" => return Err("its token realm would get a login in the clear"),
         _ => return Err("its token realm is not on HTTP"),
     }
     if is_local(name) && !own && !is_local(host_name(host)) {
         return Err("its token realm is on this machine or link, the registry is not");
     }
-    Ok((url, plain))
+    let same_place = own && url.scheme() == if access.plain { "http" } else { "https" };
+    Ok((url, if same_place { access.clone() } else { Access::usual(plain) }))
 }
 
 /// A host without its port.
@@ -109,8 +115,9 @@ mod tests {
             ("ghcr.io", "https://me:pw@ghcr.io/token", None),
             ("ghcr.io", "token", None),
         ] {
-            let plain = check(realm, host, &registries).ok().map(|(_, plain)| plain);
-            assert_eq!(plain, expect, "{host} -> {realm}");
+            let access = Access::usual(registries.is_plain(host));
+            let unverified = check(realm, host, &access, &registries).ok().map(|(_, access)| access.unverified);
+            assert_eq!(unverified, expect, "{host} -> {realm}");
         }
     }
 }

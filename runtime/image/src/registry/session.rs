@@ -12,8 +12,8 @@ use serde::Deserialize;
 use crate::{
     credential::Credential,
     digest::Digest,
+    hosts::Endpoint,
     manifest::{self, Descriptor, MAX_MANIFEST},
-    reference::ImageRef,
     registry::{
         Registries, RegistryError,
         body::{Body, Pieces},
@@ -27,13 +27,12 @@ const MAX_TOKEN: u64 = 1 << 20;
 /// What of a refusal is read.
 const MAX_COMPLAINT: usize = 64 << 10;
 
-/// Access to one repository with one login.
+/// Access to one repository at one host with one login.
 #[derive(Debug)]
 pub(crate) struct Session {
     registries: Arc<Registries>,
     http: reqwest::Client,
-    base: String,
-    reference: ImageRef,
+    endpoint: Endpoint,
     credential: Option<Credential>,
     access: Mutex<RegistryAuth>,
 }
@@ -57,17 +56,13 @@ impl Session {
     /// Logs in, or finds that it is not necessary.
     pub(crate) async fn open(
         registries: &Arc<Registries>,
-        reference: &ImageRef,
+        endpoint: &Endpoint,
         credential: Option<&Credential>,
     ) -> Result<Self, RegistryError> {
-        let host = reference.api_host();
-        let plain = registries.is_plain(host);
-        let scheme = if plain { "http" } else { "https" };
         let session = Self {
             registries: registries.clone(),
-            http: registries.client(host, plain)?,
-            base: format!("{scheme}://{host}"),
-            reference: reference.clone(),
+            http: registries.client(&endpoint.host, &endpoint.access, endpoint.connect_timeout)?,
+            endpoint: endpoint.clone(),
             credential: credential.cloned(),
             access: Mutex::new(RegistryAuth::Anonymous),
         };
@@ -85,8 +80,8 @@ impl Session {
         if let Some(token) = self.credential.as_ref().and_then(|c| c.registry_token.as_ref()) {
             return Ok(RegistryAuth::Bearer(token.reveal().to_owned()));
         }
-        let url = format!("{}/v2/", self.base);
-        let answer = patience::send(&url, self.http.get(&url)).await?;
+        let url = format!("{}/", self.endpoint.api);
+        let answer = patience::send(&url, self.get(&url)).await?;
         match answer.status() {
             StatusCode::UNAUTHORIZED => {}
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
@@ -101,7 +96,7 @@ impl Session {
                 let Some(login) = &self.credential else {
                     return Err(self.complaint(url, answer).await);
                 };
-                let request = self.http.get(&url);
+                let request = self.get(&url);
                 let request = request.basic_auth(&login.username, Some(login.password.reveal()));
                 let answer = patience::send(&url, request).await?;
                 if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -118,18 +113,18 @@ impl Session {
 
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<RegistryAuth, RegistryError> {
         let asked = shown(realm);
-        let host = self.reference.api_host();
-        let (mut url, plain) = realm::check(realm, host, &self.registries).map_err(|problem| {
-            RegistryError::Protocol { url: self.base.clone(), problem: format!("{problem}: {asked:?}") }
+        let Endpoint { api, host, repository, access, .. } = &self.endpoint;
+        let (mut url, access) = realm::check(realm, host, access, &self.registries).map_err(|problem| {
+            RegistryError::Protocol { url: api.clone(), problem: format!("{problem}: {asked:?}") }
         })?;
         {
             let mut query = url.query_pairs_mut();
             if let Some(service) = service {
                 query.append_pair("service", service);
             }
-            query.append_pair("scope", &format!("repository:{}:pull", self.reference.repository()));
+            query.append_pair("scope", &format!("repository:{repository}:pull"));
         }
-        let mut request = self.registries.client(&asked, plain)?.get(url);
+        let mut request = self.registries.client(&asked, &access, None)?.get(url);
         if let Some(login) = &self.credential {
             request = request.basic_auth(&login.username, Some(login.password.reveal()));
         }
@@ -160,9 +155,8 @@ impl Session {
     }
 
     async fn try_manifest(&self, name: &str) -> Result<Fetched, RegistryError> {
-        let url = format!("{}/v2/{}/manifests/{name}", self.base, self.reference.repository());
-        let mut request = self.http.get(&url).header(ACCEPT, manifest::ACCEPT);
-        request = self.authorize(request);
+        let url = self.url("manifests", name);
+        let request = self.authorize(self.get(&url)).header(ACCEPT, manifest::ACCEPT);
         let answer = patience::send(&url, request).await?;
         if answer.status() != StatusCode::OK {
             return Err(self.complaint(url, answer).await);
@@ -186,8 +180,8 @@ impl Session {
     }
 
     async fn try_blob(&self, blob: &Descriptor, offset: u64) -> Result<(Pieces, bool), RegistryError> {
-        let url = format!("{}/v2/{}/blobs/{}", self.base, self.reference.repository(), blob.digest);
-        let request = self.authorize(self.http.get(&url)).header(RANGE, format!("bytes={offset}-"));
+        let url = self.url("blobs", blob.digest.as_str());
+        let request = self.authorize(self.get(&url)).header(RANGE, format!("bytes={offset}-"));
         let answer = patience::send(&url, request).await?;
         let from_beginning = match answer.status() {
             StatusCode::OK => true,
@@ -195,6 +189,25 @@ impl Session {
             _ => return Err(self.complaint(url, answer).await),
         };
         Ok((self.body(&url, answer).pieces(), from_beginning))
+    }
+
+    fn url(&self, kind: &str, name: &str) -> String {
+        let Endpoint { api, repository, .. } = &self.endpoint;
+        format!("{api}/{repository}/{kind}/{name}")
+    }
+
+    /// A request to the host, with what it is to be told.
+    fn get(&self, url: &str) -> reqwest::RequestBuilder {
+        let mut request = self.http.get(url).headers(self.endpoint.headers.clone());
+        if let Some(registry) = &self.endpoint.mirrors {
+            request = request.query(&[("ns", registry)]);
+        }
+        request
+    }
+
+    /// The registry, for a person.
+    pub(crate) fn registry(&self) -> &str {
+        &self.endpoint.registry
     }
 
     fn authorize(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {

@@ -24,6 +24,12 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// PEM files with certificate authorities to trust besides those of the system.
     pub ca_files: Vec<PathBuf>,
+    /// containerd's directory of registries (`/etc/containerd/certs.d`), which need not be there.
+    pub certs_d: Option<PathBuf>,
+    /// podman's file of registries (`/etc/containers/registries.conf`), which need not be there.
+    pub registries_conf: Option<PathBuf>,
+    /// How long a mirror may take to say what it has before the next host is asked.
+    pub mirror_timeout: Duration,
     /// Layers that are downloaded and unpacked at once, over all pulls. When several registries are at
     /// work each has at least one slot, so that there may be more: one for each of them but the first.
     pub max_concurrent_downloads: usize,
@@ -49,6 +55,9 @@ impl Config {
             root: root.into(),
             insecure_registries: Vec::new(),
             ca_files: Vec::new(),
+            certs_d: None,
+            registries_conf: None,
+            mirror_timeout: Duration::from_secs(10),
             max_concurrent_downloads: 6,
             preload_dir: None,
             platform: Platform::current(),

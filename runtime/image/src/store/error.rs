@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{digest::Digest, image::ImageId, layer::LayerError, registry::RegistryError};
+use crate::{digest::Digest, hosts::HostsError, image::ImageId, layer::LayerError, registry::RegistryError};
 
 /// Whether asking again may help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,25 @@ pub enum PullError {
         /// What came instead.
         #[source]
         source: RegistryError,
+    },
+    /// None of the hosts has it that the registry's configuration names.
+    #[error("no host has image {image}: {tried}")]
+    Nowhere {
+        /// The reference.
+        image: String,
+        /// Each host in order, and why it has not.
+        tried: String,
+        /// What the last one said, the registry itself.
+        last: Box<PullError>,
+    },
+    /// The configuration of the registry's hosts does not let it be asked.
+    #[error("finding the hosts of registry {registry}")]
+    Hosts {
+        /// The registry.
+        registry: String,
+        /// Why.
+        #[source]
+        source: HostsError,
     },
     /// The image is not for this machine.
     #[error("image {image} has nothing for {wanted}, only for {offered}")]
@@ -301,7 +320,10 @@ impl PullError {
             // Bytes damaged on their way come right the next time; those damaged in the registry do not.
             Self::DigestMismatch { .. } => Retry::Later,
             Self::Layer { source: LayerError::Read(_), .. } => Retry::Later,
+            // A mirror may be back before the registry is.
+            Self::Nowhere { .. } => Retry::Later,
             Self::NotFound { .. }
+            | Self::Hosts { .. }
             | Self::Unauthorized { .. }
             | Self::Platform { .. }
             | Self::Invalid { .. }
@@ -313,6 +335,7 @@ impl PullError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
+            Self::Nowhere { last, .. } => last.retry_after(),
             Self::Registry { source: RegistryError::Status { retry_after, .. }, .. } => {
                 retry_after.map(|seconds| Duration::from_secs(seconds.into()))
             }
@@ -335,6 +358,8 @@ impl PullError {
                 "wait: the registry limits how much is pulled, often less for those who log in"
             }
             Self::Registry { .. } => "look at the registry's own log",
+            Self::Nowhere { last, .. } => last.advice(),
+            Self::Hosts { .. } => "mend that file; it is read anew for each pull",
             Self::Platform { .. } => "build or choose an image for this machine's architecture",
             Self::DigestMismatch { .. } => "push the image again; the registry's copy or the way to it is damaged",
             Self::Invalid { .. } => "build the image again with a current tool",

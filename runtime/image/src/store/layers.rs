@@ -42,6 +42,11 @@ pub(crate) enum PlaceError {
 }
 
 impl PlaceError {
+    /// The bytes that came are not what was promised, whatever this machine does with them.
+    pub(crate) fn is_of_its_bytes(&self) -> bool {
+        !matches!(self, Self::Layer(LayerError::Read(_) | LayerError::Write { .. }) | Self::Store(_) | Self::Image(_))
+    }
+
     pub(crate) fn is_disk_full(&self) -> bool {
         match self {
             Self::Layer(e) => e.is_disk_full(),

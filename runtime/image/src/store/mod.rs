@@ -30,6 +30,7 @@ mod preload;
 mod pull;
 mod redirect;
 mod snapshot;
+mod sources;
 mod sync;
 mod usage;
 mod view;

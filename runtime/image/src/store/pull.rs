@@ -14,6 +14,7 @@ use crate::{
     configuration::{ImageConfig, parse_config},
     credential::Credential,
     digest::Digest,
+    hosts::Endpoint,
     image::{Image, ImageId},
     layer::{Expected, LayerError},
     manifest::{self, Descriptor, Document, MAX_CONFIG, Manifest},
@@ -24,6 +25,7 @@ use crate::{
         Inner, PullError,
         catalog::Record,
         layers::{PlaceError, place_blocking, read_layer},
+        sources::Sources,
     },
     text::shown,
 };
@@ -34,6 +36,8 @@ const MAX_INDEXES: usize = 3;
 const WORTHWHILE: u64 = 64 << 10;
 /// How often a cut transfer that does not get on is taken up again where it broke off.
 const MAX_RESUMPTIONS: u32 = 4;
+/// The same, at a host that another one can stand in for.
+const MIRROR_RESUMPTIONS: u32 = 1;
 /// Chunks that wait between network and disk, per layer; each may have some 100 KiB.
 const CHUNKS_IN_FLIGHT: usize = 8;
 
@@ -48,9 +52,15 @@ pub(crate) struct Pull {
     pub(crate) spare: Arc<AtomicU64>,
 }
 
+/// Why a host does not send a blob.
+enum Failure {
+    Refused(RegistryError),
+    CutOff(io::Error),
+}
+
 /// What a reference turned out to be.
-struct Resolved {
-    session: Arc<Session>,
+pub(crate) struct Resolved {
+    pub(crate) session: Arc<Session>,
     /// The digest that the registry's tag means: an index or a manifest.
     top: Digest,
     manifest_digest: Digest,
@@ -72,7 +82,7 @@ impl Pull {
 
     async fn complete(&self, auth: &[Credential]) -> Result<Image, PullError> {
         let _at_work = self.inner.catalog.lease(&[]);
-        let resolved = self.resolve(auth).await?;
+        let (resolved, sources) = self.resolve(auth).await?;
         if let Some(image) = self.already_here(&resolved).await? {
             return Ok(image);
         }
@@ -85,11 +95,12 @@ impl Pull {
         config.check_platform(&self.inner.config.platform).map_err(|offered| self.platform(offered))?;
         let _lease = self.inner.catalog.lease(&config.diff_ids);
         self.begin_layers(layers);
+        let name = resolved.manifest_digest.as_str();
         let mut work: FuturesUnordered<_> = layers
             .iter()
             .zip(&config.diff_ids)
             .enumerate()
-            .map(|(number, (blob, diff_id))| self.layer(&resolved.session, number, blob, diff_id))
+            .map(|(number, (blob, diff_id))| self.layer(&sources, name, number, blob, diff_id))
             .collect();
         // After the first failure the others are broken off, and waited for: they clean up after themselves.
         let mut failure = None;
@@ -106,34 +117,16 @@ impl Pull {
         self.commit(resolved, config_bytes, config).await
     }
 
-    /// Asks the registry, with each login that fits until one is accepted.
-    async fn resolve(&self, auth: &[Credential]) -> Result<Resolved, PullError> {
-        let (registry, repository) = (self.reference.registry(), self.reference.repository());
-        let mut fitting: Vec<(usize, &Credential)> =
-            auth.iter().filter_map(|c| Some((c.matches(registry, repository)?, c))).collect();
-        fitting.sort_by_key(|(exactness, _)| std::cmp::Reverse(*exactness));
-        let mut logins: Vec<Option<&Credential>> = fitting.into_iter().map(|(_, c)| Some(c)).collect();
-        if logins.is_empty() {
-            logins.push(None);
-        }
-        let mut refusal = None;
-        for login in logins {
-            match self.resolve_with(login).await {
-                Err(e @ PullError::Unauthorized { .. }) => refusal = refusal.or(Some(e)),
-                other => return other,
-            }
-        }
-        Err(refusal.unwrap_or_else(|| PullError::NotFound { image: self.reference.to_string() }))
-    }
-
-    async fn resolve_with(&self, login: Option<&Credential>) -> Result<Resolved, PullError> {
-        let session = Session::open(&self.inner.registries, &self.reference, login).await;
-        let session = Arc::new(session.map_err(|e| self.registry_error("access", e, describe(login)))?);
-        let name = match (self.reference.digest(), self.reference.tag()) {
-            (Some(digest), _) => digest.as_str(),
-            (None, Some(tag)) => tag,
-            (None, None) => "latest",
-        };
+    /// What a name means at one host.
+    pub(crate) async fn resolve_with(
+        &self,
+        endpoint: &Endpoint,
+        login: Option<&Credential>,
+        name: &str,
+    ) -> Result<Resolved, PullError> {
+        let session = Session::open(&self.inner.registries, endpoint, login).await;
+        let session = session.map_err(|e| self.registry_error(&endpoint.registry, "access", e, describe(login)))?;
+        let session = Arc::new(session);
         let mut documents = Vec::new();
         let (mut digest, mut document) = self.document(&session, name, &mut documents).await?;
         let top = digest.clone();
@@ -161,7 +154,7 @@ impl Pull {
     ) -> Result<(Digest, Document), PullError> {
         let fetched = session.manifest(name).await;
         let Fetched { bytes, content_type, claimed } =
-            fetched.map_err(|e| self.registry_error("the manifest", e, session.login()))?;
+            fetched.map_err(|e| self.session_error(session, "the manifest", e))?;
         let actual = Digest::of(&bytes);
         // By digest it must be that; by tag, what the registry itself says.
         for expected in name.parse::<Digest>().ok().iter().chain(&claimed) {
@@ -220,10 +213,10 @@ impl Pull {
     async fn small_blob(&self, session: &Session, blob: &Descriptor) -> Result<Vec<u8>, PullError> {
         let limit = blob.size.min(MAX_CONFIG);
         let what = "the configuration";
-        let (mut stream, _) = session.blob(blob, 0).await.map_err(|e| self.registry_error(what, e, session.login()))?;
+        let (mut stream, _) = session.blob(blob, 0).await.map_err(|e| self.session_error(session, what, e))?;
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|e| self.registry_error(what, e, session.login()))?;
+            let chunk = chunk.map_err(|e| self.session_error(session, what, e))?;
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(self.invalid("configuration", format!("has more than the {limit} bytes promised")));
@@ -259,7 +252,8 @@ impl Pull {
     /// Has one layer in place when it returns. A lock is never waited for with a download slot in hand.
     async fn layer(
         &self,
-        session: &Arc<Session>,
+        sources: &Sources,
+        manifest: &str,
         number: usize,
         blob: &Descriptor,
         diff_id: &Digest,
@@ -275,42 +269,92 @@ impl Pull {
         if self.broken_off.is_cancelled() {
             return Err(PullError::Interrupted { image: self.reference.to_string() });
         }
-        let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
-        let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
-        let (inner, spare) = (self.inner.clone(), self.spare.clone());
-        let unpacked = self.blocking(move || {
-            let input = Chunks { chunks, current: Bytes::new() };
-            place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &spare, &inner.boot)
-        });
-        let fetched = self.fetch(session, number, blob, sink);
-        let (fetched, unpacked) = tokio::join!(fetched, unpacked);
-        let unpacked = unpacked?;
-        match (fetched, unpacked) {
-            // What the registry said comes before what its absence caused.
-            (Err(e), Err(_)) => Err(e),
-            (_, Err(e)) => Err(self.place_error(Some(&blob.digest), e)),
-            (_, Ok(_)) => {
-                self.show(number, |l| l.done = true);
-                Ok(())
+        let mut place = 0;
+        loop {
+            let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+            let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
+            let (inner, spare) = (self.inner.clone(), self.spare.clone());
+            let unpacked = self.blocking(move || {
+                let input = Chunks { chunks, current: Bytes::new() };
+                place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &spare, &inner.boot)
+            });
+            let fetched = self.fetch(sources, &mut place, manifest, number, blob, sink);
+            let (fetched, unpacked) = tokio::join!(fetched, unpacked);
+            match (fetched, unpacked?) {
+                // What the registry said comes before what its absence caused.
+                (Err(e), Err(_)) => return Err(e),
+                (Ok(()), Err(e)) => {
+                    let sent_wrong = e.is_of_its_bytes() && !self.broken_off.is_cancelled();
+                    let error = self.place_error(Some(&blob.digest), e);
+                    if !sent_wrong || !sources.has_after(place).await {
+                        return Err(error);
+                    }
+                    // Another host may have what the manifest promises: all of it, from the beginning.
+                    if let Some(host) = sources.host(self, place, manifest).await {
+                        self.note_tried(host.registry(), &error);
+                    }
+                    place += 1;
+                    self.show(number, |l| l.fetched_bytes = 0);
+                }
+                (_, Ok(_)) => {
+                    self.show(number, |l| l.done = true);
+                    return Ok(());
+                }
             }
         }
     }
 
-    /// Sends a blob's bytes to whoever unpacks them; takes up again where a transfer broke off.
+    /// Sends a blob's bytes to whoever unpacks them; takes up again where a transfer broke off, at the next host
+    /// when one does not get on. `place` is the first host to ask, and then the last that was.
     async fn fetch(
         &self,
-        session: &Session,
+        sources: &Sources,
+        place: &mut usize,
+        manifest: &str,
         number: usize,
         blob: &Descriptor,
         sink: mpsc::Sender<Result<Bytes, LayerError>>,
     ) -> Result<(), PullError> {
         let mut offset = 0;
+        let mut failed = None;
+        while let Some(session) = sources.host(self, *place, manifest).await {
+            let patience = if sources.has_after(*place).await { MIRROR_RESUMPTIONS } else { MAX_RESUMPTIONS };
+            let Err(failure) = self.fetch_from(&session, patience, number, blob, &mut offset, &sink).await else {
+                return Ok(());
+            };
+            let failure = match failure {
+                Failure::Refused(error) => self.session_error(&session, "a layer", error),
+                // Whoever unpacks learns it in the place where the bytes are missing, if nobody else has them.
+                Failure::CutOff(error) => {
+                    let source = LayerError::Read(Arc::new(error));
+                    PullError::Layer { image: self.reference.to_string(), digest: blob.digest.clone(), source }
+                }
+            };
+            if sources.has_after(*place).await {
+                self.note_tried(session.registry(), &failure);
+            }
+            failed = Some(failure);
+            *place += 1;
+        }
+        Err(failed.unwrap_or_else(|| PullError::Interrupted { image: self.reference.to_string() }))
+    }
+
+    /// As [`Pull::fetch`], at one host; `offset` is where the bytes end that were sent.
+    async fn fetch_from(
+        &self,
+        session: &Session,
+        patience: u32,
+        number: usize,
+        blob: &Descriptor,
+        offset: &mut u64,
+        sink: &mpsc::Sender<Result<Bytes, LayerError>>,
+    ) -> Result<(), Failure> {
         let mut resumptions = 0;
-        while offset < blob.size {
-            let begun_at = offset;
-            let error = match session.blob(blob, offset).await {
+        while *offset < blob.size {
+            let begun_at = *offset;
+            let error = match session.blob(blob, *offset).await {
                 Ok((mut stream, from_beginning)) => {
-                    let mut skip = if from_beginning { offset } else { 0 };
+                    let mut skip = if from_beginning { *offset } else { 0 };
                     loop {
                         let next = tokio::select! {
                             // cancel-safe: the stream is not used again.
@@ -327,25 +371,23 @@ impl Pull {
                                     // The unpacker has given up, and says why itself.
                                     return Ok(());
                                 }
-                                offset += length;
-                                self.show(number, |l| l.fetched_bytes = offset);
+                                *offset += length;
+                                self.show(number, |l| l.fetched_bytes = *offset);
                             }
                             Some(Err(e)) => break io::Error::other(e),
                             None => break io::ErrorKind::UnexpectedEof.into(),
                         }
                     }
                 }
-                Err(e) if e.is_transient() && resumptions < MAX_RESUMPTIONS => io::Error::other(e),
-                Err(e) => return Err(self.registry_error("a layer", e, session.login())),
+                Err(e) if e.is_transient() && resumptions < patience => io::Error::other(e),
+                Err(e) => return Err(Failure::Refused(e)),
             };
-            if offset >= blob.size {
+            if *offset >= blob.size {
                 break;
             }
-            resumptions = if offset - begun_at >= WORTHWHILE { 0 } else { resumptions + 1 };
-            if resumptions > MAX_RESUMPTIONS {
-                // Whoever unpacks learns it in the place where the bytes are missing.
-                let _given_up = sink.send(Err(LayerError::Read(Arc::new(error)))).await;
-                return Ok(());
+            resumptions = if *offset - begun_at >= WORTHWHILE { 0 } else { resumptions + 1 };
+            if resumptions > patience {
+                return Err(Failure::CutOff(error));
             }
             tracing::debug!(digest = %blob.digest, offset, %error, "layer transfer was cut off");
             tokio::time::sleep(std::time::Duration::from_millis(200) * 2_u32.pow(resumptions)).await;
@@ -376,7 +418,10 @@ impl Pull {
         done.await?.map_err(|e| self.place_error(None, e))
     }
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, PullError> {
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PullError> {
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|_| PullError::Interrupted { image: self.reference.to_string() })
     }
@@ -399,9 +444,12 @@ impl Pull {
         }
     }
 
-    fn registry_error(&self, what: &str, source: RegistryError, login: String) -> PullError {
-        let image = self.reference.to_string();
-        let registry = self.reference.registry().to_owned();
+    fn session_error(&self, session: &Session, what: &str, source: RegistryError) -> PullError {
+        self.registry_error(session.registry(), what, source, session.login())
+    }
+
+    pub(crate) fn registry_error(&self, registry: &str, what: &str, source: RegistryError, login: String) -> PullError {
+        let (image, registry) = (self.reference.to_string(), registry.to_owned());
         match &source {
             RegistryError::Connect { .. } | RegistryError::Setup { .. } => {
                 PullError::CannotConnect { registry, cause: source.cause(), source }

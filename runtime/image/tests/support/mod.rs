@@ -36,10 +36,15 @@ impl Registry {
     }
 
     pub fn with_tls(certificate: &Path, key: &Path) -> Self {
-        Self::launch(false, Some((certificate, key)))
+        Self::launch(false, Some((certificate, key, None)))
     }
 
-    fn launch(login: bool, tls: Option<(&Path, &Path)>) -> Self {
+    /// One that speaks only to those whose certificate this authority signed.
+    pub fn with_clients(certificate: &Path, key: &Path, authority: &Path) -> Self {
+        Self::launch(false, Some((certificate, key, Some(authority))))
+    }
+
+    fn launch(login: bool, tls: Option<(&Path, &Path, Option<&Path>)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let storage = dir.path().join("storage");
@@ -51,8 +56,10 @@ impl Registry {
             // A test that needs a real name or address uses one of this machine; the rest stays local.
             if tls.is_some() { "0.0.0.0" } else { "127.0.0.1" },
         );
-        if let Some((certificate, key)) = tls {
-            config.push_str(&format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display()));
+        if let Some((certificate, key, authority)) = tls {
+            let clients = authority.map(|file| format!(", clientcas: [{}]", file.display())).unwrap_or_default();
+            let (certificate, key) = (certificate.display(), key.display());
+            config.push_str(&format!("  tls: {{certificate: {certificate}, key: {key}{clients}}}\n"));
         }
         if login {
             let file = dir.path().join("htpasswd");
@@ -105,6 +112,40 @@ impl Registry {
         let mut args = vec!["copy", "--dest-tls-verify=false"];
         args.extend(extra);
         skopeo(&[&args[..], &[&format!("oci:{}:x", layout.display()), &to]].concat());
+    }
+}
+
+/// Signs certificates, by openssl.
+pub struct Authority {
+    dir: TempDir,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let this = Self { dir: tempfile::tempdir().unwrap() };
+        let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem"];
+        let who = ["-days", "2", "-subj", "/CN=test ca", "-addext", "basicConstraints=critical,CA:TRUE"];
+        this.openssl(&[&request[..], &who].concat());
+        this
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes `name.pem` and `name.key`, good for what the extensions say.
+    pub fn issue(&self, name: &str, extensions: &str) {
+        let (key, request, certificate) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
+        fs::write(self.file("ext"), extensions).unwrap();
+        let new = ["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &request, "-subj", "/CN=localhost"];
+        self.openssl(&new);
+        let sign = ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+        self.openssl(&[&sign[..], &["-days", "2", "-extfile", "ext", "-out", &certificate]].concat());
+    }
+
+    fn openssl(&self, args: &[&str]) {
+        let output = Command::new("openssl").args(args).current_dir(self.dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Request {
     pub path: String,
     pub authorization: Option<String>,
     pub range: Option<String>,
+    /// All of them, in order, with names in small letters.
+    pub headers: Vec<(String, String)>,
 }
 
 /// Serves on 127.0.0.1 until the test ends.
@@ -128,13 +130,14 @@ impl Scripted {
                 return;
             }
             let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            let mut request = Request { path, authorization: None, range: None };
+            let mut request = Request { path, authorization: None, range: None, headers: Vec::new() };
             loop {
                 let mut header = String::new();
                 if reader.read_line(&mut header).unwrap_or(0) == 0 || header.trim().is_empty() {
                     break;
                 }
                 let (name, value) = header.trim().split_once(':').unwrap();
+                request.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
                 match name.to_ascii_lowercase().as_str() {
                     "authorization" => request.authorization = Some(value.trim().to_owned()),
                     "range" => request.range = Some(value.trim().to_owned()),

@@ -131,12 +131,15 @@ impl Worker {
                 book.notes.pulled_at.insert(image.0.clone(), now);
                 book.notes.failed_pulls.remove(&image.0);
                 drop(book);
-                let message = format!(
+                let mut message = format!(
                     "Successfully pulled image {:?} in {} ms, {} bytes",
                     image.0,
                     took.as_millis(),
                     facts.size_bytes
                 );
+                if let Some(way) = &facts.way {
+                    message.push_str(&format!(", {way}"));
+                }
                 for user in &users {
                     self.event(&desired, Some(user), EventKind::Normal, "Pulled", &message);
                 }
