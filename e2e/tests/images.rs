@@ -1,6 +1,6 @@
 //! Images on the command line of a real agent.
 
-use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, skipped_without_root};
+use portreeve_e2e::{Agent, BUSYBOX, Enclosure, Image, Peers, Podman, Registry, World, skipped_without_root};
 use serde_json::{Value, json};
 
 fn json(text: &str) -> Value {
@@ -228,4 +228,130 @@ fn a_pods_image_comes_from_the_mirror_that_has_it_and_its_events_say_so() {
         broken.code == 1 && broken.stderr.contains(&told) && broken.stderr.contains("mend that file"),
         "{broken:?}"
     );
+}
+
+/// Names and blobs of a directory that is an OCI layout.
+fn layout_blobs(directory: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory.join("blobs/sha256"))
+        .unwrap()
+        .map(|blob| blob.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn images_go_into_tars_and_directories_and_come_back_the_same() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("save");
+    let registry = Registry::start(&world, 5043);
+    let pulled = registry.push(&Image::busybox_with(world.home(), "local/box:1", &[("own", "1")]), "box:1");
+    let agent = Agent::with_busybox(&world);
+    agent.client(&["image", "pull", &pulled]).ok();
+    let path = |name: &str| world.path(name).display().to_string();
+    let id = |name: &str| json(&agent.client(&["image", "inspect", name]).ok())[0]["Id"].as_str().unwrap().to_owned();
+    let (pulled_id, loaded_id) = (id(&pulled), id(BUSYBOX));
+
+    agent.client(&["image", "save", "-o", &path("both.tar"), &pulled, BUSYBOX]).ok();
+    let piped =
+        agent.verb(&["image", "save", &pulled, BUSYBOX]).stderr(std::process::Stdio::inherit()).output().unwrap();
+    assert_eq!(piped.stdout, std::fs::read(path("both.tar")).unwrap(), "a pipe gets what a file gets");
+    agent.client(&["image", "export", "-o", &path("layout"), &pulled]).ok();
+    world.sh(&format!("skopeo inspect --raw oci:{}", path("layout")));
+    let entries: Vec<_> = std::fs::read_dir(path("layout")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(entries.len(), 3, "{entries:?}");
+    assert_eq!(layout_blobs(&world.path("layout")).len(), 3, "a layer, its configuration and its manifest");
+
+    agent.client(&["image", "rm", &pulled]).ok();
+    let loaded = agent.client(&["image", "load", &path("both.tar")]).ok();
+    assert!(loaded.contains(&format!("Loaded image: {pulled}")), "{loaded}");
+    assert_eq!((id(&pulled), id(BUSYBOX)), (pulled_id.clone(), loaded_id));
+    agent.client(&["image", "rm", &pulled]).ok();
+    let imported = agent.client(&["image", "import", &path("layout")]).ok();
+    assert_eq!(imported, format!("Loaded image: {pulled}\n"));
+    assert_eq!(id(&pulled), pulled_id);
+    // Loaded, it needs its registry no more.
+    drop(registry);
+    agent.client(&["image", "save", "-o", &path("again.tar"), &pulled]).ok();
+
+    std::fs::write(world.path("there"), "kept").unwrap();
+    for (arguments, problem) in [
+        (vec!["image", "save", "-o", &path("x.tar"), "nothing:1"], "\"nothing:1\" not found"),
+        (vec!["image", "save", "-o", &path("none/x.tar"), BUSYBOX], "none/x.tar"),
+        (vec!["image", "save", "-o", &path("layout"), BUSYBOX], "is a directory"),
+        (vec!["image", "export", "-o", &path("layout"), BUSYBOX], "is not empty"),
+        (vec!["image", "export", "-o", &path("there"), BUSYBOX], "there"),
+        (vec!["image", "import", &path("layout/blobs")], "has no index.json"),
+        (vec!["image", "load", &path("layout")], "image import"),
+    ] {
+        let refused = agent.client(&arguments);
+        assert!(refused.code == 1 && refused.stderr.contains(problem), "{arguments:?}: {refused:?}");
+    }
+    assert_eq!(std::fs::read_to_string(world.path("there")).unwrap(), "kept");
+    let left: Vec<_> = std::fs::read_dir(world.home()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("portreeve-save")), "{left:?}");
+}
+
+#[test]
+fn a_pulled_image_whose_registry_is_gone_is_not_saved_by_half() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("unsaved");
+    let registry = Registry::start(&world, 5044);
+    let pulled = registry.push(&Image::busybox_with(world.home(), "local/box:1", &[("own", "1")]), "box:1");
+    let agent = Agent::start(&world);
+    agent.client(&["image", "pull", &pulled]).ok();
+    drop(registry);
+    let file = world.path("x.tar");
+    std::fs::write(&file, "kept").unwrap();
+    let refused = agent.client(&["image", "save", "-o", file.to_str().unwrap(), &pulled]);
+    assert!(refused.code == 1 && refused.stderr.contains("which is kept only unpacked"), "{refused:?}");
+    assert!(refused.stderr.contains("connection refused"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
+}
+
+#[test]
+fn podman_runs_what_we_save_and_we_run_what_podman_saves() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let test = "podman_runs_what_we_save_and_we_run_what_podman_saves";
+    let Some(peers) = Peers::for_test(test) else { return };
+    let enclosure = Enclosure::new(peers);
+    let podman = Podman::install(&enclosure);
+    let world = World::new("podman");
+    let registry = Registry::start(&world, 5045);
+    let pulled = registry.push(&Image::busybox_with(world.home(), "local/box:1", &[("own", "1")]), "box:1");
+    let agent = Agent::with_busybox(&world);
+    agent.client(&["image", "pull", &pulled]).ok();
+    let path = |name: &str| world.path(name).display().to_string();
+    for (name, file) in [(BUSYBOX, "loaded.tar"), (pulled.as_str(), "pulled.tar")] {
+        agent.client(&["image", "save", "-o", &path(file), name]).ok();
+        let loaded = podman.call(&["load", "-i", &path(file)]).ok();
+        assert!(loaded.contains(name), "{loaded}");
+        let id = podman.call(&["image", "inspect", "--format", "{{.Id}}", name]).ok();
+        let ours = json(&agent.client(&["image", "inspect", name]).ok());
+        assert_eq!(format!("sha256:{}", id.trim()), ours[0]["Id"].as_str().unwrap());
+        let said = podman.call(&["run", "--rm", "--network", "none", name, "cat", "/www/index.html"]).ok();
+        assert_eq!(said, "a page from busybox\n");
+    }
+    // Two in one tar, as docker has it.
+    podman.call(&["rmi", "--all", "--force"]).ok();
+    agent.client(&["image", "save", "-o", &path("both.tar"), BUSYBOX, &pulled]).ok();
+    podman.call(&["load", "-i", &path("both.tar")]).ok();
+    let names = podman.call(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
+    assert!(names.contains(BUSYBOX) && names.contains(&pulled), "{names}");
+
+    for form in ["docker-archive", "oci-archive"] {
+        let (name, file) = (format!("podman.test/{form}:1"), path(&format!("{form}.tar")));
+        podman.call(&["tag", BUSYBOX, &name]).ok();
+        podman.call(&["save", "--format", form, "-o", &file, &name]).ok();
+        let loaded = agent.client(&["image", "load", &file]).ok();
+        assert!(loaded.contains(&format!("Loaded image: {name}\n")), "{loaded}");
+        agent.drop_manifest(&format!("{form}.yaml"), &pod(form, &name));
+        agent.wait_ready(form);
+    }
 }

@@ -180,6 +180,8 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image>;
     /// Loads a tar of images and tells their names; `tar` ends when its sender is dropped.
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>>;
+    /// Images as one tar, by reference or id; it ends with an error when it could not be written to its end.
+    fn save(&self, references: Vec<String>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>>;
     /// Removes an image by reference or id and says what went.
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>>;
     /// All that is known of an image, by reference or id.

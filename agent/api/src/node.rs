@@ -198,6 +198,10 @@ impl Backend for NodeBackend {
         self.load_images(tar).boxed()
     }
 
+    fn save(&self, references: Vec<String>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
+        self.save_images(references).boxed()
+    }
+
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>> {
         self.take_image_away(reference).boxed()
     }

@@ -6,6 +6,7 @@
 //!   GET    images[/{name}]   DELETE images?reference=
 //!   POST   images/pull?reference=               ndjson of PullProgress, the last line says how it ended
 //!   POST   images/load     (a tar)              the images
+//!   GET    images/save?reference=&reference=   a tar: OCI layout and docker-archive in one
 //!   GET    images/inspect?reference=            all that is known of one
 //!   POST   images/tag?reference=&name=          the image with its new name
 //!   POST   images/prune?all=                    what went
@@ -66,6 +67,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images", get(images).delete(remove_image))
         .route("/images/{name}", get(image))
         .route("/images/pull", post(pull))
+        .route("/images/save", get(save))
         .route("/images/inspect", get(inspect))
         .route("/images/tag", post(tag))
         .route("/images/prune", post(prune))
@@ -86,6 +88,15 @@ doors!(Image: images, image);
 async fn remove_image(State(app): State<App>, params: Params) -> Result<Json<Value>, Failure> {
     let removed = app.backend.remove_image(reference(&params)?).await?;
     Ok(Json(json!({ "removed": removed })))
+}
+
+async fn save(State(app): State<App>, params: Params) -> Result<Response, Failure> {
+    reference(&params)?;
+    let tar = app.backend.save(params.all("reference")).await?;
+    let pieces = stream::unfold(tar, |mut tar| async move { tar.recv().await.map(|piece| (piece, tar)) });
+    let mut response = Response::new(Body::from_stream(pieces));
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-tar"));
+    Ok(response)
 }
 
 async fn inspect(State(app): State<App>, params: Params) -> Result<Json<ImageDetails>, Failure> {

@@ -189,6 +189,9 @@ fn engine_config(config: &Config) -> EngineConfig {
     let mut images = image::Config::new(config.root.join("images"));
     images.insecure_registries.clone_from(&config.insecure_registries);
     images.ca_files.clone_from(&config.registry_cas);
+    if config.keep_blobs {
+        images.keep_blobs = image::KeepBlobs::Always;
+    }
     images.certs_d = Some(config.registry_hosts.clone());
     images.registries_conf = Some(config.registries_conf.clone());
     images.preload_dir.clone_from(&config.preload);

@@ -100,6 +100,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FILE", env = "PORTREEVE_REGISTRIES_CONF")]
     #[serde(deserialize_with = "file::path")]
     pub(crate) registries_conf: Option<PathBuf>,
+    /// Keep layers of pulled images as they came, beside the unpacked ones, so that `image save` asks no registry
+    /// [default: false]
+    #[arg(long, value_name = "BOOL", env = "PORTREEVE_KEEP_BLOBS", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) keep_blobs: Option<bool>,
     /// How lines of the log look [default: text]
     #[arg(long, value_name = "FORMAT", env = "PORTREEVE_LOG_FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
@@ -141,6 +145,7 @@ pub(crate) struct Config {
     pub(crate) registry_cas: Vec<PathBuf>,
     pub(crate) registry_hosts: PathBuf,
     pub(crate) registries_conf: PathBuf,
+    pub(crate) keep_blobs: bool,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
 }
@@ -197,6 +202,7 @@ impl Settings {
             registry_cas: list(self.registry_cas, other.registry_cas),
             registry_hosts: self.registry_hosts.or(other.registry_hosts),
             registries_conf: self.registries_conf.or(other.registries_conf),
+            keep_blobs: self.keep_blobs.or(other.keep_blobs),
             log_format: self.log_format.or(other.log_format),
             log: self.log.or(other.log),
         }
@@ -239,6 +245,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         registry_cas: settings.registry_cas,
         registry_hosts: absolute(settings.registry_hosts.unwrap_or_else(|| DEFAULT_REGISTRY_HOSTS.into()))?,
         registries_conf: absolute(settings.registries_conf.unwrap_or_else(|| DEFAULT_REGISTRIES_CONF.into()))?,
+        keep_blobs: settings.keep_blobs.unwrap_or(false),
         log_format: settings.log_format.unwrap_or(LogFormat::Text),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
     })
@@ -369,12 +376,13 @@ mod tests {
         let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
-                    registriesConf: /c.conf\nlogFormat: json\nlog: debug\n";
+                    registriesConf: /c.conf\nkeepBlobs: true\nlogFormat: json\nlog: debug\n";
         let config = config(text, Settings::default());
         assert_eq!(config.pod_cidr.unwrap().to_string(), "10.1.0.0/24");
         assert_eq!(config.node_labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         assert_eq!(config.log_format, LogFormat::Json);
         assert_eq!(config.insecure_registries, ["r:5000"]);
+        assert!(config.keep_blobs);
         assert_eq!([config.registry_hosts, config.registries_conf], ["/h", "/c.conf"].map(PathBuf::from));
     }
 

@@ -23,11 +23,11 @@ impl<'e> Podman<'e> {
     pub const TRAPS: &'static str =
         "trap 'echo told; exit 5' TERM; trap 'echo user' USR1; echo ready; while :; do sleep 0.05; done";
 
-    /// Makes podman's settings and storage, with the image in it.
+    /// Makes podman's settings and storage, with the image in it, and runs it with crun.
     ///
     /// # Panics
     /// When podman does not run here.
-    pub fn install(enclosure: &'e Enclosure) {
+    pub fn install(enclosure: &'e Enclosure) -> Self {
         let peers = &enclosure.peers;
         // Where this process may not raise limits, podman's own defaults are refused.
         let settings = format!(
@@ -53,6 +53,7 @@ impl<'e> Podman<'e> {
         let image = enclosure.image(&enclosure.root());
         let podman = Self { enclosure, runtime: peers.program("crun") };
         podman.call(&["load", "-q", "-i", &image.tar.to_string_lossy()]).ok();
+        podman
     }
 
     /// The enclosure in which it runs.

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use crate::digest::Digest;
+use crate::{digest::Digest, manifest::Descriptor};
 
 /// Where the progress of a pull is shown; make one with `watch::channel(Progress::default())`.
 pub type ProgressSink = watch::Sender<Progress>;
@@ -32,6 +32,13 @@ pub struct LayerProgress {
     pub done: bool,
     /// It was here before, nothing is fetched.
     pub present: bool,
+}
+
+impl LayerProgress {
+    /// Of a blob of which nothing has come yet.
+    pub(crate) fn waiting(blob: &Descriptor) -> Self {
+        Self { digest: blob.digest.clone(), total_bytes: blob.size, fetched_bytes: 0, done: false, present: false }
+    }
 }
 
 /// How far a pull is.

@@ -1,11 +1,11 @@
 //! What the doors ask of the image store.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write};
 
 use bytes::{Buf, Bytes};
 use portreeve_engine::chain;
-use portreeve_engine::image::{self, ImageId, ImageRef, ProgressSink, Store, StoreError, Unneeded};
+use portreeve_engine::image::{self, ImageId, ImageRef, ProgressSink, SaveError, Store, StoreError, Unneeded};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -15,6 +15,10 @@ use crate::v1alpha1::{
     API_VERSION, DiskReport, FilesystemReport, Image, ImageDetails, ImageLayer, ImageStatus, ImageStorage, Meta,
     PruneReport, Stored,
 };
+
+/// Pieces of a tar that wait for whom it is sent to.
+const PIECES: usize = 4;
+const PIECE_BYTES: usize = 256 << 10;
 
 impl NodeBackend {
     pub(super) async fn pull_image(&self, reference: &str, progress: ProgressSink) -> Result<Image, BackendError> {
@@ -31,6 +35,34 @@ impl NodeBackend {
         let loaded = self.engine()?.images().load(tar).await;
         let loaded = loaded.map_err(|error| BackendError::Invalid { message: chain(&error), causes: Vec::new() })?;
         Ok(loaded.iter().flat_map(each_name).collect())
+    }
+
+    pub(super) async fn save_images(
+        &self,
+        references: Vec<String>,
+    ) -> Result<mpsc::Receiver<io::Result<Bytes>>, BackendError> {
+        let mut chosen = Vec::new();
+        for reference in &references {
+            let found = self.find(reference)?;
+            // By its id an image is saved without a name, as docker does.
+            let name = reference.parse::<ImageRef>().ok().filter(|name| found.references.contains(name));
+            chosen.push((found.id, name));
+        }
+        let saving = self.engine()?.images().save(&chosen, &[], None).await;
+        let saving = saving.map_err(|error| match &error {
+            SaveError::Absent { .. } => BackendError::NotFound(chain(&error)),
+            SaveError::Layer { .. } => BackendError::Unavailable(chain(&error)),
+            SaveError::Store(_) => internal(error),
+        })?;
+        let (pieces, tar) = mpsc::channel(PIECES);
+        tokio::task::spawn_blocking(move || {
+            let out = BufWriter::with_capacity(PIECE_BYTES, TarWriter(pieces.clone()));
+            if let Err(error) = saving.write_to(out) {
+                // Whoever has left needs no reason.
+                let _left = pieces.blocking_send(Err(error));
+            }
+        });
+        Ok(tar)
     }
 
     pub(super) async fn take_image_away(&self, reference: &str) -> Result<Vec<String>, BackendError> {
@@ -193,6 +225,20 @@ fn view(stored: &image::Image, name: String) -> Image {
             size_bytes: stored.size_bytes,
             pinned: stored.pinned,
         },
+    }
+}
+
+/// A download as a blocking writer.
+struct TarWriter(mpsc::Sender<io::Result<Bytes>>);
+
+impl Write for TarWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

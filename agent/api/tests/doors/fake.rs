@@ -350,6 +350,21 @@ impl Backend for Fake {
         })
     }
 
+    fn save(&self, references: Vec<String>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
+        if references.iter().any(|reference| reference == "nothing") {
+            return boxed(Err(BackendError::NotFound("image \"nothing\" not found".into())));
+        }
+        let (pieces, tar) = mpsc::channel(4);
+        tokio::spawn(async move {
+            for reference in references {
+                let piece =
+                    if reference == "broken" { Err(io::Error::other("it broke")) } else { Ok(reference.into()) };
+                pieces.send(piece).await.unwrap();
+            }
+        });
+        boxed(Ok(tar))
+    }
+
     fn image_details<'a>(&'a self, reference: &'a str) -> Answer<'a, ImageDetails> {
         boxed(match reference {
             "busybox" => Ok(ImageDetails {

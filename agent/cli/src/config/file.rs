@@ -43,7 +43,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 18] = [
+pub(crate) const KEYS: [&str; 19] = [
     "manifests",
     "root",
     "run",
@@ -60,6 +60,7 @@ pub(crate) const KEYS: [&str; 18] = [
     "registryCas",
     "registryHosts",
     "registriesConf",
+    "keepBlobs",
     "logFormat",
     "log",
 ];

@@ -1,6 +1,6 @@
 //! `cp`: a tar stream through `exec`, as kubectl has it; the container must have tar.
 
-mod pack;
+pub(super) mod pack;
 mod unpack;
 
 use std::path::{Path, PathBuf};

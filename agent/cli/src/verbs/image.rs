@@ -1,23 +1,20 @@
-//! `image pull|ls|inspect|history|tag|load|rm|prune`.
+//! `image pull|ls|inspect|history|tag|save|load|export|import|rm|prune`.
 
+mod archive;
 mod inspect;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow, bail};
-use bytes::Bytes;
+use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
-use futures_util::stream;
 use http::Method;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use portreeve_api::v1alpha1::{Image, LayerView, ObjectList, PullProgress, TriedHost};
 use serde_json::Value;
-use tokio::fs::File;
-use tokio::io::AsyncReadExt;
 
-use super::client::{Client, TABLE, empty, pieces, with_query};
+use super::client::{Client, TABLE, empty, with_query};
 use super::get;
 use super::output::{self, Columns, Table, cell};
 use super::system::{self, PruneArgs};
@@ -25,8 +22,6 @@ use super::system::{self, PruneArgs};
 pub(super) use inspect::Document;
 
 pub(super) const IMAGES: &str = "/apis/portreeve.dev/v1alpha1/images";
-/// How much of a tar is read at a time.
-const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Arguments of `image`.
 #[derive(Debug, Args)]
@@ -82,6 +77,30 @@ enum ImageVerb {
         #[arg(value_name = "NAME")]
         name: String,
     },
+    /// Save images as a tar that docker, podman and skopeo read: docker-archive and OCI layout in one
+    Save {
+        /// The images, by name; by id they are saved without a name
+        #[arg(required = true, value_name = "IMAGE")]
+        references: Vec<String>,
+        /// The tar [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Write images into a directory, as an OCI layout
+    Export {
+        /// The images, by name
+        #[arg(required = true, value_name = "IMAGE")]
+        references: Vec<String>,
+        /// The directory: new, or an empty one
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
+    },
+    /// Load the images of a directory that is an OCI layout
+    Import {
+        /// The directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Load images from a tar: an OCI layout or what docker save writes
     Load {
         /// The tar, also compressed; - for standard input
@@ -112,7 +131,10 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
             let _tagged: Image = client.request(Method::POST, &path, "application/json", empty()).await?.json().await?;
         }
         ImageVerb::Prune(args) => return system::prune(client, &args).await,
-        ImageVerb::Load { file } => load(client, file).await?,
+        ImageVerb::Save { references, output } => archive::save(client, &references, output).await?,
+        ImageVerb::Export { references, output } => archive::export(client, &references, output).await?,
+        ImageVerb::Import { directory } => archive::import(client, directory).await?,
+        ImageVerb::Load { file } => archive::load(client, file).await?,
         ImageVerb::Rm { references } => remove(client, &references).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -268,31 +290,6 @@ async fn list(client: &Client, format: Option<get::Format>) -> anyhow::Result<()
         }
         Some(get::Format::Json) => output::json(&mut out, &client.get::<Value>(IMAGES).await?)?,
         Some(get::Format::Yaml) => output::yaml(&mut out, &client.get::<Value>(IMAGES).await?)?,
-    }
-    Ok(())
-}
-
-async fn load(client: &Client, file: PathBuf) -> anyhow::Result<()> {
-    let body = if file.as_os_str() == "-" {
-        let input = super::terminal::input();
-        pieces(stream::unfold(input, |mut input| async move { input.recv().await.map(|piece| (Ok(piece), input)) }))
-    } else {
-        let opened = File::open(&file).await.with_context(|| format!("opening {}", file.display()))?;
-        let is_dir = opened.metadata().await.is_ok_and(|metadata| metadata.is_dir());
-        if is_dir {
-            bail!("{} is a directory; give the tar of an image, as `docker save` writes it", file.display());
-        }
-        pieces(stream::try_unfold(opened, |mut file| async move {
-            let mut buffer = vec![0; CHUNK_BYTES];
-            let read = file.read(&mut buffer).await?;
-            buffer.truncate(read);
-            Ok((read > 0).then(|| (Bytes::from(buffer), file)))
-        }))
-    };
-    let answer = client.request_long(Method::POST, &format!("{IMAGES}/load"), "application/json", body).await;
-    let images: ObjectList<Image> = answer.with_context(|| format!("loading {}", file.display()))?.json().await?;
-    for image in images.items {
-        writeln!(io::stdout(), "Loaded image: {}", image.metadata.name)?;
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ pub enum KeepBlobs {
     /// Those of loaded images, which no registry has.
     #[default]
     Loaded,
+    /// All that are fetched.
+    Always,
 }
 
 /// How a store is set up.

@@ -549,7 +549,7 @@ fn commit(inner: &Inner, plan: Plan, pinned: bool) -> Result<Image, LoadError> {
         layout.write_blob(digest, bytes).map_err(store)?;
         blobs.insert(digest.clone());
     }
-    if inner.config.keep_blobs == KeepBlobs::Loaded {
+    if inner.config.keep_blobs != KeepBlobs::Never {
         for (expected, path) in &plan.layers {
             let Some(digest) = &expected.blob else { continue };
             let target = layout.blob(digest);

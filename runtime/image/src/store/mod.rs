@@ -29,6 +29,7 @@ mod open;
 mod preload;
 mod pull;
 mod redirect;
+mod save;
 mod snapshot;
 mod sources;
 mod sync;
@@ -60,6 +61,7 @@ pub use details::{Details, LayerDetails};
 pub use error::{LoadError, PullError, Retry, SnapshotError, StoreError};
 pub use gc::{Freed, Removed, Unneeded};
 pub use preload::Preloaded;
+pub use save::{Chosen, SaveError, Saving};
 pub use snapshot::Snapshot;
 pub use usage::Usage;
 
@@ -210,6 +212,20 @@ impl Store {
     /// When the archive is neither, is damaged, or does not fit the disk.
     pub async fn load(&self, tar: impl Read + Send + 'static) -> Result<Vec<Image>, LoadError> {
         load::load(&self.inner, tar, false).await
+    }
+
+    /// Prepares an archive of images, an OCI layout and docker-archive in one. Layers that are kept only unpacked are
+    /// fetched again from where their image came, for the archive alone.
+    ///
+    /// # Errors
+    /// When an image is not here, or nobody has a layer of it any more.
+    pub async fn save(
+        &self,
+        images: &[Chosen],
+        auth: &[Credential],
+        progress: Option<ProgressSink>,
+    ) -> Result<Saving, SaveError> {
+        self.inner.save(images, auth, progress).await
     }
 
     /// Loads every tar of the preload directory that is new or has changed, and pins its images.

@@ -1,7 +1,10 @@
 //! A pull: from a reference to an image that is complete.
 
 use std::{
-    io::{self, BufRead, Read},
+    collections::BTreeSet,
+    fs::File,
+    io::{self, BufRead, Read, Write},
+    path::Path,
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -22,9 +25,10 @@ use crate::{
     reference::ImageRef,
     registry::{Fetched, RegistryError, Session, describe},
     store::{
-        Inner, PullError,
+        Inner, KeepBlobs, PullError, StoreError,
         catalog::Record,
         layers::{PlaceError, place_blocking, read_layer},
+        layout::{Layout, Staging, create_private},
         sources::Sources,
     },
     text::shown,
@@ -63,7 +67,7 @@ pub(crate) struct Resolved {
     pub(crate) session: Arc<Session>,
     /// The digest that the registry's tag means: an index or a manifest.
     top: Digest,
-    manifest_digest: Digest,
+    pub(crate) manifest_digest: Digest,
     manifest: Manifest,
     /// Raw documents, as they came.
     documents: Vec<(Digest, Vec<u8>)>,
@@ -228,16 +232,7 @@ impl Pull {
     fn begin_layers(&self, layers: &[Descriptor]) {
         self.progress.send_modify(|progress| {
             progress.phase = Phase::Fetching;
-            progress.layers = layers
-                .iter()
-                .map(|l| LayerProgress {
-                    digest: l.digest.clone(),
-                    total_bytes: l.size,
-                    fetched_bytes: 0,
-                    done: false,
-                    present: false,
-                })
-                .collect();
+            progress.layers = layers.iter().map(LayerProgress::waiting).collect();
         });
     }
 
@@ -269,18 +264,41 @@ impl Pull {
         if self.broken_off.is_cancelled() {
             return Err(PullError::Interrupted { image: self.reference.to_string() });
         }
+        let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
+        let (inner, spare, blob_digest) = (self.inner.clone(), self.spare.clone(), blob.digest.clone());
+        let take = move |chunks: Chunks| {
+            let (layout, limits) = (&inner.catalog.layout, &inner.config.limits);
+            if inner.config.keep_blobs != KeepBlobs::Always {
+                return place_blocking(layout, chunks, &expected, limits, &spare, &inner.boot);
+            }
+            let mut kept = Kept::new(layout, chunks)?;
+            let placed = place_blocking(layout, &mut kept, &expected, limits, &spare, &inner.boot)?;
+            // Its digest was verified with the layer's.
+            kept.commit(&layout.blob(&blob_digest))?;
+            Ok(placed)
+        };
+        self.bring(sources, manifest, number, blob, take).await?;
+        self.show(number, |l| l.done = true);
+        Ok(())
+    }
+
+    /// Has a blob taken by who needs it; when what a host sent is not what was promised, all of it again from the next.
+    pub(crate) async fn bring<T: Send + 'static>(
+        &self,
+        sources: &Sources,
+        manifest: &str,
+        number: usize,
+        blob: &Descriptor,
+        take: impl Fn(Chunks) -> Result<T, PlaceError> + Clone + Send + 'static,
+    ) -> Result<T, PullError> {
         let mut place = 0;
         loop {
             let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
-            let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
-            let (inner, spare) = (self.inner.clone(), self.spare.clone());
-            let unpacked = self.blocking(move || {
-                let input = Chunks { chunks, current: Bytes::new() };
-                place_blocking(&inner.catalog.layout, input, &expected, &inner.config.limits, &spare, &inner.boot)
-            });
+            let take = take.clone();
+            let taken = self.blocking(move || take(Chunks { chunks, current: Bytes::new() }));
             let fetched = self.fetch(sources, &mut place, manifest, number, blob, sink);
-            let (fetched, unpacked) = tokio::join!(fetched, unpacked);
-            match (fetched, unpacked?) {
+            let (fetched, taken) = tokio::join!(fetched, taken);
+            match (fetched, taken?) {
                 // What the registry said comes before what its absence caused.
                 (Err(e), Err(_)) => return Err(e),
                 (Ok(()), Err(e)) => {
@@ -289,17 +307,13 @@ impl Pull {
                     if !sent_wrong || !sources.has_after(place).await {
                         return Err(error);
                     }
-                    // Another host may have what the manifest promises: all of it, from the beginning.
                     if let Some(host) = sources.host(self, place, manifest).await {
                         self.note_tried(host.registry(), &error);
                     }
                     place += 1;
                     self.show(number, |l| l.fetched_bytes = 0);
                 }
-                (_, Ok(_)) => {
-                    self.show(number, |l| l.done = true);
-                    return Ok(());
-                }
+                (_, Ok(taken)) => return Ok(taken),
             }
         }
     }
@@ -404,12 +418,16 @@ impl Pull {
             for (digest, bytes) in &resolved.documents {
                 inner.catalog.layout.write_blob(digest, bytes)?;
             }
+            let documents = resolved.documents.into_iter().map(|(d, _)| d);
+            let layers: BTreeSet<Digest> = resolved.manifest.layers.into_iter().map(|l| l.digest).collect();
+            // Those that this pull has kept, and those that another image has.
+            let kept = layers.into_iter().filter(|l| inner.catalog.layout.blob(l).exists());
             let new = super::NewImage {
                 id: ImageId::new(config_digest),
                 manifest: resolved.manifest_digest,
                 references: tag.into_iter().collect(),
                 repo_digests: [pinned_to].into(),
-                blobs: resolved.documents.into_iter().map(|(d, _)| d).collect(),
+                blobs: documents.chain(kept).collect(),
                 config,
                 pinned: false,
             };
@@ -482,8 +500,58 @@ impl Pull {
     }
 }
 
+/// Passes a blob's bytes on, and writes them into a file that may become one of the store's.
+struct Kept {
+    chunks: Chunks,
+    file: File,
+    staging: Staging,
+    failed: Option<io::Error>,
+}
+
+impl Kept {
+    fn new(layout: &Layout, chunks: Chunks) -> Result<Self, StoreError> {
+        let staging = layout.stage("blob")?;
+        let path = staging.path().join("blob");
+        let file = create_private(&path);
+        let file = file.map_err(|source| StoreError::Io { operation: "creating", path, source })?;
+        Ok(Self { chunks, file, staging, failed: None })
+    }
+
+    fn commit(self, target: &Path) -> Result<(), StoreError> {
+        let path = self.staging.path().join("blob");
+        let written = self.failed.map_or(Ok(()), Err).and_then(|()| std::fs::rename(&path, target));
+        written.map_err(|source| StoreError::Io { operation: "keeping", path: target.to_owned(), source })
+    }
+}
+
+impl Read for Kept {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let step = available.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..step), available.get(..step)) {
+            to.copy_from_slice(from);
+        }
+        self.consume(step);
+        Ok(step)
+    }
+}
+
+impl BufRead for Kept {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.chunks.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        if self.failed.is_none() {
+            let taken = self.chunks.current.get(..amount).unwrap_or_default();
+            self.failed = self.file.write_all(taken).err();
+        }
+        self.chunks.consume(amount);
+    }
+}
+
 /// A blob's bytes on the blocking side of the channel, without a copy.
-struct Chunks {
+pub(crate) struct Chunks {
     chunks: mpsc::Receiver<Result<Bytes, LayerError>>,
     current: Bytes,
 }

@@ -26,7 +26,7 @@ impl Write for Pieces {
 }
 
 /// Packs `from` under the name `name`; links are packed as links.
-pub(super) fn pack(from: &Path, name: &str, pieces: mpsc::Sender<Bytes>) -> anyhow::Result<()> {
+pub(in crate::verbs) fn pack(from: &Path, name: &str, pieces: mpsc::Sender<Bytes>) -> anyhow::Result<()> {
     let mut archive = tar::Builder::new(io::BufWriter::with_capacity(CHUNK_BYTES, Pieces(pieces)));
     archive.follow_symlinks(false);
     // The path itself may be a link: the user named what it points at.

@@ -1,0 +1,198 @@
+//! `image save|load` of tars, `image export|import` of directories.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use bytes::{Buf, Bytes};
+use futures_util::stream;
+use http::Method;
+use portreeve_api::v1alpha1::{Image, ObjectList};
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+
+use super::IMAGES;
+use crate::verbs::client::{Answer, Body, Client, empty, pieces, with_query};
+use crate::verbs::copy::pack::pack;
+use crate::verbs::terminal;
+
+/// How much of a tar is read at a time.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Pieces of a tar that wait.
+const QUEUE: usize = 8;
+
+pub(super) async fn save(client: &Client, references: &[String], output: Option<PathBuf>) -> anyhow::Result<()> {
+    let Some(path) = output else {
+        if io::stdout().is_terminal() {
+            bail!("a tar is nothing for a terminal; name a file by --output, or redirect the output");
+        }
+        let mut answer = ask(client, references).await?;
+        return copy(&mut answer, &mut io::stdout().lock()).await;
+    };
+    // Before anything is fetched: what cannot be written to costs nothing then.
+    let mut file = Unfinished::new(&path)?;
+    let mut answer = ask(client, references).await?;
+    copy(&mut answer, &mut file.file).await?;
+    file.finish()
+}
+
+pub(super) async fn export(client: &Client, references: &[String], directory: PathBuf) -> anyhow::Result<()> {
+    let shown = directory.display().to_string();
+    let made = fs::create_dir(&directory);
+    let taken = match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::read_dir(&directory).with_context(|| format!("reading {shown}"))?.next().is_some()
+        }
+        made => made.map(|()| false).with_context(|| format!("creating {shown}"))?,
+    };
+    if taken {
+        bail!("{shown} is not empty; give a new directory");
+    }
+    let mut answer = ask(client, references).await?;
+    let (sender, tar) = mpsc::channel(QUEUE);
+    let unpacking =
+        tokio::task::spawn_blocking(move || unpack(Pieces { pieces: tar, current: Bytes::new() }, &directory));
+    let mut received = Ok(());
+    while received.is_ok() {
+        match answer.piece().await {
+            // Whoever unpacks has stopped, and says why itself.
+            Ok(Some(piece)) if sender.send(Bytes::clone(&piece)).await.is_err() => break,
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(error) => received = Err(error),
+        }
+    }
+    drop(sender);
+    let unpacked = unpacking.await?;
+    received?;
+    unpacked.with_context(|| format!("writing {shown}"))
+}
+
+pub(super) async fn import(client: &Client, directory: PathBuf) -> anyhow::Result<()> {
+    let shown = directory.display().to_string();
+    if !directory.join("index.json").is_file() {
+        bail!("{shown} is no OCI layout: it has no index.json; a tar is loaded by `image load`");
+    }
+    let (sender, tar) = mpsc::channel(QUEUE);
+    let packing = tokio::task::spawn_blocking(move || pack(&directory, ".", sender));
+    let body = pieces(stream::unfold(tar, |mut tar| async move { tar.recv().await.map(|piece| (Ok(piece), tar)) }));
+    let loaded = send(client, body, &shown).await;
+    // What could not be packed is why the rest was no archive.
+    packing.await.context("packing")??;
+    tell(loaded?)
+}
+
+pub(super) async fn load(client: &Client, file: PathBuf) -> anyhow::Result<()> {
+    let body = if file.as_os_str() == "-" {
+        let input = terminal::input();
+        pieces(stream::unfold(input, |mut input| async move { input.recv().await.map(|piece| (Ok(piece), input)) }))
+    } else {
+        let opened = File::open(&file).await.with_context(|| format!("opening {}", file.display()))?;
+        let is_dir = opened.metadata().await.is_ok_and(|metadata| metadata.is_dir());
+        if is_dir {
+            bail!(
+                "{} is a directory; give the tar of an image, as `docker save` writes it, or use `image import`",
+                file.display()
+            );
+        }
+        pieces(stream::try_unfold(opened, |mut file| async move {
+            let mut buffer = vec![0; CHUNK_BYTES];
+            let read = file.read(&mut buffer).await?;
+            buffer.truncate(read);
+            Ok((read > 0).then(|| (Bytes::from(buffer), file)))
+        }))
+    };
+    tell(send(client, body, &file.display().to_string()).await?)
+}
+
+async fn send(client: &Client, tar: Body, what: &str) -> anyhow::Result<ObjectList<Image>> {
+    let answer = client.request_long(Method::POST, &format!("{IMAGES}/load"), "application/json", tar).await;
+    answer.with_context(|| format!("loading {what}"))?.json().await
+}
+
+fn tell(images: ObjectList<Image>) -> anyhow::Result<()> {
+    for image in images.items {
+        writeln!(io::stdout(), "Loaded image: {}", image.metadata.name)?;
+    }
+    Ok(())
+}
+
+async fn ask(client: &Client, references: &[String]) -> anyhow::Result<Answer> {
+    let query: Vec<(&str, &str)> = references.iter().map(|reference| ("reference", reference.as_str())).collect();
+    let path = with_query(&format!("{IMAGES}/save"), &query);
+    client.request_long(Method::GET, &path, "application/x-tar", empty()).await
+}
+
+async fn copy(answer: &mut Answer, out: &mut impl Write) -> anyhow::Result<()> {
+    while let Some(piece) = answer.piece().await? {
+        out.write_all(&piece).context("writing the tar")?;
+    }
+    out.flush().context("writing the tar")
+}
+
+/// A file that gets its name when it is whole, and is its owner's alone; what is no file (a pipe, a device) is written to as it is.
+struct Unfinished {
+    file: fs::File,
+    /// Where it is until then, and where it goes.
+    names: Option<(tempfile::TempPath, PathBuf)>,
+}
+
+impl Unfinished {
+    fn new(path: &Path) -> anyhow::Result<Self> {
+        let failed = || format!("creating {}", path.display());
+        if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            let file = fs::File::options().write(true).open(path).with_context(failed)?;
+            return Ok(Self { file, names: None });
+        }
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if path.is_dir() {
+            bail!("{} is a directory; name the tar, or write a layout into it by `image export`", path.display());
+        }
+        let (file, temporary) = tempfile::Builder::new()
+            .prefix(".portreeve-save-")
+            .tempfile_in(directory)
+            .with_context(failed)?
+            .into_parts();
+        Ok(Self { file, names: Some((temporary, path.to_owned())) })
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        let Some((temporary, path)) = self.names else { return Ok(()) };
+        temporary.persist(&path).with_context(|| format!("writing {}", path.display()))?;
+        Ok(())
+    }
+}
+
+struct Pieces {
+    pieces: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.current = piece,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(buffer.get_mut(..length).unwrap_or_default());
+        Ok(length)
+    }
+}
+
+/// Writes a layout's files; the twin documents of the tar's other form are left out.
+fn unpack(tar: Pieces, directory: &Path) -> anyhow::Result<()> {
+    let mut archive = tar::Archive::new(tar);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let name = entry.path()?.into_owned();
+        if name != Path::new("manifest.json") {
+            entry.unpack_in(directory).with_context(|| format!("writing {}", name.display()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! Archives that are written, and what others make of them.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{Cursor, Read},
+    path::Path,
+    process::Command,
+};
+
+use portreeve_image::{Chosen, Config, Digest, Image, KeepBlobs, SaveError, Store};
+use serde_json::Value;
+use support::{Layout, Pack, Registry, skopeo, store, tree, two_layers};
+
+/// By the name that it has, or by none.
+fn chosen(image: &Image, name: &str) -> Chosen {
+    (image.id.clone(), (!name.is_empty()).then(|| name.parse().unwrap()))
+}
+
+async fn save(store: &Store, images: &[Chosen]) -> Vec<u8> {
+    let saving = store.save(images, &[], None).await.unwrap();
+    let mut tar = Vec::new();
+    saving.write_to(&mut tar).unwrap();
+    tar
+}
+
+fn files(tar: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut archive = tar::Archive::new(tar);
+    let entries = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        (entry.path().unwrap().display().to_string(), bytes)
+    });
+    entries.filter(|(name, _)| !name.ends_with('/')).collect()
+}
+
+fn json(files: &BTreeMap<String, Vec<u8>>, name: &str) -> Value {
+    serde_json::from_slice(&files[name]).unwrap()
+}
+
+fn blobs(root: &Path) -> BTreeSet<String> {
+    let blobs = fs::read_dir(root.join("blobs/sha256")).unwrap();
+    blobs.map(|blob| blob.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_was_loaded_is_saved_as_it_came_and_loads_again() {
+    for how in [Pack::Plain, Pack::Gzip, Pack::Zstd] {
+        let root = tempfile::tempdir().unwrap();
+        let first = store(root.path());
+        let layout = Layout::new(&two_layers(), how);
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_dir_all(".", layout.dir.path()).unwrap();
+        let image = first.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+        first.tag(&image.id, &"example.org/team/box:1".parse().unwrap()).unwrap();
+        first.tag(&image.id, &"box:2".parse().unwrap()).unwrap();
+        let names = [chosen(&image, "example.org/team/box:1"), chosen(&image, "box:2")];
+        let saved = save(&first, &names).await;
+        assert_eq!(saved, save(&first, &names).await, "the same images make the same bytes");
+
+        let inside = files(&saved);
+        for digest in layout.layers.iter().chain([&layout.config, &layout.manifest]) {
+            assert_eq!(Digest::of(&inside[&format!("blobs/sha256/{}", digest.hex())]), *digest);
+        }
+        assert_eq!(inside.len(), layout.layers.len() + 5, "{:?}", inside.keys());
+        let index = json(&inside, "index.json");
+        let full: Vec<_> = index["manifests"].as_array().unwrap().iter().collect();
+        assert_eq!(full.len(), 2);
+        assert!(full.iter().all(|entry| entry["digest"] == layout.manifest.as_str()));
+        assert_eq!(full[0]["annotations"]["io.containerd.image.name"], "docker.io/library/box:2");
+        assert_eq!(full[0]["annotations"]["org.opencontainers.image.ref.name"], "2");
+        let docker = json(&inside, "manifest.json");
+        assert_eq!(docker[0]["RepoTags"], serde_json::json!(["box:2", "example.org/team/box:1"]));
+
+        let other = tempfile::tempdir().unwrap();
+        let second = store(other.path());
+        let again = second.load(Cursor::new(saved)).await.unwrap();
+        assert_eq!((again.len(), &again[0].id), (1, &image.id));
+        let names: BTreeSet<String> = again[0].references.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["docker.io/library/box:2", "example.org/team/box:1"].map(str::to_owned).into());
+        assert_eq!(blobs(root.path()), blobs(other.path()));
+    }
+}
+
+#[tokio::test]
+async fn images_of_one_archive_share_their_layers_and_may_have_no_name() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let mut images = Vec::new();
+    for (salt, tars) in [("1", two_layers()), ("2", two_layers())] {
+        let layout = Layout::salted(&tars, Pack::Gzip, salt);
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_dir_all(".", layout.dir.path()).unwrap();
+        images.push(store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0));
+    }
+    store.tag(&images[0].id, &"one:1".parse().unwrap()).unwrap();
+    let saved = files(&save(&store, &[chosen(&images[0], "one:1"), chosen(&images[1], "")]).await);
+    let layers = json(&saved, "manifest.json");
+    assert_eq!(layers[0]["Layers"], layers[1]["Layers"]);
+    assert_eq!(saved.len(), 2 + 2 + 2 + 3, "two layers, two configurations, two manifests: {:?}", saved.keys());
+    let nameless = json(&saved, "index.json");
+    let nameless = nameless["manifests"].as_array().unwrap().iter().filter(|entry| entry["annotations"].is_null());
+    assert_eq!(nameless.count(), 1);
+    let gone = chosen(&images[1], "");
+    store.remove_image(&images[1].id).unwrap();
+    assert!(matches!(store.save(&[gone], &[], None).await, Err(SaveError::Absent { .. })));
+}
+
+#[tokio::test]
+async fn layers_of_a_pulled_image_are_fetched_again_and_not_kept() {
+    let registry = Registry::start();
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    registry.push(layout.dir.path(), "r:x", &[]);
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = store.pull(&registry.reference("r:x"), &[], None).await.unwrap();
+    let before = blobs(root.path());
+    assert!(layout.layers.iter().all(|layer| !before.contains(layer.hex())), "one copy on disk");
+    let name = chosen(&image, &registry.reference("r:x").to_string());
+    let saved = files(&save(&store, std::slice::from_ref(&name)).await);
+    for layer in &layout.layers {
+        assert_eq!(Digest::of(&saved[&format!("blobs/sha256/{}", layer.hex())]), *layer);
+        assert_eq!(registry.downloads(layer), 2);
+    }
+    assert_eq!(blobs(root.path()), before);
+    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    // A blob that was changed there is not saved.
+    fs::write(registry.blob_file(&layout.layers[0]), b"another").unwrap();
+    let error = store.save(std::slice::from_ref(&name), &[], None).await.unwrap_err();
+    assert!(matches!(&error, SaveError::Layer { source: Some(_), .. }), "{error:?}");
+    // Nor does an image whose registry is gone become half an archive.
+    let host = registry.reference("r:x").registry().to_owned();
+    drop(registry);
+    let error = store.save(std::slice::from_ref(&name), &[], None).await.unwrap_err();
+    let text = error.to_string();
+    let named = layout.layers.iter().any(|layer| text.contains(layer.hex()));
+    assert!(text.contains("again, which is kept only unpacked") && named, "{text}");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains(&format!("registry {host}")), "{cause}");
+    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_store_that_keeps_all_blobs_needs_nobody_to_save() {
+    let registry = Registry::start();
+    let layout = Layout::new(&two_layers(), Pack::Zstd);
+    registry.push(layout.dir.path(), "r:x", &["--preserve-digests"]);
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(Config { keep_blobs: KeepBlobs::Always, ..Config::new(root.path()) }).unwrap();
+    let image = store.pull(&registry.reference("r:x"), &[], None).await.unwrap();
+    drop(registry);
+    for layer in &layout.layers {
+        let blob = fs::read(root.path().join("blobs/sha256").join(layer.hex())).unwrap();
+        assert_eq!(Digest::of(&blob), *layer);
+    }
+    assert!(store.details(&image.id).unwrap().unwrap().layers.iter().all(|layer| layer.kept));
+    let saved = files(&save(&store, &[chosen(&image, "")]).await);
+    assert_eq!(json(&saved, "manifest.json")[0]["Layers"].as_array().unwrap().len(), 2);
+    // They go with their image.
+    store.remove_image(&image.id).unwrap();
+    assert!(blobs(root.path()).is_empty());
+}
+
+#[tokio::test]
+async fn skopeo_and_umoci_read_both_forms_and_find_the_same_files() {
+    let registry = Registry::start();
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    registry.push(layout.dir.path(), "oci:x", &[]);
+    registry.push(layout.dir.path(), "docker:x", &["--format", "v2s2"]);
+    for name in ["oci:x", "docker:x"] {
+        let root = tempfile::tempdir().unwrap();
+        let store = store(root.path());
+        let image = store.pull(&registry.reference(name), &[], None).await.unwrap();
+        let file = root.path().join("saved.tar");
+        let reference = registry.reference(name).to_string();
+        fs::write(&file, save(&store, &[chosen(&image, &reference)]).await).unwrap();
+        let file = file.display().to_string();
+        let at = |what: &str| root.path().join(what).display().to_string();
+        skopeo(&["copy", &format!("oci-archive:{file}"), &format!("oci:{}:x", at("from-oci"))]);
+        skopeo(&["copy", &format!("docker-archive:{file}"), &format!("oci:{}:x", at("from-docker"))]);
+        for form in ["from-oci", "from-docker"] {
+            let unpacked = at(&format!("{form}-unpacked"));
+            let umoci = Command::new("umoci")
+                .args(["unpack", "--image", &format!("{}:x", at(form)), &unpacked])
+                .output()
+                .expect("umoci is installed");
+            assert!(umoci.status.success(), "{name} {form}: {}", String::from_utf8_lossy(&umoci.stderr));
+            let mut ours: BTreeSet<String> = BTreeSet::new();
+            for layer in &image.layers {
+                ours.extend(tree(layer).into_iter().map(|line| line.split(' ').next().unwrap_or_default().to_owned()));
+            }
+            let theirs = tree(&Path::new(&unpacked).join("rootfs"));
+            let theirs: BTreeSet<String> =
+                theirs.into_iter().map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect();
+            assert!(!theirs.is_empty() && theirs.is_subset(&ours), "{name} {form}: {theirs:?} {ours:?}");
+        }
+    }
+}
