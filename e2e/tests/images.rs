@@ -355,3 +355,62 @@ fn podman_runs_what_we_save_and_we_run_what_podman_saves() {
         agent.wait_ready(form);
     }
 }
+
+#[test]
+fn what_is_pushed_is_what_others_see_and_logins_are_those_of_the_user() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("push");
+    let (open, closed) = (Registry::start(&world, 5046), Registry::closed(&world, 5047));
+    let agent = Agent::with_busybox(&world);
+    let name = format!("{}/team/box:1", open.host());
+    let pushed = agent.client(&["image", "push", "--progress", BUSYBOX, &name]);
+    assert_eq!(pushed.code, 0, "{pushed:?}");
+    let digest = pushed.stdout.trim().rsplit_once('@').unwrap().1.to_owned();
+    assert!(pushed.stdout.starts_with(&format!("{name} ")), "{pushed:?}");
+    assert!(pushed.stderr.lines().filter(|line| line.contains(": done (")).count() >= 2, "{pushed:?}");
+    assert_eq!(seen_by_skopeo(&world, &name, &[])["Digest"], digest);
+    let again = agent.client(&["image", "push", "--progress", BUSYBOX, &name]);
+    assert!(again.code == 0 && again.stderr.contains("already there"), "{again:?}");
+
+    let private = format!("{}/box:1", closed.host());
+    agent.client(&["image", "tag", BUSYBOX, &private]).ok();
+    let refused = agent.client(&["image", "push", &private]);
+    assert!(refused.code == 1 && refused.stderr.contains("no login was given for it"), "{refused:?}");
+    let file = |name: &str, text: String| {
+        std::fs::write(world.path(name), text).unwrap();
+        world.path(name).display().to_string()
+    };
+    // As `docker login` and `podman login` write it.
+    let (user, password) = portreeve_e2e::LOGIN;
+    let login = world.sh(&format!("printf '%s:%s' '{user}' '{password}' | base64"));
+    let right = file("right.json", json!({ "auths": { closed.host(): { "auth": login.trim() } } }).to_string());
+    let other = file("other.json", json!({ "auths": { "other.test": { "auth": login.trim() } } }).to_string());
+    let refused = agent.client(&["image", "push", "--authfile", &other, &private]);
+    assert!(refused.code == 1 && refused.stderr.contains("no login was given for it"), "{refused:?}");
+    agent.client(&["image", "push", "--authfile", &right, &private]).ok();
+    agent.client(&["image", "rm", &private]).ok();
+    let refused = agent.client(&["image", "pull", &private]);
+    assert!(refused.code == 1 && !refused.stderr.contains(password), "{refused:?}");
+    agent.client(&["image", "pull", "--authfile", &right, &private]).ok();
+    agent.client(&["image", "rm", &private]).ok();
+
+    // A program that keeps logins, as docker's users have them.
+    let helper = world.path("docker-credential-kept");
+    let answer = json!({ "ServerURL": closed.host(), "Username": user, "Secret": password });
+    std::fs::write(
+        &helper,
+        format!("#!/bin/sh\nread -r server; [ \"$server\" = {} ] && echo '{answer}'\n", closed.host()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir(world.path("docker")).unwrap();
+    file("docker/config.json", json!({ "auths": { closed.host(): {} }, "credsStore": "kept" }).to_string());
+    let mut pull = agent.verb(&["image", "pull", &private]);
+    let path = format!("{}:{}", world.home().display(), std::env::var("PATH").unwrap());
+    let pulled = pull.env("DOCKER_CONFIG", world.path("docker")).env("PATH", path).output().unwrap();
+    assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
+    // The agent keeps none of them.
+    assert!(!agent.log().contains(password));
+}

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
-use portreeve_engine::image::ProgressSink;
+use portreeve_engine::image::{Credential, ProgressSink};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, ObjectName, PlanReport,
     PlanRequest, PodUsage, SourceReport, Versions, Watch, WatchError,
@@ -176,12 +176,20 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn images(&self) -> Result<Vec<Image>, BackendError>;
     /// Wakes when an image comes, goes, or changes its names.
     fn image_changes(&self) -> Signal;
-    /// Pulls an image; the sender always holds how far it is.
-    fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image>;
+    /// Pulls an image with the logins that may be tried; the sender always holds how far it is.
+    fn pull<'a>(&'a self, reference: &'a str, auth: Vec<Credential>, progress: ProgressSink) -> Answer<'a, Image>;
+    /// Sends an image, by reference or id, to the registry of `name`; the sender always holds how far it is.
+    fn push<'a>(
+        &'a self,
+        reference: &'a str,
+        name: &'a str,
+        auth: Vec<Credential>,
+        progress: ProgressSink,
+    ) -> Answer<'a, Image>;
     /// Loads a tar of images and tells their names; `tar` ends when its sender is dropped.
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>>;
     /// Images as one tar, by reference or id; it ends with an error when it could not be written to its end.
-    fn save(&self, references: Vec<String>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>>;
+    fn save(&self, references: Vec<String>, auth: Vec<Credential>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>>;
     /// Removes an image by reference or id and says what went.
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>>;
     /// All that is known of an image, by reference or id.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node as Machine, Pod};
-use portreeve_engine::image::ProgressSink;
+use portreeve_engine::image::{Credential, ProgressSink};
 use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize, chain};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, Node, NodeError, ObjectName,
@@ -190,16 +190,26 @@ impl Backend for NodeBackend {
         self.node.engine().map_or_else(|| stream::pending().boxed(), |engine| stirs(engine.images().changes()))
     }
 
-    fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image> {
-        self.pull_image(reference, progress).boxed()
+    fn pull<'a>(&'a self, reference: &'a str, auth: Vec<Credential>, progress: ProgressSink) -> Answer<'a, Image> {
+        self.pull_image(reference, auth, progress).boxed()
+    }
+
+    fn push<'a>(
+        &'a self,
+        reference: &'a str,
+        name: &'a str,
+        auth: Vec<Credential>,
+        progress: ProgressSink,
+    ) -> Answer<'a, Image> {
+        self.push_image(reference, name, auth, progress).boxed()
     }
 
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>> {
         self.load_images(tar).boxed()
     }
 
-    fn save(&self, references: Vec<String>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
-        self.save_images(references).boxed()
+    fn save(&self, references: Vec<String>, auth: Vec<Credential>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
+        self.save_images(references, auth).boxed()
     }
 
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>> {

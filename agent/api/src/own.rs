@@ -4,9 +4,10 @@
 //!   GET    sources[/{name}]                     where intent comes from, and what is wrong there
 //!   GET    containers, namespaces/{ns}/containers[/{pod}.{container}]
 //!   GET    images[/{name}]   DELETE images?reference=
-//!   POST   images/pull?reference=               ndjson of PullProgress, the last line says how it ended
+//!   POST   images/pull?reference=   (logins)    ndjson of PullProgress, the last line says how it ended
+//!   POST   images/push?reference=&name=         the same, of a push
 //!   POST   images/load     (a tar)              the images
-//!   GET    images/save?reference=&reference=   a tar: OCI layout and docker-archive in one
+//!   POST   images/save?reference=&reference=   a tar: OCI layout and docker-archive in one
 //!   GET    images/inspect?reference=            all that is known of one
 //!   POST   images/tag?reference=&name=          the image with its new name
 //!   POST   images/prune?all=                    what went
@@ -31,7 +32,8 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use portreeve_engine::image::Progress;
+use portreeve_engine::chain;
+use portreeve_engine::image::{Credential, Progress};
 use portreeve_node::NamespacedName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -67,11 +69,12 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images", get(images).delete(remove_image))
         .route("/images/{name}", get(image))
         .route("/images/pull", post(pull))
-        .route("/images/save", get(save))
+        .route("/images/save", post(save))
         .route("/images/inspect", get(inspect))
         .route("/images/tag", post(tag))
         .route("/images/prune", post(prune))
         .route("/disk", get(disk))
+        .route("/images/push", post(push))
         .route("/images/load", post(load).layer(DefaultBodyLimit::max(MAX_TAR_BYTES)))
         .route("/plan", post(plan))
         .route("/apply", post(apply))
@@ -90,9 +93,9 @@ async fn remove_image(State(app): State<App>, params: Params) -> Result<Json<Val
     Ok(Json(json!({ "removed": removed })))
 }
 
-async fn save(State(app): State<App>, params: Params) -> Result<Response, Failure> {
+async fn save(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {
     reference(&params)?;
-    let tar = app.backend.save(params.all("reference")).await?;
+    let tar = app.backend.save(params.all("reference"), auth).await?;
     let pieces = stream::unfold(tar, |mut tar| async move { tar.recv().await.map(|piece| (piece, tar)) });
     let mut response = Response::new(Body::from_stream(pieces));
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-tar"));
@@ -120,25 +123,61 @@ fn reference(params: &Params) -> Result<&str, Failure> {
     params.text("reference").ok_or_else(|| Failure::bad_request("reference: which image?"))
 }
 
-async fn pull(State(app): State<App>, params: Params) -> Result<Response, Failure> {
+/// The logins that a client sends along, as a docker config has them.
+struct Auth(Vec<Credential>);
+
+impl axum::extract::FromRequest<App> for Auth {
+    type Rejection = Failure;
+
+    async fn from_request(request: axum::extract::Request, app: &App) -> Result<Self, Failure> {
+        let bytes =
+            BytesMut::from_request(request, app).await.map_err(|error| Failure::too_large(error.to_string()))?;
+        if bytes.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        let logins = Credential::from_docker_config(&bytes);
+        logins.map(Self).map_err(|error| Failure::bad_request(format!("logins: {}", chain(&error))))
+    }
+}
+
+async fn pull(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {
     let reference = reference(&params)?.to_owned();
     let (sink, progress) = watch::channel(Progress::default());
     let backend = app.backend.clone();
     // The pull belongs to this request: a client that leaves takes its interest with it.
     let pull = async move {
-        match backend.pull(&reference, sink).await {
+        match backend.pull(&reference, auth, sink).await {
             Ok(image) => PullProgress::Done { image: Box::new(image) },
             Err(error) => PullProgress::Failed { message: error.to_string() },
         }
     };
-    let steps = Steps { pull: Some(pull.boxed()), ended: None, progress, pulling: true, next_at: Instant::now() };
+    Ok(steps(pull.boxed(), progress))
+}
+
+async fn push(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {
+    let reference = reference(&params)?.to_owned();
+    let name = params.text("name").unwrap_or(&reference).to_owned();
+    let (sink, progress) = watch::channel(Progress::default());
+    let backend = app.backend.clone();
+    let push = async move {
+        match backend.push(&reference, &name, auth, sink).await {
+            Ok(image) => PullProgress::Done { image: Box::new(image) },
+            Err(error) => PullProgress::Failed { message: error.to_string() },
+        }
+    };
+    Ok(steps(push.boxed(), progress))
+}
+
+/// Work that goes on as long as its client listens, step by step.
+fn steps(work: BoxFuture<'static, PullProgress>, progress: watch::Receiver<Progress>) -> Response {
+    let steps = Steps { pull: Some(work), ended: None, progress, pulling: true, next_at: Instant::now() };
     let lines = stream::unfold(steps, |mut steps| async move {
         steps.next().await.map(|step| (Ok::<Bytes, Infallible>(json_line(&step)), steps))
     });
-    Ok(ndjson(Body::from_stream(lines)))
+    ndjson(Body::from_stream(lines))
 }
 
-/// A pull as a stream: how far it is, at most so often, and last how it ended. Only the newest
+/// A pull or a push as a stream: how far it is, at most so often, and last how it ended. Only the newest
 /// step waits for the client, however slow it is.
 struct Steps {
     pull: Option<BoxFuture<'static, PullProgress>>,

@@ -22,7 +22,7 @@ fn chosen(image: &Image, name: &str) -> Chosen {
 }
 
 async fn save(store: &Store, images: &[Chosen]) -> Vec<u8> {
-    let saving = store.save(images, &[], None).await.unwrap();
+    let saving = store.save(images, &[]).await.unwrap();
     let mut tar = Vec::new();
     saving.write_to(&mut tar).unwrap();
     tar
@@ -108,7 +108,7 @@ async fn images_of_one_archive_share_their_layers_and_may_have_no_name() {
     assert_eq!(nameless.count(), 1);
     let gone = chosen(&images[1], "");
     store.remove_image(&images[1].id).unwrap();
-    assert!(matches!(store.save(&[gone], &[], None).await, Err(SaveError::Absent { .. })));
+    assert!(matches!(store.save(&[gone], &[]).await, Err(SaveError::Absent { .. })));
 }
 
 #[tokio::test]
@@ -131,12 +131,12 @@ async fn layers_of_a_pulled_image_are_fetched_again_and_not_kept() {
     assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
     // A blob that was changed there is not saved.
     fs::write(registry.blob_file(&layout.layers[0]), b"another").unwrap();
-    let error = store.save(std::slice::from_ref(&name), &[], None).await.unwrap_err();
+    let error = store.save(std::slice::from_ref(&name), &[]).await.unwrap_err();
     assert!(matches!(&error, SaveError::Layer { source: Some(_), .. }), "{error:?}");
     // Nor does an image whose registry is gone become half an archive.
     let host = registry.reference("r:x").registry().to_owned();
     drop(registry);
-    let error = store.save(std::slice::from_ref(&name), &[], None).await.unwrap_err();
+    let error = store.save(std::slice::from_ref(&name), &[]).await.unwrap_err();
     let text = error.to_string();
     let named = layout.layers.iter().any(|layer| text.contains(layer.hex()));
     assert!(text.contains("again, which is kept only unpacked") && named, "{text}");

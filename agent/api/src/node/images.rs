@@ -5,7 +5,9 @@ use std::io::{self, BufWriter, Read, Write};
 
 use bytes::{Buf, Bytes};
 use portreeve_engine::chain;
-use portreeve_engine::image::{self, ImageId, ImageRef, ProgressSink, SaveError, Store, StoreError, Unneeded};
+use portreeve_engine::image::{
+    self, Credential, ImageId, ImageRef, ProgressSink, PushError, SaveError, Store, StoreError, Unneeded,
+};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -21,13 +23,41 @@ const PIECES: usize = 4;
 const PIECE_BYTES: usize = 256 << 10;
 
 impl NodeBackend {
-    pub(super) async fn pull_image(&self, reference: &str, progress: ProgressSink) -> Result<Image, BackendError> {
+    pub(super) async fn pull_image(
+        &self,
+        reference: &str,
+        auth: Vec<Credential>,
+        progress: ProgressSink,
+    ) -> Result<Image, BackendError> {
         let reference = parse_reference(reference)?;
-        let pulled = self.engine()?.images().pull(&reference, &[], Some(progress)).await;
+        let pulled = self.engine()?.images().pull(&reference, &auth, Some(progress)).await;
         // The name that was asked for comes first.
         let pulled =
             pulled.map_err(|error| BackendError::Unavailable(format!("{}; {}", chain(&error), error.advice())))?;
         Ok(view(&pulled, name_of(&pulled)))
+    }
+
+    pub(super) async fn push_image(
+        &self,
+        reference: &str,
+        name: &str,
+        auth: Vec<Credential>,
+        progress: ProgressSink,
+    ) -> Result<Image, BackendError> {
+        let found = self.find(reference)?;
+        let to = parse_reference(name)?;
+        let store = self.engine()?.images();
+        let digest = store.push(&found.id, &to, &auth, Some(progress)).await.map_err(|error| match &error {
+            PushError::NoTag { .. } => BackendError::BadRequest(chain(&error)),
+            PushError::Content(SaveError::Absent { .. }) => absent(reference),
+            _ => BackendError::Unavailable(chain(&error)),
+        })?;
+        let mut pushed = view(&store.image(&found.id).unwrap_or(found), to.familiar());
+        // The one that was pushed comes first.
+        let digest = to.with_digest(digest).to_string();
+        pushed.status.repo_digests.retain(|other| *other != digest);
+        pushed.status.repo_digests.insert(0, digest);
+        Ok(pushed)
     }
 
     pub(super) async fn load_images(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Result<Vec<Image>, BackendError> {
@@ -40,6 +70,7 @@ impl NodeBackend {
     pub(super) async fn save_images(
         &self,
         references: Vec<String>,
+        auth: Vec<Credential>,
     ) -> Result<mpsc::Receiver<io::Result<Bytes>>, BackendError> {
         let mut chosen = Vec::new();
         for reference in &references {
@@ -48,7 +79,7 @@ impl NodeBackend {
             let name = reference.parse::<ImageRef>().ok().filter(|name| found.references.contains(name));
             chosen.push((found.id, name));
         }
-        let saving = self.engine()?.images().save(&chosen, &[], None).await;
+        let saving = self.engine()?.images().save(&chosen, &auth).await;
         let saving = saving.map_err(|error| match &error {
             SaveError::Absent { .. } => BackendError::NotFound(chain(&error)),
             SaveError::Layer { .. } => BackendError::Unavailable(chain(&error)),

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use portreeve_api::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
 use portreeve_api::v1alpha1::{DiskReport, Image, ImageDetails, ImageStatus, Meta, PruneReport};
-use portreeve_engine::image::{Phase, Progress, ProgressSink};
+use portreeve_engine::image::{Credential, Phase, Progress, ProgressSink};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Deleted, History, Listed, ManifestFile, NamespacedName, ObjectName,
     PlanReport, PlanRequest, PodUsage, SourceReport, SourceState, Usage, Versions, Watch, WatchError,
@@ -316,13 +316,26 @@ impl Backend for Fake {
         stirs(&self.images)
     }
 
-    fn pull<'a>(&'a self, reference: &'a str, progress: ProgressSink) -> Answer<'a, Image> {
-        let known = reference == "busybox";
+    fn pull<'a>(&'a self, reference: &'a str, auth: Vec<Credential>, progress: ProgressSink) -> Answer<'a, Image> {
+        let known = reference == "busybox" || reference == "private" && auth.len() == 1;
         async move {
             progress.send_replace(Progress { phase: Phase::Fetching, ..Progress::default() });
             if known { Ok(image()) } else { Err(BackendError::Unavailable("registry: 404".into())) }
         }
         .boxed()
+    }
+
+    fn push<'a>(
+        &'a self,
+        reference: &'a str,
+        name: &'a str,
+        _auth: Vec<Credential>,
+        _progress: ProgressSink,
+    ) -> Answer<'a, Image> {
+        boxed(match reference {
+            "busybox" => Ok(named(name)),
+            other => Err(BackendError::NotFound(format!("image {other:?} not found"))),
+        })
     }
 
     fn load(&self, mut tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>> {
@@ -350,7 +363,7 @@ impl Backend for Fake {
         })
     }
 
-    fn save(&self, references: Vec<String>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
+    fn save(&self, references: Vec<String>, _auth: Vec<Credential>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
         if references.iter().any(|reference| reference == "nothing") {
             return boxed(Err(BackendError::NotFound("image \"nothing\" not found".into())));
         }

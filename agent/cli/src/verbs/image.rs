@@ -1,7 +1,8 @@
-//! `image pull|ls|inspect|history|tag|save|load|export|import|rm|prune`.
+//! `image pull|push|ls|inspect|history|tag|save|load|export|import|rm|prune`.
 
 mod archive;
 mod inspect;
+mod login;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -14,12 +15,13 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use portreeve_api::v1alpha1::{Image, LayerView, ObjectList, PullProgress, TriedHost};
 use serde_json::Value;
 
-use super::client::{Client, TABLE, empty, with_query};
+use super::client::{Client, TABLE, empty, full, with_query};
 use super::get;
 use super::output::{self, Columns, Table, cell};
 use super::system::{self, PruneArgs};
 
 pub(super) use inspect::Document;
+use login::Logins;
 
 pub(super) const IMAGES: &str = "/apis/portreeve.dev/v1alpha1/images";
 
@@ -39,6 +41,22 @@ enum ImageVerb {
         /// Show the progress also where there is no terminal
         #[arg(long)]
         progress: bool,
+        #[command(flatten)]
+        logins: Logins,
+    },
+    /// Push an image to a registry
+    Push {
+        /// The image, by name or id
+        #[arg(value_name = "IMAGE")]
+        reference: String,
+        /// The name that it gets there, registry and tag with it [default: that of the image]
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// Show the progress also where there is no terminal
+        #[arg(long)]
+        progress: bool,
+        #[command(flatten)]
+        logins: Logins,
     },
     /// List the images on this machine
     #[command(visible_alias = "list")]
@@ -85,6 +103,8 @@ enum ImageVerb {
         /// The tar [default: standard output]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        logins: Logins,
     },
     /// Write images into a directory, as an OCI layout
     Export {
@@ -94,6 +114,8 @@ enum ImageVerb {
         /// The directory: new, or an empty one
         #[arg(short, long, value_name = "DIR")]
         output: PathBuf,
+        #[command(flatten)]
+        logins: Logins,
     },
     /// Load the images of a directory that is an OCI layout
     Import {
@@ -120,7 +142,17 @@ enum ImageVerb {
 
 pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<ExitCode> {
     match args.verb {
-        ImageVerb::Pull { reference, progress } => pull(client, &reference, progress).await?,
+        ImageVerb::Pull { reference, progress, logins } => {
+            let auth = logins.body(&[&reference])?;
+            let path = with_query(&format!("{IMAGES}/pull"), &[("reference", &reference)]);
+            transfer(client, &path, auth, &format!("pulling {reference}"), Shown::new(progress, false)).await?;
+        }
+        ImageVerb::Push { reference, name, progress, logins } => {
+            let name = name.unwrap_or_else(|| reference.clone());
+            let auth = logins.body(&[&name, &reference])?;
+            let path = with_query(&format!("{IMAGES}/push"), &[("reference", &reference), ("name", &name)]);
+            transfer(client, &path, auth, &format!("pushing {name}"), Shown::new(progress, true)).await?;
+        }
         ImageVerb::Ls { output } => list(client, output).await?,
         ImageVerb::Inspect { references, output } => inspect::inspect(client, &references, output).await?,
         ImageVerb::History { reference, no_trunc, output } => {
@@ -131,8 +163,10 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
             let _tagged: Image = client.request(Method::POST, &path, "application/json", empty()).await?.json().await?;
         }
         ImageVerb::Prune(args) => return system::prune(client, &args).await,
-        ImageVerb::Save { references, output } => archive::save(client, &references, output).await?,
-        ImageVerb::Export { references, output } => archive::export(client, &references, output).await?,
+        ImageVerb::Save { references, output, logins } => archive::save(client, &references, &logins, output).await?,
+        ImageVerb::Export { references, output, logins } => {
+            archive::export(client, &references, &logins, output).await?;
+        }
         ImageVerb::Import { directory } => archive::import(client, directory).await?,
         ImageVerb::Load { file } => archive::load(client, file).await?,
         ImageVerb::Rm { references } => remove(client, &references).await?,
@@ -140,10 +174,8 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-async fn pull(client: &Client, reference: &str, progress: bool) -> anyhow::Result<()> {
-    let path = with_query(&format!("{IMAGES}/pull"), &[("reference", reference)]);
-    let mut lines = client.request(Method::POST, &path, "application/json", empty()).await?.lines();
-    let mut shown = Shown::new(progress);
+async fn transfer(client: &Client, path: &str, auth: Vec<u8>, what: &str, mut shown: Shown) -> anyhow::Result<()> {
+    let mut lines = client.request(Method::POST, path, "application/json", full(auth)).await?.lines();
     while let Some(step) = lines.next::<PullProgress>().await? {
         match step {
             PullProgress::Resolving => {}
@@ -159,16 +191,18 @@ async fn pull(client: &Client, reference: &str, progress: bool) -> anyhow::Resul
             }
             PullProgress::Failed { message } => {
                 shown.clear();
-                bail!("pulling {reference}: {message}");
+                bail!("{what}: {message}");
             }
         }
     }
-    Err(anyhow!("pulling {reference}: the agent stopped before it was done"))
+    Err(anyhow!("{what}: the agent stopped before it was done"))
 }
 
 /// How a pull shows: a bar per layer on a terminal, a line per finished layer when asked for.
 struct Shown {
     layers: Layers,
+    /// It is a push.
+    pushes: bool,
     /// Hosts that were told of.
     hosts: usize,
     from: Option<String>,
@@ -181,7 +215,7 @@ enum Layers {
 }
 
 impl Shown {
-    fn new(asked: bool) -> Shown {
+    fn new(asked: bool, pushes: bool) -> Shown {
         let layers = if io::stderr().is_terminal() {
             Layers::Bars { all: MultiProgress::new(), bars: Vec::new() }
         } else if asked {
@@ -189,7 +223,7 @@ impl Shown {
         } else {
             Layers::Nothing
         };
-        Shown { layers, hosts: 0, from: None }
+        Shown { layers, pushes, hosts: 0, from: None }
     }
 
     /// Where the image comes from, when that is not the first host that was asked.
@@ -212,6 +246,7 @@ impl Shown {
     }
 
     fn update(&mut self, layers: &[LayerView]) -> io::Result<()> {
+        let pushes = self.pushes;
         match &mut self.layers {
             Layers::Bars { all, bars } => {
                 let style = ProgressStyle::with_template("{prefix:12} {bar:30} {bytes:>10} / {total_bytes:10} {msg}")
@@ -223,7 +258,7 @@ impl Shown {
                 }
                 for (bar, layer) in bars.iter().zip(layers) {
                     bar.set_position(if layer.present { layer.total_bytes } else { layer.fetched_bytes });
-                    bar.set_message(word(layer));
+                    bar.set_message(word(layer, pushes));
                     if layer.done && !bar.is_finished() {
                         bar.finish();
                     }
@@ -234,7 +269,13 @@ impl Shown {
                 let mut err = io::stderr().lock();
                 for (done, layer) in done.iter_mut().zip(layers) {
                     if layer.done && !std::mem::replace(done, true) {
-                        writeln!(err, "{}: {} ({} bytes)", short(&layer.digest), word(layer), layer.total_bytes)?;
+                        writeln!(
+                            err,
+                            "{}: {} ({} bytes)",
+                            short(&layer.digest),
+                            word(layer, pushes),
+                            layer.total_bytes
+                        )?;
                     }
                 }
             }
@@ -251,12 +292,14 @@ impl Shown {
     }
 }
 
-fn word(layer: &LayerView) -> &'static str {
+fn word(layer: &LayerView, pushes: bool) -> &'static str {
     match layer {
+        LayerView { present: true, .. } if pushes => "already there",
         LayerView { present: true, .. } => "already here",
         LayerView { done: true, .. } => "done",
-        LayerView { fetched_bytes, total_bytes, .. } if fetched_bytes >= total_bytes => "unpacking",
         LayerView { fetched_bytes: 0, .. } => "waiting",
+        _ if pushes => "sending",
+        LayerView { fetched_bytes, total_bytes, .. } if fetched_bytes >= total_bytes => "unpacking",
         _ => "fetching",
     }
 }

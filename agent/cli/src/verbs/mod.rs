@@ -115,7 +115,7 @@ pub(crate) enum Verb {
     Apply(apply::ApplyArgs),
     /// Remove objects that apply has written
     Delete(apply::DeleteArgs),
-    /// Pull, save, load, list, inspect, tag, remove and prune images
+    /// Pull, push, save, load, list, inspect, tag, remove and prune images
     Image(image::ImageArgs),
     /// Tell what is on the disk, and remove what nobody needs
     System(system::SystemArgs),

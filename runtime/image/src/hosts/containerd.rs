@@ -49,11 +49,28 @@ impl OneOrMore {
     }
 }
 
-/// The hosts of one directory, and then the server that they stand for.
+/// The hosts of one directory that may have what a reference means, and then the server that they stand for.
 pub(super) fn endpoints(
     directory: &Path,
     reference: &ImageRef,
     registries: &Registries,
+) -> Result<Vec<Endpoint>, HostsError> {
+    chosen(directory, reference, registries, "pulled from", |host| host.may_pull(reference))
+}
+
+/// The first of them that may be pushed to.
+pub(super) fn for_push(directory: &Path, name: &ImageRef, registries: &Registries) -> Result<Endpoint, HostsError> {
+    let mut endpoints = chosen(directory, name, registries, "pushed to", |host| host.may("push"))?;
+    Ok(endpoints.swap_remove(0))
+}
+
+/// Never empty.
+fn chosen(
+    directory: &Path,
+    reference: &ImageRef,
+    registries: &Registries,
+    what: &str,
+    may: impl Fn(&Host) -> bool,
 ) -> Result<Vec<Endpoint>, HostsError> {
     let path = directory.join("hosts.toml");
     let Some(text) = read(&path)? else {
@@ -81,7 +98,7 @@ pub(super) fn endpoints(
     for (name, said) in hosts.into_iter().chain([(name, toml::Value::Table(server))]) {
         let of_host = |problem: &str| wrong(format!("host {name:?}: {problem}"));
         let host: Host = said.try_into().map_err(|e: toml::de::Error| of_host(&shown(e.message())))?;
-        if host.may_pull(reference) {
+        if may(&host) {
             let endpoint = host.endpoint(&name, directory, reference, registries);
             endpoints.push(endpoint.map_err(|fault| match fault {
                 Fault::Here(problem) => of_host(&problem),
@@ -90,7 +107,7 @@ pub(super) fn endpoints(
         }
     }
     if endpoints.is_empty() {
-        return Err(wrong("no host in it may be pulled from".to_owned()));
+        return Err(wrong(format!("no host in it may be {what}")));
     }
     Ok(endpoints)
 }
@@ -110,9 +127,13 @@ impl From<HostsError> for Fault {
 impl Host {
     /// A tag's meaning is asked of those that may resolve it; nobody is only asked for that.
     fn may_pull(&self, reference: &ImageRef) -> bool {
+        self.may("pull") && (reference.digest().is_some() || self.may("resolve"))
+    }
+
+    /// Who says nothing may do everything.
+    fn may(&self, what: &str) -> bool {
         let Some(capabilities) = self.capabilities.as_ref().filter(|named| !named.is_empty()) else { return true };
-        let may = |what: &str| capabilities.iter().any(|named| named.eq_ignore_ascii_case(what));
-        may("pull") && (reference.digest().is_some() || may("resolve"))
+        capabilities.iter().any(|named| named.eq_ignore_ascii_case(what))
     }
 
     fn endpoint(

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::Deserialize;
 
 use crate::{
-    hosts::{Access, Endpoint, HostsError, parse, parse_host, read},
+    hosts::{Access, Endpoint, HostsError, Mirrors, parse, parse_host, read},
     reference::ImageRef,
     registry::Registries,
 };
@@ -50,6 +50,7 @@ pub(super) fn endpoints(
     path: &Path,
     reference: &ImageRef,
     registries: &Registries,
+    mirrors: Mirrors,
 ) -> Result<Option<Vec<Endpoint>>, HostsError> {
     let name = reference.name();
     let mut tables = BTreeMap::new();
@@ -83,10 +84,12 @@ pub(super) fn endpoints(
     let rest = name.get(length..).unwrap_or_default();
     let by_digest = reference.digest().is_some();
     let mut endpoints = Vec::new();
-    let places = table.mirror.iter().filter(|mirror| match mirror.pull_from_mirror.as_str() {
-        "digest-only" => by_digest,
-        "tag-only" => !by_digest,
-        _ => by_digest || !table.mirror_by_digest_only,
+    let places = table.mirror.iter().filter(|_| mirrors == Mirrors::With).filter(|mirror| {
+        match mirror.pull_from_mirror.as_str() {
+            "digest-only" => by_digest,
+            "tag-only" => !by_digest,
+            _ => by_digest || !table.mirror_by_digest_only,
+        }
     });
     let places = places.map(|mirror| (format!("{}{rest}", mirror.location), mirror.insecure));
     let itself = if table.location.is_empty() { name.clone() } else { format!("{}{rest}", table.location) };

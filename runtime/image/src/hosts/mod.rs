@@ -19,7 +19,7 @@ use std::{
 
 use reqwest::{Url, header::HeaderMap};
 
-use crate::{reference::ImageRef, registry::Registries};
+use crate::{credential::Credential, reference::ImageRef, registry::Registries};
 
 /// A configuration file is read up to this many bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -29,6 +29,13 @@ const MAX_FILE: u64 = 1 << 20;
 pub(crate) struct Hosts {
     pub(crate) certs_d: Option<PathBuf>,
     pub(crate) registries_conf: Option<PathBuf>,
+}
+
+/// Whether mirrors are asked, too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mirrors {
+    With,
+    Without,
 }
 
 /// One host that may have a repository's content.
@@ -100,13 +107,29 @@ impl Hosts {
             return containerd::endpoints(&directory, reference, registries);
         }
         if let Some(file) = &self.registries_conf
-            && let Some(endpoints) = containers::endpoints(file, reference, registries)?
+            && let Some(endpoints) = containers::endpoints(file, reference, registries, Mirrors::With)?
         {
             return Ok(endpoints);
         }
         match self.directory("_default") {
             Some(directory) => containerd::endpoints(&directory, reference, registries),
             None => Ok(vec![Endpoint::own(reference, registries)]),
+        }
+    }
+
+    /// Where to send what gets this name: the first host that may be pushed to. Blocks on the disk.
+    pub(crate) fn for_push(&self, name: &ImageRef, registries: &Registries) -> Result<Endpoint, HostsError> {
+        if let Some(directory) = self.directory(name.registry()) {
+            return containerd::for_push(&directory, name, registries);
+        }
+        if let Some(file) = &self.registries_conf
+            && let Some(mut endpoints) = containers::endpoints(file, name, registries, Mirrors::Without)?
+        {
+            return Ok(endpoints.swap_remove(0));
+        }
+        match self.directory("_default") {
+            Some(directory) => containerd::for_push(&directory, name, registries),
+            None => Ok(Endpoint::own(name, registries)),
         }
     }
 
@@ -123,6 +146,19 @@ impl Hosts {
 }
 
 impl Endpoint {
+    /// The logins that may be tried, the best match first; `registry` is the one that was named.
+    pub(crate) fn best_login<'a>(&self, registry: &str, auth: &'a [Credential]) -> Vec<&'a Credential> {
+        let own = self.registry == registry;
+        let mut fitting: Vec<(usize, &Credential)> = auth
+            .iter()
+            // One for any registry is for the one that was named, not for those that stand in for it.
+            .filter(|credential| own || !credential.is_for_any())
+            .filter_map(|credential| Some((credential.matches(&self.registry, &self.repository)?, credential)))
+            .collect();
+        fitting.sort_by_key(|(exactness, _)| std::cmp::Reverse(*exactness));
+        fitting.into_iter().map(|(_, credential)| credential).collect()
+    }
+
     /// The registry itself.
     pub(crate) fn own(reference: &ImageRef, registries: &Registries) -> Self {
         let host = reference.api_host();

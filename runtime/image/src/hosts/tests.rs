@@ -241,6 +241,28 @@ fn drop_ins_count_later_and_containerds_directory_before() {
 }
 
 #[test]
+fn pushed_to_is_who_may_be_and_no_mirror_of_podmans() {
+    let pushed = |files: &[(&str, &str)], name: &str| {
+        let (_directory, hosts) = hosts(files);
+        let endpoint = hosts.for_push(&name.parse().unwrap(), &registries());
+        endpoint.map(|endpoint| format!("{} {}", endpoint.api, endpoint.repository)).map_err(|error| error.to_string())
+    };
+    let file = "server = 'https://up.lan'\n[host.'https://pull.lan']\ncapabilities = ['pull', 'resolve']\n";
+    let more = format!("{file}[host.'https://push.lan']\ncapabilities = ['push']");
+    let all = format!("{file}[host.'https://all.lan']");
+    for (file, expected) in [(file, "up"), (more.as_str(), "push"), (all.as_str(), "all")] {
+        let expected = format!("https://{expected}.lan/v2 x");
+        assert_eq!(pushed(&[("certs.d/a.lan/hosts.toml", file)], "a.lan/x").unwrap(), expected, "{file}");
+    }
+    let none = "capabilities = ['pull', 'resolve']";
+    let refused = pushed(&[("certs.d/a.lan/hosts.toml", none)], "a.lan/x").unwrap_err();
+    assert!(refused.ends_with("no host in it may be pushed to"), "{refused}");
+    let table = "[[registry]]\nprefix = 'a.lan'\nlocation = 'b.lan/c'\n[[registry.mirror]]\nlocation = 'm.lan'";
+    assert_eq!(pushed(&[("registries.conf", table)], "a.lan/x:1").unwrap(), "https://b.lan/v2 c/x");
+    assert_eq!(pushed(&[], "me/x:1").unwrap(), "https://registry-1.docker.io/v2 me/x");
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_file() {
     for (file, text, problem) in [
         ("certs.d/a.lan/hosts.toml", "server = \"x\"\n[host", "/certs.d/a.lan/hosts.toml: line 2: "),

@@ -14,6 +14,7 @@ mod names;
 mod patience;
 mod realm;
 mod session;
+mod upload;
 
 use std::{
     collections::BTreeSet,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_client::{errors::OciEnvelope, secrets::RegistryAuth};
 use reqwest::{
-    StatusCode,
+    Method, StatusCode,
     header::{ACCEPT, CONTENT_TYPE, HeaderMap, RANGE, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
@@ -34,6 +34,8 @@ pub(crate) struct Session {
     http: reqwest::Client,
     endpoint: Endpoint,
     credential: Option<Credential>,
+    /// What a token has to allow: the repository's own scope first.
+    scopes: Vec<String>,
     access: Mutex<RegistryAuth>,
 }
 
@@ -53,24 +55,47 @@ struct Token {
 }
 
 impl Session {
-    /// Logs in, or finds that it is not necessary.
+    /// Logs in to pull, or finds that it is not necessary.
     pub(crate) async fn open(
         registries: &Arc<Registries>,
         endpoint: &Endpoint,
         credential: Option<&Credential>,
+    ) -> Result<Self, RegistryError> {
+        let scopes = vec![format!("repository:{}:pull", endpoint.repository)];
+        Self::open_for(registries, endpoint, credential, scopes).await
+    }
+
+    /// The same to push, where blobs may be taken from `others`, repositories of the same registry.
+    pub(crate) async fn open_to_push(
+        registries: &Arc<Registries>,
+        endpoint: &Endpoint,
+        credential: Option<&Credential>,
+        others: &[String],
+    ) -> Result<Self, RegistryError> {
+        let mut scopes = vec![format!("repository:{}:pull,push", endpoint.repository)];
+        scopes.extend(others.iter().map(|other| format!("repository:{other}:pull")));
+        Self::open_for(registries, endpoint, credential, scopes).await
+    }
+
+    async fn open_for(
+        registries: &Arc<Registries>,
+        endpoint: &Endpoint,
+        credential: Option<&Credential>,
+        scopes: Vec<String>,
     ) -> Result<Self, RegistryError> {
         let session = Self {
             registries: registries.clone(),
             http: registries.client(&endpoint.host, &endpoint.access, endpoint.connect_timeout)?,
             endpoint: endpoint.clone(),
             credential: credential.cloned(),
+            scopes,
             access: Mutex::new(RegistryAuth::Anonymous),
         };
         session.log_in().await?;
         Ok(session)
     }
 
-    async fn log_in(&self) -> Result<(), RegistryError> {
+    pub(crate) async fn log_in(&self) -> Result<(), RegistryError> {
         let access = self.negotiate().await?;
         *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
         Ok(())
@@ -113,7 +138,7 @@ impl Session {
 
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<RegistryAuth, RegistryError> {
         let asked = shown(realm);
-        let Endpoint { api, host, repository, access, .. } = &self.endpoint;
+        let Endpoint { api, host, access, .. } = &self.endpoint;
         let (mut url, access) = realm::check(realm, host, access, &self.registries).map_err(|problem| {
             RegistryError::Protocol { url: api.clone(), problem: format!("{problem}: {asked:?}") }
         })?;
@@ -122,7 +147,9 @@ impl Session {
             if let Some(service) = service {
                 query.append_pair("service", service);
             }
-            query.append_pair("scope", &format!("repository:{repository}:pull"));
+            for scope in &self.scopes {
+                query.append_pair("scope", scope);
+            }
         }
         let mut request = self.registries.client(&asked, &access, None)?.get(url);
         if let Some(login) = &self.credential {
@@ -191,14 +218,18 @@ impl Session {
         Ok((self.body(&url, answer).pieces(), from_beginning))
     }
 
-    fn url(&self, kind: &str, name: &str) -> String {
+    pub(crate) fn url(&self, kind: &str, name: &str) -> String {
         let Endpoint { api, repository, .. } = &self.endpoint;
         format!("{api}/{repository}/{kind}/{name}")
     }
 
     /// A request to the host, with what it is to be told.
     fn get(&self, url: &str) -> reqwest::RequestBuilder {
-        let mut request = self.http.get(url).headers(self.endpoint.headers.clone());
+        self.to(Method::GET, url)
+    }
+
+    pub(crate) fn to(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+        let mut request = self.http.request(method, url).headers(self.endpoint.headers.clone());
         if let Some(registry) = &self.endpoint.mirrors {
             request = request.query(&[("ns", registry)]);
         }
@@ -210,7 +241,7 @@ impl Session {
         &self.endpoint.registry
     }
 
-    fn authorize(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+    pub(crate) fn authorize(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         let access = self.access.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match access {
             RegistryAuth::Anonymous => request,
@@ -224,7 +255,7 @@ impl Session {
     }
 
     /// A refusal, with what the registry said for a person.
-    async fn complaint(&self, url: String, answer: reqwest::Response) -> RegistryError {
+    pub(crate) async fn complaint(&self, url: String, answer: reqwest::Response) -> RegistryError {
         let (status, retry_after) = (answer.status(), patience::asked_for(&answer));
         let retry_after = retry_after.and_then(|pause| pause.as_secs().try_into().ok());
         let body = self.body(&url, answer).beginning(MAX_COMPLAINT).await;
@@ -239,8 +270,18 @@ impl Session {
     }
 
     fn may_have_expired(&self, error: &RegistryError) -> bool {
-        let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
-        error.status() == Some(401) && matches!(*access, RegistryAuth::Bearer(_))
+        error.status() == Some(401) && self.has_token()
+    }
+
+    /// It speaks with a token, which may expire.
+    pub(crate) fn has_token(&self) -> bool {
+        matches!(*self.access.lock().unwrap_or_else(PoisonError::into_inner), RegistryAuth::Bearer(_))
+    }
+
+    /// Whether an address is the registry's own.
+    pub(crate) fn is_own(&self, url: &reqwest::Url) -> bool {
+        let own = reqwest::Url::parse(&self.endpoint.api);
+        own.is_ok_and(|own| own.origin() == url.origin())
     }
 
     /// A few words on the login that was used.

@@ -28,6 +28,7 @@ mod meta;
 mod open;
 mod preload;
 mod pull;
+mod push;
 mod redirect;
 mod save;
 mod snapshot;
@@ -61,6 +62,7 @@ pub use details::{Details, LayerDetails};
 pub use error::{LoadError, PullError, Retry, SnapshotError, StoreError};
 pub use gc::{Freed, Removed, Unneeded};
 pub use preload::Preloaded;
+pub use push::PushError;
 pub use save::{Chosen, SaveError, Saving};
 pub use snapshot::Snapshot;
 pub use usage::Usage;
@@ -219,13 +221,24 @@ impl Store {
     ///
     /// # Errors
     /// When an image is not here, or nobody has a layer of it any more.
-    pub async fn save(
+    pub async fn save(&self, images: &[Chosen], auth: &[Credential]) -> Result<Saving, SaveError> {
+        self.inner.save(images, auth).await
+    }
+
+    /// Sends an image to the registry of `name`, under its tag, and tells the digest that it has there. What the
+    /// repository has already is not sent, what another one of the registry has is taken from there, and layers
+    /// that are kept only unpacked are fetched again when the registry lacks them.
+    ///
+    /// # Errors
+    /// See [`PushError`].
+    pub async fn push(
         &self,
-        images: &[Chosen],
+        image: &ImageId,
+        name: &ImageRef,
         auth: &[Credential],
         progress: Option<ProgressSink>,
-    ) -> Result<Saving, SaveError> {
-        self.inner.save(images, auth, progress).await
+    ) -> Result<Digest, PushError> {
+        self.inner.push(image, name, auth, progress).await
     }
 
     /// Loads every tar of the preload directory that is new or has changed, and pins its images.

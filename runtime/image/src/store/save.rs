@@ -22,7 +22,7 @@ use crate::{
     image::ImageId,
     layer::LayerError,
     manifest::{self, Descriptor, Document, Manifest},
-    progress::{LayerProgress, Phase, ProgressSink},
+    progress::{LayerProgress, Phase},
     reference::ImageRef,
     store::{
         Inner, PullError, StoreError,
@@ -114,50 +114,36 @@ impl Saving {
 }
 
 /// One image's documents.
-struct Documents {
-    manifest: Digest,
-    media_type: String,
-    bytes: Vec<u8>,
-    parsed: Manifest,
-    sources: Vec<ImageRef>,
+pub(crate) struct Documents {
+    pub(crate) manifest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) parsed: Manifest,
+    /// What it is called, and so where it may have come from.
+    pub(crate) sources: Vec<ImageRef>,
 }
 
 impl Inner {
     /// Has everything here that an archive of these images needs.
-    pub(crate) async fn save(
-        self: &Arc<Self>,
-        chosen: &[Chosen],
-        auth: &[Credential],
-        progress: Option<ProgressSink>,
-    ) -> Result<Saving, SaveError> {
+    pub(crate) async fn save(self: &Arc<Self>, chosen: &[Chosen], auth: &[Credential]) -> Result<Saving, SaveError> {
         let lease = self.catalog.lease(&[]);
         let mut names: BTreeMap<&ImageId, BTreeSet<&ImageRef>> = BTreeMap::new();
         for (image, name) in chosen {
             names.entry(image).or_default().extend(name);
         }
-        let layout = &self.catalog.layout;
         let mut blobs = BTreeMap::new();
         let (mut manifests, mut docker, mut fetched) = (Vec::new(), Vec::new(), Vec::new());
         for (image, names) in &names {
             let documents = self.documents(image)?;
             let Manifest { config, layers } = &documents.parsed;
-            blobs.insert(config.digest.clone(), self.kept(&config.digest)?);
-            for layer in layers {
-                if !blobs.contains_key(&layer.digest) && layout.blob(&layer.digest).exists() {
-                    blobs.insert(layer.digest.clone(), self.kept(&layer.digest)?);
-                }
-            }
-            let missing: BTreeMap<&Digest, &Descriptor> =
-                layers.iter().filter(|l| !blobs.contains_key(&l.digest)).map(|l| (&l.digest, l)).collect();
-            if !missing.is_empty() {
-                let missing: Vec<Descriptor> = missing.into_values().cloned().collect();
-                let staging = layout.stage("save")?;
-                self.fetch_again(image, &documents, &missing, &staging, auth, progress.as_ref()).await?;
-                for blob in missing {
-                    let path = staging.path().join(blob.digest.hex());
-                    blobs.insert(blob.digest, Content::File { path, size: blob.size });
-                }
-                fetched.push(staging);
+            let wanted: Vec<&Descriptor> =
+                layers.iter().chain([config]).filter(|blob| !blobs.contains_key(&blob.digest)).collect();
+            let sizes: BTreeMap<&Digest, u64> = wanted.iter().map(|blob| (&blob.digest, blob.size)).collect();
+            let (files, staging) = self.files_of(image, &documents, &wanted, auth).await?;
+            fetched.extend(staging);
+            for (digest, path) in files {
+                let size = sizes.get(&digest).copied().unwrap_or_default();
+                blobs.insert(digest, Content::File { path, size });
             }
             let descriptor = Descriptor {
                 media_type: documents.media_type.clone(),
@@ -182,7 +168,7 @@ impl Inner {
         Ok(Saving { parts, _fetched: fetched, _lease: lease })
     }
 
-    fn documents(&self, image: &ImageId) -> Result<Documents, SaveError> {
+    pub(crate) fn documents(&self, image: &ImageId) -> Result<Documents, SaveError> {
         let record = self.catalog.read().images.get(image).map(|entry| entry.record.clone());
         let record = record.ok_or_else(|| SaveError::Absent { image: image.clone() })?;
         let path = self.catalog.layout.blob(&record.manifest);
@@ -199,12 +185,37 @@ impl Inner {
         Ok(Documents { manifest: record.manifest, media_type, bytes, parsed, sources })
     }
 
-    fn kept(&self, digest: &Digest) -> Result<Content, StoreError> {
-        let path = self.catalog.layout.blob(digest);
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(Content::File { path, size: metadata.len() }),
-            Err(source) => Err(StoreError::Io { operation: "reading", path, source }),
+    /// Files with blobs of an image as they came; those that are not kept are fetched again, into a directory that
+    /// goes when it is dropped.
+    pub(crate) async fn files_of(
+        self: &Arc<Self>,
+        image: &ImageId,
+        documents: &Documents,
+        blobs: &[&Descriptor],
+        auth: &[Credential],
+    ) -> Result<(BTreeMap<Digest, PathBuf>, Option<Staging>), SaveError> {
+        let layout = &self.catalog.layout;
+        let (mut files, mut missing) = (BTreeMap::new(), BTreeMap::new());
+        for blob in blobs {
+            let path = layout.blob(&blob.digest);
+            // One of another length is not the one.
+            if fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == blob.size) {
+                files.insert(blob.digest.clone(), path);
+            } else {
+                missing.insert(&blob.digest, *blob);
+            }
         }
+        if missing.is_empty() {
+            return Ok((files, None));
+        }
+        let missing: Vec<Descriptor> = missing.into_values().cloned().collect();
+        let staging = layout.stage("save")?;
+        self.fetch_again(image, documents, &missing, &staging, auth).await?;
+        for blob in missing {
+            let path = staging.path().join(blob.digest.hex());
+            files.insert(blob.digest, path);
+        }
+        Ok((files, Some(staging)))
     }
 
     /// Asks those repositories for blobs that the image came from, until one has them all.
@@ -215,7 +226,6 @@ impl Inner {
         missing: &[Descriptor],
         staging: &Staging,
         auth: &[Credential],
-        progress: Option<&ProgressSink>,
     ) -> Result<(), SaveError> {
         let failed = |source| {
             let layer = missing.first().map_or_else(|| documents.manifest.clone(), |blob| blob.digest.clone());
@@ -227,7 +237,7 @@ impl Inner {
             let pull = Pull {
                 inner: self.clone(),
                 reference: source.with_digest(documents.manifest.clone()),
-                progress: progress.cloned().unwrap_or_else(|| watch::Sender::new(Default::default())),
+                progress: watch::Sender::default(),
                 broken_off: tokio_util::sync::CancellationToken::new(),
                 spare: Arc::default(),
             };

@@ -113,15 +113,8 @@ impl Pull {
 
     /// Asks one host, with each login that fits until one is accepted.
     async fn resolve_at(&self, endpoint: &Endpoint, auth: &[Credential], name: &str) -> Result<Resolved, PullError> {
-        let own = endpoint.registry == self.reference.registry();
-        let mut fitting: Vec<(usize, &Credential)> = auth
-            .iter()
-            // One for any registry is for the one that was named, not for those that stand in for it.
-            .filter(|c| own || !c.is_for_any())
-            .filter_map(|c| Some((c.matches(&endpoint.registry, &endpoint.repository)?, c)))
-            .collect();
-        fitting.sort_by_key(|(exactness, _)| std::cmp::Reverse(*exactness));
-        let mut logins: Vec<Option<&Credential>> = fitting.into_iter().map(|(_, c)| Some(c)).collect();
+        let fitting = endpoint.best_login(self.reference.registry(), auth).into_iter();
+        let mut logins: Vec<Option<&Credential>> = fitting.map(Some).collect();
         if logins.is_empty() {
             logins.push(None);
         }

@@ -65,6 +65,7 @@ struct Script {
 
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     pub path: String,
     pub authorization: Option<String>,
     pub range: Option<String>,
@@ -129,8 +130,9 @@ impl Scripted {
             if reader.read_line(&mut line).unwrap_or(0) == 0 {
                 return;
             }
+            let method = line.split(' ').next().unwrap_or_default().to_owned();
             let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            let mut request = Request { path, authorization: None, range: None, headers: Vec::new() };
+            let mut request = Request { method, path, authorization: None, range: None, headers: Vec::new() };
             loop {
                 let mut header = String::new();
                 if reader.read_line(&mut header).unwrap_or(0) == 0 || header.trim().is_empty() {
@@ -143,6 +145,11 @@ impl Scripted {
                     "range" => request.range = Some(value.trim().to_owned()),
                     _ => {}
                 }
+            }
+            let length = request.headers.iter().find(|(name, _)| name == "content-length");
+            let mut body = vec![0; length.map_or(0, |(_, length)| length.parse().unwrap())];
+            if reader.read_exact(&mut body).is_err() {
+                return;
             }
             if !self.answer(&mut stream, request) {
                 return;

@@ -13,8 +13,8 @@ use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
-use super::IMAGES;
-use crate::verbs::client::{Answer, Body, Client, empty, pieces, with_query};
+use super::{IMAGES, Logins};
+use crate::verbs::client::{Answer, Body, Client, full, pieces, with_query};
 use crate::verbs::copy::pack::pack;
 use crate::verbs::terminal;
 
@@ -23,22 +23,32 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// Pieces of a tar that wait.
 const QUEUE: usize = 8;
 
-pub(super) async fn save(client: &Client, references: &[String], output: Option<PathBuf>) -> anyhow::Result<()> {
+pub(super) async fn save(
+    client: &Client,
+    references: &[String],
+    logins: &Logins,
+    output: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let Some(path) = output else {
         if io::stdout().is_terminal() {
             bail!("a tar is nothing for a terminal; name a file by --output, or redirect the output");
         }
-        let mut answer = ask(client, references).await?;
+        let mut answer = ask(client, references, logins).await?;
         return copy(&mut answer, &mut io::stdout().lock()).await;
     };
     // Before anything is fetched: what cannot be written to costs nothing then.
     let mut file = Unfinished::new(&path)?;
-    let mut answer = ask(client, references).await?;
+    let mut answer = ask(client, references, logins).await?;
     copy(&mut answer, &mut file.file).await?;
     file.finish()
 }
 
-pub(super) async fn export(client: &Client, references: &[String], directory: PathBuf) -> anyhow::Result<()> {
+pub(super) async fn export(
+    client: &Client,
+    references: &[String],
+    logins: &Logins,
+    directory: PathBuf,
+) -> anyhow::Result<()> {
     let shown = directory.display().to_string();
     let made = fs::create_dir(&directory);
     let taken = match made {
@@ -50,7 +60,7 @@ pub(super) async fn export(client: &Client, references: &[String], directory: Pa
     if taken {
         bail!("{shown} is not empty; give a new directory");
     }
-    let mut answer = ask(client, references).await?;
+    let mut answer = ask(client, references, logins).await?;
     let (sender, tar) = mpsc::channel(QUEUE);
     let unpacking =
         tokio::task::spawn_blocking(move || unpack(Pieces { pieces: tar, current: Bytes::new() }, &directory));
@@ -119,10 +129,11 @@ fn tell(images: ObjectList<Image>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn ask(client: &Client, references: &[String]) -> anyhow::Result<Answer> {
+async fn ask(client: &Client, references: &[String], logins: &Logins) -> anyhow::Result<Answer> {
+    let auth = logins.body(&references.iter().map(String::as_str).collect::<Vec<_>>())?;
     let query: Vec<(&str, &str)> = references.iter().map(|reference| ("reference", reference.as_str())).collect();
     let path = with_query(&format!("{IMAGES}/save"), &query);
-    client.request_long(Method::GET, &path, "application/x-tar", empty()).await
+    client.request_long(Method::POST, &path, "application/x-tar", full(auth)).await
 }
 
 async fn copy(answer: &mut Answer, out: &mut impl Write) -> anyhow::Result<()> {
