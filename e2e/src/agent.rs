@@ -97,6 +97,11 @@ impl<'w> Agent<'w> {
         Self::start(world)
     }
 
+    /// Gives it other arguments from its next launch on.
+    pub fn use_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|&text| text.to_owned()).collect();
+    }
+
     /// Starts the process again after [`kill`](Self::kill) or [`terminate`](Self::terminate).
     ///
     /// # Panics

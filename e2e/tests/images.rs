@@ -1,6 +1,8 @@
 //! Images on the command line of a real agent.
 
-use portreeve_e2e::{Agent, BUSYBOX, Enclosure, Image, Peers, Podman, Registry, World, skipped_without_root};
+use portreeve_e2e::{
+    Agent, BUSYBOX, Enclosure, Image, Peers, Podman, Registry, World, preload_busybox, skipped_without_root, wait_until,
+};
 use serde_json::{Value, json};
 
 fn json(text: &str) -> Value {
@@ -413,4 +415,63 @@ fn what_is_pushed_is_what_others_see_and_logins_are_those_of_the_user() {
     assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));
     // The agent keeps none of them.
     assert!(!agent.log().contains(password));
+}
+
+#[test]
+fn a_disk_that_fills_up_costs_images_that_nobody_needs_and_is_told_when_none_can_go() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("collect");
+    preload_busybox(&world);
+    // Every disk is fuller than that.
+    let bounds = ["--image-gc-high-threshold-percent", "1", "--image-minimum-gc-age"];
+    let mut agent = Agent::start_with(&world, &[&bounds[..], &["1h"]].concat());
+    let load = |agent: &Agent<'_>, name: &str| {
+        let image = Image::busybox_with(world.home(), name, &[("own", name)]);
+        agent.client(&["image", "load", image.tar.to_str().unwrap()]).ok();
+    };
+    let names = |agent: &Agent<'_>| agent.client(&["image", "ls", "-o", "name"]).ok();
+    load(&agent, "test.local/wanted:1");
+    load(&agent, "test.local/unused:1");
+    // Its container is never made, so nothing but the pod's word keeps the image.
+    let never = pod("a", "test.local/wanted:1")
+        .replace("command:", "volumeMounts: [{name: v, mountPath: /v}], command:")
+        + "  volumes:\n  - {name: v, hostPath: {path: /does/not/exist, type: Directory}}\n";
+    agent.drop_manifest("a.yaml", &never);
+    agent.wait_pod("a", "waits for its volume", |pod| pod["status"]["phase"] == "Pending");
+    let pressure = |agent: &Agent<'_>| {
+        let node = json(&agent.client(&["get", "nodes", "-o", "json"]).ok());
+        let conditions =
+            node.pointer("/items/0/status/conditions").or(node.pointer("/status/conditions")).unwrap().clone();
+        conditions.as_array().unwrap().iter().find(|one| one["type"] == "DiskPressure").unwrap().clone()
+    };
+    wait_until("the pressure is told", 20, || {
+        let told = pressure(&agent);
+        if told["status"] == "True" { Ok(()) } else { Err(told.to_string()) }
+    });
+    assert_eq!(names(&agent).lines().count(), 3, "the unused one is too young to go");
+    let events = agent.client(&["get", "events", "-A"]).ok();
+    assert!(events.contains("FreeDiskSpaceFailed") && events.contains("no image can go"), "{events}");
+
+    agent.terminate();
+    agent.use_arguments(&[&bounds[..], &["0s"]].concat());
+    agent.launch();
+    wait_until("the unused one goes", 20, || {
+        let names = names(&agent);
+        if names.contains("unused") { Err(names) } else { Ok(()) }
+    });
+    let left = names(&agent);
+    assert!(left.contains("test.local/wanted:1") && left.contains(BUSYBOX) && left.lines().count() == 2, "{left}");
+    wait_until("it is told", 20, || {
+        let events = agent.client(&["get", "events", "-A"]).ok();
+        if events.contains("ImageGCSucceeded") { Ok(()) } else { Err(events) }
+    });
+    agent.terminate();
+    // A disk with room is none that anything is removed from.
+    agent.use_arguments(&["--image-gc-high-threshold-percent", "100", "--image-minimum-gc-age", "0s"]);
+    agent.launch();
+    load(&agent, "test.local/unused:1");
+    assert_eq!(pressure(&agent)["status"], "False");
+    assert_eq!(names(&agent).lines().count(), 3);
 }

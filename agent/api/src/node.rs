@@ -92,7 +92,8 @@ impl Backend for NodeBackend {
 
     fn machine_changes(&self) -> Signal {
         let (sources, drained) = (stirs(self.node.sources_changed()), stirs(self.node.drained_changed()));
-        stream::select(sources, drained).boxed()
+        let room = stirs(self.node.room_changed());
+        stream::select(room, stream::select(sources, drained)).boxed()
     }
 
     fn sources(&self) -> Vec<SourceReport> {

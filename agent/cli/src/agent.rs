@@ -210,6 +210,7 @@ fn node_config(config: &Config) -> anyhow::Result<NodeConfig> {
     let mut node = NodeConfig::new(config.node_name()?, &config.manifests, &config.root, &config.run);
     node.labels.clone_from(&config.node_labels);
     node.cgroup_root.clone_from(&config.cgroup_root);
+    node.image_collection = config.image_collection;
     Ok(node)
 }
 

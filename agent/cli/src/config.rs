@@ -10,8 +10,10 @@ mod value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use portreeve_node::ImageCollection;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -104,6 +106,21 @@ pub(crate) struct Settings {
     /// [default: false]
     #[arg(long, value_name = "BOOL", env = "PORTREEVE_KEEP_BLOBS", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) keep_blobs: Option<bool>,
+    /// How full the disk of the images may get before images go that nobody needs, in percent [default: 85]
+    #[arg(long = "image-gc-high-threshold-percent", value_name = "PERCENT", env = "PORTREEVE_IMAGE_GC_HIGH_THRESHOLD_PERCENT",
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub(crate) image_gc_high_threshold_percent: Option<u8>,
+    /// How full it may still be afterwards [default: 80]
+    #[arg(long = "image-gc-low-threshold-percent", value_name = "PERCENT", env = "PORTREEVE_IMAGE_GC_LOW_THRESHOLD_PERCENT",
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub(crate) image_gc_low_threshold_percent: Option<u8>,
+    /// How long ago an image came, and was last used, that goes [default: 2m]
+    #[arg(long = "image-minimum-gc-age", value_name = "DURATION", env = "PORTREEVE_IMAGE_MINIMUM_GC_AGE",
+        value_parser = value::age)]
+    #[serde(rename = "imageMinimumGCAge", deserialize_with = "file::age")]
+    pub(crate) image_minimum_gc_age: Option<Duration>,
     /// How lines of the log look [default: text]
     #[arg(long, value_name = "FORMAT", env = "PORTREEVE_LOG_FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
@@ -146,6 +163,7 @@ pub(crate) struct Config {
     pub(crate) registry_hosts: PathBuf,
     pub(crate) registries_conf: PathBuf,
     pub(crate) keep_blobs: bool,
+    pub(crate) image_collection: ImageCollection,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
 }
@@ -203,6 +221,13 @@ impl Settings {
             registry_hosts: self.registry_hosts.or(other.registry_hosts),
             registries_conf: self.registries_conf.or(other.registries_conf),
             keep_blobs: self.keep_blobs.or(other.keep_blobs),
+            image_gc_high_threshold_percent: self
+                .image_gc_high_threshold_percent
+                .or(other.image_gc_high_threshold_percent),
+            image_gc_low_threshold_percent: self
+                .image_gc_low_threshold_percent
+                .or(other.image_gc_low_threshold_percent),
+            image_minimum_gc_age: self.image_minimum_gc_age.or(other.image_minimum_gc_age),
             log_format: self.log_format.or(other.log_format),
             log: self.log.or(other.log),
         }
@@ -210,6 +235,7 @@ impl Settings {
 }
 
 fn complete(settings: Settings) -> anyhow::Result<Config> {
+    let image_collection = collection(&settings)?;
     let run = absolute(settings.run.unwrap_or_else(|| DEFAULT_RUN.into()))?;
     let root = absolute(settings.root.unwrap_or_else(|| DEFAULT_ROOT.into()))?;
     let manifests_by_default = settings.manifests.is_none();
@@ -246,9 +272,26 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         registry_hosts: absolute(settings.registry_hosts.unwrap_or_else(|| DEFAULT_REGISTRY_HOSTS.into()))?,
         registries_conf: absolute(settings.registries_conf.unwrap_or_else(|| DEFAULT_REGISTRIES_CONF.into()))?,
         keep_blobs: settings.keep_blobs.unwrap_or(false),
+        image_collection,
         log_format: settings.log_format.unwrap_or(LogFormat::Text),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
     })
+}
+
+/// When images go that nobody needs.
+fn collection(settings: &Settings) -> anyhow::Result<ImageCollection> {
+    let usual = ImageCollection::default();
+    let high_percent = settings.image_gc_high_threshold_percent.map_or(usual.high_percent, u64::from);
+    // Whoever names but the upper bound means that the lower one is below it.
+    let below = usual.low_percent.min(high_percent.saturating_sub(1));
+    let low_percent = settings.image_gc_low_threshold_percent.map_or(below, u64::from);
+    if high_percent > 100 || low_percent >= high_percent {
+        bail!(
+            "imageGCLowThresholdPercent: {low_percent} is not below imageGCHighThresholdPercent, {high_percent}, \
+             which is at most 100"
+        );
+    }
+    Ok(ImageCollection { high_percent, low_percent, min_age: settings.image_minimum_gc_age.unwrap_or(usual.min_age) })
 }
 
 impl Config {
@@ -357,6 +400,17 @@ mod tests {
     }
 
     #[test]
+    fn the_bounds_of_the_images_disk_must_leave_room_between_them() {
+        let bounds = |file: &str| complete(parse(file).unwrap()).map(|config| config.image_collection);
+        assert_eq!(bounds("").unwrap(), ImageCollection::default());
+        assert_eq!(bounds("imageGCHighThresholdPercent: 50").unwrap().low_percent, 49);
+        for (high, low) in [(80, 80), (70, 75), (101, 50), (0, 0)] {
+            let file = format!("imageGCHighThresholdPercent: {high}\nimageGCLowThresholdPercent: {low}");
+            assert!(bounds(&file).unwrap_err().to_string().starts_with("imageGCLowThresholdPercent: "), "{file}");
+        }
+    }
+
+    #[test]
     fn a_flag_beats_the_file() {
         let flags = Settings { root: Some("/flag".into()), ..Settings::default() };
         let config = config("root: /file\nnodeName: from-file\n", flags);
@@ -376,13 +430,16 @@ mod tests {
         let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
-                    registriesConf: /c.conf\nkeepBlobs: true\nlogFormat: json\nlog: debug\n";
+                    registriesConf: /c.conf\nkeepBlobs: true\nimageGCHighThresholdPercent: 70\n\
+                    imageGCLowThresholdPercent: 60\nimageMinimumGCAge: 1h\nlogFormat: json\nlog: debug\n";
         let config = config(text, Settings::default());
         assert_eq!(config.pod_cidr.unwrap().to_string(), "10.1.0.0/24");
         assert_eq!(config.node_labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         assert_eq!(config.log_format, LogFormat::Json);
         assert_eq!(config.insecure_registries, ["r:5000"]);
         assert!(config.keep_blobs);
+        let bounds = config.image_collection;
+        assert_eq!((bounds.high_percent, bounds.low_percent, bounds.min_age.as_secs()), (70, 60, 3600));
         assert_eq!([config.registry_hosts, config.registries_conf], ["/h", "/c.conf"].map(PathBuf::from));
     }
 
@@ -397,6 +454,7 @@ mod tests {
         ("listen: 5", "1:9: listen: `5` is no address with a port, such as 127.0.0.1:9580"),
         ("root: /r\npodCIDR: 10.1.2.3", "2:10: podCIDR: `10.1.2.3` is no IPv4 subnet, such as 10.85.3.0/24"),
         ("log: info\nlogFormat: xml", "2:12: logFormat: unknown variant `xml`, expected `text` or `json`"),
+        ("imageMinimumGCAge: 5", "1:20: imageMinimumGCAge: `5` is no duration, such as 2m or 1h30m"),
         ("registryCas: /x", "1:14: registryCas: invalid type: string \"/x\", expected a list"),
         ("- a", "1:1: invalid type: sequence, expected keys with values, as in `root: /var/lib`"),
         ("bridge: x\nbridge: y", "2:1: `bridge` is there already"),

@@ -27,10 +27,29 @@ pub struct NodeConfig {
     pub source_resync: Duration,
     /// How often the engine is listed although it reported nothing.
     pub relist: Duration,
+    /// When images go that nobody needs.
+    pub image_collection: ImageCollection,
     /// How many events are kept.
     pub max_events: usize,
     /// Version of the agent, shown in the node object.
     pub version: String,
+}
+
+/// When images go that nobody needs; as a kubelet's `imageGC...` settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageCollection {
+    /// How full their disk may get before any goes, in percent.
+    pub high_percent: u64,
+    /// How full it may still be afterwards, in percent.
+    pub low_percent: u64,
+    /// How long ago an image came, and was last used, that goes.
+    pub min_age: Duration,
+}
+
+impl Default for ImageCollection {
+    fn default() -> Self {
+        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120) }
+    }
 }
 
 impl NodeConfig {
@@ -52,6 +71,7 @@ impl NodeConfig {
             max_concurrent_pulls: 4,
             source_resync: Duration::from_secs(30),
             relist: Duration::from_secs(60),
+            image_collection: ImageCollection::default(),
             max_events: 1000,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

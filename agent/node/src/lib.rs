@@ -19,6 +19,7 @@
 
 mod apply;
 mod clock;
+mod collect;
 mod config;
 pub mod desired;
 mod disk;
@@ -45,7 +46,7 @@ mod volumes;
 mod worker;
 
 pub use clock::Clock;
-pub use config::NodeConfig;
+pub use config::{ImageCollection, NodeConfig};
 pub use error::{NodeError, StartError};
 pub use history::{Change, ChangeKind, History, Listed, NamespacedName, Versions, Watch, WatchError};
 pub use node::{ContainerHandle, Node};

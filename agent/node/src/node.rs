@@ -9,11 +9,12 @@ mod object;
 
 pub use find::ContainerHandle;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret};
+use portreeve_engine::image::ImageId;
 use portreeve_engine::{Engine, SandboxState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
+use crate::collect::{Collector, Room, wanted_images};
 use crate::config::NodeConfig;
 use crate::desired::Ledger;
 use crate::error::{NodeError, StartError};
@@ -57,6 +59,8 @@ struct Inner {
     stop: CancellationToken,
     events_stop: CancellationToken,
     started_at: jiff::Timestamp,
+    /// Whether the disk of the images has room.
+    room: watch::Sender<Room>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     source: Mutex<Option<DirectorySource>>,
 }
@@ -97,7 +101,22 @@ impl Node {
         *node.inner.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
         // A door that opens now tells of every pod. A supervisor that ended has logged why.
         let _ = node.inner.outlook.begun.clone().wait_for(|begun| *begun).await;
+        // Not before every pod is known: what they name stays.
+        node.begin_collecting();
         Ok(node)
+    }
+
+    fn begin_collecting(&self) {
+        let inner = &self.inner;
+        let Some(engine) = &inner.engine else { return };
+        let collector = Collector {
+            shared: Arc::clone(&inner.shared),
+            engine: Arc::clone(engine),
+            bounds: inner.config.image_collection,
+            room: inner.room.clone(),
+            stop: inner.stop.clone(),
+        };
+        inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::spawn(collector.run()));
     }
 
     /// Starts the loops over any runtime and source: what simulations do.
@@ -186,6 +205,7 @@ impl Node {
             versions,
             stop,
             events_stop,
+            room: watch::Sender::new(Room { problem: None, since: clock.now() }),
             started_at: clock.now(),
             tasks: Mutex::new(tasks),
             source: Mutex::new(None),
@@ -367,6 +387,17 @@ impl Node {
     /// Wakes when the node is drained.
     pub fn drained_changed(&self) -> watch::Receiver<bool> {
         self.inner.outlook.drained.clone()
+    }
+
+    /// Wakes when the disk of the images fills up, or has room again.
+    pub fn room_changed(&self) -> watch::Receiver<impl Send + Sync + 'static + use<>> {
+        self.inner.room.subscribe()
+    }
+
+    /// The images that the pods of this node name.
+    pub fn wanted_images(&self) -> BTreeSet<ImageId> {
+        let store = self.engine().map(|engine| engine.images());
+        store.map(|store| wanted_images(self.pods().items.iter().map(AsRef::as_ref), store)).unwrap_or_default()
     }
 
     /// Pulls that run or wait for their next attempt.

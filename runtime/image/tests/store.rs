@@ -359,7 +359,7 @@ async fn usage_counts_shared_layers_once() {
     let usage = store.usage(&BTreeSet::new()).unwrap();
     assert_eq!((usage.images, usage.images_needed, usage.layers), (3, 0, 3));
     assert_eq!((usage.layer_bytes, usage.reclaimable_bytes), (big.size_bytes, big.size_bytes));
-    assert!(usage.capacity_bytes > usage.available_bytes && usage.inodes > 0);
+    assert!(usage.filesystem.capacity_bytes > usage.filesystem.available_bytes && usage.filesystem.inodes > 0);
     let blobs: Vec<u64> = fs::read_dir(root.path().join("blobs/sha256"))
         .unwrap()
         .map(|blob| blob.unwrap().metadata().unwrap().len())
@@ -404,6 +404,35 @@ async fn a_tag_moves_and_what_it_leaves_without_a_name_can_be_collected() {
     assert!(matches!(store.tag(&new.id, &pinned), Err(StoreError::NoTag { .. })));
     assert!(store.tag(&old.id, &name("web:2")).unwrap().is_none());
     assert!(store.lookup(&name("web:2")).is_none());
+}
+
+#[tokio::test]
+async fn a_collection_takes_what_was_used_longest_ago_and_no_more_than_it_must() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let layer = |name: &str| Tar::new().dir("./", 0o755).file(name, &[7; 100_000]).bytes();
+    let mut images = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        images.push(load(&store, &[layer(name)], name, name).await);
+    }
+    let [a, b, c, d, e] = <[Image; 5]>::try_from(images).unwrap();
+    let none = BTreeSet::new();
+    let collect = |bytes, in_use: &BTreeSet<_>| store.collect(bytes, std::time::Duration::ZERO, in_use).unwrap();
+    assert!(store.collect(1, std::time::Duration::from_secs(3600), &none).unwrap().images.is_empty(), "all are young");
+    assert!(collect(0, &none).images.is_empty());
+    // The first was used last.
+    store.snapshot("x", &a).unwrap();
+    store.snapshot("y", &e).unwrap();
+    store.remove_snapshot("x").unwrap();
+    assert_eq!(collect(1, &none).images, std::slice::from_ref(&b.id));
+    // One that is wanted and one that a container stands on are not among those that could go.
+    let freed = collect(150_000, &BTreeSet::from([c.id.clone()]));
+    assert_eq!((freed.images, freed.layers), (vec![d.id, a.id], 2));
+    assert!((200_000..210_000).contains(&freed.bytes), "{}", freed.bytes);
+    assert_eq!(collect(u64::MAX, &none).images, [c.id]);
+    assert_eq!(store.list().len(), 1);
+    store.remove_snapshot("y").unwrap();
+    assert_eq!(collect(1, &none).images, [e.id]);
 }
 
 #[tokio::test]

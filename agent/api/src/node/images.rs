@@ -1,12 +1,11 @@
 //! What the doors ask of the image store.
 
-use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Read, Write};
 
 use bytes::{Buf, Bytes};
 use portreeve_engine::chain;
 use portreeve_engine::image::{
-    self, Credential, ImageId, ImageRef, ProgressSink, PushError, SaveError, Store, StoreError, Unneeded,
+    self, Credential, ImageRef, ProgressSink, PushError, SaveError, Store, StoreError, Unneeded,
 };
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
@@ -145,7 +144,7 @@ impl NodeBackend {
     }
 
     pub(super) async fn take_unneeded_away(&self, all: bool) -> Result<PruneReport, BackendError> {
-        let wanted = self.wanted()?;
+        let wanted = self.node.wanted_images();
         let which = if all { Unneeded::All } else { Unneeded::Untagged };
         let freed = self.with_store(move |store| store.gc(which, &wanted)).await?.map_err(internal)?;
         Ok(PruneReport {
@@ -156,7 +155,7 @@ impl NodeBackend {
     }
 
     pub(super) async fn measure_disk(&self) -> Result<DiskReport, BackendError> {
-        let wanted = self.wanted()?;
+        let wanted = self.node.wanted_images();
         let usage = self.with_store(move |store| store.usage(&wanted)).await?.map_err(internal)?;
         Ok(DiskReport {
             images: ImageStorage {
@@ -168,25 +167,12 @@ impl NodeBackend {
             },
             pods: self.node.storage().await,
             filesystem: FilesystemReport {
-                capacity_bytes: usage.capacity_bytes,
-                available_bytes: usage.available_bytes,
-                inodes: usage.inodes,
-                inodes_free: usage.inodes_free,
+                capacity_bytes: usage.filesystem.capacity_bytes,
+                available_bytes: usage.filesystem.available_bytes,
+                inodes: usage.filesystem.inodes,
+                inodes_free: usage.filesystem.inodes_free,
             },
         })
-    }
-
-    /// The images that the pods of this node name, whether a container stands on them already or not.
-    fn wanted(&self) -> Result<BTreeSet<ImageId>, BackendError> {
-        let store = self.engine()?.images();
-        let pods = self.node.pods();
-        let names = pods.items.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| {
-            let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-            let volumes =
-                spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
-            containers.filter_map(|container| container.image.as_deref()).chain(volumes)
-        });
-        Ok(names.filter_map(|name| store.lookup(&name.parse().ok()?)).map(|image| image.id).collect())
     }
 
     fn find(&self, reference: &str) -> Result<image::Image, BackendError> {

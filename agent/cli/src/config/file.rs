@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -28,6 +29,7 @@ keys! {
     subnet: Ipv4Net,
     table: String,
     filter: String,
+    age: Duration,
 }
 
 pub(super) fn registries<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
@@ -43,7 +45,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 19] = [
+pub(crate) const KEYS: [&str; 22] = [
     "manifests",
     "root",
     "run",
@@ -61,6 +63,9 @@ pub(crate) const KEYS: [&str; 19] = [
     "registryHosts",
     "registriesConf",
     "keepBlobs",
+    "imageGCHighThresholdPercent",
+    "imageGCLowThresholdPercent",
+    "imageMinimumGCAge",
     "logFormat",
     "log",
 ];

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use portreeve_manifests::{check_label_key, check_label_value, check_subdomain};
@@ -105,6 +106,10 @@ pub(super) fn registry(text: &str) -> Result<String, String> {
         return Err("is no registry, such as registry.example:5000".to_owned());
     }
     Ok(text.to_owned())
+}
+
+pub(super) fn age(text: &str) -> Result<Duration, String> {
+    crate::verbs::duration(text).map_err(|_| "is no duration, such as 2m or 1h30m".to_owned())
 }
 
 pub(super) fn filter(text: &str) -> Result<String, String> {

@@ -31,6 +31,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use client::Client;
+pub(crate) use logs::duration;
 
 /// How a verb finds its agent.
 #[derive(Debug, Clone, Default, Args)]

@@ -15,6 +15,7 @@ impl Node {
         let facts = &self.inner.shared.node;
         let ready = self.ready();
         let now = jiff::Timestamp::now();
+        let room = self.inner.room.borrow().clone();
         let drained = self.is_drained();
         let cpu = facts.cpu_millis / 1000;
         let quantities = BTreeMap::from([
@@ -42,19 +43,30 @@ impl Node {
                 addresses: Some(addresses),
                 allocatable: Some(quantities.clone()),
                 capacity: Some(quantities),
-                conditions: Some(vec![NodeCondition {
-                    type_: "Ready".to_owned(),
-                    status: if ready.is_ok() { "True" } else { "False" }.to_owned(),
-                    reason: Some(if ready.is_ok() { "AgentReady" } else { "AgentNotReady" }.to_owned()),
-                    message: Some(
-                        ready.err().map_or_else(
+                conditions: Some(vec![
+                    NodeCondition {
+                        type_: "Ready".to_owned(),
+                        status: if ready.is_ok() { "True" } else { "False" }.to_owned(),
+                        reason: Some(if ready.is_ok() { "AgentReady" } else { "AgentNotReady" }.to_owned()),
+                        message: Some(ready.err().map_or_else(
                             || "the agent reconciles its manifests".to_owned(),
                             |reasons| reasons.join("; "),
+                        )),
+                        last_heartbeat_time: Some(Time(now)),
+                        last_transition_time: Some(Time(self.inner.started_at)),
+                    },
+                    NodeCondition {
+                        type_: "DiskPressure".to_owned(),
+                        status: if room.problem.is_some() { "True" } else { "False" }.to_owned(),
+                        reason: Some(
+                            if room.problem.is_some() { "AgentHasDiskPressure" } else { "AgentHasNoDiskPressure" }
+                                .to_owned(),
                         ),
-                    ),
-                    last_heartbeat_time: Some(Time(now)),
-                    last_transition_time: Some(Time(self.inner.started_at)),
-                }]),
+                        message: Some(room.problem.unwrap_or_else(|| "the disk of the images has room".to_owned())),
+                        last_heartbeat_time: Some(Time(now)),
+                        last_transition_time: Some(Time(room.since)),
+                    },
+                ]),
                 node_info: Some(NodeSystemInfo {
                     architecture: architecture().to_owned(),
                     boot_id: trimmed("/proc/sys/kernel/random/boot_id"),

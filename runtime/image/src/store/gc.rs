@@ -3,7 +3,9 @@
 //! An image stays while it is pinned, named by the caller as in use, or under a snapshot; a layer
 //! while a record or a lease (a pull at work) needs it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
+
+use jiff::Timestamp;
 
 use crate::{
     digest::Digest,
@@ -102,6 +104,52 @@ impl Inner {
             Ok((Removed { untagged, ..Removed::default() }, Swept::default()))
         })?;
         Ok(removed)
+    }
+
+    pub(crate) fn collect(
+        &self,
+        bytes: u64,
+        min_age: Duration,
+        in_use: &BTreeSet<ImageId>,
+    ) -> Result<Freed, StoreError> {
+        let layout = &self.catalog.layout;
+        let now = Timestamp::now();
+        {
+            let state = self.catalog.read();
+            self.used.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| state.images.contains_key(id));
+        }
+        let mut freed = Freed::default();
+        while freed.bytes < bytes {
+            let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (oldest, swept) = self.catalog.change(|state| {
+                let users = snapshot::users(layout)?;
+                let needed = |id: &ImageId| in_use.contains(id) || users.iter().any(|(_, image)| image == id);
+                let last_used =
+                    |record: &Record| used.get(&record.id).copied().unwrap_or(record.added_at).max(record.added_at);
+                let old = |record: &Record| {
+                    Duration::try_from(now.duration_since(last_used(record))).is_ok_and(|age| age >= min_age)
+                };
+                let records = state.images.values().map(|entry| &entry.record);
+                let may_go = records.filter(|record| !record.pinned && !needed(&record.id) && old(record));
+                let oldest = may_go.min_by_key(|record| last_used(record)).map(|record| record.id.clone());
+                if let Some(oldest) = &oldest {
+                    state.images.remove(oldest);
+                }
+                // Also what interrupted pulls have left, which goes first.
+                Ok((oldest, sweep(layout, state)))
+            })?;
+            freed.layers += swept.layers;
+            freed.bytes += swept.bytes;
+            let Some(oldest) = oldest else { break };
+            freed.images.push(oldest);
+        }
+        Ok(freed)
+    }
+
+    /// A container of the image begins or ends.
+    pub(crate) fn note_use(&self, image: &ImageId) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.insert(image.clone(), Timestamp::now());
     }
 
     pub(crate) fn gc(&self, which: Unneeded, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {

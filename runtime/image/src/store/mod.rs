@@ -37,8 +37,16 @@ mod sync;
 mod usage;
 mod view;
 
-use std::{collections::BTreeSet, fs::File, io::Read, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    io::Read,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use jiff::Timestamp;
 use nix::fcntl::Flock;
 
 use crate::{
@@ -65,7 +73,7 @@ pub use preload::Preloaded;
 pub use push::PushError;
 pub use save::{Chosen, SaveError, Saving};
 pub use snapshot::Snapshot;
-pub use usage::Usage;
+pub use usage::{Filesystem, Usage};
 
 /// The images of this machine. Clones share one store.
 #[derive(Debug, Clone)]
@@ -84,6 +92,8 @@ struct Inner {
     downloads: RegistrySlots,
     layer_locks: LayerLocks,
     flights: Flights<PullKey, Progress, Result<Image, PullError>>,
+    /// When containers of images began or ended, as far as this process saw it.
+    used: Mutex<HashMap<ImageId, Timestamp>>,
     boot: String,
     config: Config,
     _lock: Flock<File>,
@@ -305,6 +315,23 @@ impl Store {
     /// When the disk refuses; nothing is gone then.
     pub fn gc(&self, which: Unneeded, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {
         self.inner.gc(which, in_use)
+    }
+
+    /// Removes images that were not used for the longest time, until so many bytes are free again: of those that
+    /// [`Store::gc`] would remove only such as came, and were last used, at least `min_age` ago. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses; what was removed before is gone.
+    pub fn collect(&self, bytes: u64, min_age: Duration, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {
+        self.inner.collect(bytes, min_age, in_use)
+    }
+
+    /// How full the store's filesystem is.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn filesystem(&self) -> Result<Filesystem, StoreError> {
+        self.inner.filesystem()
     }
 
     /// What the store uses, and what its filesystem has left. Reads one small file per layer. `in_use` are

@@ -79,6 +79,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         downloads: RegistrySlots::new(config.max_concurrent_downloads),
         layer_locks: LayerLocks::default(),
         flights: crate::flight::Flights::default(),
+        used: std::sync::Mutex::default(),
         boot,
         config,
         _lock: lock,

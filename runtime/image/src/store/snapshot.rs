@@ -68,6 +68,7 @@ impl Inner {
             let _incomplete = remove_all(&path);
         }
         made?;
+        self.note_use(&image.id);
         let mut lower = self.catalog.image(entry).layers;
         if lower.is_empty() {
             lower.push(path.join("empty"));
@@ -78,6 +79,9 @@ impl Inner {
     pub(crate) fn remove_snapshot(&self, id: &str) -> Result<(), SnapshotError> {
         let layout = &self.catalog.layout;
         let path = directory_of(layout, id)?;
+        if let Some(image) = image_under(&path) {
+            self.note_use(&image);
+        }
         // Out of sight first: half a snapshot is never seen.
         let Some(trash) = layout.discard(&path).map_err(|e| match e {
             StoreError::Io { operation, path, source } => SnapshotError::Io { operation, path, source },
@@ -118,14 +122,17 @@ fn fill(path: &Path, image: &ImageId, root: RootMeta) -> Result<(), SnapshotErro
     set.map_err(failed("creating", &upper))
 }
 
+fn image_under(snapshot: &Path) -> Option<ImageId> {
+    let image = fs::read_link(snapshot.join("image")).ok()?;
+    Some(ImageId::new(Digest::from_hex(image.to_str()?).ok()?))
+}
+
 /// Which container stands on which image. What cannot be read counts for nothing: it is no snapshot.
 pub(crate) fn users(layout: &Layout) -> Result<Vec<(String, ImageId)>, StoreError> {
     let mut found = Vec::new();
     for path in entries(&layout.snapshots())? {
-        let image = fs::read_link(path.join("image")).ok();
-        let image = image.as_deref().and_then(Path::to_str).and_then(|hex| Digest::from_hex(hex).ok());
-        if let (Some(container), Some(image)) = (name_of(&path), image) {
-            found.push((container.to_owned(), ImageId::new(image)));
+        if let (Some(container), Some(image)) = (name_of(&path), image_under(&path)) {
+            found.push((container.to_owned(), image));
         }
     }
     Ok(found)

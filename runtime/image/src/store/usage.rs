@@ -25,23 +25,69 @@ pub struct Usage {
     pub blobs: u64,
     /// Bytes of all blobs.
     pub blob_bytes: u64,
-    /// Size of the filesystem in bytes.
+    /// The filesystem of all that.
+    pub filesystem: Filesystem,
+}
+
+/// What a filesystem has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Filesystem {
+    /// Its size in bytes.
     pub capacity_bytes: u64,
     /// Bytes that are free on it for us.
     pub available_bytes: u64,
-    /// Inodes of the filesystem.
+    /// Its inodes; 0 where it makes them as they are needed.
     pub inodes: u64,
-    /// Free inodes.
+    /// Those that are free.
     pub inodes_free: u64,
 }
 
+impl Filesystem {
+    /// How full it is, of bytes or of inodes, whichever is more, in whole percent, rounded up.
+    #[must_use]
+    pub fn used_percent(&self) -> u64 {
+        let used = |all: u64, free: u64| {
+            let free = u128::from(free.min(all)) * 100;
+            100 - u64::try_from(free.checked_div(u128::from(all)).unwrap_or(100)).unwrap_or(100)
+        };
+        used(self.capacity_bytes, self.available_bytes).max(used(self.inodes, self.inodes_free))
+    }
+
+    /// Bytes that have to go until it is full to no more than so many percent; all, when inodes are what it lacks.
+    #[must_use]
+    pub fn bytes_above(&self, percent: u64) -> u64 {
+        let may_be_free = u128::from(self.inodes) * u128::from(100 - percent.min(100)) / 100;
+        if u128::from(self.inodes_free) < may_be_free {
+            return u64::MAX;
+        }
+        let free = u128::from(self.capacity_bytes) * u128::from(100 - percent.min(100)) / 100;
+        u64::try_from(free).unwrap_or(u64::MAX).saturating_sub(self.available_bytes)
+    }
+}
+
 impl Inner {
+    /// Asks the filesystem of the store.
+    pub(crate) fn filesystem(&self) -> Result<Filesystem, StoreError> {
+        let root = self.catalog.layout.root();
+        let failed = |error: nix::errno::Errno| StoreError::Io {
+            operation: "asking the filesystem of",
+            path: root.to_owned(),
+            source: error.into(),
+        };
+        let stat = nix::sys::statvfs::statvfs(root).map_err(failed)?;
+        Ok(Filesystem {
+            capacity_bytes: stat.blocks() * stat.fragment_size(),
+            available_bytes: stat.blocks_available() * stat.fragment_size(),
+            inodes: stat.files(),
+            inodes_free: stat.files_available(),
+        })
+    }
+
     /// Reads one small file per layer.
     pub(crate) fn usage(&self, in_use: &BTreeSet<ImageId>) -> Result<Usage, StoreError> {
         let layout = &self.catalog.layout;
-        let failed = |operation| move |source| StoreError::Io { operation, path: layout.root().to_owned(), source };
-        let stat =
-            nix::sys::statvfs::statvfs(layout.root()).map_err(|e| failed("asking the filesystem of")(e.into()))?;
+        let failed =
+            |source| StoreError::Io { operation: "listing the blobs of", path: layout.root().to_owned(), source };
         let under: BTreeSet<ImageId> = snapshot::users(layout)?.into_iter().map(|(_, image)| image).collect();
         let (mut layers, mut needed_layers) = (BTreeSet::new(), BTreeSet::<Digest>::new());
         let (mut images, mut images_needed) = (0, 0);
@@ -57,10 +103,7 @@ impl Inner {
             images,
             images_needed,
             layers: layers.len() as u64,
-            capacity_bytes: stat.blocks() * stat.fragment_size(),
-            available_bytes: stat.blocks_available() * stat.fragment_size(),
-            inodes: stat.files(),
-            inodes_free: stat.files_available(),
+            filesystem: self.filesystem()?,
             ..Usage::default()
         };
         for layer in &layers {
@@ -68,7 +111,7 @@ impl Inner {
             usage.layer_bytes += bytes;
             usage.reclaimable_bytes += if needed_layers.contains(layer) { 0 } else { bytes };
         }
-        for blob in fs::read_dir(layout.blobs()).map_err(failed("listing the blobs of"))? {
+        for blob in fs::read_dir(layout.blobs()).map_err(failed)? {
             // One that was collected meanwhile is none.
             if let Ok(metadata) = blob.and_then(|blob| blob.metadata()) {
                 usage.blobs += 1;
@@ -76,5 +119,28 @@ impl Inner {
             }
         }
         Ok(usage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_full_it_is_counts_bytes_and_inodes() {
+        for (capacity, available, inodes, inodes_free, percent, above_80) in [
+            (1000, 1000, 0, 0, 0, 0),
+            (1000, 151, 0, 0, 85, 49),
+            (1000, 150, 10, 10, 85, 50),
+            (1000, 200, 10, 10, 80, 0),
+            (1000, 0, 0, 0, 100, 200),
+            (1000, 900, 100, 10, 90, u64::MAX),
+            (0, 0, 0, 0, 0, 0),
+            (u64::MAX, 1, 0, 0, 100, u64::MAX / 5 - 1),
+        ] {
+            let filesystem = Filesystem { capacity_bytes: capacity, available_bytes: available, inodes, inodes_free };
+            assert_eq!(filesystem.used_percent(), percent, "{filesystem:?}");
+            assert_eq!(filesystem.bytes_above(80), above_80, "{filesystem:?}");
+        }
     }
 }

@@ -1,0 +1,141 @@
+//! Keeps the disk of the images from filling up: images that nobody needs go before it is full.
+//!
+//! How full it is costs one system call. It is asked for when an image came or went, and once a minute, since logs,
+//! volumes and other programs fill the same disk and tell nobody.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use portreeve_engine::image::{Filesystem, Freed, ImageId, Store, StoreError};
+use portreeve_engine::{Engine, chain};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::ImageCollection;
+use crate::events::{EventKind, Subject};
+use crate::worker::Shared;
+
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Whether the disk has room, and since when that is so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Why there is too little.
+    pub(crate) problem: Option<String>,
+    pub(crate) since: Timestamp,
+}
+
+pub(crate) struct Collector {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) bounds: ImageCollection,
+    pub(crate) room: watch::Sender<Room>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Collector {
+    pub(crate) async fn run(self) {
+        let mut images = self.engine.images().changes();
+        let mut clock = tokio::time::interval(EVERY);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // cancel-safe: all three only observe.
+                () = self.stop.cancelled() => return,
+                _ = clock.tick() => {}
+                changed = images.changed() => if changed.is_err() { return },
+            }
+            self.check().await;
+            // What was removed here is no news.
+            images.mark_unchanged();
+        }
+    }
+
+    async fn check(&self) {
+        let store = self.engine.images().clone();
+        let wanted = wanted_images(self.shared.pods.list().items.iter().map(AsRef::as_ref), &store);
+        let bounds = self.bounds;
+        let done = tokio::task::spawn_blocking(move || make_room_blocking(&store, &bounds, &wanted)).await;
+        let (freed, filesystem) = match done {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => {
+                warn!(error = %chain(&error), "room for images could not be made");
+                return self.tell(Some(format!("room for images could not be made: {}", chain(&error))));
+            }
+            // The agent ends.
+            Err(_) => return,
+        };
+        let node = Subject::node(&self.shared.node.name);
+        if !freed.images.is_empty() {
+            let (images, bytes) = (freed.images.len(), freed.bytes);
+            info!(images, bytes, "images were removed to make room");
+            let message = format!("removed {images} images that nobody needs, {bytes} bytes, to make room");
+            self.shared.events.record(&node, EventKind::Normal, "ImageGCSucceeded", &message);
+        }
+        let percent = filesystem.used_percent();
+        let problem = (percent >= self.bounds.high_percent).then(|| {
+            format!(
+                "the disk of the images is {percent}% full, {} bytes of {} are free, and no image can go; make room, \
+                 or remove images that pods name",
+                filesystem.available_bytes, filesystem.capacity_bytes
+            )
+        });
+        self.tell(problem);
+    }
+
+    fn tell(&self, problem: Option<String>) {
+        let node = Subject::node(&self.shared.node.name);
+        let now = self.shared.clock.now();
+        let had = self.room.borrow().problem.is_some();
+        match &problem {
+            Some(problem) => {
+                if !had {
+                    warn!(problem, "little room is left");
+                }
+                let until = now + EVERY;
+                self.shared.events.record_until(&node, EventKind::Warning, "FreeDiskSpaceFailed", problem, until);
+            }
+            None if had => {
+                let message = "the disk of the images has room again";
+                self.shared.events.record(&node, EventKind::Normal, "NodeHasNoDiskPressure", message);
+            }
+            None => {}
+        }
+        self.room.send_if_modified(|room| {
+            let since = if had == problem.is_some() { room.since } else { now };
+            let new = Room { problem, since };
+            // Another number of bytes is no other state.
+            let changed = room.problem.is_some() != new.problem.is_some();
+            *room = new;
+            changed
+        });
+    }
+}
+
+/// Removes images when the disk is fuller than it may be; what went, and how full it is then.
+fn make_room_blocking(
+    store: &Store,
+    bounds: &ImageCollection,
+    wanted: &BTreeSet<ImageId>,
+) -> Result<(Freed, Filesystem), StoreError> {
+    let filesystem = store.filesystem()?;
+    if filesystem.used_percent() < bounds.high_percent {
+        return Ok((Freed::default(), filesystem));
+    }
+    let freed = store.collect(filesystem.bytes_above(bounds.low_percent), bounds.min_age, wanted)?;
+    Ok((freed, store.filesystem()?))
+}
+
+/// The images that pods name, whether containers stand on them already or not.
+pub(crate) fn wanted_images<'a>(pods: impl Iterator<Item = &'a Pod>, store: &Store) -> BTreeSet<ImageId> {
+    let names = pods.filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| {
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
+        containers.filter_map(|container| container.image.as_deref()).chain(volumes)
+    });
+    names.filter_map(|name| store.lookup(&name.parse().ok()?)).map(|image| image.id).collect()
+}
