@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use portreeve_engine::image::{Filesystem, Freed, ImageId, Store, StoreError};
+use portreeve_engine::image::{Filesystem, Freed, ImageId, ImageRef, InUse, Store, StoreError};
 use portreeve_engine::{Engine, chain};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -57,9 +57,12 @@ impl Collector {
 
     async fn check(&self) {
         let store = self.engine.images().clone();
-        let wanted = wanted_images(self.shared.pods.list().items.iter().map(AsRef::as_ref), &store);
-        let bounds = self.bounds;
-        let done = tokio::task::spawn_blocking(move || make_room_blocking(&store, &bounds, &wanted)).await;
+        let (shared, bounds) = (self.shared.clone(), self.bounds);
+        let done = tokio::task::spawn_blocking(move || {
+            let wanted = |find: Find<'_>| wanted_images(&shared.pods.list().items, find);
+            make_room_blocking(&store, &bounds, &wanted)
+        });
+        let done = done.await;
         let (freed, filesystem) = match done {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => {
@@ -120,22 +123,26 @@ impl Collector {
 fn make_room_blocking(
     store: &Store,
     bounds: &ImageCollection,
-    wanted: &BTreeSet<ImageId>,
+    wanted: InUse<'_>,
 ) -> Result<(Freed, Filesystem), StoreError> {
     let filesystem = store.filesystem()?;
-    if filesystem.used_percent() < bounds.high_percent {
+    // As with a kubelet, 100 means never.
+    if bounds.high_percent >= 100 || filesystem.used_percent() < bounds.high_percent {
         return Ok((Freed::default(), filesystem));
     }
     let freed = store.collect(filesystem.bytes_above(bounds.low_percent), bounds.min_age, wanted)?;
     Ok((freed, store.filesystem()?))
 }
 
+/// Tells which image a reference means.
+pub(crate) type Find<'a> = &'a dyn Fn(&ImageRef) -> Option<ImageId>;
+
 /// The images that pods name, whether containers stand on them already or not.
-pub(crate) fn wanted_images<'a>(pods: impl Iterator<Item = &'a Pod>, store: &Store) -> BTreeSet<ImageId> {
-    let names = pods.filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| {
+pub(crate) fn wanted_images(pods: &[Arc<Pod>], find: Find<'_>) -> BTreeSet<ImageId> {
+    let names = pods.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| {
         let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
         let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
         containers.filter_map(|container| container.image.as_deref()).chain(volumes)
     });
-    names.filter_map(|name| store.lookup(&name.parse().ok()?)).map(|image| image.id).collect()
+    names.filter_map(|name| find(&name.parse().ok()?)).collect()
 }

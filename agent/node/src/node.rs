@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret};
-use portreeve_engine::image::ImageId;
+use portreeve_engine::image::{ImageId, ImageRef};
 use portreeve_engine::{Engine, SandboxState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -394,10 +394,9 @@ impl Node {
         self.inner.room.subscribe()
     }
 
-    /// The images that the pods of this node name.
-    pub fn wanted_images(&self) -> BTreeSet<ImageId> {
-        let store = self.engine().map(|engine| engine.images());
-        store.map(|store| wanted_images(self.pods().items.iter().map(AsRef::as_ref), store)).unwrap_or_default()
+    /// The images that the pods of this node name now, by what `find` says that references mean.
+    pub fn wanted_images(&self, find: &dyn Fn(&ImageRef) -> Option<ImageId>) -> BTreeSet<ImageId> {
+        wanted_images(&self.pods().items, find)
     }
 
     /// Pulls that run or wait for their next attempt.

@@ -42,8 +42,8 @@ pub use reference::{ImageRef, ReferenceError};
 pub use registry::RegistryError;
 pub use slots::{RegistrySlot, RegistrySlots};
 pub use store::{
-    Chosen, Config, Details, Filesystem, Freed, KeepBlobs, LayerDetails, LoadError, Preloaded, PullError, PushError,
-    Removed, Retry, SaveError, Saving, Snapshot, SnapshotError, Store, StoreError, Unneeded, Usage,
+    Chosen, Config, Details, Filesystem, Freed, InUse, KeepBlobs, LayerDetails, LoadError, Preloaded, PullError,
+    PushError, Removed, Retry, SaveError, Saving, Snapshot, SnapshotError, Store, StoreError, Unneeded, Usage,
 };
 
 /// Makes ring the TLS provider of this process, once, unless the program chose one before.

@@ -88,6 +88,29 @@ async fn what_was_loaded_is_saved_as_it_came_and_loads_again() {
 }
 
 #[tokio::test]
+async fn what_was_damaged_on_the_disk_is_not_saved() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", layout.dir.path()).unwrap();
+    let image = store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+    let names = [chosen(&image, "")];
+    let blob = |digest: &Digest| root.path().join("blobs/sha256").join(digest.hex());
+    let spoil = |digest: &Digest| {
+        let mut bytes = fs::read(blob(digest)).unwrap();
+        bytes[10] ^= 1;
+        fs::write(blob(digest), bytes).unwrap();
+    };
+    spoil(&layout.layers[0]);
+    let saving = store.save(&names, &[]).await.unwrap();
+    let error = saving.write_to(std::io::sink()).unwrap_err();
+    assert!(error.to_string().contains(layout.layers[0].hex()) && error.to_string().contains("is damaged"), "{error}");
+    spoil(&layout.manifest);
+    assert!(matches!(store.save(&names, &[]).await, Err(SaveError::Store(_))));
+}
+
+#[tokio::test]
 async fn images_of_one_archive_share_their_layers_and_may_have_no_name() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());

@@ -75,12 +75,12 @@ async fn what_a_container_stands_on_is_never_removed() {
     assert!(store.remove_image(&image.id).is_err());
     assert_eq!(store.image(&image.id).unwrap().references.len(), 1, "nothing changed");
     // The collector asks the snapshots itself, whatever its caller forgot.
-    let freed = store.gc(Unneeded::All, &BTreeSet::new()).unwrap();
+    let freed = store.gc(Unneeded::All, &|_| BTreeSet::new()).unwrap();
     assert_eq!(freed.images, std::slice::from_ref(&other.id));
     assert!(snapshot.lower.iter().all(|l| l.is_dir()));
     store.remove_snapshot("c1").unwrap();
-    assert!(store.gc(Unneeded::All, &BTreeSet::from([image.id.clone()])).unwrap().images.is_empty());
-    let freed = store.gc(Unneeded::All, &BTreeSet::new()).unwrap();
+    assert!(store.gc(Unneeded::All, &|_| BTreeSet::from([image.id.clone()])).unwrap().images.is_empty());
+    let freed = store.gc(Unneeded::All, &|_| BTreeSet::new()).unwrap();
     assert_eq!((freed.images, freed.layers), (vec![image.id], 2));
     assert!(freed.bytes >= 300_000);
     assert_eq!(layer_dirs(root.path()), 0);
@@ -304,7 +304,7 @@ async fn a_preloaded_image_is_pinned_until_its_file_is_gone() {
     let by_name = |name: &str| loaded.iter().find(|p| p.file == preload.join(name)).unwrap();
     assert!(by_name("bad.tar").result.is_err());
     assert!(by_name("good.tar.gz").result.as_ref().unwrap()[0].pinned);
-    assert!(store.gc(Unneeded::All, &BTreeSet::new()).unwrap().images.is_empty());
+    assert!(store.gc(Unneeded::All, &|_| BTreeSet::new()).unwrap().images.is_empty());
     drop((loaded, store));
     // The next start reads no unchanged file again; this one could not be read.
     let store = Store::open(config()).unwrap();
@@ -315,7 +315,7 @@ async fn a_preloaded_image_is_pinned_until_its_file_is_gone() {
     assert!(store.preload().await.iter().any(|p| p.result.is_ok()));
     fs::remove_file(preload.join("good.tar.gz")).unwrap();
     store.preload().await;
-    assert_eq!(store.gc(Unneeded::All, &BTreeSet::new()).unwrap().images.len(), 1);
+    assert_eq!(store.gc(Unneeded::All, &|_| BTreeSet::new()).unwrap().images.len(), 1);
 }
 
 #[tokio::test]
@@ -356,7 +356,7 @@ async fn usage_counts_shared_layers_once() {
     load(&store, &two_layers(), "b", "2").await;
     let more = Tar::new().dir("./", 0o755).file("more", &[7; 5000]).bytes();
     let big = load(&store, &[two_layers(), vec![more]].concat(), "c", "3").await;
-    let usage = store.usage(&BTreeSet::new()).unwrap();
+    let usage = store.usage(&|_| BTreeSet::new()).unwrap();
     assert_eq!((usage.images, usage.images_needed, usage.layers), (3, 0, 3));
     assert_eq!((usage.layer_bytes, usage.reclaimable_bytes), (big.size_bytes, big.size_bytes));
     assert!(usage.filesystem.capacity_bytes > usage.filesystem.available_bytes && usage.filesystem.inodes > 0);
@@ -367,9 +367,9 @@ async fn usage_counts_shared_layers_once() {
     assert_eq!((usage.blobs, usage.blob_bytes), (blobs.len() as u64, blobs.iter().sum()));
     // What is needed by a container or its caller's word is not to be had back, nor what it shares.
     store.snapshot("c1", &image).unwrap();
-    let usage = store.usage(&BTreeSet::new()).unwrap();
+    let usage = store.usage(&|_| BTreeSet::new()).unwrap();
     assert_eq!((usage.images_needed, usage.reclaimable_bytes), (1, big.size_bytes - image.size_bytes));
-    let usage = store.usage(&BTreeSet::from([big.id])).unwrap();
+    let usage = store.usage(&|_| BTreeSet::from([big.id.clone()])).unwrap();
     assert_eq!((usage.images_needed, usage.reclaimable_bytes), (2, 0));
 }
 
@@ -383,7 +383,7 @@ async fn a_tag_moves_and_what_it_leaves_without_a_name_can_be_collected() {
     // One more name.
     let tagged = store.tag(&old.id, &name("web:stable")).unwrap().unwrap();
     assert_eq!(tagged.references, [name("web:1"), name("web:stable")]);
-    assert!(store.gc(Unneeded::Untagged, &BTreeSet::new()).unwrap().images.is_empty());
+    assert!(store.gc(Unneeded::Untagged, &|_| BTreeSet::new()).unwrap().images.is_empty());
     // A name that another image had.
     store.tag(&other.id, &name("web:stable")).unwrap();
     assert_eq!(store.lookup(&name("web:stable")).unwrap().id, other.id);
@@ -394,9 +394,9 @@ async fn a_tag_moves_and_what_it_leaves_without_a_name_can_be_collected() {
     drop(store);
     let store = support::store(root.path());
     assert_eq!(store.lookup(&name("web:stable")).unwrap().id, other.id);
-    let freed = store.gc(Unneeded::Untagged, &BTreeSet::from([old.id.clone()])).unwrap();
+    let freed = store.gc(Unneeded::Untagged, &|_| BTreeSet::from([old.id.clone()])).unwrap();
     assert!(freed.images.is_empty(), "somebody needs it");
-    let freed = store.gc(Unneeded::Untagged, &BTreeSet::new()).unwrap();
+    let freed = store.gc(Unneeded::Untagged, &|_| BTreeSet::new()).unwrap();
     assert_eq!((freed.images, freed.layers), (vec![old.id.clone()], 0), "its layers are the others' too");
     assert_eq!(store.list().len(), 2);
     // What cannot be tagged.
@@ -416,23 +416,66 @@ async fn a_collection_takes_what_was_used_longest_ago_and_no_more_than_it_must()
         images.push(load(&store, &[layer(name)], name, name).await);
     }
     let [a, b, c, d, e] = <[Image; 5]>::try_from(images).unwrap();
-    let none = BTreeSet::new();
-    let collect = |bytes, in_use: &BTreeSet<_>| store.collect(bytes, std::time::Duration::ZERO, in_use).unwrap();
-    assert!(store.collect(1, std::time::Duration::from_secs(3600), &none).unwrap().images.is_empty(), "all are young");
-    assert!(collect(0, &none).images.is_empty());
+    let none = BTreeSet::<portreeve_image::ImageId>::new;
+    let collect =
+        |bytes, in_use: BTreeSet<_>| store.collect(bytes, std::time::Duration::ZERO, &|_| in_use.clone()).unwrap();
+    assert!(
+        store.collect(1, std::time::Duration::from_secs(3600), &|_| none()).unwrap().images.is_empty(),
+        "all are young"
+    );
+    assert!(collect(0, none()).images.is_empty());
     // The first was used last.
     store.snapshot("x", &a).unwrap();
     store.snapshot("y", &e).unwrap();
     store.remove_snapshot("x").unwrap();
-    assert_eq!(collect(1, &none).images, std::slice::from_ref(&b.id));
+    assert_eq!(collect(1, none()).images, std::slice::from_ref(&b.id));
     // One that is wanted and one that a container stands on are not among those that could go.
-    let freed = collect(150_000, &BTreeSet::from([c.id.clone()]));
+    let freed = collect(150_000, BTreeSet::from([c.id.clone()]));
     assert_eq!((freed.images, freed.layers), (vec![d.id, a.id], 2));
     assert!((200_000..210_000).contains(&freed.bytes), "{}", freed.bytes);
-    assert_eq!(collect(u64::MAX, &none).images, [c.id]);
+    assert_eq!(collect(u64::MAX, none()).images, [c.id]);
     assert_eq!(store.list().len(), 1);
     store.remove_snapshot("y").unwrap();
-    assert_eq!(collect(1, &none).images, [e.id]);
+    assert_eq!(collect(1, none()).images, [e.id]);
+}
+
+#[tokio::test]
+async fn an_index_that_cannot_be_written_leaves_no_image_without_its_layers() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let layer = |name: &str| Tar::new().dir("./", 0o755).file(name, b"x").bytes();
+    let gone = load(&store, &[layer("a")], "a", "a").await;
+    let kept = load(&store, &[layer("b")], "b", "b").await;
+    // As a full disk does, it lets nobody replace the index.
+    fs::remove_file(root.path().join("index.json")).unwrap();
+    fs::create_dir(root.path().join("index.json")).unwrap();
+    let needed = BTreeSet::from([kept.id.clone()]);
+    assert!(store.gc(Unneeded::All, &|_| needed.clone()).is_err());
+    assert!(store.image(&gone.id).is_none(), "its layers are gone");
+    assert!(matches!(store.snapshot("c", &gone), Err(SnapshotError::ImageGone { .. })));
+    let kept = store.image(&kept.id).unwrap();
+    assert!(kept.layers.iter().all(|layer| layer.is_dir()));
+    // It can come again.
+    fs::remove_dir(root.path().join("index.json")).unwrap();
+    let again = load(&store, &[layer("a")], "a", "a").await;
+    assert!(again.layers.iter().all(|layer| layer.is_dir()));
+}
+
+#[tokio::test]
+async fn who_needs_what_is_asked_when_it_would_go() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &two_layers(), "web:1", "1").await;
+    let name: portreeve_image::ImageRef = "web:1".parse().unwrap();
+    let wanted = |find: &dyn Fn(&portreeve_image::ImageRef) -> Option<portreeve_image::ImageId>| {
+        find(&name).into_iter().collect::<BTreeSet<_>>()
+    };
+    assert!(store.gc(Unneeded::All, &wanted).unwrap().images.is_empty());
+    assert!(store.collect(u64::MAX, std::time::Duration::ZERO, &wanted).unwrap().images.is_empty());
+    assert_eq!(store.usage(&wanted).unwrap().images_needed, 1);
+    let newer = load(&store, &[two_layers(), two_layers()].concat(), "web:1", "2").await;
+    assert_eq!(store.gc(Unneeded::All, &wanted).unwrap().images, [image.id]);
+    assert_eq!(store.list()[0].id, newer.id);
 }
 
 #[tokio::test]

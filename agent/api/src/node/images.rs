@@ -1,6 +1,7 @@
 //! What the doors ask of the image store.
 
 use std::io::{self, BufWriter, Read, Write};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use portreeve_engine::chain;
@@ -8,7 +9,7 @@ use portreeve_engine::image::{
     self, Credential, ImageRef, ProgressSink, PushError, SaveError, Store, StoreError, Unneeded,
 };
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::SendTimeoutError};
 
 use super::NodeBackend;
 use crate::backend::BackendError;
@@ -20,6 +21,8 @@ use crate::v1alpha1::{
 /// Pieces of a tar that wait for whom it is sent to.
 const PIECES: usize = 4;
 const PIECE_BYTES: usize = 256 << 10;
+/// How long a client may take none of them.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(300);
 
 impl NodeBackend {
     pub(super) async fn pull_image(
@@ -88,8 +91,8 @@ impl NodeBackend {
         tokio::task::spawn_blocking(move || {
             let out = BufWriter::with_capacity(PIECE_BYTES, TarWriter(pieces.clone()));
             if let Err(error) = saving.write_to(out) {
-                // Whoever has left needs no reason.
-                let _left = pieces.blocking_send(Err(error));
+                // Whoever has left, or does not read, needs no reason.
+                let _left = pieces.try_send(Err(error));
             }
         });
         Ok(tar)
@@ -98,7 +101,8 @@ impl NodeBackend {
     pub(super) async fn take_image_away(&self, reference: &str) -> Result<Vec<String>, BackendError> {
         let found = self.find(reference)?;
         // A name takes that name away; an id takes the image with all its names.
-        let by_name = reference.parse::<ImageRef>().ok().filter(|name| found.references.contains(name));
+        let named = |name: &ImageRef| self.engine().is_ok_and(|engine| engine.images().lookup(name).is_some());
+        let by_name = reference.parse::<ImageRef>().ok().filter(named);
         let removed = self.with_store(move |store| match by_name {
             Some(name) => store.remove(&name),
             None => store.remove_image(&found.id),
@@ -144,9 +148,10 @@ impl NodeBackend {
     }
 
     pub(super) async fn take_unneeded_away(&self, all: bool) -> Result<PruneReport, BackendError> {
-        let wanted = self.node.wanted_images();
         let which = if all { Unneeded::All } else { Unneeded::Untagged };
-        let freed = self.with_store(move |store| store.gc(which, &wanted)).await?.map_err(internal)?;
+        let node = self.node.clone();
+        let freed = self.with_store(move |store| store.gc(which, &|find| node.wanted_images(find)));
+        let freed = freed.await?.map_err(internal)?;
         Ok(PruneReport {
             images: freed.images.iter().map(ToString::to_string).collect(),
             layers: freed.layers as u64,
@@ -155,8 +160,9 @@ impl NodeBackend {
     }
 
     pub(super) async fn measure_disk(&self) -> Result<DiskReport, BackendError> {
-        let wanted = self.node.wanted_images();
-        let usage = self.with_store(move |store| store.usage(&wanted)).await?.map_err(internal)?;
+        let node = self.node.clone();
+        let usage = self.with_store(move |store| store.usage(&|find| node.wanted_images(find)));
+        let usage = usage.await?.map_err(internal)?;
         Ok(DiskReport {
             images: ImageStorage {
                 count: usage.images,
@@ -250,8 +256,13 @@ struct TarWriter(mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for TarWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let sending = self.0.send_timeout(Ok(Bytes::copy_from_slice(bytes)), CLIENT_PATIENCE);
+        match tokio::runtime::Handle::current().block_on(sending) {
+            Ok(()) => Ok(bytes.len()),
+            // It holds what is to be saved, and a thread.
+            Err(SendTimeoutError::Timeout(_)) => Err(io::ErrorKind::TimedOut.into()),
+            Err(SendTimeoutError::Closed(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -117,19 +117,20 @@ impl Hosts {
         }
     }
 
-    /// Where to send what gets this name: the first host that may be pushed to. Blocks on the disk.
-    pub(crate) fn for_push(&self, name: &ImageRef, registries: &Registries) -> Result<Endpoint, HostsError> {
+    /// Where to send what gets this name: the ways to the first host that may be pushed to, in order; never empty.
+    /// Blocks on the disk.
+    pub(crate) fn for_push(&self, name: &ImageRef, registries: &Registries) -> Result<Vec<Endpoint>, HostsError> {
         if let Some(directory) = self.directory(name.registry()) {
-            return containerd::for_push(&directory, name, registries);
+            return Ok(vec![containerd::for_push(&directory, name, registries)?]);
         }
         if let Some(file) = &self.registries_conf
-            && let Some(mut endpoints) = containers::endpoints(file, name, registries, Mirrors::Without)?
+            && let Some(ways) = containers::endpoints(file, name, registries, Mirrors::Without)?
         {
-            return Ok(endpoints.swap_remove(0));
+            return Ok(ways);
         }
         match self.directory("_default") {
-            Some(directory) => containerd::for_push(&directory, name, registries),
-            None => Ok(Endpoint::own(name, registries)),
+            Some(directory) => Ok(vec![containerd::for_push(&directory, name, registries)?]),
+            None => Ok(vec![Endpoint::own(name, registries)]),
         }
     }
 

@@ -244,8 +244,9 @@ fn drop_ins_count_later_and_containerds_directory_before() {
 fn pushed_to_is_who_may_be_and_no_mirror_of_podmans() {
     let pushed = |files: &[(&str, &str)], name: &str| {
         let (_directory, hosts) = hosts(files);
-        let endpoint = hosts.for_push(&name.parse().unwrap(), &registries());
-        endpoint.map(|endpoint| format!("{} {}", endpoint.api, endpoint.repository)).map_err(|error| error.to_string())
+        let ways = hosts.for_push(&name.parse().unwrap(), &registries()).map_err(|error| error.to_string())?;
+        let ways = ways.iter().map(|endpoint| format!("{} {}", endpoint.api, endpoint.repository));
+        Ok::<String, String>(ways.collect::<Vec<_>>().join(", "))
     };
     let file = "server = 'https://up.lan'\n[host.'https://pull.lan']\ncapabilities = ['pull', 'resolve']\n";
     let more = format!("{file}[host.'https://push.lan']\ncapabilities = ['push']");
@@ -259,6 +260,8 @@ fn pushed_to_is_who_may_be_and_no_mirror_of_podmans() {
     assert!(refused.ends_with("no host in it may be pushed to"), "{refused}");
     let table = "[[registry]]\nprefix = 'a.lan'\nlocation = 'b.lan/c'\n[[registry.mirror]]\nlocation = 'm.lan'";
     assert_eq!(pushed(&[("registries.conf", table)], "a.lan/x:1").unwrap(), "https://b.lan/v2 c/x");
+    let insecure = "[[registry]]\nlocation = 'a.lan'\ninsecure = true";
+    assert_eq!(pushed(&[("registries.conf", insecure)], "a.lan/x").unwrap(), "https://a.lan/v2 x, http://a.lan/v2 x");
     assert_eq!(pushed(&[], "me/x:1").unwrap(), "https://registry-1.docker.io/v2 me/x");
 }
 

@@ -39,7 +39,15 @@ pub(crate) struct Registries {
     connect_timeout: Duration,
     stall_timeout: Duration,
     /// Those that were made, the one that was wanted last at the end.
-    clients: Mutex<Vec<(Access, Duration, reqwest::Client)>>,
+    clients: Mutex<Vec<(Needs, reqwest::Client)>>,
+}
+
+/// What connections need that one client makes.
+#[derive(Debug, PartialEq, Eq)]
+struct Needs {
+    access: Access,
+    connect_timeout: Duration,
+    uploads: bool,
 }
 
 impl Registries {
@@ -78,31 +86,47 @@ impl Registries {
         connect_timeout: Option<Duration>,
     ) -> Result<reqwest::Client, RegistryError> {
         let connect_timeout = connect_timeout.unwrap_or(self.connect_timeout);
+        self.client_for(host, Needs { access: access.clone(), connect_timeout, uploads: false })
+    }
+
+    /// The same for what is sent: a read timeout would count from the beginning of a request, however long it is.
+    fn upload_client(
+        &self,
+        host: &str,
+        access: &Access,
+        connect_timeout: Option<Duration>,
+    ) -> Result<reqwest::Client, RegistryError> {
+        let connect_timeout = connect_timeout.unwrap_or(self.connect_timeout);
+        self.client_for(host, Needs { access: access.clone(), connect_timeout, uploads: true })
+    }
+
+    fn client_for(&self, host: &str, needs: Needs) -> Result<reqwest::Client, RegistryError> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) =
-            clients.iter().position(|(for_access, timeout, _)| for_access == access && *timeout == connect_timeout)
-        {
+        if let Some(at) = clients.iter().position(|(others, _)| *others == needs) {
             let kept = clients.remove(at);
-            let client = kept.2.clone();
+            let client = kept.1.clone();
             clients.push(kept);
             return Ok(client);
         }
-        let client = self.make_client(access, connect_timeout);
+        let client = self.make_client(&needs);
         let client = client.map_err(|e| RegistryError::Setup { registry: host.to_owned(), source: Arc::new(e) })?;
         if clients.len() >= MAX_CLIENTS {
             clients.remove(0);
         }
-        clients.push((access.clone(), connect_timeout, client.clone()));
+        clients.push((needs, client.clone()));
         Ok(client)
     }
 
-    fn make_client(&self, access: &Access, connect_timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
+    fn make_client(&self, needs: &Needs) -> Result<reqwest::Client, reqwest::Error> {
+        let Needs { access, connect_timeout, uploads } = needs;
         let mut client = reqwest::Client::builder()
             .user_agent(USER_AGENT)
-            .connect_timeout(connect_timeout)
-            .read_timeout(self.stall_timeout)
-            .dns_resolver(names::Names::new(connect_timeout))
+            .connect_timeout(*connect_timeout)
+            .dns_resolver(names::Names::new(*connect_timeout))
             .redirect(redirects());
+        if !uploads {
+            client = client.read_timeout(self.stall_timeout);
+        }
         if access.unverified {
             // Certificates say nothing once plain HTTP was spoken, and the system may have none at all.
             client = client.tls_danger_accept_invalid_certs(true);

@@ -62,7 +62,7 @@ pub(crate) fn host_name(authority: &str) -> &str {
     }
 }
 
-fn is_local(name: &str) -> bool {
+pub(crate) fn is_local(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     if name == "localhost" || name.ends_with(".localhost") {
         return true;

@@ -30,9 +30,9 @@ const MAX_COMPLAINT: usize = 64 << 10;
 /// Access to one repository at one host with one login.
 #[derive(Debug)]
 pub(crate) struct Session {
-    registries: Arc<Registries>,
+    pub(crate) registries: Arc<Registries>,
     http: reqwest::Client,
-    endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     credential: Option<Credential>,
     /// What a token has to allow: the repository's own scope first.
     scopes: Vec<String>,
@@ -229,7 +229,12 @@ impl Session {
     }
 
     pub(crate) fn to(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
-        let mut request = self.http.request(method, url).headers(self.endpoint.headers.clone());
+        self.by(&self.http, method, url)
+    }
+
+    /// The same by another client.
+    pub(crate) fn by(&self, http: &reqwest::Client, method: Method, url: &str) -> reqwest::RequestBuilder {
+        let mut request = http.request(method, url).headers(self.endpoint.headers.clone());
         if let Some(registry) = &self.endpoint.mirrors {
             request = request.query(&[("ns", registry)]);
         }

@@ -2,8 +2,18 @@
 //!
 //! Source: OCI distribution-spec v1.1, §Push.
 
-use std::{io::SeekFrom, path::Path, time::Duration};
+use std::{
+    future::Future,
+    io::SeekFrom,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
+use futures_util::TryStreamExt as _;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE},
@@ -11,13 +21,18 @@ use reqwest::{
 use tokio::{
     fs::File,
     io::{AsyncReadExt as _, AsyncSeekExt as _},
+    time::timeout,
 };
 use tokio_util::io::ReaderStream;
 
 use crate::{
     digest::Digest,
+    hosts::{Access, Endpoint},
     manifest::Descriptor,
-    registry::{RegistryError, Session, patience},
+    registry::{
+        RegistryError, Session, patience,
+        realm::{host_name, is_local},
+    },
 };
 
 /// Blobs up to this size are sent in one request.
@@ -26,6 +41,12 @@ const SMALL: u64 = 1 << 20;
 const PIECE: usize = 256 << 10;
 /// How often an upload that broke off is taken up again without getting on.
 const MAX_RESUMPTIONS: u32 = 4;
+/// What an upload must have brought more than ever before to count as one that gets on, in bytes.
+const WORTHWHILE: u64 = 64 << 10;
+/// How long a registry may take to put a blob together of which it has all bytes.
+const ASSEMBLY: Duration = Duration::from_secs(600);
+/// How often it is looked at whether an upload gets on.
+const WATCH: Duration = Duration::from_millis(500);
 
 /// An upload that a registry has begun.
 struct Upload {
@@ -66,18 +87,19 @@ impl Session {
         if blob.size > SMALL {
             self.send_rest(&mut upload, blob, file, &sent).await?;
         } else {
-            body = tokio::fs::read(file).await.map_err(|e| broken(upload.location.as_str(), e))?;
+            body = tokio::fs::read(file).await.map_err(|e| broken(&shown_url(&upload.location), e))?;
         }
-        let mut last = upload.location.clone();
+        let mut last = upload.location;
         last.query_pairs_mut().append_pair("digest", blob.digest.as_str());
+        let (url, http) = (shown_url(&last), self.client_at(&last)?);
         let request = || {
-            let request = self.at(Method::PUT, &last).header(CONTENT_TYPE, "application/octet-stream");
+            let request = self.at(&http, Method::PUT, &last).header(CONTENT_TYPE, "application/octet-stream");
             request.header(CONTENT_LENGTH, body.len()).body(body.clone())
         };
-        let shown = last.to_string();
-        let answer = self.ask(&shown, request).await?;
+        let answer = timeout(ASSEMBLY, self.ask(&url, request)).await;
+        let answer = answer.map_err(|_| silent(&url))??;
         if answer.status() != StatusCode::CREATED {
-            return Err(self.complaint(shown, answer).await);
+            return Err(self.complaint(url, answer).await);
         }
         sent(blob.size);
         Ok(())
@@ -89,7 +111,8 @@ impl Session {
         if answer.status() != StatusCode::ACCEPTED {
             return Err(self.complaint(url, answer).await);
         }
-        Ok(Upload { location: self.location(&url, answer.headers())? })
+        let base = Url::parse(&url).map_err(|e| broken(&url, std::io::Error::other(e)))?;
+        Ok(Upload { location: self.location(&base, answer.headers())? })
     }
 
     async fn send_rest(
@@ -99,10 +122,9 @@ impl Session {
         file: &Path,
         sent: &impl Fn(u64),
     ) -> Result<(), RegistryError> {
-        let (mut offset, mut resumptions) = (0, 0);
+        let (mut offset, mut best, mut resumptions) = (0, 0, 0);
         while offset < blob.size {
-            let begun_at = offset;
-            match self.send_from(upload, blob, file, offset).await {
+            match self.send_from(upload, blob, file, offset, sent).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is_transient() && resumptions < MAX_RESUMPTIONS => {
                     tracing::debug!(digest = %blob.digest, offset, %error, "upload was cut off");
@@ -117,7 +139,9 @@ impl Session {
                         Err(e) => return Err(e),
                     };
                     sent(offset);
-                    resumptions = if offset > begun_at { 0 } else { resumptions + 1 };
+                    // What was had before and forgotten is no progress, nor are a few bytes.
+                    resumptions = if offset >= best + WORTHWHILE { 0 } else { resumptions + 1 };
+                    best = best.max(offset);
                 }
                 Err(error) => return Err(error),
             }
@@ -131,21 +155,33 @@ impl Session {
         blob: &Descriptor,
         path: &Path,
         offset: u64,
+        sent: &impl Fn(u64),
     ) -> Result<(), RegistryError> {
-        let url = upload.location.to_string();
+        let url = shown_url(&upload.location);
         let mut file = File::open(path).await.map_err(|e| broken(&url, e))?;
         file.seek(SeekFrom::Start(offset)).await.map_err(|e| broken(&url, e))?;
         let rest = blob.size - offset;
-        let body = reqwest::Body::wrap_stream(ReaderStream::with_capacity(file.take(rest), PIECE));
-        let mut request = self.at(Method::PATCH, &upload.location).header(CONTENT_TYPE, "application/octet-stream");
-        request = request.header(CONTENT_LENGTH, rest);
+        let taken = Arc::new(AtomicU64::new(0));
+        let counted = taken.clone();
+        let pieces = ReaderStream::with_capacity(file.take(rest), PIECE).inspect_ok(move |piece| {
+            counted.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        });
+        let http = self.client_at(&upload.location)?;
+        let request = self.at(&http, Method::PATCH, &upload.location).header(CONTENT_TYPE, "application/octet-stream");
+        let mut request = request.header(CONTENT_LENGTH, rest);
         if offset > 0 {
             request = request.header(CONTENT_RANGE, format!("{offset}-{}", blob.size - 1));
         }
-        let answer = request.body(body).send().await.map_err(|e| RegistryError::from_request(&url, e))?;
+        let sending = request.body(reqwest::Body::wrap_stream(pieces)).send();
+        let state = || {
+            let taken = taken.load(Ordering::Relaxed);
+            sent(offset + taken);
+            (taken, taken >= rest)
+        };
+        let answer = self.watched(&url, sending, state).await?;
         match answer.status() {
             StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED => {
-                upload.location = self.location(&url, answer.headers())?;
+                upload.location = self.location(&upload.location, answer.headers())?;
                 Ok(())
             }
             StatusCode::UNAUTHORIZED => {
@@ -157,21 +193,47 @@ impl Session {
         }
     }
 
+    /// Waits for an answer as long as bytes are taken; `state` tells how many were, and whether those are all.
+    async fn watched(
+        &self,
+        url: &str,
+        sending: impl Future<Output = Result<Response, reqwest::Error>>,
+        state: impl Fn() -> (u64, bool),
+    ) -> Result<Response, RegistryError> {
+        let mut sending = std::pin::pin!(sending);
+        let mut seen = state();
+        let mut last = Instant::now();
+        loop {
+            let limit = if seen.1 { ASSEMBLY } else { self.registries.stall_timeout };
+            // cancel-safe: the request goes on where it was.
+            if let Ok(answer) = timeout(WATCH.min(limit), sending.as_mut()).await {
+                return answer.map_err(|e| RegistryError::from_request(url, e));
+            }
+            let now = state();
+            if now != seen {
+                (seen, last) = (now, Instant::now());
+            } else if last.elapsed() >= limit {
+                return Err(silent(url));
+            }
+        }
+    }
+
     /// How much of an upload the registry has.
     async fn has_come(&self, upload: &mut Upload) -> Result<u64, RegistryError> {
-        let url = upload.location.to_string();
         let location = upload.location.clone();
-        let answer = self.ask(&url, || self.at(Method::GET, &location)).await?;
+        let (url, http) = (shown_url(&location), self.client_at(&location)?);
+        let asked = timeout(self.registries.stall_timeout, self.ask(&url, || self.at(&http, Method::GET, &location)));
+        let answer = asked.await.map_err(|_| silent(&url))??;
         if answer.status() != StatusCode::NO_CONTENT {
             return Err(self.complaint(url, answer).await);
         }
         if answer.headers().contains_key(LOCATION) {
-            upload.location = self.location(&url, answer.headers())?;
+            upload.location = self.location(&location, answer.headers())?;
         }
         let range = answer.headers().get(RANGE).and_then(|range| range.to_str().ok());
         let last = range.and_then(|range| range.trim_start_matches("bytes=").split_once('-')?.1.parse::<u64>().ok());
         // Nothing yet is `0-0` with some, and no header with others.
-        Ok(last.filter(|last| *last > 0).map_or(0, |last| last + 1))
+        Ok(last.filter(|last| *last > 0).map_or(0, |last| last.saturating_add(1)))
     }
 
     /// Sends a manifest under a tag or digest; the digest that the registry gives it, when it says so.
@@ -205,19 +267,36 @@ impl Session {
         self.authorize(self.to(method, url))
     }
 
-    /// A request to where an upload goes on: with our login only at the registry itself.
-    fn at(&self, method: Method, location: &Url) -> reqwest::RequestBuilder {
-        let request = self.to(method, location.as_str());
-        if self.is_own(location) { self.authorize(request) } else { request }
+    /// The client for where an upload goes on: only the registry itself sees what is meant for it alone.
+    fn client_at(&self, location: &Url) -> Result<reqwest::Client, RegistryError> {
+        let Endpoint { host, access, connect_timeout, .. } = &self.endpoint;
+        if self.is_own(location) {
+            return self.registries.upload_client(host, access, *connect_timeout);
+        }
+        let access = Access::usual(location.scheme() == "http");
+        self.registries.upload_client(location.host_str().unwrap_or_default(), &access, None)
     }
 
-    /// Where an upload goes on, which may be another host, but not in the clear when the registry is not.
-    fn location(&self, url: &str, headers: &HeaderMap) -> Result<Url, RegistryError> {
-        let bad = |problem: &str| RegistryError::Protocol { url: url.to_owned(), problem: problem.to_owned() };
+    /// A request to there, with our login and headers only at the registry itself.
+    fn at(&self, http: &reqwest::Client, method: Method, location: &Url) -> reqwest::RequestBuilder {
+        if self.is_own(location) {
+            self.authorize(self.by(http, method, location.as_str()))
+        } else {
+            http.request(method, location.as_str())
+        }
+    }
+
+    /// Where an upload goes on, which may be another host, but not in the clear when the registry is not, and not on
+    /// this machine or its link when the registry is elsewhere.
+    fn location(&self, base: &Url, headers: &HeaderMap) -> Result<Url, RegistryError> {
+        let bad = |problem: &str| RegistryError::Protocol { url: shown_url(base), problem: problem.to_owned() };
         let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
         let location = location.ok_or_else(|| bad("it does not say where the upload goes on"))?;
-        let base = Url::parse(url).map_err(|_| bad("its address is no URL"))?;
         let location = base.join(location).map_err(|_| bad("where the upload goes on is no URL"))?;
+        let host = location.host_str().unwrap_or_default();
+        if is_local(host) && !self.is_own(&location) && !is_local(host_name(&self.endpoint.host)) {
+            return Err(bad("the upload would go on on this machine or link, where the registry is not"));
+        }
         match (base.scheme(), location.scheme()) {
             (_, "https") | ("http", "http") => Ok(location),
             _ => Err(bad("the upload would go on in the clear")),
@@ -225,6 +304,17 @@ impl Session {
     }
 }
 
+/// Without its query, which may hold what lets anybody write there.
+fn shown_url(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.to_string()
+}
+
+fn silent(url: &str) -> RegistryError {
+    broken(url, std::io::ErrorKind::TimedOut.into())
+}
+
 fn broken(url: &str, source: std::io::Error) -> RegistryError {
-    RegistryError::Transfer { url: url.to_owned(), source: std::sync::Arc::new(source) }
+    RegistryError::Transfer { url: url.to_owned(), source: Arc::new(source) }
 }

@@ -17,7 +17,7 @@ use crate::{
     digest::Digest,
     image::{Image, ImageId},
     reference::ImageRef,
-    store::{StoreError, layout::Layout},
+    store::{InUse, StoreError, layout::Layout},
 };
 
 /// The format that this program writes; it refuses newer ones.
@@ -120,8 +120,8 @@ impl Catalog {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, then the index. When the index cannot be written nothing has changed,
-    /// except for what `change` itself did on disk, which the next start notices.
+    /// Changes the state, then the index. When the index cannot be written nothing has changed, except for what
+    /// `change` itself did on disk: images whose layers it took away are gone.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let _one_at_a_time = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let (result, before, file) = {
@@ -134,6 +134,8 @@ impl Catalog {
         if written.is_err() {
             let mut state = self.write();
             (state.images, state.preloaded) = before;
+            // What `change` took from the disk does not come back: an image without it is none.
+            state.images.retain(|_, entry| entry.record.is_in_place(&self.layout));
         }
         // Also after a failure: what was visible for a moment is not any more.
         self.changed.send_replace(());
@@ -227,6 +229,11 @@ impl State {
         self.images.insert(entry.record.id.clone(), entry);
     }
 
+    /// The images that somebody needs who is asked now.
+    pub(crate) fn in_use(&self, asked: InUse<'_>) -> BTreeSet<ImageId> {
+        asked(&|reference| self.find(reference).map(|entry| entry.record.id.clone()))
+    }
+
     /// Layers that a record or a lease needs.
     pub(crate) fn needed_layers(&self) -> BTreeSet<Digest> {
         let recorded = self.images.values().flat_map(|e| e.record.layers.iter());
@@ -244,6 +251,12 @@ impl State {
 }
 
 impl Record {
+    /// Its layers, and what lies on top of them, are where they should be.
+    fn is_in_place(&self, layout: &Layout) -> bool {
+        let finished = !self.is_finished() || layout.finish(self.id.digest()).is_dir();
+        finished && self.layers.iter().all(|layer| layout.layer(layer).is_dir())
+    }
+
     /// It has a `finish-<id>` directory.
     pub(crate) fn is_finished(&self) -> bool {
         self.finish || !self.redirected.is_empty()

@@ -12,7 +12,7 @@ use crate::{
     image::ImageId,
     reference::ImageRef,
     store::{
-        Inner, StoreError,
+        InUse, Inner, StoreError,
         catalog::{Record, State},
         layers::read_layer_at,
         layout::{Layout, Staging, entries, name_of},
@@ -106,12 +106,7 @@ impl Inner {
         Ok(removed)
     }
 
-    pub(crate) fn collect(
-        &self,
-        bytes: u64,
-        min_age: Duration,
-        in_use: &BTreeSet<ImageId>,
-    ) -> Result<Freed, StoreError> {
+    pub(crate) fn collect(&self, bytes: u64, min_age: Duration, in_use: InUse<'_>) -> Result<Freed, StoreError> {
         let layout = &self.catalog.layout;
         let now = Timestamp::now();
         {
@@ -123,7 +118,8 @@ impl Inner {
             let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let (oldest, swept) = self.catalog.change(|state| {
                 let users = snapshot::users(layout)?;
-                let needed = |id: &ImageId| in_use.contains(id) || users.iter().any(|(_, image)| image == id);
+                let wanted = state.in_use(in_use);
+                let needed = |id: &ImageId| wanted.contains(id) || users.iter().any(|(_, image)| image == id);
                 let last_used =
                     |record: &Record| used.get(&record.id).copied().unwrap_or(record.added_at).max(record.added_at);
                 let old = |record: &Record| {
@@ -152,10 +148,10 @@ impl Inner {
         used.insert(image.clone(), Timestamp::now());
     }
 
-    pub(crate) fn gc(&self, which: Unneeded, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {
+    pub(crate) fn gc(&self, which: Unneeded, in_use: InUse<'_>) -> Result<Freed, StoreError> {
         let layout = &self.catalog.layout;
         let (images, swept) = self.catalog.change(|state| {
-            let mut needed = in_use.clone();
+            let mut needed = state.in_use(in_use);
             needed.extend(snapshot::users(layout)?.into_iter().map(|(_, image)| image));
             let goes = |record: &Record| {
                 let looked_at = which == Unneeded::All || record.references.is_empty();

@@ -93,7 +93,7 @@ pub(crate) async fn load(
     tar: impl Read + Send + 'static,
     pinned: bool,
 ) -> Result<Vec<Image>, LoadError> {
-    let _at_work = inner.catalog.lease(&[]);
+    let at_work = Arc::new(inner.catalog.lease(&[]));
     let spooling = inner.clone();
     let planned = blocking(move || {
         let spool = spool(&spooling, tar)?;
@@ -103,7 +103,7 @@ pub(crate) async fn load(
     let (_spool, plans) = planned.await.map_err(|e| told(inner, e))?;
     let mut images = Vec::new();
     for plan in plans {
-        let _lease = inner.catalog.lease(&plan.config.diff_ids);
+        let lease = inner.catalog.lease(&plan.config.diff_ids);
         let spare: Arc<AtomicU64> = Arc::new(inner.config.limits.ratio_floor_bytes.into());
         let placing = plan.layers.iter().map(|(e, path)| layer(inner, e, path, &spare));
         let mut work: FuturesUnordered<_> = placing.collect();
@@ -116,8 +116,12 @@ pub(crate) async fn load(
         if let Some(error) = failure {
             return Err(told(inner, error));
         }
-        let committing = inner.clone();
-        let done = blocking(move || commit(&committing, plan, pinned));
+        // As long as it is written, also when nobody waits for it any more.
+        let (committing, leases) = (inner.clone(), (at_work.clone(), lease));
+        let done = blocking(move || {
+            let _leases = leases;
+            commit(&committing, plan, pinned)
+        });
         images.push(done.await.map_err(|e| told(inner, e))?);
     }
     Ok(images)

@@ -99,6 +99,10 @@ struct Inner {
     _lock: Flock<File>,
 }
 
+/// Says which images somebody needs, of whom the store knows nothing: asked at the moment at which others go, with what
+/// tells the image that a reference means then.
+pub type InUse<'a> = &'a dyn Fn(&dyn Fn(&ImageRef) -> Option<ImageId>) -> BTreeSet<ImageId>;
+
 /// A complete image that is about to get its record.
 struct NewImage {
     id: ImageId,
@@ -312,8 +316,8 @@ impl Store {
     /// pulled, and every layer that no image has. Blocks on the disk.
     ///
     /// # Errors
-    /// When the disk refuses; nothing is gone then.
-    pub fn gc(&self, which: Unneeded, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {
+    /// When the disk refuses; what could not be recorded as gone may be gone.
+    pub fn gc(&self, which: Unneeded, in_use: InUse<'_>) -> Result<Freed, StoreError> {
         self.inner.gc(which, in_use)
     }
 
@@ -322,7 +326,7 @@ impl Store {
     ///
     /// # Errors
     /// When the disk refuses; what was removed before is gone.
-    pub fn collect(&self, bytes: u64, min_age: Duration, in_use: &BTreeSet<ImageId>) -> Result<Freed, StoreError> {
+    pub fn collect(&self, bytes: u64, min_age: Duration, in_use: InUse<'_>) -> Result<Freed, StoreError> {
         self.inner.collect(bytes, min_age, in_use)
     }
 
@@ -339,7 +343,7 @@ impl Store {
     ///
     /// # Errors
     /// When the filesystem cannot be asked.
-    pub fn usage(&self, in_use: &BTreeSet<ImageId>) -> Result<Usage, StoreError> {
+    pub fn usage(&self, in_use: InUse<'_>) -> Result<Usage, StoreError> {
         self.inner.usage(in_use)
     }
 }

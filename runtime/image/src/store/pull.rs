@@ -26,7 +26,7 @@ use crate::{
     registry::{Fetched, RegistryError, Session, describe},
     store::{
         Inner, KeepBlobs, PullError, StoreError,
-        catalog::Record,
+        catalog::{Lease, Record},
         layers::{PlaceError, place_blocking, read_layer},
         layout::{Layout, Staging, create_private},
         sources::Sources,
@@ -76,6 +76,8 @@ pub(crate) struct Resolved {
 impl Pull {
     pub(crate) async fn run(self, auth: &[Credential]) -> Result<Image, PullError> {
         let mut image = self.complete(auth).await?;
+        // Whoever has just asked for it may be about to use it.
+        self.inner.note_use(&image.id);
         self.progress.send_modify(|p| p.phase = Phase::Done);
         // The image may have other names as well; what was asked for is what the caller wants to read.
         let (asked, name) = (&self.reference, self.reference.name() + "@");
@@ -85,9 +87,10 @@ impl Pull {
     }
 
     async fn complete(&self, auth: &[Credential]) -> Result<Image, PullError> {
-        let _at_work = self.inner.catalog.lease(&[]);
+        // They last as long as what is written to the disk for this pull, also when nobody waits for it any more.
+        let at_work = Arc::new(self.inner.catalog.lease(&[]));
         let (resolved, sources) = self.resolve(auth).await?;
-        if let Some(image) = self.already_here(&resolved).await? {
+        if let Some(image) = self.already_here(&resolved, &at_work).await? {
             return Ok(image);
         }
         let (config_bytes, config) = self.config(&resolved).await?;
@@ -97,7 +100,7 @@ impl Pull {
             return Err(self.invalid("configuration", problem));
         }
         config.check_platform(&self.inner.config.platform).map_err(|offered| self.platform(offered))?;
-        let _lease = self.inner.catalog.lease(&config.diff_ids);
+        let layers_lease = self.inner.catalog.lease(&config.diff_ids);
         self.begin_layers(layers);
         let name = resolved.manifest_digest.as_str();
         let mut work: FuturesUnordered<_> = layers
@@ -118,7 +121,7 @@ impl Pull {
         if let Some(error) = failure {
             return Err(error);
         }
-        self.commit(resolved, config_bytes, config).await
+        self.commit(resolved, config_bytes, config, (at_work, layers_lease)).await
     }
 
     /// What a name means at one host.
@@ -173,7 +176,7 @@ impl Pull {
     }
 
     /// The very same manifest was pulled before: only its names may be new.
-    async fn already_here(&self, resolved: &Resolved) -> Result<Option<Image>, PullError> {
+    async fn already_here(&self, resolved: &Resolved, at_work: &Arc<Lease>) -> Result<Option<Image>, PullError> {
         let record = {
             let state = self.inner.catalog.read();
             let same = |r: &&Record| r.manifest == resolved.manifest_digest;
@@ -183,7 +186,9 @@ impl Pull {
         let (inner, id) = (self.inner.clone(), record.id);
         let (tag, pinned_to) = self.names(&resolved.top);
         let documents = resolved.documents.clone();
+        let at_work = at_work.clone();
         let done = self.blocking(move || {
+            let _at_work = at_work;
             for (digest, bytes) in &documents {
                 inner.catalog.layout.write_blob(digest, bytes)?;
             }
@@ -293,6 +298,7 @@ impl Pull {
     ) -> Result<T, PullError> {
         let mut place = 0;
         loop {
+            let begun_at = place;
             let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
             let take = take.clone();
             let taken = self.blocking(move || take(Chunks { chunks, current: Bytes::new() }));
@@ -304,13 +310,15 @@ impl Pull {
                 (Ok(()), Err(e)) => {
                     let sent_wrong = e.is_of_its_bytes() && !self.broken_off.is_cancelled();
                     let error = self.place_error(Some(&blob.digest), e);
-                    if !sent_wrong || !sources.has_after(place).await {
+                    // Parts of several hosts say nothing of the last one: it gets its turn from the beginning.
+                    let mixed = place != begun_at;
+                    if !sent_wrong || !mixed && !sources.has_after(place).await {
                         return Err(error);
                     }
-                    if let Some(host) = sources.host(self, place, manifest).await {
+                    if !mixed && let Some(host) = sources.host(self, place, manifest).await {
                         self.note_tried(host.registry(), &error);
                     }
-                    place += 1;
+                    place += usize::from(!mixed);
                     self.show(number, |l| l.fetched_bytes = 0);
                 }
                 (_, Ok(taken)) => return Ok(taken),
@@ -409,19 +417,30 @@ impl Pull {
         Ok(())
     }
 
-    async fn commit(&self, resolved: Resolved, config_bytes: Vec<u8>, config: ImageConfig) -> Result<Image, PullError> {
+    async fn commit(
+        &self,
+        resolved: Resolved,
+        config_bytes: Vec<u8>,
+        config: ImageConfig,
+        leases: (Arc<Lease>, Lease),
+    ) -> Result<Image, PullError> {
         let (tag, pinned_to) = self.names(&resolved.top);
         let inner = self.inner.clone();
         let config_digest = resolved.manifest.config.digest.clone();
         let done = self.blocking(move || {
+            let _leases = leases;
             inner.catalog.layout.write_blob(&config_digest, &config_bytes)?;
             for (digest, bytes) in &resolved.documents {
                 inner.catalog.layout.write_blob(digest, bytes)?;
             }
             let documents = resolved.documents.into_iter().map(|(d, _)| d);
-            let layers: BTreeSet<Digest> = resolved.manifest.layers.into_iter().map(|l| l.digest).collect();
             // Those that this pull has kept, and those that another image has.
-            let kept = layers.into_iter().filter(|l| inner.catalog.layout.blob(l).exists());
+            let is_kept = |layer: &Descriptor| {
+                let blob = std::fs::metadata(inner.catalog.layout.blob(&layer.digest));
+                blob.is_ok_and(|blob| blob.len() == layer.size)
+            };
+            let layers = resolved.manifest.layers.into_iter().filter(is_kept).map(|layer| layer.digest);
+            let kept: BTreeSet<Digest> = layers.collect();
             let new = super::NewImage {
                 id: ImageId::new(config_digest),
                 manifest: resolved.manifest_digest,

@@ -130,12 +130,25 @@ impl Push<'_> {
         let hosts = Hosts { certs_d: config.certs_d.clone(), registries_conf: config.registries_conf.clone() };
         let (name, registries) = (self.name.clone(), self.inner.registries.clone());
         let found = tokio::task::spawn_blocking(move || hosts.for_push(&name, &registries)).await;
-        let found = found.unwrap_or_else(|_| Ok(Endpoint::own(self.name, &self.inner.registries)));
-        let endpoint =
-            found.map_err(|source| PushError::Hosts { registry: self.name.registry().to_owned(), source })?;
-        let login = endpoint.best_login(self.name.registry(), auth).into_iter().next();
-        let session = Session::open_to_push(&self.inner.registries, &endpoint, login, &self.others).await;
-        session.map_err(|e| self.refused(&endpoint.registry, "a login", e, describe(login)))
+        let found = found.unwrap_or_else(|_| Ok(vec![Endpoint::own(self.name, &self.inner.registries)]));
+        let ways = found.map_err(|source| PushError::Hosts { registry: self.name.registry().to_owned(), source })?;
+        let mut refusal = None;
+        for endpoint in &ways {
+            let mut logins: Vec<_> = endpoint.best_login(self.name.registry(), auth).into_iter().map(Some).collect();
+            if logins.is_empty() {
+                logins.push(None);
+            }
+            for login in logins {
+                match Session::open_to_push(&self.inner.registries, endpoint, login, &self.others).await {
+                    Ok(session) => return Ok(session),
+                    Err(e) => {
+                        let refused = self.refused(&endpoint.registry, "a login", e, describe(login));
+                        refusal = refusal.or(Some(refused));
+                    }
+                }
+            }
+        }
+        Err(refusal.unwrap_or_else(|| PushError::NoTag { name: self.name.to_string() }))
     }
 
     async fn send(

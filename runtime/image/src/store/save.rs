@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, BufReader, Write},
+    io::{self, BufReader, Read, Write},
     path::PathBuf,
     sync::Arc,
 };
@@ -104,12 +104,32 @@ impl Saving {
                     tar.append_data(&mut header, name, bytes.as_slice())?;
                 }
                 Content::File { path, size } => {
-                    let file = BufReader::with_capacity(1 << 18, File::open(path)?);
-                    tar.append_data(&mut header(tar::EntryType::Regular, 0o644, *size), name, file)?;
+                    let mut file = Hashing { file: File::open(path)?.take(*size), hasher: sha2::Sha256::new() };
+                    let reader = BufReader::with_capacity(1 << 18, &mut file);
+                    tar.append_data(&mut header(tar::EntryType::Regular, 0o644, *size), name, reader)?;
+                    let digest = Digest::from_bytes(&file.hasher.finalize());
+                    if blob_name(&digest) != *name {
+                        let problem = format!("{} is damaged: remove the image and get it again", path.display());
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+                    }
                 }
             }
         }
         tar.into_inner()?.flush()
+    }
+}
+
+/// Reads a blob, and its digest with it.
+struct Hashing {
+    file: io::Take<File>,
+    hasher: sha2::Sha256,
+}
+
+impl Read for Hashing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        self.hasher.update(buffer.get(..length).unwrap_or_default());
+        Ok(length)
     }
 }
 
@@ -174,7 +194,8 @@ impl Inner {
         let path = self.catalog.layout.blob(&record.manifest);
         let failed = |source| StoreError::Io { operation: "reading", path: path.clone(), source };
         let bytes = fs::read(&path).map_err(failed)?;
-        let Ok(Document::Manifest(parsed)) = manifest::parse(&bytes, None) else {
+        let whole = Digest::of(&bytes) == record.manifest;
+        let Ok(Document::Manifest(parsed)) = manifest::parse(if whole { &bytes } else { b"" }, None) else {
             return Err(failed(io::Error::other("it is damaged; remove the image and pull it again")).into());
         };
         let media_type = serde_json::from_slice::<serde_json::Value>(&bytes)

@@ -16,6 +16,9 @@ use crate::{
     text::shown,
 };
 
+/// Hosts that are told of; files may name any number.
+const MOST_TOLD: usize = 10;
+
 /// The host that resolved the reference, and those that layers may come from when it fails.
 pub(crate) struct Sources {
     auth: Vec<Credential>,
@@ -131,7 +134,14 @@ impl Pull {
     pub(crate) fn note_tried(&self, host: &str, error: &PullError) {
         let problem = shown(&chain(error));
         tracing::info!(image = %self.reference, host, problem, "a host of this image was asked in vain");
-        self.progress.send_modify(|p| p.tried.push(Tried { host: host.to_owned(), problem }));
+        self.progress.send_if_modified(|p| {
+            // Each host once: that it lacks one layer says enough.
+            let new = p.tried.len() < MOST_TOLD && p.tried.iter().all(|tried| tried.host != host);
+            if new {
+                p.tried.push(Tried { host: host.to_owned(), problem });
+            }
+            new
+        });
     }
 
     fn tried(&self) -> String {

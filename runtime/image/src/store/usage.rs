@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs};
 use crate::{
     digest::Digest,
     image::ImageId,
-    store::{Inner, StoreError, layers::read_layer, snapshot},
+    store::{InUse, Inner, StoreError, layers::read_layer, snapshot},
 };
 
 /// What the store uses, and what its filesystem has.
@@ -84,14 +84,16 @@ impl Inner {
     }
 
     /// Reads one small file per layer.
-    pub(crate) fn usage(&self, in_use: &BTreeSet<ImageId>) -> Result<Usage, StoreError> {
+    pub(crate) fn usage(&self, in_use: InUse<'_>) -> Result<Usage, StoreError> {
         let layout = &self.catalog.layout;
         let failed =
             |source| StoreError::Io { operation: "listing the blobs of", path: layout.root().to_owned(), source };
         let under: BTreeSet<ImageId> = snapshot::users(layout)?.into_iter().map(|(_, image)| image).collect();
         let (mut layers, mut needed_layers) = (BTreeSet::new(), BTreeSet::<Digest>::new());
         let (mut images, mut images_needed) = (0, 0);
-        for (id, entry) in &self.catalog.read().images {
+        let state = self.catalog.read();
+        let in_use = state.in_use(in_use);
+        for (id, entry) in &state.images {
             images += 1;
             layers.extend(entry.record.layers.iter().cloned());
             if entry.record.pinned || in_use.contains(id) || under.contains(id) {
@@ -99,6 +101,7 @@ impl Inner {
                 needed_layers.extend(entry.record.layers.iter().cloned());
             }
         }
+        drop(state);
         let mut usage = Usage {
             images,
             images_needed,

@@ -75,9 +75,16 @@ pub(super) async fn export(
         }
     }
     drop(sender);
-    let unpacked = unpacking.await?;
-    received?;
-    unpacked.with_context(|| format!("writing {shown}"))
+    let unpacked = unpacking.await?.with_context(|| format!("writing {shown}"));
+    let done = received.and(unpacked);
+    if done.is_err() {
+        // Half a layout is none, and would be in the way of the next try.
+        for name in ["blobs", "index.json", "oci-layout"] {
+            let path = Path::new(&shown).join(name);
+            let _absent = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+    }
+    done
 }
 
 pub(super) async fn import(client: &Client, directory: PathBuf) -> anyhow::Result<()> {
@@ -153,6 +160,8 @@ struct Unfinished {
 impl Unfinished {
     fn new(path: &Path) -> anyhow::Result<Self> {
         let failed = || format!("creating {}", path.display());
+        // A link is followed to its end: what it leads to is written, and the link stays.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
             let file = fs::File::options().write(true).open(path).with_context(failed)?;
             return Ok(Self { file, names: None });
