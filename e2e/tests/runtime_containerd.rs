@@ -192,7 +192,7 @@ fn a_task_made_before_its_start_is_the_same() {
     let seen = containerd_sees("a_task_made_before_its_start_is_the_same", |containerd, facts| {
         let words = containerd.words("container create", "made", &[], &["/prober", "report"]);
         facts.answer("create", &containerd.call(&words.iter().map(String::as_str).collect::<Vec<_>>()));
-        facts.report("start", &containerd.call(&["task", "start", "made"]));
+        facts.report("start", &containerd.start_reporting("made"));
         facts.answer("remove", &containerd.call(&["container", "rm", "made"]));
         start(containerd, "deaf", &[]);
         facts.answer("forced", &containerd.call(&["task", "delete", "--force", "deaf"]));

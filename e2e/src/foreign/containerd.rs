@@ -108,6 +108,12 @@ impl Containerd<'_> {
         self.reported(|| self.enclosure.call(&words))
     }
 
+    /// Starts a container that was made before, and makes the prober report; its task goes with its end.
+    #[must_use]
+    pub fn start_reporting(&self, name: &str) -> Answer {
+        self.reported(|| self.call(&["task", "start", name]))
+    }
+
     /// Calls ctr until the prober's report comes whole, and says loudly, and of which runtime, when it did not: on a slow
     /// machine its end is missing, or all of it, with our runtime and with others.
     fn reported(&self, call: impl Fn() -> Answer) -> Answer {
