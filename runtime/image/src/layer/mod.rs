@@ -22,5 +22,5 @@ pub(crate) use archive::{Archive, Kind};
 pub(crate) use decompress::Decompressor;
 pub(crate) use error::is_disk_full;
 pub(crate) use place::{DIRECTORY, is_whiteout, open_beneath, remove};
-pub(crate) use stream::{Expected, unpack};
+pub(crate) use stream::{Expected, read_filled, unpack};
 pub(crate) use xattr::{is_opaque, set_opaque};

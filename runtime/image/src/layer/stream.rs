@@ -108,15 +108,20 @@ impl<R: BufRead> Counted<R> {
     }
 }
 
+/// What read(2) is to who fills a buffer of his own.
+pub(crate) fn read_filled(from: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    let available = from.fill_buf()?;
+    let step = available.len().min(buffer.len());
+    if let (Some(to), Some(from)) = (buffer.get_mut(..step), available.get(..step)) {
+        to.copy_from_slice(from);
+    }
+    from.consume(step);
+    Ok(step)
+}
+
 impl<R: BufRead> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let step = available.len().min(buffer.len());
-        if let (Some(to), Some(from)) = (buffer.get_mut(..step), available.get(..step)) {
-            to.copy_from_slice(from);
-        }
-        self.consume(step);
-        Ok(step)
+        read_filled(self, buffer)
     }
 }
 

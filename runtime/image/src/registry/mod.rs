@@ -78,29 +78,17 @@ impl Registries {
             || address.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
     }
 
-    /// The client for `host`, whose connections need what `access` says.
+    /// The client for `host`, whose connections need what `access` says; one for `uploads` has no read timeout, which
+    /// would count from the beginning of a request, however long it is.
     fn client(
         &self,
         host: &str,
         access: &Access,
         connect_timeout: Option<Duration>,
+        uploads: bool,
     ) -> Result<reqwest::Client, RegistryError> {
         let connect_timeout = connect_timeout.unwrap_or(self.connect_timeout);
-        self.client_for(host, Needs { access: access.clone(), connect_timeout, uploads: false })
-    }
-
-    /// The same for what is sent: a read timeout would count from the beginning of a request, however long it is.
-    fn upload_client(
-        &self,
-        host: &str,
-        access: &Access,
-        connect_timeout: Option<Duration>,
-    ) -> Result<reqwest::Client, RegistryError> {
-        let connect_timeout = connect_timeout.unwrap_or(self.connect_timeout);
-        self.client_for(host, Needs { access: access.clone(), connect_timeout, uploads: true })
-    }
-
-    fn client_for(&self, host: &str, needs: Needs) -> Result<reqwest::Client, RegistryError> {
+        let needs = Needs { access: access.clone(), connect_timeout, uploads };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = clients.iter().position(|(others, _)| *others == needs) {
             let kept = clients.remove(at);

@@ -85,7 +85,7 @@ impl Session {
     ) -> Result<Self, RegistryError> {
         let session = Self {
             registries: registries.clone(),
-            http: registries.client(&endpoint.host, &endpoint.access, endpoint.connect_timeout)?,
+            http: registries.client(&endpoint.host, &endpoint.access, endpoint.connect_timeout, false)?,
             endpoint: endpoint.clone(),
             credential: credential.cloned(),
             scopes,
@@ -151,7 +151,7 @@ impl Session {
                 query.append_pair("scope", scope);
             }
         }
-        let mut request = self.registries.client(&asked, &access, None)?.get(url);
+        let mut request = self.registries.client(&asked, &access, None, false)?.get(url);
         if let Some(login) = &self.credential {
             request = request.basic_auth(&login.username, Some(login.password.reveal()));
         }

@@ -271,10 +271,10 @@ impl Session {
     fn client_at(&self, location: &Url) -> Result<reqwest::Client, RegistryError> {
         let Endpoint { host, access, connect_timeout, .. } = &self.endpoint;
         if self.is_own(location) {
-            return self.registries.upload_client(host, access, *connect_timeout);
+            return self.registries.client(host, access, *connect_timeout, true);
         }
         let access = Access::usual(location.scheme() == "http");
-        self.registries.upload_client(location.host_str().unwrap_or_default(), &access, None)
+        self.registries.client(location.host_str().unwrap_or_default(), &access, None, true)
     }
 
     /// A request to there, with our login and headers only at the registry itself.

@@ -19,7 +19,7 @@ use crate::{
     digest::Digest,
     hosts::Endpoint,
     image::{Image, ImageId},
-    layer::{Expected, LayerError},
+    layer::{Expected, LayerError, read_filled},
     manifest::{self, Descriptor, Document, MAX_CONFIG, Manifest},
     progress::{LayerProgress, Phase, Progress},
     reference::ImageRef,
@@ -545,13 +545,7 @@ impl Kept {
 
 impl Read for Kept {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let step = available.len().min(buffer.len());
-        if let (Some(to), Some(from)) = (buffer.get_mut(..step), available.get(..step)) {
-            to.copy_from_slice(from);
-        }
-        self.consume(step);
-        Ok(step)
+        read_filled(self, buffer)
     }
 }
 
@@ -577,13 +571,7 @@ pub(crate) struct Chunks {
 
 impl Read for Chunks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let step = available.len().min(buffer.len());
-        if let (Some(to), Some(from)) = (buffer.get_mut(..step), available.get(..step)) {
-            to.copy_from_slice(from);
-        }
-        self.consume(step);
-        Ok(step)
+        read_filled(self, buffer)
     }
 }
 
