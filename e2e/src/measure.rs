@@ -119,6 +119,12 @@ impl Account {
         command
     }
 
+    /// The cgroup in which the program runs.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        &self.own
+    }
+
     /// What was charged so far.
     #[must_use]
     pub fn nanoseconds(&self) -> u64 {

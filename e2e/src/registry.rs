@@ -1,6 +1,6 @@
 //! A real registry, Debian's `docker-registry`, on the world's loopback.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::image::Image;
@@ -29,7 +29,16 @@ impl<'w> Registry<'w> {
     /// When Debian's docker-registry is not installed, or it does not answer.
     #[must_use]
     pub fn start(world: &'w World, port: u16) -> Self {
-        Self::start_with(world, port, false)
+        Self::start_with(world, port, &world.path(&format!("registry-{port}")), false)
+    }
+
+    /// Starts one that keeps its blobs in `storage`, or has them there already.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    pub fn serving(world: &'w World, port: u16, storage: &Path) -> Self {
+        Self::start_with(world, port, storage, false)
     }
 
     /// Starts one that answers only to [`LOGIN`], by HTTP Basic authentication.
@@ -38,12 +47,11 @@ impl<'w> Registry<'w> {
     /// As [`start`](Self::start).
     #[must_use]
     pub fn closed(world: &'w World, port: u16) -> Self {
-        Self::start_with(world, port, true)
+        Self::start_with(world, port, &world.path(&format!("registry-{port}")), true)
     }
 
-    fn start_with(world: &'w World, port: u16, closed: bool) -> Self {
-        let storage = world.path(&format!("registry-{port}"));
-        std::fs::create_dir_all(&storage).expect("the registry's directory");
+    fn start_with(world: &'w World, port: u16, storage: &Path, closed: bool) -> Self {
+        std::fs::create_dir_all(storage).expect("the registry's directory");
         let passwords = world.path(&format!("registry-{port}.htpasswd"));
         std::fs::write(&passwords, HTPASSWD).expect("the registry's passwords");
         let auth = if closed {
@@ -57,7 +65,7 @@ impl<'w> Registry<'w> {
             storage.display()
         );
         std::fs::write(world.path(&format!("registry-{port}.yml")), config).expect("the registry's configuration");
-        let mut registry = Self { world, process: None, port, storage, closed };
+        let mut registry = Self { world, process: None, port, storage: storage.to_owned(), closed };
         registry.resume();
         registry
     }
@@ -102,7 +110,7 @@ impl<'w> Registry<'w> {
 
     /// Where it keeps its blobs.
     #[must_use]
-    pub fn storage(&self) -> &std::path::Path {
+    pub fn storage(&self) -> &Path {
         &self.storage
     }
 
