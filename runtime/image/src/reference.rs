@@ -180,18 +180,6 @@ impl FromStr for ImageRef {
             return Err(ReferenceError::LooksLikeId { text: shown() });
         }
         let (registry, path) = split_registry(name);
-        if registry.len() + 1 + path.len() > MAX_NAME {
-            return Err(ReferenceError::TooLong { length: registry.len() + 1 + path.len() });
-        }
-        if !is_registry(registry) {
-            return Err(ReferenceError::Registry { text: shown(), registry: registry.to_owned() });
-        }
-        if let Some(component) = path.split('/').find(|c| !is_component(c)) {
-            return Err(ReferenceError::Repository { text: shown(), component: component.to_owned() });
-        }
-        if let Some(tag) = tag.filter(|t| !is_tag(t)) {
-            return Err(ReferenceError::Tag { text: shown(), tag: tag.chars().take(200).collect() });
-        }
         let registry = match registry {
             "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY,
             other => other,
@@ -201,6 +189,20 @@ impl FromStr for ImageRef {
         } else {
             path.to_owned()
         };
+        // As it is written down, so that it can be read again.
+        let length = registry.len() + 1 + repository.len();
+        if length > MAX_NAME {
+            return Err(ReferenceError::TooLong { length });
+        }
+        if !is_registry(registry) {
+            return Err(ReferenceError::Registry { text: shown(), registry: registry.to_owned() });
+        }
+        if let Some(component) = repository.split('/').find(|c| !is_component(c)) {
+            return Err(ReferenceError::Repository { text: shown(), component: component.to_owned() });
+        }
+        if let Some(tag) = tag.filter(|t| !is_tag(t)) {
+            return Err(ReferenceError::Tag { text: shown(), tag: tag.chars().take(200).collect() });
+        }
         let tag = match (tag, &digest) {
             (Some(tag), _) => Some(tag.to_owned()),
             (None, None) => Some("latest".to_owned()),
@@ -346,6 +348,16 @@ mod tests {
         assert_eq!(plain.to_string(), format!("docker.io/library/busybox@{DIGEST}"));
         let both = format!("host:1/x:v1@{DIGEST}").parse::<ImageRef>().unwrap();
         assert_eq!((both.tag(), both.digest().unwrap().as_str()), (Some("v1"), DIGEST));
+    }
+
+    #[test]
+    fn the_longest_name_is_one_that_can_be_read_again() {
+        // docker.io/library/ has 18 characters.
+        let longest = "x".repeat(255 - 18);
+        let read: ImageRef = longest.parse().unwrap();
+        assert_eq!(read.to_string().parse(), Ok(read));
+        let error = format!("{longest}x").parse::<ImageRef>().unwrap_err();
+        assert_eq!(error, ReferenceError::TooLong { length: 256 });
     }
 
     #[test]
