@@ -19,6 +19,8 @@ mod configuration;
 mod credential;
 mod digest;
 mod flight;
+#[doc(hidden)]
+pub mod fuzz;
 mod hosts;
 mod image;
 mod layer;

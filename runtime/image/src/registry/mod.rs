@@ -8,11 +8,11 @@
 //! Source: OCI distribution-spec v1.1, distribution `docs/spec/auth/token.md`.
 
 mod body;
-mod challenge;
+pub(crate) mod challenge;
 mod error;
 mod names;
 mod patience;
-mod realm;
+pub(crate) mod realm;
 mod session;
 mod upload;
 
