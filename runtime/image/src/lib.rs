@@ -27,6 +27,7 @@ mod layer;
 mod manifest;
 mod platform;
 mod progress;
+mod record;
 mod reference;
 mod registry;
 mod slots;
@@ -40,12 +41,14 @@ pub use image::{Image, ImageId};
 pub use layer::{Applied, LayerError, Limits, apply_layer};
 pub use platform::Platform;
 pub use progress::{LayerProgress, Phase, Progress, ProgressSink, Tried};
+pub use record::Damage;
 pub use reference::{ImageRef, ReferenceError};
 pub use registry::RegistryError;
 pub use slots::{RegistrySlot, RegistrySlots};
 pub use store::{
-    Chosen, Config, Details, Filesystem, Freed, InUse, KeepBlobs, LayerDetails, LoadError, Preloaded, PullError,
-    PushError, Removed, Retry, SaveError, Saving, Snapshot, SnapshotError, Store, StoreError, Unneeded, Usage,
+    Check, Chosen, Config, Details, Filesystem, Finding, Freed, InUse, KeepBlobs, LayerDetails, LoadError, Part,
+    Preloaded, PullError, PushError, Removed, RepairError, Retry, SaveError, Saving, Snapshot, SnapshotError, Store,
+    StoreError, Unneeded, Usage,
 };
 
 /// Makes ring the TLS provider of this process, once, unless the program chose one before.

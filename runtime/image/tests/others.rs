@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
+    ops::ControlFlow,
     os::unix::{
         ffi::OsStrExt,
         fs::{FileTypeExt, MetadataExt},
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use portreeve_image::{Check, Config, Finding, KeepBlobs, Store};
 use support::{Layout, Pack, Registry, Tar, in_mount_namespace, mount_overlay, store};
 use tar::EntryType;
 
@@ -254,8 +256,26 @@ fn directories_without_an_entry_become_what_umoci_makes_of_them() {
 fn pulls_for_the_test_that_kills_it() {
     let (Ok(root), Ok(reference)) = (std::env::var("PULL_ROOT"), std::env::var("PULL_REFERENCE")) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let store = store(Path::new(&root));
+    let store = Store::open(keeping(Path::new(&root), std::env::var("PULL_KEEPS").is_ok())).unwrap();
     runtime.block_on(store.pull(&reference.parse().unwrap(), &[], None)).unwrap();
+}
+
+fn keeping(root: &Path, keeps: bool) -> Config {
+    let mut config = Config::new(root);
+    config.keep_blobs = if keeps { KeepBlobs::Always } else { KeepBlobs::default() };
+    config
+}
+
+/// Says nothing of a store of which everything is as it was unpacked and fetched.
+fn wrong(store: &Store) -> Vec<Check> {
+    let mut wrong = Vec::new();
+    store.verify(&store.list().into_iter().map(|image| image.id).collect(), |check| {
+        if !matches!(check.finding, Finding::Whole(_)) {
+            wrong.push(check);
+        }
+        ControlFlow::Continue(())
+    });
+    wrong
 }
 
 #[test]
@@ -284,16 +304,19 @@ fn a_pull_killed_at_any_moment_leaves_a_whole_store() {
     };
     let usual = begun.elapsed();
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
-    let rounds = number("PORTREEVE_ROUNDS").unwrap_or(20);
+    let rounds = number("PORTREEVE_ROUNDS").unwrap_or(40);
     let nanos = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
     let mut random = number("PORTREEVE_SEED").unwrap_or_else(nanos);
     // Past the capture of passing tests: a run that went well may be of interest, too.
     writeln!(std::io::stderr(), "PORTREEVE_SEED={random} PORTREEVE_ROUNDS={rounds}: kills of pulls").unwrap();
+    let mut recorded = 0;
     for round in 0..rounds {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let root = tempfile::tempdir().unwrap();
+        let keeps = round % 2 == 1;
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "pulls_for_the_test_that_kills_it"])
+            .envs(keeps.then_some(("PULL_KEEPS", "1")))
             .env("PULL_ROOT", root.path())
             .env("PULL_REFERENCE", reference.to_string())
             .stdout(Stdio::null())
@@ -303,14 +326,15 @@ fn a_pull_killed_at_any_moment_leaves_a_whole_store() {
         std::thread::sleep(usual.mul_f64(f64::from(random >> 16) / 65536.0) + Duration::from_millis(2));
         child.kill().unwrap();
         child.wait().unwrap();
-        let store = store(root.path());
-        for image in store.list() {
-            let found: Vec<_> = image.layers.iter().map(|l| facts(l)).collect();
-            assert!(found == expect, "round {round}: a recorded image is not whole");
-        }
+        let store = Store::open(keeping(root.path(), keeps)).unwrap();
+        recorded += store.list().len();
+        assert_eq!(wrong(&store), [], "round {round}: a recorded image is not whole");
         assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0, "round {round}");
         let image = runtime.block_on(store.pull(&reference, &[], None)).unwrap();
         let found: Vec<_> = image.layers.iter().map(|l| facts(l)).collect();
         assert!(found == expect, "round {round}: the next pull did not complete it");
+        assert_eq!(wrong(&store), [], "round {round}");
     }
+    writeln!(std::io::stderr(), "{recorded} of {rounds} pulls were complete when they were killed").unwrap();
+    assert!(recorded < rounds as usize, "every pull was complete before it was killed");
 }

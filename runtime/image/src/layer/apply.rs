@@ -19,17 +19,23 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat},
     sys::{
-        stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, mkdirat, mknodat, utimensat},
+        stat::{
+            FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, mkdirat, mknodat, utimensat,
+        },
         time::TimeSpec,
     },
     unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat},
 };
+use sha2::{Digest as _, Sha256};
 
-use crate::layer::{
-    LayerError, Limits,
-    archive::{Archive, Kind, Member},
-    place::{NAME_COST, Place, Root, is_whiteout, open_in_root, remove, shown},
-    xattr,
+use crate::{
+    layer::{
+        LayerError, Limits,
+        archive::{Archive, Kind, Member},
+        place::{NAME_COST, Place, Root, is_whiteout, open_in_root, remove, shown},
+        xattr,
+    },
+    record::Contents,
 };
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -47,6 +53,8 @@ pub struct Applied {
     /// name is the layer's own root. Their mode and owner are those of lower layers, and where a lower layer
     /// has a link instead, what is in them belongs to where that leads.
     pub implied: Vec<Vec<u8>>,
+    /// What the files contain.
+    pub(crate) contents: Contents,
 }
 
 /// Unpacks an uncompressed layer archive into the empty directory `root`.
@@ -64,7 +72,14 @@ pub(crate) fn apply<R: BufRead>(
     root: BorrowedFd<'_>,
     limits: &Limits,
 ) -> Result<Applied, LayerError> {
-    let mut layer = Layer { root: Root::new(root), limits, bytes: 0, times: BTreeMap::new(), time_bytes: 0 };
+    let mut layer = Layer {
+        root: Root::new(root),
+        limits,
+        bytes: 0,
+        times: BTreeMap::new(),
+        time_bytes: 0,
+        contents: Contents::default(),
+    };
     while let Some(member) = archive.next()? {
         layer.member(archive, &member)?;
         layer.check_names()?;
@@ -79,6 +94,7 @@ struct Layer<'a> {
     times: BTreeMap<Vec<u8>, (i64, u32)>,
     /// Of all names that were ever in `times`.
     time_bytes: usize,
+    contents: Contents,
 }
 
 /// Carries a system call's name beside its error until the entry's name is put to it.
@@ -165,10 +181,12 @@ impl Layer<'_> {
         let mode = Mode::from_bits_truncate(0o600);
         let fd = self.make(place, |parent, name| openat(parent, name, flags, mode));
         let file = File::from(fd.map_err(|(_, e)| write_error(member, ("creating the file", e)))?);
-        match &member.sparse {
+        let digest = match &member.sparse {
             None => write_plain(archive, &file, member)?,
             Some(map) => write_sparse(archive, &file, member, map)?,
-        }
+        };
+        let inode = fstat(&file).map_err(|e| write_error(member, ("asking for the file", e.into())))?.st_ino;
+        self.contents.add(inode, digest);
         let done = (|| {
             at("setting its owner", fchown(&file, Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid))))?;
             at("setting its mode", fchmod(&file, Mode::from_bits_truncate(member.mode)))?;
@@ -323,7 +341,7 @@ impl Layer<'_> {
             let time = time_spec(*mtime);
             futimens(&fd, &time, &time).map_err(|e| failed("setting its time", e.into()))?;
         }
-        Ok(Applied { entries, bytes: self.bytes, implied: self.root.into_implied() })
+        Ok(Applied { entries, bytes: self.bytes, implied: self.root.into_implied(), contents: self.contents })
     }
 }
 
@@ -332,39 +350,58 @@ fn is_gone(error: &io::Error) -> bool {
     gone.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
-fn write_plain<R: BufRead>(archive: &mut Archive<R>, mut file: &File, member: &Member) -> Result<(), LayerError> {
+/// Writes a file's content, and tells its digest.
+fn write_plain<R: BufRead>(archive: &mut Archive<R>, mut file: &File, member: &Member) -> Result<[u8; 32], LayerError> {
+    let mut hasher = Sha256::new();
     loop {
         let chunk = archive.chunk()?;
         if chunk.is_empty() {
-            return Ok(());
+            return Ok(hasher.finalize().into());
         }
         let length = chunk.len();
+        hasher.update(chunk);
         file.write_all(chunk).map_err(|e| write_error(member, ("writing its content", e)))?;
         archive.consume(length);
     }
 }
 
+/// The same for one with holes, which read as zeros.
 fn write_sparse<R: BufRead>(
     archive: &mut Archive<R>,
     file: &File,
     member: &Member,
     map: &[(u64, u64)],
-) -> Result<(), LayerError> {
+) -> Result<[u8; 32], LayerError> {
     file.set_len(member.size).map_err(|e| write_error(member, ("setting its length", e)))?;
+    let mut hasher = Sha256::new();
+    let mut hashed = 0;
     for &(mut offset, mut left) in map {
+        zeros(&mut hasher, offset.saturating_sub(hashed));
         while left > 0 {
             let chunk = archive.chunk()?;
             let step = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             let Some(part) = chunk.get(..step).filter(|p| !p.is_empty()) else {
-                return Ok(());
+                return Err(write_error(member, ("writing its content", io::ErrorKind::UnexpectedEof.into())));
             };
             file.write_all_at(part, offset).map_err(|e| write_error(member, ("writing its content", e)))?;
+            hasher.update(part);
             archive.consume(step);
             offset += step as u64;
             left -= step as u64;
         }
+        hashed = offset;
     }
-    Ok(())
+    zeros(&mut hasher, member.size.saturating_sub(hashed));
+    Ok(hasher.finalize().into())
+}
+
+fn zeros(hasher: &mut Sha256, mut count: u64) {
+    const SOME: [u8; 1 << 12] = [0; 1 << 12];
+    while count > 0 {
+        let step = SOME.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+        hasher.update(SOME.get(..step).unwrap_or(&SOME));
+        count -= step as u64;
+    }
 }
 
 fn time_spec((seconds, nanos): (i64, u32)) -> TimeSpec {

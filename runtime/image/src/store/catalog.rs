@@ -61,6 +61,9 @@ pub(crate) struct Record {
     /// Layers that have a `finish-<id>/<diff id>` directory to go on top of them; see `redirect`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) redirected: BTreeSet<Digest>,
+    /// Digest of the record of that directory; older versions wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) finish_record: Option<Digest>,
     /// The lowest layer that shows, when that is not the lowest one: its root is opaque.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) base: Option<Digest>,

@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Digest,
     layer::{Expected, LayerError, Limits, unpack},
-    store::{StoreError, layout::Layout},
+    record,
+    store::{
+        StoreError,
+        layout::{Layout, Staging},
+    },
 };
 
 /// `layer.json`, beside the layer's `fs`.
@@ -27,6 +31,9 @@ pub(crate) struct LayerFile {
     pub(crate) implied: BTreeSet<String>,
     /// The boot in which it was unpacked.
     pub(crate) boot: String,
+    /// Digest of the record of its files, which lies beside them; older versions wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) record: Option<Digest>,
 }
 
 /// Why a layer is not in place, or layers not together.
@@ -75,6 +82,20 @@ pub(crate) fn place_blocking(
     spare: &AtomicU64,
     boot: &str,
 ) -> Result<LayerFile, PlaceError> {
+    let (staging, file) = stage_blocking(layout, input, expected, limits, spare, boot)?;
+    staging.commit(&layout.layer(&expected.diff_id))?;
+    Ok(file)
+}
+
+/// Unpacks a layer, with its record, where nobody sees it yet. Must not run on the executor.
+pub(crate) fn stage_blocking(
+    layout: &Layout,
+    input: impl BufRead,
+    expected: &Expected,
+    limits: &Limits,
+    spare: &AtomicU64,
+    boot: &str,
+) -> Result<(Staging, LayerFile), PlaceError> {
     let staging = layout.stage("layer")?;
     let fs_path = staging.path().join("fs");
     let failed = |source| StoreError::Io { operation: "creating", path: fs_path.clone(), source };
@@ -83,18 +104,22 @@ pub(crate) fn place_blocking(
     // The umask took its part; without an entry of its own the root is what a mkdir makes.
     nix::sys::stat::fchmod(&root, nix::sys::stat::Mode::from_bits_truncate(0o755)).map_err(|e| failed(e.into()))?;
     let applied = unpack(input, expected, root.as_fd(), limits, spare)?;
+    let path = staging.path().join(record::FILE);
+    let tree = record::Root { directory: root.as_fd(), has_record: false };
+    let record = record::write(tree, applied.contents, &path);
+    let record = record.map_err(|source| StoreError::Io { operation: "recording what is in", path, source })?;
     let file = LayerFile {
         version: 1,
         size_bytes: applied.bytes,
         entries: applied.entries,
         implied: applied.implied.iter().map(hex::encode).collect(),
         boot: boot.to_owned(),
+        record: Some(record),
     };
     let path = staging.path().join("layer.json");
     let text = serde_json::to_vec(&file).map_err(|source| StoreError::Index { path: path.clone(), source })?;
     fs::write(&path, text).map_err(|source| StoreError::Io { operation: "writing", path, source })?;
-    staging.commit(&layout.layer(&expected.diff_id))?;
-    Ok(file)
+    Ok((staging, file))
 }
 
 /// One lock per layer and source, so that a layer that several images share is fetched by one of them.

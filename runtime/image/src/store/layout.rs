@@ -9,7 +9,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{digest::Digest, store::StoreError};
+use nix::fcntl::{RenameFlags, renameat2};
+
+use crate::{digest::Digest, record, store::StoreError};
 
 /// Paths below the root.
 #[derive(Debug)]
@@ -54,6 +56,11 @@ impl Layout {
     /// What an image needs on top of its layers; see `meta`.
     pub(crate) fn finish(&self, image: &Digest) -> PathBuf {
         self.layers().join(format!("finish-{}", image.hex()))
+    }
+
+    /// The record of what is in `finish`.
+    pub(crate) fn finish_record(&self, image: &Digest) -> PathBuf {
+        self.finish(image).join(record::FILE)
     }
 
     /// What lies on top of one layer of an image; see `redirect`.
@@ -165,6 +172,17 @@ impl Staging {
             Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => Ok(()),
             Err(source) => Err(StoreError::Io { operation: "committing", path: target.to_owned(), source }),
         }
+    }
+
+    /// Makes it visible as `target` in place of what is there, which is removed.
+    pub(crate) fn replace(self, target: &Path) -> Result<(), StoreError> {
+        let here = nix::fcntl::AT_FDCWD;
+        let exchanged = renameat2(here, &self.path, here, target, RenameFlags::RENAME_EXCHANGE);
+        let done = match exchanged {
+            Err(nix::errno::Errno::ENOENT) => fs::rename(&self.path, target),
+            other => other.map_err(io::Error::from),
+        };
+        done.map_err(|source| StoreError::Io { operation: "replacing", path: target.to_owned(), source })
     }
 }
 

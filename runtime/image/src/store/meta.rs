@@ -29,6 +29,7 @@ use crate::{
     digest::Digest,
     layer::{DIRECTORY, is_opaque, open_beneath},
     manifest::MAX_LAYERS,
+    record,
     store::{
         StoreError,
         catalog::{RootMeta, distinct},
@@ -44,6 +45,8 @@ pub(crate) struct Finish {
     pub(crate) root: RootMeta,
     /// To be committed as the image's `finish` directory.
     pub(crate) staging: Option<Staging>,
+    /// Digest of the record of what is in it.
+    pub(crate) record: Option<Digest>,
     /// It has something for the top.
     pub(crate) top: bool,
     /// Layers that it has something for to go on top of them.
@@ -109,7 +112,16 @@ fn finish(layout: &Layout, layers: &[Digest], stack: &mut Stack) -> Result<Finis
     if top {
         make_all(&stage(layout, &mut staging)?.join("fs"), stack, &wrong)?;
     }
-    Ok(Finish { root, staging, top, redirected, base })
+    let record = staging.as_ref().map(record_of).transpose()?;
+    Ok(Finish { root, staging, record, top, redirected, base })
+}
+
+fn record_of(staging: &Staging) -> Result<Digest, StoreError> {
+    let path = staging.path().join(record::FILE);
+    let directory = open(staging.path())?;
+    let tree = record::Root { directory: directory.as_fd(), has_record: true };
+    let written = record::write(tree, record::Contents::default(), &path);
+    written.map_err(|source| StoreError::Io { operation: "recording what is in", path, source })
 }
 
 /// The directory in staging, made when it is first needed.

@@ -8,9 +8,11 @@
 //!    layers/<diff id hex>/
 //!      fs/                      the unpacked layer: a lower directory of overlays
 //!      layer.json               its size, and what it only implies
+//!      files.mtree              what was unpacked, with a digest of each file; see `record`
 //!    layers/finish-<image id hex>/     only for images that leave entries of directories out
 //!      fs/                      directories that must lie on top of all its layers
 //!      <diff id hex>/           what must lie on top of that layer: its things, where lower layers' links lead
+//!      files.mtree              what is in these
 //!    snapshots/<container id>/
 //!      upper/ work/ image       the writable part of one container; `image` is a link naming what it stands on
 //!    staging/                   whatever is not finished; emptied when the store is opened
@@ -30,17 +32,20 @@ mod preload;
 mod pull;
 mod push;
 mod redirect;
+mod repair;
 mod save;
 mod snapshot;
 mod sources;
 mod sync;
 mod usage;
+mod verify;
 mod view;
 
 use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     io::Read,
+    ops::ControlFlow,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -71,9 +76,11 @@ pub use error::{LoadError, PullError, Retry, SnapshotError, StoreError};
 pub use gc::{Freed, Removed, Unneeded};
 pub use preload::Preloaded;
 pub use push::PushError;
+pub use repair::RepairError;
 pub use save::{Chosen, SaveError, Saving};
 pub use snapshot::Snapshot;
 pub use usage::{Filesystem, Usage};
+pub use verify::{Check, Finding, Part};
 
 /// The images of this machine. Clones share one store.
 #[derive(Debug, Clone)]
@@ -291,6 +298,21 @@ impl Store {
         self.snapshots().unwrap_or_default().iter().map(|id| directory.join(id).join("upper")).collect()
     }
 
+    /// Checks all that is here of images: documents and kept blobs by their digests, unpacked layers by what was
+    /// recorded when they were made, every entry and every byte. Tells of each part once, until it is told to stop.
+    /// Blocks on the disk for as long as reading all of it takes.
+    pub fn verify(&self, images: &BTreeSet<ImageId>, mut tell: impl FnMut(Check) -> ControlFlow<()>) {
+        self.inner.verify(images, &mut tell);
+    }
+
+    /// Gets a part that [`Store::verify`] found damaged again, from where its images came, and puts it in its place.
+    ///
+    /// # Errors
+    /// When a container stands on it, or nobody has it any more; what is here is then as it was.
+    pub async fn repair(&self, check: &Check, auth: &[Credential]) -> Result<(), RepairError> {
+        self.inner.repair(check, auth).await
+    }
+
     /// Gives an image one more tag, which leaves the image it was on; `None` when the image is not here.
     /// Blocks on the disk.
     ///
@@ -366,6 +388,7 @@ impl Inner {
             size_bytes,
             finish: finish.top,
             redirected: finish.redirected,
+            finish_record: finish.record,
             base: finish.base,
             root: finish.root,
             pinned: new.pinned,
@@ -378,6 +401,7 @@ impl Inner {
                 (Some(present), _) => {
                     record.finish = present.record.finish;
                     record.redirected = present.record.redirected.clone();
+                    record.finish_record = present.record.finish_record.clone();
                 }
                 (None, Some(staging)) => {
                     let target = layout.finish(new.id.digest());

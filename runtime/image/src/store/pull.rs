@@ -68,9 +68,9 @@ pub(crate) struct Resolved {
     /// The digest that the registry's tag means: an index or a manifest.
     top: Digest,
     pub(crate) manifest_digest: Digest,
-    manifest: Manifest,
+    pub(crate) manifest: Manifest,
     /// Raw documents, as they came.
-    documents: Vec<(Digest, Vec<u8>)>,
+    pub(crate) documents: Vec<(Digest, Vec<u8>)>,
 }
 
 impl Pull {
@@ -204,7 +204,7 @@ impl Pull {
         (tag, self.reference.with_digest(top.clone()))
     }
 
-    async fn config(&self, resolved: &Resolved) -> Result<(Vec<u8>, ImageConfig), PullError> {
+    pub(crate) async fn config(&self, resolved: &Resolved) -> Result<(Vec<u8>, ImageConfig), PullError> {
         let blob = &resolved.manifest.config;
         let kept = std::fs::read(self.inner.catalog.layout.blob(&blob.digest)).ok();
         let bytes = match kept.filter(|b| Digest::of(b) == blob.digest) {

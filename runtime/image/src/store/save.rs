@@ -240,7 +240,7 @@ impl Inner {
     }
 
     /// Asks those repositories for blobs that the image came from, until one has them all.
-    async fn fetch_again(
+    pub(crate) async fn fetch_again(
         self: &Arc<Self>,
         image: &ImageId,
         documents: &Documents,
