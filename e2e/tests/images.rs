@@ -120,6 +120,53 @@ fn a_tag_is_a_name_that_pods_can_use_and_what_loses_its_last_one_can_be_pruned()
 }
 
 #[test]
+fn damage_on_the_disk_is_found_and_repaired_when_no_pod_stands_on_it() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("verify");
+    let registry = Registry::start(&world, 5048);
+    let reference = registry.push(&Image::busybox(world.home(), BUSYBOX), "busybox:1");
+    let agent = Agent::start(&world);
+    agent.client(&["image", "pull", &reference]).ok();
+    let whole = agent.client(&["image", "verify"]).ok();
+    assert!(whole.contains("3 parts checked, ") && whole.ends_with(": all whole\n"), "{whole}");
+    let layer = json(&agent.client(&["image", "inspect", &reference]).ok())[0]["RootFS"]["Layers"][0].clone();
+    let layer = layer.as_str().unwrap().to_owned();
+    let place = agent.root().join("images/layers").join(&layer["sha256:".len()..]);
+    assert!(place.is_dir(), "{}", place.display());
+    agent.drop_manifest("a.yaml", &pod("a", &reference));
+    agent.wait_ready("a");
+    std::fs::write(place.join("fs/added"), "by somebody").unwrap();
+
+    let found = agent.client(&["system", "check", "-o", "json"]);
+    assert_eq!(found.code, 1, "{found:?}");
+    let parts = json(&found.stdout)["parts"].clone();
+    let damaged: Vec<&Value> = parts.as_array().unwrap().iter().filter(|part| part["state"] != "whole").collect();
+    assert_eq!(damaged.len(), 1, "{parts}");
+    assert_eq!((&damaged[0]["kind"], &damaged[0]["digest"]), (&json!("layer"), &json!(layer)));
+    assert_eq!(damaged[0]["images"], json!([reference]));
+    let added = json!({ "path": "added", "problem": "was not unpacked from the image" });
+    assert!(damaged[0]["problems"].as_array().unwrap().contains(&added), "{parts}");
+
+    let refused = agent.client(&["image", "verify", &reference, "--repair"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let who = "not repaired: container main of pod default/a stands on it";
+    assert!(refused.stdout.contains(who) && refused.stdout.contains("1 damaged"), "{refused:?}");
+    assert!(place.join("fs/added").exists());
+    agent.remove_manifest("a.yaml");
+    agent.wait_gone("a");
+    let repaired = agent.client(&["image", "verify", &reference, "--repair"]).ok();
+    assert!(repaired.contains("is repaired") && repaired.contains("1 repaired"), "{repaired}");
+    assert!(!place.join("fs/added").exists());
+    assert!(agent.client(&["image", "verify", &reference]).ok().ends_with(": all whole\n"));
+    let absent = agent.client(&["image", "verify", "nothing:here"]);
+    assert!(absent.code == 1 && absent.stderr.contains("\"nothing:here\" not found"), "{absent:?}");
+    agent.drop_manifest("a.yaml", &pod("a", &reference));
+    agent.wait_ready("a");
+}
+
+#[test]
 fn an_image_that_a_pod_names_is_not_pruned_before_its_container_is_there() {
     if skipped_without_root("images") {
         return;

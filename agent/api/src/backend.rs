@@ -19,7 +19,7 @@ use portreeve_node::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::v1alpha1::{DiskReport, Image, ImageDetails, PruneReport};
+use crate::v1alpha1::{CheckedPart, DiskReport, Image, ImageDetails, PruneReport};
 
 /// Why the house could not do what a client asked; each variant is one HTTP code.
 #[derive(Debug, thiserror::Error)]
@@ -176,8 +176,15 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn images(&self) -> Result<Vec<Image>, BackendError>;
     /// Wakes when an image comes, goes, or changes its names.
     fn image_changes(&self) -> Signal;
-    /// Pulls an image with the logins that may be tried; the sender always holds how far it is.
-    fn pull<'a>(&'a self, reference: &'a str, auth: Vec<Credential>, progress: ProgressSink) -> Answer<'a, Image>;
+    /// Pulls an image with the logins that may be tried, `now` also when the window for that is closed; the sender
+    /// always holds how far it is.
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        auth: Vec<Credential>,
+        now: bool,
+        progress: ProgressSink,
+    ) -> Answer<'a, Image>;
     /// Sends an image, by reference or id, to the registry of `name`; the sender always holds how far it is.
     fn push<'a>(
         &'a self,
@@ -190,6 +197,14 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>>;
     /// Images as one tar, by reference or id; it ends with an error when it could not be written to its end.
     fn save(&self, references: Vec<String>, auth: Vec<Credential>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>>;
+    /// Checks images, by reference or id, or all there are; each part is told of, and repaired if that is wanted. The
+    /// check ends when nobody listens.
+    fn verify(
+        &self,
+        references: Vec<String>,
+        repair: bool,
+        auth: Vec<Credential>,
+    ) -> Answer<'_, BoxStream<'static, CheckedPart>>;
     /// Removes an image by reference or id and says what went.
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>>;
     /// All that is known of an image, by reference or id.

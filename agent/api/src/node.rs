@@ -1,13 +1,15 @@
 //! The [`Backend`] that is real: a [`Node`] and the engine below it.
 
 mod images;
+mod verify;
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node as Machine, Pod};
 use portreeve_engine::image::{Credential, ProgressSink};
 use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize, chain};
@@ -19,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
-use crate::v1alpha1::{DiskReport, Image, ImageDetails, PruneReport};
+use crate::v1alpha1::{CheckedPart, DiskReport, Image, ImageDetails, PruneReport};
 
 /// New terminal sizes that wait for the kernel.
 const RESIZE_QUEUE: usize = 4;
@@ -191,8 +193,14 @@ impl Backend for NodeBackend {
         self.node.engine().map_or_else(|| stream::pending().boxed(), |engine| stirs(engine.images().changes()))
     }
 
-    fn pull<'a>(&'a self, reference: &'a str, auth: Vec<Credential>, progress: ProgressSink) -> Answer<'a, Image> {
-        self.pull_image(reference, auth, progress).boxed()
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        auth: Vec<Credential>,
+        now: bool,
+        progress: ProgressSink,
+    ) -> Answer<'a, Image> {
+        self.pull_image(reference, auth, now, progress).boxed()
     }
 
     fn push<'a>(
@@ -211,6 +219,15 @@ impl Backend for NodeBackend {
 
     fn save(&self, references: Vec<String>, auth: Vec<Credential>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
         self.save_images(references, auth).boxed()
+    }
+
+    fn verify(
+        &self,
+        references: Vec<String>,
+        repair: bool,
+        auth: Vec<Credential>,
+    ) -> Answer<'_, BoxStream<'static, CheckedPart>> {
+        self.verify_images(references, repair, auth).boxed()
     }
 
     fn remove_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Vec<String>> {

@@ -4,10 +4,11 @@
 //!   GET    sources[/{name}]                     where intent comes from, and what is wrong there
 //!   GET    containers, namespaces/{ns}/containers[/{pod}.{container}]
 //!   GET    images[/{name}]   DELETE images?reference=
-//!   POST   images/pull?reference=   (logins)    ndjson of PullProgress, the last line says how it ended
+//!   POST   images/pull?reference=&now=  (logins)  ndjson of PullProgress, the last line says how it ended
 //!   POST   images/push?reference=&name=         the same, of a push
 //!   POST   images/load     (a tar)              the images
 //!   POST   images/save?reference=&reference=   a tar: OCI layout and docker-archive in one
+//!   POST   images/verify?reference=&repair=     ndjson of Verification, the last line says that it is complete
 //!   GET    images/inspect?reference=            all that is known of one
 //!   POST   images/tag?reference=&name=          the image with its new name
 //!   POST   images/prune?all=                    what went
@@ -47,7 +48,7 @@ use crate::params::Params;
 use crate::resources::{Answered, collection, doors, single};
 use crate::v1alpha1::{
     API_VERSION, ApplyReport, ApplyRequest, Container, DeleteReport, DeleteRequest, DiskReport, DrainReport, Image,
-    ImageDetails, LayerView, PlanReport, PlanRequest, PruneReport, PullProgress, Source, TriedHost,
+    ImageDetails, LayerView, PlanReport, PlanRequest, PruneReport, PullProgress, Source, TriedHost, Verification,
 };
 
 pub(crate) use kinds::{Mirrors, take_heartbeats};
@@ -70,6 +71,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images/{name}", get(image))
         .route("/images/pull", post(pull))
         .route("/images/save", post(save))
+        .route("/images/verify", post(verify))
         .route("/images/inspect", get(inspect))
         .route("/images/tag", post(tag))
         .route("/images/prune", post(prune))
@@ -100,6 +102,12 @@ async fn save(State(app): State<App>, params: Params, Auth(auth): Auth) -> Resul
     let mut response = Response::new(Body::from_stream(pieces));
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-tar"));
     Ok(response)
+}
+
+async fn verify(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {
+    let checked = app.backend.verify(params.all("reference"), params.flag("repair")?, auth).await?;
+    let steps = checked.map(Verification::Checked).chain(stream::iter([Verification::Done]));
+    Ok(ndjson(Body::from_stream(steps.map(|step| Ok::<Bytes, Infallible>(json_line(&step))))))
 }
 
 async fn inspect(State(app): State<App>, params: Params) -> Result<Json<ImageDetails>, Failure> {
@@ -142,11 +150,12 @@ impl axum::extract::FromRequest<App> for Auth {
 
 async fn pull(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {
     let reference = reference(&params)?.to_owned();
+    let now = params.flag("now")?;
     let (sink, progress) = watch::channel(Progress::default());
     let backend = app.backend.clone();
     // The pull belongs to this request: a client that leaves takes its interest with it.
     let pull = async move {
-        match backend.pull(&reference, auth, sink).await {
+        match backend.pull(&reference, auth, now, sink).await {
             Ok(image) => PullProgress::Done { image: Box::new(image) },
             Err(error) => PullProgress::Failed { message: error.to_string() },
         }

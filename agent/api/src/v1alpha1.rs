@@ -176,6 +176,76 @@ pub struct PruneReport {
     pub freed_bytes: u64,
 }
 
+/// A check of the image store, step by step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum Verification {
+    /// One part was checked, and repaired if that was wanted.
+    Checked(CheckedPart),
+    /// That was all.
+    Done,
+}
+
+/// One part of the image store that was checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckedPart {
+    /// What it is.
+    pub kind: PartKind,
+    /// Of a blob, the diff id of a layer, or the id of the image.
+    pub digest: String,
+    /// The images that need it, each by one name.
+    pub images: Vec<String>,
+    /// How it is now.
+    pub state: PartState,
+    /// Bytes of content that were read of it.
+    pub bytes: u64,
+    /// Entries that were not as they should be.
+    pub problem_count: u64,
+    /// The first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<PathProblem>,
+    /// Why it is not repaired, when that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrepaired: Option<String>,
+}
+
+/// What can be checked by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PartKind {
+    /// A document, or a layer as its registry has it.
+    Blob,
+    /// An unpacked layer.
+    Layer,
+    /// Directories that an image has on top of its layers.
+    Top,
+}
+
+/// How a part is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PartState {
+    /// As it was fetched or unpacked.
+    Whole,
+    /// It was damaged, and is whole now.
+    Repaired,
+    /// Not as it was.
+    Damaged,
+    /// An older version unpacked it and kept no digests of it.
+    Unrecorded,
+}
+
+/// An entry that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathProblem {
+    /// Relative to the part; empty for all of it.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
 /// What is on the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

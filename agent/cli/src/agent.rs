@@ -194,6 +194,13 @@ fn engine_config(config: &Config) -> EngineConfig {
     }
     images.certs_d = Some(config.registry_hosts.clone());
     images.registries_conf = Some(config.registries_conf.clone());
+    let downloads = &config.downloads;
+    images.max_concurrent_downloads = downloads.at_once.unwrap_or(images.max_concurrent_downloads);
+    images.max_concurrent_downloads_per_registry = downloads.at_once_per_registry;
+    images.connections_per_layer = downloads.connections.unwrap_or(images.connections_per_layer);
+    images.download_rate_limit = downloads.bytes_per_second;
+    images.download_window = downloads.window;
+    images.stall_timeout = downloads.stall_timeout.unwrap_or(images.stall_timeout);
     images.preload_dir.clone_from(&config.preload);
     EngineConfig {
         root: config.root.clone(),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use portreeve_engine::image::DownloadWindow;
 use portreeve_node::ImageCollection;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -106,6 +107,31 @@ pub(crate) struct Settings {
     /// [default: false]
     #[arg(long, value_name = "BOOL", env = "PORTREEVE_KEEP_BLOBS", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) keep_blobs: Option<bool>,
+    /// Layers of images that are fetched at once [default: 6]
+    #[arg(long, value_name = "COUNT", env = "PORTREEVE_MAX_CONCURRENT_DOWNLOADS", value_parser = value::count)]
+    #[serde(deserialize_with = "file::count")]
+    pub(crate) max_concurrent_downloads: Option<usize>,
+    /// How many of them may come from one registry [default: all]
+    #[arg(long, value_name = "COUNT", env = "PORTREEVE_MAX_CONCURRENT_DOWNLOADS_PER_REGISTRY",
+        value_parser = value::count)]
+    #[serde(deserialize_with = "file::count")]
+    pub(crate) max_concurrent_downloads_per_registry: Option<usize>,
+    /// Connections by which one large layer comes when one connection is slow [default: 3]
+    #[arg(long, value_name = "COUNT", env = "PORTREEVE_DOWNLOAD_CONNECTIONS", value_parser = value::count)]
+    #[serde(deserialize_with = "file::count")]
+    pub(crate) download_connections: Option<usize>,
+    /// Bytes that layers may have of the network in a second, in all, e.g. 10Mi [default: no limit]
+    #[arg(long, value_name = "BYTES", env = "PORTREEVE_DOWNLOAD_RATE_LIMIT", value_parser = value::bytes)]
+    #[serde(deserialize_with = "file::bytes")]
+    pub(crate) download_rate_limit: Option<u64>,
+    /// Time of day at which layers are fetched for pods, e.g. 22:00-06:00, by the machine's clock [default: always]
+    #[arg(long, value_name = "FROM-TO", env = "PORTREEVE_DOWNLOAD_WINDOW", value_parser = value::window)]
+    #[serde(deserialize_with = "file::window")]
+    pub(crate) download_window: Option<DownloadWindow>,
+    /// After how long a transfer is taken up anew that brings less than 1 KiB per second [default: 60s]
+    #[arg(long, value_name = "DURATION", env = "PORTREEVE_DOWNLOAD_STALL_TIMEOUT", value_parser = value::patience)]
+    #[serde(deserialize_with = "file::patience")]
+    pub(crate) download_stall_timeout: Option<Duration>,
     /// How full the disk of the images may get before images go that nobody needs, in percent [default: 85]
     #[arg(long = "image-gc-high-threshold-percent", value_name = "PERCENT", env = "PORTREEVE_IMAGE_GC_HIGH_THRESHOLD_PERCENT",
         value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -163,9 +189,21 @@ pub(crate) struct Config {
     pub(crate) registry_hosts: PathBuf,
     pub(crate) registries_conf: PathBuf,
     pub(crate) keep_blobs: bool,
+    pub(crate) downloads: Downloads,
     pub(crate) image_collection: ImageCollection,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
+}
+
+/// How layers of images are fetched; what nobody said is for the image store to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Downloads {
+    pub(crate) at_once: Option<usize>,
+    pub(crate) at_once_per_registry: Option<usize>,
+    pub(crate) connections: Option<usize>,
+    pub(crate) bytes_per_second: Option<u64>,
+    pub(crate) window: Option<DownloadWindow>,
+    pub(crate) stall_timeout: Option<Duration>,
 }
 
 /// Reads the file, if one is named, lays `flags` over it and fills in what nobody said.
@@ -221,6 +259,14 @@ impl Settings {
             registry_hosts: self.registry_hosts.or(other.registry_hosts),
             registries_conf: self.registries_conf.or(other.registries_conf),
             keep_blobs: self.keep_blobs.or(other.keep_blobs),
+            max_concurrent_downloads: self.max_concurrent_downloads.or(other.max_concurrent_downloads),
+            max_concurrent_downloads_per_registry: self
+                .max_concurrent_downloads_per_registry
+                .or(other.max_concurrent_downloads_per_registry),
+            download_connections: self.download_connections.or(other.download_connections),
+            download_rate_limit: self.download_rate_limit.or(other.download_rate_limit),
+            download_window: self.download_window.or(other.download_window),
+            download_stall_timeout: self.download_stall_timeout.or(other.download_stall_timeout),
             image_gc_high_threshold_percent: self
                 .image_gc_high_threshold_percent
                 .or(other.image_gc_high_threshold_percent),
@@ -272,6 +318,14 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         registry_hosts: absolute(settings.registry_hosts.unwrap_or_else(|| DEFAULT_REGISTRY_HOSTS.into()))?,
         registries_conf: absolute(settings.registries_conf.unwrap_or_else(|| DEFAULT_REGISTRIES_CONF.into()))?,
         keep_blobs: settings.keep_blobs.unwrap_or(false),
+        downloads: Downloads {
+            at_once: settings.max_concurrent_downloads,
+            at_once_per_registry: settings.max_concurrent_downloads_per_registry,
+            connections: settings.download_connections,
+            bytes_per_second: settings.download_rate_limit,
+            window: settings.download_window,
+            stall_timeout: settings.download_stall_timeout,
+        },
         image_collection,
         log_format: settings.log_format.unwrap_or(LogFormat::Text),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
@@ -430,7 +484,9 @@ mod tests {
         let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
-                    registriesConf: /c.conf\nkeepBlobs: true\nimageGCHighThresholdPercent: 70\n\
+                    registriesConf: /c.conf\nkeepBlobs: true\nmaxConcurrentDownloads: 2\n\
+                    maxConcurrentDownloadsPerRegistry: 1\ndownloadConnections: 4\ndownloadRateLimit: 10Mi\n\
+                    downloadWindow: 22:00-06:30\ndownloadStallTimeout: 5s\nimageGCHighThresholdPercent: 70\n\
                     imageGCLowThresholdPercent: 60\nimageMinimumGCAge: 1h\nlogFormat: json\nlog: debug\n";
         let config = config(text, Settings::default());
         assert_eq!(config.pod_cidr.unwrap().to_string(), "10.1.0.0/24");
@@ -438,6 +494,15 @@ mod tests {
         assert_eq!(config.log_format, LogFormat::Json);
         assert_eq!(config.insecure_registries, ["r:5000"]);
         assert!(config.keep_blobs);
+        let downloads = Downloads {
+            at_once: Some(2),
+            at_once_per_registry: Some(1),
+            connections: Some(4),
+            bytes_per_second: Some(10 << 20),
+            window: Some("22:00-06:30".parse().unwrap()),
+            stall_timeout: Some(Duration::from_secs(5)),
+        };
+        assert_eq!(config.downloads, downloads);
         let bounds = config.image_collection;
         assert_eq!((bounds.high_percent, bounds.low_percent, bounds.min_age.as_secs()), (70, 60, 3600));
         assert_eq!([config.registry_hosts, config.registries_conf], ["/h", "/c.conf"].map(PathBuf::from));
@@ -455,6 +520,13 @@ mod tests {
         ("root: /r\npodCIDR: 10.1.2.3", "2:10: podCIDR: `10.1.2.3` is no IPv4 subnet, such as 10.85.3.0/24"),
         ("log: info\nlogFormat: xml", "2:12: logFormat: unknown variant `xml`, expected `text` or `json`"),
         ("imageMinimumGCAge: 5", "1:20: imageMinimumGCAge: `5` is no duration, such as 2m or 1h30m"),
+        ("downloadWindow: 22-6", "1:17: downloadWindow: `22-6` is no time of day, such as 22:00-06:00"),
+        ("downloadRateLimit: 0", "1:20: downloadRateLimit: `0` is no number of bytes, such as 500k or 10Mi"),
+        ("maxConcurrentDownloads: 0", "1:25: maxConcurrentDownloads: `0` is no number from 1 on"),
+        (
+            "downloadStallTimeout: 0s",
+            "1:23: downloadStallTimeout: `0s` is no duration of a second or more, such as 60s",
+        ),
         ("registryCas: /x", "1:14: registryCas: invalid type: string \"/x\", expected a list"),
         ("- a", "1:1: invalid type: sequence, expected keys with values, as in `root: /var/lib`"),
         ("bridge: x\nbridge: y", "2:1: `bridge` is there already"),

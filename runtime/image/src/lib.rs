@@ -33,6 +33,7 @@ mod registry;
 mod slots;
 mod store;
 mod text;
+mod window;
 
 pub use credential::{Credential, CredentialError, Secret};
 pub use digest::{Digest, DigestError};
@@ -50,6 +51,7 @@ pub use store::{
     Preloaded, PullError, PushError, Removed, RepairError, Retry, SaveError, Saving, Snapshot, SnapshotError, Store,
     StoreError, Unneeded, Usage,
 };
+pub use window::{DownloadWindow, WindowError};
 
 /// Makes ring the TLS provider of this process, once, unless the program chose one before.
 pub(crate) fn ensure_tls_provider() {

@@ -29,10 +29,15 @@ impl NodeBackend {
         &self,
         reference: &str,
         auth: Vec<Credential>,
+        now: bool,
         progress: ProgressSink,
     ) -> Result<Image, BackendError> {
         let reference = parse_reference(reference)?;
-        let pulled = self.engine()?.images().pull(&reference, &auth, Some(progress)).await;
+        let store = self.engine()?.images();
+        let pulled = match now {
+            true => store.pull_now(&reference, &auth, Some(progress)).await,
+            false => store.pull(&reference, &auth, Some(progress)).await,
+        };
         // The name that was asked for comes first.
         let pulled =
             pulled.map_err(|error| BackendError::Unavailable(format!("{}; {}", chain(&error), error.advice())))?;
@@ -181,7 +186,7 @@ impl NodeBackend {
         })
     }
 
-    fn find(&self, reference: &str) -> Result<image::Image, BackendError> {
+    pub(super) fn find(&self, reference: &str) -> Result<image::Image, BackendError> {
         self.engine()?.images().resolve(reference).ok_or_else(|| absent(reference))
     }
 
@@ -197,16 +202,19 @@ impl NodeBackend {
     /// Why an image stays, in the words of who runs pods.
     fn told(&self, error: &StoreError) -> String {
         let StoreError::InUse { image, container } = error else { return chain(error) };
-        let status = || self.node.engine()?.container(&container.parse().ok()?);
-        let Some(status) = status() else { return chain(error) };
-        let sandbox = self.node.engine().and_then(|engine| engine.sandbox(&status.sandbox));
-        match sandbox.map(|sandbox| sandbox.metadata) {
-            Some(pod) => format!(
-                "image {} ({image}) is in use by container {} of pod {}/{}: remove that pod's manifest first",
-                status.image, status.metadata.name, pod.namespace, pod.name
-            ),
+        match self.pod_of(container) {
+            Some((name, who)) => format!("image {name} ({image}) is in use by {who}: remove that pod's manifest first"),
             None => chain(error),
         }
+    }
+
+    /// The image that a container was made of, and the container and its pod in words.
+    pub(super) fn pod_of(&self, container: &str) -> Option<(String, String)> {
+        let engine = self.node.engine()?;
+        let status = engine.container(&container.parse().ok()?)?;
+        let pod = engine.sandbox(&status.sandbox)?.metadata;
+        let who = format!("container {} of pod {}/{}", status.metadata.name, pod.namespace, pod.name);
+        Some((status.image.to_string(), who))
     }
 }
 
@@ -223,7 +231,7 @@ fn parse_reference(text: &str) -> Result<ImageRef, BackendError> {
 }
 
 /// The first name of an image, or its id.
-fn name_of(stored: &image::Image) -> String {
+pub(super) fn name_of(stored: &image::Image) -> String {
     stored.references.first().map_or_else(|| stored.id.to_string(), ImageRef::familiar)
 }
 

@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use portreeve_api::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
-use portreeve_api::v1alpha1::{DiskReport, Image, ImageDetails, ImageStatus, Meta, PruneReport};
+use portreeve_api::v1alpha1::{
+    CheckedPart, DiskReport, Image, ImageDetails, ImageStatus, Meta, PartKind, PartState, PruneReport,
+};
 use portreeve_engine::image::{Credential, Phase, Progress, ProgressSink};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Deleted, History, Listed, ManifestFile, NamespacedName, ObjectName,
@@ -316,7 +319,13 @@ impl Backend for Fake {
         stirs(&self.images)
     }
 
-    fn pull<'a>(&'a self, reference: &'a str, auth: Vec<Credential>, progress: ProgressSink) -> Answer<'a, Image> {
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        auth: Vec<Credential>,
+        _now: bool,
+        progress: ProgressSink,
+    ) -> Answer<'a, Image> {
         let known = reference == "busybox" || reference == "private" && auth.len() == 1;
         async move {
             progress.send_replace(Progress { phase: Phase::Fetching, ..Progress::default() });
@@ -392,6 +401,25 @@ impl Backend for Fake {
 
     fn tag_image<'a>(&'a self, _reference: &'a str, name: &'a str) -> Answer<'a, Image> {
         boxed(Ok(named(name)))
+    }
+
+    fn verify(
+        &self,
+        references: Vec<String>,
+        repair: bool,
+        _auth: Vec<Credential>,
+    ) -> Answer<'_, BoxStream<'static, CheckedPart>> {
+        let parts = references.into_iter().map(move |reference| CheckedPart {
+            kind: PartKind::Layer,
+            digest: "sha256:1".into(),
+            images: vec![reference],
+            state: if repair { PartState::Repaired } else { PartState::Whole },
+            bytes: 7,
+            problem_count: 0,
+            problems: Vec::new(),
+            unrepaired: None,
+        });
+        boxed(Ok(stream::iter(parts.collect::<Vec<_>>()).boxed()))
     }
 
     fn prune_images(&self, all: bool) -> Answer<'_, PruneReport> {

@@ -26,6 +26,21 @@ async fn a_pull_ends_with_its_image_or_its_reason() {
 }
 
 #[tokio::test]
+async fn a_check_tells_each_part_and_that_it_is_complete() {
+    let house = House::open().await;
+    let path = format!("{OWN}/images/verify?reference=a&reference=b&repair=true");
+    let (status, body) = house.send(Method::POST, &path, "*/*", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let text = body.as_str().unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert_eq!((&lines[0]["type"], &lines[0]["state"]), (&json!("Checked"), &json!("repaired")));
+    assert_eq!((&lines[1]["images"], &lines[2]), (&json!(["b"]), &json!({ "type": "Done" })));
+    let (status, _) = house.send(Method::POST, &format!("{OWN}/images/verify?repair=perhaps"), "*/*", "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn a_tar_of_any_size_streams_into_the_store() {
     let house = House::open().await;
     let tar = vec![7u8; 40 << 20];

@@ -10,6 +10,8 @@ use ipnet::Ipv4Net;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use portreeve_engine::image::DownloadWindow;
+
 use super::value;
 
 macro_rules! keys {
@@ -30,6 +32,10 @@ keys! {
     table: String,
     filter: String,
     age: Duration,
+    count: usize,
+    bytes: u64,
+    window: DownloadWindow,
+    patience: Duration,
 }
 
 pub(super) fn registries<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
@@ -45,7 +51,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 22] = [
+pub(crate) const KEYS: [&str; 28] = [
     "manifests",
     "root",
     "run",
@@ -63,6 +69,12 @@ pub(crate) const KEYS: [&str; 22] = [
     "registryHosts",
     "registriesConf",
     "keepBlobs",
+    "maxConcurrentDownloads",
+    "maxConcurrentDownloadsPerRegistry",
+    "downloadConnections",
+    "downloadRateLimit",
+    "downloadWindow",
+    "downloadStallTimeout",
     "imageGCHighThresholdPercent",
     "imageGCLowThresholdPercent",
     "imageMinimumGCAge",

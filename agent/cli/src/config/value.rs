@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use portreeve_engine::image::DownloadWindow;
 use portreeve_manifests::{check_label_key, check_label_value, check_subdomain};
 use tracing_subscriber::EnvFilter;
 
@@ -110,6 +112,25 @@ pub(super) fn registry(text: &str) -> Result<String, String> {
 
 pub(super) fn age(text: &str) -> Result<Duration, String> {
     crate::verbs::duration(text).map_err(|_| "is no duration, such as 2m or 1h30m".to_owned())
+}
+
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "is no number from 1 on".to_owned())
+}
+
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let bytes = portreeve_manifests::quantity::bytes(&Quantity(text.to_owned())).ok();
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "is no number of bytes, such as 500k or 10Mi".to_owned())
+}
+
+pub(super) fn window(text: &str) -> Result<DownloadWindow, String> {
+    text.parse().map_err(|_| "is no time of day, such as 22:00-06:00".to_owned())
+}
+
+/// What is shorter would end transfers that only pause.
+pub(super) fn patience(text: &str) -> Result<Duration, String> {
+    let long_enough = crate::verbs::duration(text).ok().filter(|patience| patience.as_secs() > 0);
+    long_enough.ok_or_else(|| "is no duration of a second or more, such as 60s".to_owned())
 }
 
 pub(super) fn filter(text: &str) -> Result<String, String> {

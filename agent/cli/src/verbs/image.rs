@@ -1,8 +1,9 @@
-//! `image pull|push|ls|inspect|history|tag|save|load|export|import|rm|prune`.
+//! `image pull|push|ls|inspect|history|tag|save|load|export|import|verify|rm|prune`.
 
 mod archive;
 mod inspect;
 mod login;
+mod verify;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use super::system::{self, PruneArgs};
 
 pub(super) use inspect::Document;
 use login::Logins;
+pub(super) use verify::{VerifyArgs, verify};
 
 pub(super) const IMAGES: &str = "/apis/portreeve.dev/v1alpha1/images";
 
@@ -41,6 +43,9 @@ enum ImageVerb {
         /// Show the progress also where there is no terminal
         #[arg(long)]
         progress: bool,
+        /// Fetch layers also outside of the agent's download window
+        #[arg(long)]
+        now: bool,
         #[command(flatten)]
         logins: Logins,
     },
@@ -129,6 +134,14 @@ enum ImageVerb {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Check that what is here of images still is what was fetched and unpacked, every file of it
+    Verify {
+        /// The images, by name or id [default: all]
+        #[arg(value_name = "IMAGE")]
+        references: Vec<String>,
+        #[command(flatten)]
+        check: VerifyArgs,
+    },
     /// Remove images that no pod and no container needs
     Prune(PruneArgs),
     /// Remove an image, by name or id
@@ -142,9 +155,11 @@ enum ImageVerb {
 
 pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<ExitCode> {
     match args.verb {
-        ImageVerb::Pull { reference, progress, logins } => {
+        ImageVerb::Pull { reference, progress, now, logins } => {
             let auth = logins.body(&[&reference])?;
-            let path = with_query(&format!("{IMAGES}/pull"), &[("reference", &reference)]);
+            let mut query = vec![("reference", reference.as_str())];
+            query.extend(now.then_some(("now", "true")));
+            let path = with_query(&format!("{IMAGES}/pull"), &query);
             transfer(client, &path, auth, &format!("pulling {reference}"), Shown::new(progress, false)).await?;
         }
         ImageVerb::Push { reference, name, progress, logins } => {
@@ -162,6 +177,7 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
             let path = with_query(&format!("{IMAGES}/tag"), &[("reference", &reference), ("name", &name)]);
             let _tagged: Image = client.request(Method::POST, &path, "application/json", empty()).await?.json().await?;
         }
+        ImageVerb::Verify { references, check } => return verify::verify(client, &references, &check).await,
         ImageVerb::Prune(args) => return system::prune(client, &args).await,
         ImageVerb::Save { references, output, logins } => archive::save(client, &references, &logins, output).await?,
         ImageVerb::Export { references, output, logins } => {

@@ -43,7 +43,7 @@ pub(crate) struct Connection {
     #[arg(long, value_name = "PATH", global = true, conflicts_with = "run")]
     pub(crate) socket: Option<PathBuf>,
     /// How long the agent may take to answer, e.g. 5s; 0 means as long as it takes; streams last, once they have begun
-    /// [default: 30s; drain, system, image save, load, prune and rm: as long as it takes]
+    /// [default: 30s; drain, system, image save, load, verify, prune and rm: as long as it takes]
     #[arg(long, value_name = "DURATION", global = true, value_parser = timeout)]
     pub(crate) request_timeout: Option<Duration>,
 }
@@ -116,7 +116,7 @@ pub(crate) enum Verb {
     Apply(apply::ApplyArgs),
     /// Remove objects that apply has written
     Delete(apply::DeleteArgs),
-    /// Pull, push, save, load, list, inspect, tag, remove and prune images
+    /// Pull, push, save, load, list, inspect, tag, verify, remove and prune images
     Image(image::ImageArgs),
     /// Tell what is on the disk, and remove what nobody needs
     System(system::SystemArgs),

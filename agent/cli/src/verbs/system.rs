@@ -1,4 +1,4 @@
-//! `system df` and `system prune`, and the pruning of images.
+//! `system df`, `system check` and `system prune`, and the pruning of images.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use portreeve_api::size::size;
 use portreeve_api::v1alpha1::{DiskReport, PruneReport};
 
 use super::client::{Client, empty};
-use super::image::{Document, IMAGES};
+use super::image::{self, Document, IMAGES, VerifyArgs};
 use super::output::{self, Columns};
 
 const DISK: &str = "/apis/portreeve.dev/v1alpha1/disk";
@@ -29,6 +29,8 @@ enum SystemVerb {
         #[arg(short, long, value_enum)]
         output: Option<Document>,
     },
+    /// Check that what is here of all images still is what was fetched and unpacked
+    Check(VerifyArgs),
     /// Remove what nobody needs: images without a tag, layers of pulls that were broken off
     Prune(PruneArgs),
 }
@@ -47,6 +49,7 @@ pub(crate) struct PruneArgs {
 pub(crate) async fn run(client: &Client, args: SystemArgs) -> anyhow::Result<ExitCode> {
     match args.verb {
         SystemVerb::Df { output } => df(client, output).await?,
+        SystemVerb::Check(args) => return image::verify(client, &[], &args).await,
         SystemVerb::Prune(args) => return prune(client, &args).await,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,8 +1,7 @@
 use super::*;
 
 fn registries() -> Registries {
-    let second = Duration::from_secs(1);
-    Registries::new(&["old.lan".to_owned()], Vec::new(), second, second)
+    Registries::with_insecure(&["old.lan"])
 }
 
 /// Files below one directory; `certs.d` and `registries.conf` are looked for in it.

@@ -1,12 +1,15 @@
 //! Reads answers with a bound on their length and on their slowness.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use tokio::time::timeout;
 
-use crate::registry::RegistryError;
+use crate::registry::{RegistryError, throttle::Throttle};
 
 /// Bytes per second; what stays below it for a whole stall timeout stands still.
 const LOWEST_RATE: u64 = 1024;
@@ -19,15 +22,27 @@ pub(crate) struct Body {
     answer: reqwest::Response,
     url: String,
     pace: Pace,
+    throttle: Option<Arc<Throttle>>,
 }
 
 impl Body {
     /// `window` is how long the transfer may stand still.
     pub(crate) fn new(url: String, answer: reqwest::Response, window: Duration) -> Self {
-        Self { answer, url, pace: Pace::new(window) }
+        Self { answer, url, pace: Pace::new(window), throttle: None }
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+    /// The same, no faster than all transfers together may be.
+    pub(crate) fn throttled(mut self, throttle: &Arc<Throttle>) -> Self {
+        self.throttle = Some(throttle.clone());
+        self
+    }
+
+    /// How long the network was waited for.
+    pub(crate) fn waited(&self) -> Duration {
+        self.pace.waited
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let begun = Instant::now();
         // Only the wait for the network counts: whoever takes the pieces may be slow as he likes.
         let Ok(piece) = timeout(self.pace.left, self.answer.chunk()).await else {
@@ -35,7 +50,11 @@ impl Body {
             return Err(RegistryError::TooSlow { url, bytes, window });
         };
         let piece = piece.map_err(|e| RegistryError::from_request(&self.url, e))?;
-        self.pace.count(begun.elapsed(), piece.as_ref().map_or(0, |p| p.len() as u64));
+        let length = piece.as_ref().map_or(0, |p| p.len() as u64);
+        self.pace.count(begun.elapsed(), length);
+        if let Some(throttle) = &self.throttle {
+            throttle.pay(length).await;
+        }
         Ok(piece)
     }
 
@@ -84,17 +103,20 @@ struct Pace {
     enough: u64,
     left: Duration,
     seen: u64,
+    /// In all.
+    waited: Duration,
 }
 
 impl Pace {
     fn new(window: Duration) -> Self {
         let millis = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
         let enough = (millis.saturating_mul(LOWEST_RATE) / 1000).max(1);
-        Self { window, enough, left: window, seen: 0 }
+        Self { window, enough, left: window, seen: 0, waited: Duration::ZERO }
     }
 
     fn count(&mut self, waited: Duration, bytes: u64) {
         self.seen += bytes;
+        self.waited += waited;
         self.left = self.left.saturating_sub(waited);
         if self.seen >= self.enough {
             (self.left, self.seen) = (self.window, 0);

@@ -12,8 +12,10 @@ pub(crate) mod challenge;
 mod error;
 mod names;
 mod patience;
+mod ranges;
 pub(crate) mod realm;
 mod session;
+mod throttle;
 mod upload;
 
 use std::{
@@ -24,6 +26,8 @@ use std::{
 
 use crate::hosts::Access;
 
+use throttle::Throttle;
+
 pub use error::RegistryError;
 pub(crate) use session::{Fetched, Session, describe};
 
@@ -31,13 +35,26 @@ pub(crate) use session::{Fetched, Session, describe};
 const MAX_CLIENTS: usize = 16;
 const USER_AGENT: &str = concat!("portreeve/", env!("CARGO_PKG_VERSION"));
 
+/// How registries may be reached.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    /// Hosts that are spoken to in the clear.
+    pub(crate) insecure: BTreeSet<String>,
+    /// PEM texts.
+    pub(crate) authorities: Vec<Vec<u8>>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
+    /// By which one layer may come at once.
+    pub(crate) connections: usize,
+    /// What may come in all.
+    pub(crate) bytes_per_second: Option<u64>,
+}
+
 /// How registries are reached; makes and keeps the HTTP clients.
 #[derive(Debug)]
 pub(crate) struct Registries {
-    insecure: BTreeSet<String>,
-    authorities: Vec<Vec<u8>>,
-    connect_timeout: Duration,
-    stall_timeout: Duration,
+    terms: Terms,
+    throttle: Arc<Throttle>,
     /// Those that were made, the one that was wanted last at the end.
     clients: Mutex<Vec<(Needs, reqwest::Client)>>,
 }
@@ -51,29 +68,30 @@ struct Needs {
 }
 
 impl Registries {
-    /// `authorities` are PEM texts.
-    pub(crate) fn new(
-        insecure: &[String],
-        authorities: Vec<Vec<u8>>,
-        connect_timeout: Duration,
-        stall_timeout: Duration,
-    ) -> Self {
+    pub(crate) fn new(terms: Terms) -> Self {
         crate::ensure_tls_provider();
-        Self {
-            insecure: insecure.iter().cloned().collect(),
-            authorities,
-            connect_timeout,
-            stall_timeout,
-            clients: Mutex::default(),
-        }
+        let throttle = Arc::new(Throttle::new(terms.bytes_per_second));
+        Self { terms, throttle, clients: Mutex::default() }
+    }
+
+    /// Those of tests and fuzz targets.
+    pub(crate) fn with_insecure(insecure: &[&str]) -> Self {
+        Self::new(Terms {
+            insecure: insecure.iter().copied().map(str::to_owned).collect(),
+            authorities: Vec::new(),
+            connect_timeout: Duration::from_secs(1),
+            stall_timeout: Duration::from_secs(1),
+            connections: 1,
+            bytes_per_second: None,
+        })
     }
 
     /// Plain HTTP is spoken to this machine and to registries that the configuration names.
     pub(crate) fn is_plain(&self, host: &str) -> bool {
         let name = realm::host_name(host);
         let address = name.trim_matches(['[', ']']);
-        self.insecure.contains(host)
-            || self.insecure.contains(name)
+        self.terms.insecure.contains(host)
+            || self.terms.insecure.contains(name)
             || name == "localhost"
             || address.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
     }
@@ -87,7 +105,7 @@ impl Registries {
         connect_timeout: Option<Duration>,
         uploads: bool,
     ) -> Result<reqwest::Client, RegistryError> {
-        let connect_timeout = connect_timeout.unwrap_or(self.connect_timeout);
+        let connect_timeout = connect_timeout.unwrap_or(self.terms.connect_timeout);
         let needs = Needs { access: access.clone(), connect_timeout, uploads };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = clients.iter().position(|(others, _)| *others == needs) {
@@ -113,13 +131,13 @@ impl Registries {
             .dns_resolver(names::Names::new(*connect_timeout))
             .redirect(redirects());
         if !uploads {
-            client = client.read_timeout(self.stall_timeout);
+            client = client.read_timeout(self.terms.stall_timeout);
         }
         if access.unverified {
             // Certificates say nothing once plain HTTP was spoken, and the system may have none at all.
             client = client.tls_danger_accept_invalid_certs(true);
         } else {
-            for pem in self.authorities.iter().chain(&access.authorities) {
+            for pem in self.terms.authorities.iter().chain(&access.authorities) {
                 client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
             }
         }
@@ -150,12 +168,7 @@ mod tests {
 
     #[test]
     fn plain_http_is_for_this_machine_and_the_registries_named() {
-        let registries = Registries::new(
-            &["reg.lan:5000".to_owned(), "old.lan".to_owned()],
-            Vec::new(),
-            Duration::from_secs(1),
-            Duration::from_secs(1),
-        );
+        let registries = Registries::with_insecure(&["reg.lan:5000", "old.lan"]);
         for (host, plain) in [
             ("localhost", true),
             ("localhost:5000", true),

@@ -197,25 +197,44 @@ impl Session {
 
     /// A blob's bytes from `offset` on; the flag says that they are from the beginning all the same.
     pub(crate) async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<(Pieces, bool), RegistryError> {
-        match self.try_blob(blob, offset).await {
+        let (body, from_beginning) = self.range(blob, offset, None).await?;
+        Ok((body.pieces(), from_beginning))
+    }
+
+    /// So many of a blob's bytes from `offset` on, or all that follow; and whether they come from the beginning all
+    /// the same.
+    pub(crate) async fn range(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<(Body, bool), RegistryError> {
+        match self.try_range(blob, offset, length).await {
             Err(e) if self.may_have_expired(&e) => {
                 self.log_in().await?;
-                self.try_blob(blob, offset).await
+                self.try_range(blob, offset, length).await
             }
             other => other,
         }
     }
 
-    async fn try_blob(&self, blob: &Descriptor, offset: u64) -> Result<(Pieces, bool), RegistryError> {
+    async fn try_range(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<(Body, bool), RegistryError> {
         let url = self.url("blobs", blob.digest.as_str());
-        let request = self.authorize(self.get(&url)).header(RANGE, format!("bytes={offset}-"));
+        let last = length.map(|length| offset.saturating_add(length).saturating_sub(1).to_string());
+        let range = format!("bytes={offset}-{}", last.unwrap_or_default());
+        let request = self.authorize(self.get(&url)).header(RANGE, range);
         let answer = patience::send(&url, request).await?;
         let from_beginning = match answer.status() {
             StatusCode::OK => true,
             StatusCode::PARTIAL_CONTENT => false,
             _ => return Err(self.complaint(url, answer).await),
         };
-        Ok((self.body(&url, answer).pieces(), from_beginning))
+        Ok((self.body(&url, answer).throttled(&self.registries.throttle), from_beginning))
     }
 
     pub(crate) fn url(&self, kind: &str, name: &str) -> String {
@@ -256,7 +275,7 @@ impl Session {
     }
 
     fn body(&self, url: &str, answer: reqwest::Response) -> Body {
-        Body::new(url.to_owned(), answer, self.registries.stall_timeout)
+        Body::new(url.to_owned(), answer, self.registries.terms.stall_timeout)
     }
 
     /// A refusal, with what the registry said for a person.

@@ -204,7 +204,7 @@ impl Session {
         let mut seen = state();
         let mut last = Instant::now();
         loop {
-            let limit = if seen.1 { ASSEMBLY } else { self.registries.stall_timeout };
+            let limit = if seen.1 { ASSEMBLY } else { self.registries.terms.stall_timeout };
             // cancel-safe: the request goes on where it was.
             if let Ok(answer) = timeout(WATCH.min(limit), sending.as_mut()).await {
                 return answer.map_err(|e| RegistryError::from_request(url, e));
@@ -222,7 +222,8 @@ impl Session {
     async fn has_come(&self, upload: &mut Upload) -> Result<u64, RegistryError> {
         let location = upload.location.clone();
         let (url, http) = (shown_url(&location), self.client_at(&location)?);
-        let asked = timeout(self.registries.stall_timeout, self.ask(&url, || self.at(&http, Method::GET, &location)));
+        let asked =
+            timeout(self.registries.terms.stall_timeout, self.ask(&url, || self.at(&http, Method::GET, &location)));
         let answer = asked.await.map_err(|_| silent(&url))??;
         if answer.status() != StatusCode::NO_CONTENT {
             return Err(self.complaint(url, answer).await);

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{layer::Limits, platform::Platform};
+use crate::{layer::Limits, platform::Platform, window::DownloadWindow};
 
 /// Which layer blobs stay on disk beside the unpacked layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +35,14 @@ pub struct Config {
     /// Layers that are downloaded and unpacked at once, over all pulls. When several registries are at
     /// work each has at least one slot, so that there may be more: one for each of them but the first.
     pub max_concurrent_downloads: usize,
+    /// How many of them may be of one registry; `None` for no bound of its own.
+    pub max_concurrent_downloads_per_registry: Option<usize>,
+    /// Connections by which one large layer may come at once, when it comes slowly by one; at least 1.
+    pub connections_per_layer: usize,
+    /// Bytes per second that all layers together may have of the network; `None` for no limit.
+    pub download_rate_limit: Option<u64>,
+    /// When layers may be fetched for pods; `None` for always. What has begun goes on.
+    pub download_window: Option<DownloadWindow>,
     /// Directory of image tars that are always loaded, and pinned.
     pub preload_dir: Option<PathBuf>,
     /// What images must have been built for.
@@ -61,6 +69,10 @@ impl Config {
             registries_conf: None,
             mirror_timeout: Duration::from_secs(10),
             max_concurrent_downloads: 6,
+            max_concurrent_downloads_per_registry: None,
+            connections_per_layer: 3,
+            download_rate_limit: None,
+            download_window: None,
             preload_dir: None,
             platform: Platform::current(),
             keep_blobs: KeepBlobs::default(),

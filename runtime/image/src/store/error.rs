@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{digest::Digest, hosts::HostsError, image::ImageId, layer::LayerError, registry::RegistryError};
+use crate::{
+    digest::Digest, hosts::HostsError, image::ImageId, layer::LayerError, registry::RegistryError,
+    window::DownloadWindow,
+};
 
 /// Whether asking again may help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +134,16 @@ pub enum PullError {
         /// Why.
         #[source]
         source: Arc<StoreError>,
+    },
+    /// Layers are not to be fetched at this time of day.
+    #[error("layers of {image} are fetched from {window} alone, in {}", in_words(*wait))]
+    OutsideWindow {
+        /// The reference.
+        image: String,
+        /// When they are.
+        window: DownloadWindow,
+        /// Until it opens.
+        wait: Duration,
     },
     /// The pull was given up, because the program ends.
     #[error("pull of {image} was interrupted")]
@@ -295,6 +308,15 @@ pub enum SnapshotError {
     },
 }
 
+/// Hours and minutes, which begin when they are told.
+fn in_words(wait: Duration) -> String {
+    let minutes = wait.as_secs().div_ceil(60);
+    match (minutes / 60, minutes % 60) {
+        (0, minutes) => format!("{minutes} min"),
+        (hours, minutes) => format!("{hours} h {minutes} min"),
+    }
+}
+
 impl StoreError {
     /// The disk, or the quota on it, is full.
     #[must_use]
@@ -316,6 +338,7 @@ impl PullError {
             | Self::Registry { .. }
             | Self::DiskFull { .. }
             | Self::Store { .. }
+            | Self::OutsideWindow { .. }
             | Self::Interrupted { .. } => Retry::Later,
             // Bytes damaged on their way come right the next time; those damaged in the registry do not.
             Self::DigestMismatch { .. } => Retry::Later,
@@ -336,6 +359,7 @@ impl PullError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Nowhere { last, .. } => last.retry_after(),
+            Self::OutsideWindow { wait, .. } => Some(*wait),
             Self::Registry { source: RegistryError::Status { retry_after, .. }, .. } => {
                 retry_after.map(|seconds| Duration::from_secs(seconds.into()))
             }
@@ -367,6 +391,7 @@ impl PullError {
             Self::Layer { .. } => "build the image again; this layer cannot be unpacked",
             Self::DiskFull { .. } => "free space on the image store's disk, or move it with --root",
             Self::Store { .. } => "look at the image store's directory and its disk",
+            Self::OutsideWindow { .. } => "wait, or fetch it now with `portreeve image pull --now`",
             Self::Interrupted { .. } => "ask again",
         }
     }

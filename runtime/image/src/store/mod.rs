@@ -88,7 +88,14 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-type PullKey = (ImageRef, Vec<Credential>);
+type PullKey = (ImageRef, Vec<Credential>, When);
+
+/// When layers are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum When {
+    InTheWindow,
+    Now,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -148,11 +155,38 @@ impl Store {
         auth: &[Credential],
         progress: Option<ProgressSink>,
     ) -> Result<Image, PullError> {
-        let key = (reference.clone(), auth.to_vec());
+        self.pull_when(reference, auth, progress, When::InTheWindow).await
+    }
+
+    /// As [`Store::pull`], whatever time of day it is: for a person who asks.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    ///
+    /// # Cancel safety
+    /// As [`Store::pull`].
+    pub async fn pull_now(
+        &self,
+        reference: &ImageRef,
+        auth: &[Credential],
+        progress: Option<ProgressSink>,
+    ) -> Result<Image, PullError> {
+        self.pull_when(reference, auth, progress, When::Now).await
+    }
+
+    async fn pull_when(
+        &self,
+        reference: &ImageRef,
+        auth: &[Credential],
+        progress: Option<ProgressSink>,
+        when: When,
+    ) -> Result<Image, PullError> {
+        let key = (reference.clone(), auth.to_vec(), when);
         let flight = self.inner.flights.join(&key, |progress| {
             let pull = pull::Pull {
                 inner: self.inner.clone(),
                 reference: reference.clone(),
+                when,
                 progress,
                 broken_off: tokio_util::sync::CancellationToken::new(),
                 spare: Arc::new(self.inner.config.limits.ratio_floor_bytes.into()),

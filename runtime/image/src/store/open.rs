@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     configuration::parse_config,
     digest::Digest,
-    registry::Registries,
+    registry::{Registries, Terms},
     slots::RegistrySlots,
     store::{
         Config, Inner, StoreError,
@@ -61,8 +61,14 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         }
     }
     remove_untrusted_layers(&layout, &state, &boot)?;
-    let registries =
-        Registries::new(&config.insecure_registries, authorities, config.connect_timeout, config.stall_timeout);
+    let registries = Registries::new(Terms {
+        insecure: config.insecure_registries.iter().cloned().collect(),
+        authorities,
+        connect_timeout: config.connect_timeout,
+        stall_timeout: config.stall_timeout,
+        connections: config.connections_per_layer,
+        bytes_per_second: config.download_rate_limit,
+    });
     let catalog = Arc::new(Catalog::new(layout, state));
     let syncer = Syncer::start(catalog.clone()).map_err(|source| StoreError::Io {
         operation: "starting the sync thread of",
@@ -76,7 +82,10 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         syncer,
         catalog,
         registries: Arc::new(registries),
-        downloads: RegistrySlots::new(config.max_concurrent_downloads),
+        downloads: RegistrySlots::bounded(
+            config.max_concurrent_downloads,
+            config.max_concurrent_downloads_per_registry,
+        ),
         layer_locks: LayerLocks::default(),
         flights: crate::flight::Flights::default(),
         used: std::sync::Mutex::default(),

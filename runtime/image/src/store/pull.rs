@@ -25,7 +25,7 @@ use crate::{
     reference::ImageRef,
     registry::{Fetched, RegistryError, Session, describe},
     store::{
-        Inner, KeepBlobs, PullError, StoreError,
+        Inner, KeepBlobs, PullError, StoreError, When,
         catalog::{Lease, Record},
         layers::{PlaceError, place_blocking, read_layer},
         layout::{Layout, Staging, create_private},
@@ -49,6 +49,7 @@ const CHUNKS_IN_FLIGHT: usize = 8;
 pub(crate) struct Pull {
     pub(crate) inner: Arc<Inner>,
     pub(crate) reference: ImageRef,
+    pub(crate) when: When,
     pub(crate) progress: watch::Sender<Progress>,
     /// A layer has failed: the others need not go on.
     pub(crate) broken_off: CancellationToken,
@@ -101,6 +102,7 @@ impl Pull {
         }
         config.check_platform(&self.inner.config.platform).map_err(|offered| self.platform(offered))?;
         let layers_lease = self.inner.catalog.lease(&config.diff_ids);
+        self.wait_for_window(&config.diff_ids)?;
         self.begin_layers(layers);
         let name = resolved.manifest_digest.as_str();
         let mut work: FuturesUnordered<_> = layers
@@ -122,6 +124,18 @@ impl Pull {
             return Err(error);
         }
         self.commit(resolved, config_bytes, config, (at_work, layers_lease)).await
+    }
+
+    /// Refuses to fetch layers while they are not to be fetched.
+    fn wait_for_window(&self, layers: &[Digest]) -> Result<(), PullError> {
+        let Some(window) = self.inner.config.download_window.filter(|_| self.when == When::InTheWindow) else {
+            return Ok(());
+        };
+        let Some(wait) = window.opens_in(&jiff::Zoned::now()) else { return Ok(()) };
+        if layers.iter().all(|layer| read_layer(&self.inner.catalog.layout, layer).is_some()) {
+            return Ok(());
+        }
+        Err(PullError::OutsideWindow { image: self.reference.to_string(), window, wait })
     }
 
     /// What a name means at one host.
@@ -364,7 +378,7 @@ impl Pull {
     /// As [`Pull::fetch`], at one host; `offset` is where the bytes end that were sent.
     async fn fetch_from(
         &self,
-        session: &Session,
+        session: &Arc<Session>,
         patience: u32,
         number: usize,
         blob: &Descriptor,
@@ -374,7 +388,7 @@ impl Pull {
         let mut resumptions = 0;
         while *offset < blob.size {
             let begun_at = *offset;
-            let error = match session.blob(blob, *offset).await {
+            let error = match session.layer(blob, *offset).await {
                 Ok((mut stream, from_beginning)) => {
                     let mut skip = if from_beginning { *offset } else { 0 };
                     loop {

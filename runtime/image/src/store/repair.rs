@@ -18,7 +18,7 @@ use crate::{
     image::ImageId,
     layer::Expected,
     store::{
-        Inner, PullError, SaveError, StoreError,
+        Inner, PullError, SaveError, StoreError, When,
         catalog::{Record, State},
         layers::{PlaceError, stage_blocking},
         layout::Staging,
@@ -123,6 +123,7 @@ impl Inner {
             let pull = Pull {
                 inner: self.clone(),
                 reference: source.clone(),
+                when: When::Now,
                 progress: watch::Sender::default(),
                 broken_off: tokio_util::sync::CancellationToken::new(),
                 spare: Arc::default(),

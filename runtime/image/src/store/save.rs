@@ -25,7 +25,7 @@ use crate::{
     progress::{LayerProgress, Phase},
     reference::ImageRef,
     store::{
-        Inner, PullError, StoreError,
+        Inner, PullError, StoreError, When,
         catalog::Lease,
         layers::PlaceError,
         layout::{Staging, create_private},
@@ -258,6 +258,7 @@ impl Inner {
             let pull = Pull {
                 inner: self.clone(),
                 reference: source.with_digest(documents.manifest.clone()),
+                when: When::Now,
                 progress: watch::Sender::default(),
                 broken_off: tokio_util::sync::CancellationToken::new(),
                 spare: Arc::default(),

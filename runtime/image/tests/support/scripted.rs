@@ -28,6 +28,8 @@ pub struct Answer {
     pub endless: bool,
     /// Send one byte of the body after each such time.
     pub trickle: Option<Duration>,
+    /// Send so many bytes of the body in each millisecond.
+    pub paced: Option<usize>,
     /// Send nothing before this many answers that share it were asked for.
     pub together: Option<Arc<Barrier>>,
 }
@@ -42,6 +44,7 @@ impl Answer {
             ranges: false,
             endless: false,
             trickle: None,
+            paced: None,
             together: None,
         }
     }
@@ -79,13 +82,36 @@ pub struct Scripted {
     pub port: u16,
     script: Arc<Mutex<Script>>,
     endless_bytes: Arc<AtomicU64>,
+    sending: Arc<Sending>,
+}
+
+/// Paced answers under way, now and at most.
+#[derive(Default)]
+struct Sending {
+    now: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Sending {
+    fn begin(&self) {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+    }
+
+    fn end(&self) {
+        self.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Scripted {
     pub fn start() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let this =
-            Self { port: listener.local_addr().unwrap().port(), script: Arc::default(), endless_bytes: Arc::default() };
+        let this = Self {
+            port: listener.local_addr().unwrap().port(),
+            script: Arc::default(),
+            endless_bytes: Arc::default(),
+            sending: Arc::default(),
+        };
         this.on("/v2/", Answer::ok("{}"));
         let serving = this.clone();
         std::thread::spawn(move || {
@@ -120,6 +146,11 @@ impl Scripted {
     /// How much of bodies without an end was taken from it.
     pub fn endless_bytes(&self) -> u64 {
         self.endless_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many paced answers were under way at once, at most.
+    pub fn most_at_once(&self) -> u64 {
+        self.sending.most.load(Ordering::SeqCst)
     }
 
     fn serve(&self, stream: TcpStream) {
@@ -173,8 +204,11 @@ impl Scripted {
         }
         let (mut status, mut body) = (answer.status, answer.body.clone());
         if let (true, Some(range)) = (answer.ranges, &request.range) {
-            let from: usize = range.strip_prefix("bytes=").unwrap().trim_end_matches('-').parse().unwrap();
-            body = body.split_off(from);
+            let (from, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+            if !last.is_empty() {
+                body.truncate(last.parse::<usize>().unwrap() + 1);
+            }
+            body = body.split_off(body.len().min(from.parse().unwrap()));
             status = 206;
         }
         let length = if answer.endless { 1 << 40 } else { body.len() };
@@ -208,6 +242,18 @@ impl Scripted {
                 }
             }
             return true;
+        }
+        if let Some(bytes) = answer.paced {
+            let (mut whole, begun) = (true, std::time::Instant::now());
+            self.sending.begin();
+            for (number, block) in (1..).zip(body.chunks(bytes)) {
+                whole = whole && stream.write_all(block).is_ok();
+                std::thread::sleep(
+                    (begun + Duration::from_millis(number)).saturating_duration_since(std::time::Instant::now()),
+                );
+            }
+            self.sending.end();
+            return whole;
         }
         let end = answer.cut_at.unwrap_or(body.len()).min(body.len());
         let whole = stream.write_all(&body[..end]).is_ok() && end == body.len();
