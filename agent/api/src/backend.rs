@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use portreeve_engine::image::{Credential, ProgressSink};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, ObjectName, PlanReport,
-    PlanRequest, PodUsage, SourceReport, Versions, Watch, WatchError,
+    PlanRequest, PodUsage, PullReport, SourceReport, Versions, Watch, WatchError,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -213,6 +213,8 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn tag_image<'a>(&'a self, reference: &'a str, name: &'a str) -> Answer<'a, Image>;
     /// Removes the images that no pod and no container needs: those without a tag, or `all`.
     fn prune_images(&self, all: bool) -> Answer<'_, PruneReport>;
+    /// The pulls of pods' images that run, or wait for their next try.
+    fn pulls(&self) -> Vec<PullReport>;
     /// What is on the disk, and what of it could go.
     fn disk(&self) -> Answer<'_, DiskReport>;
 

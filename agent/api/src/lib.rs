@@ -22,7 +22,6 @@
 pub mod age;
 pub mod backend;
 pub mod channel;
-pub mod size;
 pub mod v1alpha1;
 
 mod app;
@@ -46,4 +45,5 @@ mod watch;
 pub use backend::{Backend, BackendError};
 pub use failure::Failure;
 pub use node::NodeBackend;
+pub use portreeve_node::size;
 pub use server::{Config, Doors, ServeError};

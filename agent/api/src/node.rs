@@ -15,7 +15,7 @@ use portreeve_engine::image::{Credential, ProgressSink};
 use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize, chain};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, Node, NodeError, ObjectName,
-    PlanReport, PlanRequest, PodUsage, SourceReport, Versions, Watch, WatchError,
+    PlanReport, PlanRequest, PodUsage, PullReport, SourceReport, Versions, Watch, WatchError,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -244,6 +244,10 @@ impl Backend for NodeBackend {
 
     fn prune_images(&self, all: bool) -> Answer<'_, PruneReport> {
         self.take_unneeded_away(all).boxed()
+    }
+
+    fn pulls(&self) -> Vec<PullReport> {
+        self.node.pulls()
     }
 
     fn disk(&self) -> Answer<'_, DiskReport> {

@@ -12,6 +12,7 @@
 //!   GET    images/inspect?reference=            all that is known of one
 //!   POST   images/tag?reference=&name=          the image with its new name
 //!   POST   images/prune?all=                    what went
+//!   GET    pulls                                those of pods that run, or wait for their next try
 //!   GET    disk                                 what is on it, and what of it could go
 //!   POST   plan  apply  delete  drain           JSON in, JSON out
 //!   POST   namespaces/{ns}/pods/{name}/restart
@@ -75,6 +76,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images/inspect", get(inspect))
         .route("/images/tag", post(tag))
         .route("/images/prune", post(prune))
+        .route("/pulls", get(pulls))
         .route("/disk", get(disk))
         .route("/images/push", post(push))
         .route("/images/load", post(load).layer(DefaultBodyLimit::max(MAX_TAR_BYTES)))
@@ -121,6 +123,11 @@ async fn tag(State(app): State<App>, params: Params) -> Result<Json<Image>, Fail
 
 async fn prune(State(app): State<App>, params: Params) -> Result<Json<PruneReport>, Failure> {
     Ok(Json(app.backend.prune_images(params.flag("all")?).await?))
+}
+
+async fn pulls(State(app): State<App>) -> Json<Value> {
+    let pulls = app.backend.pulls();
+    Json(json!({ "kind": "PullList", "apiVersion": API_VERSION, "metadata": {}, "items": pulls }))
 }
 
 async fn disk(State(app): State<App>) -> Result<Json<DiskReport>, Failure> {

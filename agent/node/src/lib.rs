@@ -38,6 +38,7 @@ mod probes;
 mod pulls;
 mod report;
 mod runtime;
+pub mod size;
 pub mod source;
 mod storage;
 mod supervisor;

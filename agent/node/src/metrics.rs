@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
-use crate::report::{PodUsage, SourceReport, SourceState};
+use crate::report::{PodUsage, PullReport, SourceReport, SourceState};
 
 /// The metrics of a node.
 #[derive(Debug, Clone)]
@@ -18,6 +19,9 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGaugeVec,
     pub(crate) restarts: IntCounter,
     pub(crate) pulls: HistogramVec,
+    pub(crate) pulled_bytes: IntCounter,
+    pulls_now: IntGaugeVec,
+    pulls_left: IntGauge,
     pub(crate) starts: Histogram,
     pub(crate) ledger_writes: IntCounterVec,
     pub(crate) unhealthy: IntCounterVec,
@@ -53,6 +57,18 @@ impl Metrics {
             pulls: HistogramVec::new(
                 HistogramOpts::new("portreeve_image_pull_duration_seconds", "Time of one image pull.").buckets(long),
                 &["result"],
+            )?,
+            pulled_bytes: IntCounter::new(
+                "portreeve_image_pulled_bytes_total",
+                "Bytes of layers that image pulls have fetched, failed ones too.",
+            )?,
+            pulls_now: IntGaugeVec::new(
+                Opts::new("portreeve_image_pulls", "Image pulls that run, or wait for their next try."),
+                &["state"],
+            )?,
+            pulls_left: IntGauge::new(
+                "portreeve_image_pull_remaining_bytes",
+                "Bytes of layers that the image pulls that run have still to fetch.",
             )?,
             starts: Histogram::with_opts(
                 HistogramOpts::new(
@@ -96,6 +112,9 @@ impl Metrics {
         registry.register(Box::new(metrics.pods.clone()))?;
         registry.register(Box::new(metrics.restarts.clone()))?;
         registry.register(Box::new(metrics.pulls.clone()))?;
+        registry.register(Box::new(metrics.pulled_bytes.clone()))?;
+        registry.register(Box::new(metrics.pulls_now.clone()))?;
+        registry.register(Box::new(metrics.pulls_left.clone()))?;
         registry.register(Box::new(metrics.starts.clone()))?;
         registry.register(Box::new(metrics.ledger_writes.clone()))?;
         registry.register(Box::new(metrics.unhealthy.clone()))?;
@@ -115,6 +134,16 @@ impl Metrics {
         if failed {
             self.step_failures.with_label_values(&[step]).inc();
         }
+    }
+
+    pub(crate) fn pulls(&self, reports: &[PullReport]) {
+        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        for state in ["Pulling", "Failed"] {
+            let here = reports.iter().filter(|report| report.state == state).count();
+            self.pulls_now.with_label_values(&[&state.to_lowercase()]).set(count(here as u64));
+        }
+        let left = reports.iter().map(|report| report.total_bytes.saturating_sub(report.bytes)).sum();
+        self.pulls_left.set(count(left));
     }
 
     pub(crate) fn sources(&self, reports: &[SourceReport]) {

@@ -150,6 +150,8 @@ impl Node {
             versions.clone(),
         )?);
         let (outbox, news) = mpsc::unbounded_channel();
+        let metrics = Metrics::new(&config.version)?;
+        let pulls = Pulls::new(config.max_concurrent_pulls, metrics.pulled_bytes.clone());
         let shared = Arc::new(Shared {
             place: Place {
                 cgroup_root: config.cgroup_root.clone(),
@@ -158,9 +160,9 @@ impl Node {
             },
             volumes: Volumes::open(&config.root, &config.run)?,
             events: Arc::clone(&events),
-            metrics: Metrics::new(&config.version)?,
+            metrics,
             node: machine::facts(&config),
-            pulls: Arc::new(Pulls::new(config.max_concurrent_pulls)),
+            pulls: Arc::new(pulls),
             index: Index::default(),
             pods: Arc::new(History::new(versions.clone(), REMEMBERED, |pod: &mut Pod, version| {
                 pod.metadata.resource_version = Some(version.to_string());
@@ -482,6 +484,7 @@ impl Node {
         for (phase, count) in phases {
             metrics.pods.with_label_values(&[phase.as_str()]).set(count);
         }
+        metrics.pulls(&self.pulls());
         let mut text = prometheus::TextEncoder::new().encode_to_string(&metrics.registry.gather()).unwrap_or_default();
         text.push_str(&crate::metrics::usage_text(&self.usage().await));
         text

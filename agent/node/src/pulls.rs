@@ -4,30 +4,71 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use portreeve_engine::image::{Credential, ImageRef, Progress, RegistrySlots};
+use portreeve_engine::image::{Credential, ImageRef, Progress, ProgressSink, RegistrySlots};
 use portreeve_manifests::Kind;
 use portreeve_plan::{Config, Configs, Failure, retry_at};
+use prometheus::IntCounter;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::report::PullReport;
 use crate::runtime::{ImageFacts, PullFailure, Runtime};
+use crate::size::size;
 
 /// The pulls of a node.
 #[derive(Debug)]
 pub(crate) struct Pulls {
     slots: RegistrySlots,
     shown: Mutex<BTreeMap<(String, String), Shown>>,
+    /// Bytes of pulls that have ended, however they did.
+    fetched: IntCounter,
 }
 
 #[derive(Debug)]
 enum Shown {
-    Running(watch::Receiver<Progress>),
+    Running(Watched),
     Failed(Failure),
 }
 
+/// A pull that runs, for who looks at it.
+#[derive(Debug, Clone)]
+pub(crate) struct Watched {
+    progress: watch::Receiver<Progress>,
+    /// When it was asked for.
+    began: Instant,
+}
+
+impl Watched {
+    /// Where a pull shows how far it is, and where that is seen.
+    pub(crate) fn new() -> (ProgressSink, Self) {
+        let (sink, progress) = watch::channel(Progress::default());
+        (sink, Self { progress, began: Instant::now() })
+    }
+
+    /// Waits until it is further than when it was looked at; `false` when it has ended.
+    pub(crate) async fn changed(&mut self) -> bool {
+        self.progress.changed().await.is_ok()
+    }
+
+    /// How far it is: layers, bytes, and bytes per second since it was asked for; nothing before layers are fetched.
+    pub(crate) fn words(&self) -> String {
+        let report = report("", &Shown::Running(self.clone()));
+        if report.layers == 0 {
+            return String::new();
+        }
+        let PullReport { layers_done, layers, bytes, total_bytes, bytes_per_second, .. } = report;
+        format!(
+            "{layers_done} of {layers} layers, {} of {}, {}/s",
+            size(bytes),
+            size(total_bytes),
+            size(bytes_per_second)
+        )
+    }
+}
+
 impl Pulls {
-    pub(crate) fn new(at_once: usize) -> Self {
-        Self { slots: RegistrySlots::new(at_once), shown: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(at_once: usize, fetched: IntCounter) -> Self {
+        Self { slots: RegistrySlots::new(at_once), shown: Mutex::new(BTreeMap::new()), fetched }
     }
 
     fn show(&self, uid: &str, image: &str, shown: Option<Shown>) {
@@ -46,10 +87,12 @@ impl Pulls {
         uid: String,
         image: String,
         credentials: Vec<Credential>,
+        sink: ProgressSink,
     ) -> Result<ImageFacts, PullFailure> {
-        let (sink, progress) = watch::channel(Progress::default());
-        self.show(&uid, &image, Some(Shown::Running(progress.clone())));
-        let _shown = Hide { pulls: &self, uid: &uid, image: &image };
+        let progress = sink.subscribe();
+        let watched = Watched { progress: progress.clone(), began: Instant::now() };
+        self.show(&uid, &image, Some(Shown::Running(watched.clone())));
+        let _shown = Hide { pulls: &self, uid: &uid, image: &image, watched };
         // A name that is no reference has no registry to wait for: the pull says so.
         let registry = image.parse::<ImageRef>().map(|name| name.registry().to_owned()).unwrap_or_default();
         let _slot = self.slots.take(&registry).await;
@@ -95,18 +138,25 @@ fn report(image: &str, shown: &Shown) -> PullReport {
     let mut report = PullReport {
         image: image.to_owned(),
         state: String::new(),
+        layers: 0,
+        layers_done: 0,
         bytes: 0,
         total_bytes: 0,
+        bytes_per_second: 0,
         attempts: 0,
         message: None,
         next_try: None,
     };
     match shown {
-        Shown::Running(progress) => {
+        Shown::Running(Watched { progress, began }) => {
             let progress = progress.borrow();
             "Pulling".clone_into(&mut report.state);
+            report.layers = progress.layers.len() as u64;
+            report.layers_done = progress.layers.iter().filter(|layer| layer.done).count() as u64;
             report.bytes = progress.fetched_bytes();
             report.total_bytes = progress.total_bytes();
+            let millis = began.elapsed().as_millis().max(1);
+            report.bytes_per_second = u64::try_from(u128::from(report.bytes) * 1000 / millis).unwrap_or(u64::MAX);
         }
         Shown::Failed(failure) => {
             "Failed".clone_into(&mut report.state);
@@ -128,11 +178,13 @@ struct Hide<'a> {
     pulls: &'a Pulls,
     uid: &'a str,
     image: &'a str,
+    watched: Watched,
 }
 
 impl Drop for Hide<'_> {
     fn drop(&mut self) {
         self.pulls.show(self.uid, self.image, None);
+        self.pulls.fetched.inc_by(self.watched.progress.borrow().fetched_bytes());
     }
 }
 
@@ -170,15 +222,37 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::fake::{FakeRuntime, Script};
+    use portreeve_engine::image::{Digest, LayerProgress};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pull_tells_its_layers_bytes_and_rate() {
+        let (sink, mut watched) = Watched::new();
+        assert_eq!(watched.words(), "");
+        let layer = |name: &[u8], fetched_bytes, done| LayerProgress {
+            digest: Digest::of(name),
+            total_bytes: 3_000_000,
+            fetched_bytes,
+            done,
+            present: false,
+        };
+        let layers = vec![layer(b"a", 3_000_000, true), layer(b"b", 1_000_000, false)];
+        sink.send_modify(|progress| progress.layers = layers);
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        assert!(watched.changed().await);
+        assert_eq!(watched.words(), "1 of 2 layers, 4.0MB of 6.0MB, 2.0MB/s");
+        drop(sink);
+        assert!(!watched.changed().await);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn pulls_from_a_slow_registry_hold_up_no_other() {
         let runtime = FakeRuntime::new(1, Script::default(), Clock::system());
-        let pulls = Arc::new(Pulls::new(2));
+        let pulls = Arc::new(Pulls::new(2, IntCounter::new("fetched", "of a test").unwrap()));
         let _stuck = (pulls.slots.take("slow.example").await, pulls.slots.take("slow.example").await);
         let pull = |image: &str| {
             runtime.publish(image);
-            let pull = pulls.clone().pull(runtime.clone(), "uid".to_owned(), image.to_owned(), Vec::new());
+            let (sink, _progress) = Watched::new();
+            let pull = pulls.clone().pull(runtime.clone(), "uid".to_owned(), image.to_owned(), Vec::new(), sink);
             tokio::time::timeout(std::time::Duration::from_secs(60), pull)
         };
         assert!(pull("slow.example/a").await.is_err(), "all its slots are taken");

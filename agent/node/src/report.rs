@@ -340,12 +340,18 @@ pub struct DeleteReport {
 pub struct PullReport {
     /// Reference as the manifest says it.
     pub image: String,
-    /// `Pulling`, `Failed` or `Present`.
+    /// `Pulling` or `Failed`.
     pub state: String,
+    /// Layers of the image, 0 while unknown.
+    pub layers: u64,
+    /// Those that are here.
+    pub layers_done: u64,
     /// Bytes received.
     pub bytes: u64,
     /// Bytes in all, 0 while unknown.
     pub total_bytes: u64,
+    /// Bytes received in each second since it began.
+    pub bytes_per_second: u64,
     /// Attempts that failed.
     pub attempts: u32,
     /// Why the last attempt failed.

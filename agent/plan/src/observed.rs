@@ -202,6 +202,8 @@ pub enum ImageView {
     Pulling {
         /// What the try before said.
         after: Option<Failure>,
+        /// How far it is, in a few words; empty while that is not known.
+        progress: String,
     },
     /// It is on the node.
     Present {

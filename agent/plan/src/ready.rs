@@ -94,11 +94,12 @@ fn image(world: &World<'_>, container: &Container, since: Timestamp) -> Readines
             format!("image {name} is not on this node and imagePullPolicy is Never; load it"),
         )),
         ImageView::Absent => pull("is not on this node"),
-        ImageView::Pulling { after: None } => Readiness::Blocked(Obstacle {
-            kind: WaitKind::Progress,
-            ..Obstacle::fault("ContainerCreating", format!("pulling image {name}"))
-        }),
-        ImageView::Pulling { after: Some(failure) } => {
+        ImageView::Pulling { after: None, progress } => {
+            let colon = if progress.is_empty() { "" } else { ": " };
+            let message = format!("pulling image {name}{colon}{progress}");
+            Readiness::Blocked(Obstacle { kind: WaitKind::Progress, ..Obstacle::fault("ContainerCreating", message) })
+        }
+        ImageView::Pulling { after: Some(failure), .. } => {
             Readiness::Blocked(Obstacle { until: None, ..pull_failed(&name, failure) })
         }
         ImageView::Failed(failure) => match backing_off(world, &name, Some(failure)) {

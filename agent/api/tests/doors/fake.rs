@@ -20,7 +20,7 @@ use portreeve_api::v1alpha1::{
 use portreeve_engine::image::{Credential, Phase, Progress, ProgressSink};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Deleted, History, Listed, ManifestFile, NamespacedName, ObjectName,
-    PlanReport, PlanRequest, PodUsage, SourceReport, SourceState, Usage, Versions, Watch, WatchError,
+    PlanReport, PlanRequest, PodUsage, PullReport, SourceReport, SourceState, Usage, Versions, Watch, WatchError,
 };
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -424,6 +424,21 @@ impl Backend for Fake {
 
     fn prune_images(&self, all: bool) -> Answer<'_, PruneReport> {
         boxed(Ok(PruneReport { images: vec!["sha256:1".into()], layers: u64::from(all), freed_bytes: 7 }))
+    }
+
+    fn pulls(&self) -> Vec<PullReport> {
+        vec![PullReport {
+            image: "web:1".into(),
+            state: "Pulling".into(),
+            layers: 5,
+            layers_done: 3,
+            bytes: 7,
+            total_bytes: 9,
+            bytes_per_second: 2,
+            attempts: 0,
+            message: None,
+            next_try: None,
+        }]
     }
 
     fn disk(&self) -> Answer<'_, DiskReport> {

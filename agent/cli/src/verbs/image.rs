@@ -13,7 +13,11 @@ use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
 use http::Method;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use portreeve_api::age::age;
+use portreeve_api::size::size;
 use portreeve_api::v1alpha1::{Image, LayerView, ObjectList, PullProgress, TriedHost};
+use portreeve_node::PullReport;
 use serde_json::Value;
 
 use super::client::{Client, TABLE, empty, full, with_query};
@@ -26,6 +30,7 @@ use login::Logins;
 pub(super) use verify::{VerifyArgs, verify};
 
 pub(super) const IMAGES: &str = "/apis/portreeve.dev/v1alpha1/images";
+const PULLS: &str = "/apis/portreeve.dev/v1alpha1/pulls";
 
 /// Arguments of `image`.
 #[derive(Debug, Args)]
@@ -62,6 +67,12 @@ enum ImageVerb {
         progress: bool,
         #[command(flatten)]
         logins: Logins,
+    },
+    /// Tell how far the pulls of pods' images are, and why and until when others wait
+    Pulls {
+        /// How to print
+        #[arg(short, long, value_enum)]
+        output: Option<Document>,
     },
     /// List the images on this machine
     #[command(visible_alias = "list")]
@@ -168,6 +179,7 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
             let path = with_query(&format!("{IMAGES}/push"), &[("reference", &reference), ("name", &name)]);
             transfer(client, &path, auth, &format!("pushing {name}"), Shown::new(progress, true)).await?;
         }
+        ImageVerb::Pulls { output } => pulls(client, output).await?,
         ImageVerb::Ls { output } => list(client, output).await?,
         ImageVerb::Inspect { references, output } => inspect::inspect(client, &references, output).await?,
         ImageVerb::History { reference, no_trunc, output } => {
@@ -350,6 +362,38 @@ async fn list(client: &Client, format: Option<get::Format>) -> anyhow::Result<()
         Some(get::Format::Json) => output::json(&mut out, &client.get::<Value>(IMAGES).await?)?,
         Some(get::Format::Yaml) => output::yaml(&mut out, &client.get::<Value>(IMAGES).await?)?,
     }
+    Ok(())
+}
+
+async fn pulls(client: &Client, format: Option<Document>) -> anyhow::Result<()> {
+    let pulls: ObjectList<PullReport> = client.get(PULLS).await?;
+    let mut out = io::stdout().lock();
+    match format {
+        Some(Document::Json) => return output::json(&mut out, &pulls.items),
+        Some(Document::Yaml) => return output::yaml(&mut out, &pulls.items),
+        None => {}
+    }
+    let now = Timestamp::now();
+    let rows: Vec<Vec<String>> = pulls
+        .items
+        .into_iter()
+        .map(|pull| {
+            let PullReport { layers, layers_done, bytes, total_bytes, bytes_per_second, attempts, .. } = pull;
+            let counted = |text: String| if layers == 0 { "-".to_owned() } else { text };
+            vec![
+                pull.image,
+                pull.state,
+                counted(format!("{layers_done}/{layers}")),
+                counted(format!("{}/{}", size(bytes), size(total_bytes))),
+                counted(format!("{}/s", size(bytes_per_second))),
+                attempts.to_string(),
+                pull.next_try.map_or_else(|| "-".to_owned(), |at| age(now, at)),
+                pull.message.unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let titles = ["Image", "State", "Layers", "Bytes", "Rate", "Failures", "Next Try", "Message"];
+    Columns::new(titles, false).print(&mut out, &rows)?;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::notes::{NoteBook, PastBook};
 use crate::probes::{ProbeReport, Probes};
-use crate::pulls::Pulls;
+use crate::pulls::{Pulls, Watched};
 use crate::runtime::{ImageFacts, PullFailure, Runtime};
 use crate::translate::Place;
 use crate::volumes::{NodeFacts, Volumes};
@@ -96,7 +96,7 @@ pub(crate) enum WorkerNews {
 /// A pull of this pod.
 #[derive(Debug)]
 enum PullState {
-    Running { after: Option<Failure> },
+    Running { after: Option<Failure>, progress: Watched },
     Failed(Failure),
 }
 

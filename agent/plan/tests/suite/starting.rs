@@ -117,7 +117,9 @@ fn what_a_later_plan_starts_is_named_with_what_it_waits_for() {
 fn a_wait_says_what_it_means() {
     let kinds = |node: &Node| node.plan().waits.iter().map(|wait| wait.kind).collect::<Vec<_>>();
     let mut node = Node::new(wanted(simple()));
-    node.observed.images.insert(image("web:1"), ImageView::Pulling { after: None });
+    node.observed
+        .images
+        .insert(image("web:1"), ImageView::Pulling { after: None, progress: "2 of 3 layers".to_owned() });
     assert_eq!(kinds(&node), [WaitKind::Progress]);
     node.observed.images.insert(image("web:1"), ImageView::Invalid { message: "a colon too many".to_owned() });
     assert_eq!(kinds(&node), [WaitKind::Fault]);

@@ -1,17 +1,39 @@
 //! Pulls: tasks of their own, which go on while their worker does what is more urgent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use portreeve_plan::{Action, DesiredPod, ImageName, Step};
 
 use super::super::observe::all_containers;
 use super::super::{PullState, Worker, next_failure};
 use super::StepResult;
 use crate::events::EventKind;
-use crate::pulls;
+use crate::pulls::{self, Watched};
 use crate::runtime::{ImageFacts, PullFailure};
+
+/// How often a pod's status says how far its pulls are.
+const SHOWN_EVERY: Duration = Duration::from_secs(2);
+
+/// Waits until a pull that runs is further than when it was looked at, and not before that time.
+async fn moved(pulls: &mut BTreeMap<ImageName, PullState>, not_before: tokio::time::Instant) {
+    tokio::time::sleep_until(not_before).await;
+    let mut changes: FuturesUnordered<_> = pulls
+        .values_mut()
+        .filter_map(|state| match state {
+            PullState::Running { progress, .. } => Some(progress.changed()),
+            PullState::Failed(_) => None,
+        })
+        .collect();
+    // Those that have ended are told of by their tasks.
+    while changes.next().await.is_some_and(|changed| !changed) {}
+    if changes.is_empty() {
+        std::future::pending::<()>().await;
+    }
+}
 
 impl Worker {
     /// Waits for pulls, and gives way to anything else that comes; they go on meanwhile.
@@ -24,6 +46,7 @@ impl Worker {
             }
         }
         let mut failed = false;
+        let mut shown_at = tokio::time::Instant::now();
         while !waiting.is_empty() {
             tokio::select! {
                 // cancel-safe: a finished task stays in the set until it is joined.
@@ -37,6 +60,12 @@ impl Worker {
                     // A pull that panicked: asked for again by the next plan.
                     Some(Err(_)) => { self.pulls.retain(|_, state| matches!(state, PullState::Failed(_))); return StepResult::Interrupted; }
                 },
+                // cancel-safe: a change stays unseen until it is looked at.
+                () = moved(&mut self.pulls, shown_at + SHOWN_EVERY) => {
+                    let observed = self.observe(desired);
+                    self.publish(desired, &observed, self.shared.clock.now());
+                    shown_at = tokio::time::Instant::now();
+                }
                 // cancel-safe: the value stays in the channel.
                 _ = self.mailbox.changed() => { self.mailbox.mark_changed(); self.keep_or_drop_pulls(); return StepResult::Interrupted; }
                 // cancel-safe: a notification stays stored.
@@ -76,9 +105,11 @@ impl Worker {
         let pulls = Arc::clone(&self.shared.pulls);
         let runtime = Arc::clone(&self.shared.runtime);
         let (uid, name) = (self.uid.0.clone(), image.clone());
+        let (sink, progress) = Watched::new();
         self.pull_tasks.spawn(async move {
             let began = tokio::time::Instant::now();
-            let result = pulls.pull(runtime, uid, name.0.clone(), credentials).await.map_err(|mut failure| {
+            let pull = pulls.pull(runtime, uid, name.0.clone(), credentials, sink);
+            let result = pull.await.map_err(|mut failure| {
                 for problem in &problems {
                     failure.message.push_str(&format!("; imagePullSecrets: {problem}"));
                 }
@@ -86,7 +117,7 @@ impl Worker {
             });
             (name, began.elapsed(), result)
         });
-        self.pulls.insert(image.clone(), PullState::Running { after });
+        self.pulls.insert(image.clone(), PullState::Running { after, progress });
     }
 
     /// An edit may want other images, or name other credentials: pulls begin anew.
@@ -111,7 +142,7 @@ impl Worker {
         let label = if result.is_ok() { "success" } else { "failure" };
         self.shared.metrics.pulls.with_label_values(&[label]).observe(took.as_secs_f64());
         let before = match self.pulls.remove(&image) {
-            Some(PullState::Running { after }) => after,
+            Some(PullState::Running { after, .. }) => after,
             Some(PullState::Failed(failure)) => Some(failure),
             // Given up meanwhile.
             None => return,
