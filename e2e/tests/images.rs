@@ -522,3 +522,72 @@ fn a_disk_that_fills_up_costs_images_that_nobody_needs_and_is_told_when_none_can
     assert_eq!(pressure(&agent)["status"], "False");
     assert_eq!(names(&agent).lines().count(), 3);
 }
+
+fn metrics_of(world: &World, agent: &Agent<'_>) -> String {
+    let facts = std::fs::read_to_string(agent.run_dir().join("agent.json")).unwrap();
+    let listen = json(&facts)["listen"].as_str().unwrap().to_owned();
+    world.fetch(&format!("http://{listen}/metrics")).unwrap()
+}
+
+#[test]
+fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("progress");
+    let registry = Registry::start(&world, 5049);
+    // Six megabytes that do not compress well, at about two megabytes per second.
+    let content: String = (0..750_000_u64).map(|n| format!("{:08x}", n.wrapping_mul(2_654_435_761) >> 7)).collect();
+    let image = Image::busybox_with(world.home(), BUSYBOX, &[("big", &content[..6_000_000])]);
+    let reference = registry.push(&image, "big:1");
+    let agent = Agent::start_with(&world, &["--download-rate-limit", "1M"]);
+
+    let manifest = world.home().join("planned.yaml");
+    std::fs::write(&manifest, pod("a", &reference)).unwrap();
+    let planned = agent.client(&["plan", manifest.to_str().unwrap(), "-o", "json"]);
+    assert_eq!(planned.code, 2, "{planned:?}");
+    let steps = json(&planned.stdout)["pods"][0]["steps"].clone();
+    let pull = steps.as_array().unwrap().iter().find(|step| step["image"] == json!(reference)).unwrap();
+    let bytes = pull["fetchBytes"].as_u64().unwrap();
+    let words = agent.client(&["plan", manifest.to_str().unwrap()]).stdout;
+    assert!(bytes > 2_000_000 && words.contains("to fetch)"), "{bytes}: {words}");
+
+    agent.drop_manifest("a.yaml", &pod("a", &reference));
+    let waiting = agent.wait_pod("a", "says how far its pull is", |pod| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        waiting["message"].as_str().is_some_and(|message| message.contains(" layers, "))
+    });
+    let waiting = &waiting["status"]["containerStatuses"][0]["state"]["waiting"];
+    assert_eq!(waiting["reason"], "ContainerCreating");
+    let message = waiting["message"].as_str().unwrap();
+    assert!(message.contains("MB of ") && message.ends_with("/s"), "{message}");
+    let pulls = json(&agent.client(&["image", "pulls", "-o", "json"]).ok());
+    assert_eq!((&pulls[0]["image"], &pulls[0]["state"]), (&json!(reference), &json!("Pulling")));
+    assert_eq!(pulls[0]["totalBytes"], bytes);
+    let rate = pulls[0]["bytesPerSecond"].as_u64().unwrap();
+    assert!((100_000..2_000_000).contains(&rate), "{pulls}");
+    let metrics = metrics_of(&world, &agent);
+    assert!(metrics.contains("portreeve_image_pulls{state=\"pulling\"} 1"), "{metrics}");
+    let value = |metrics: &str, name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
+        line.trim().parse::<u64>().unwrap()
+    };
+    assert!(value(&metrics, "portreeve_image_pull_remaining_bytes ") > 0);
+    agent.wait_ready("a");
+    assert_eq!(agent.client(&["image", "pulls"]).ok().lines().count(), 1, "titles alone");
+    let metrics = metrics_of(&world, &agent);
+    assert_eq!(value(&metrics, "portreeve_image_pulled_bytes_total "), bytes);
+    assert_eq!(value(&metrics, "portreeve_image_pull_remaining_bytes "), 0);
+
+    let absent = reference.replace("big:1", "absent:1");
+    agent.drop_manifest("b.yaml", &pod("b", &absent));
+    wait_until("the failure is listed", 20, || {
+        let pulls = json(&agent.client(&["image", "pulls", "-o", "json"]).ok());
+        let failed = pulls.as_array().unwrap().iter().find(|pull| pull["state"] == "Failed");
+        let tells = |pull: &Value| pull["attempts"].as_u64() >= Some(1) && pull["nextTry"].is_string();
+        if failed.is_some_and(tells) { Ok(()) } else { Err(pulls.to_string()) }
+    });
+    let table = agent.client(&["image", "pulls"]).ok();
+    let row = table.lines().find(|line| line.starts_with(&absent)).unwrap_or_else(|| panic!("{table}"));
+    assert!(row.contains("Failed") && row.contains("does not exist in its registry"), "{table}");
+}

@@ -4,17 +4,44 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
+use portreeve_engine::image::Credential;
 use portreeve_manifests::{Kind, Object, ObjectKey, references};
-use portreeve_plan::{DesiredPod, Difference, Intent, ObservedPod, Plan, PodKey, PodUid, differences, plan};
+use portreeve_plan::{Action, DesiredPod, Difference, Intent, ObservedPod, Plan, PodKey, PodUid, differences, plan};
 
 use crate::apply;
 use crate::desired::{Ledger, Record, unreadable};
+use crate::pulls::credentials;
 use crate::report::{
     FieldDifference, ObjectChange, PlanReport, PlanRequest, PlannedStart, PlannedStep, PodChange, PodPlan,
     ProblemReport, SourceReport, SourceState,
 };
 use crate::supervisor::{self, Applicant, Views, configs, unobserved};
 use crate::worker::Shared;
+
+/// The answer to a plan request.
+#[derive(Debug, Default)]
+pub(crate) struct Preview {
+    pub(crate) report: PlanReport,
+    /// Images that would be pulled, with the logins that may be tried.
+    pub(crate) pulls: BTreeMap<String, Vec<Credential>>,
+}
+
+impl Preview {
+    fn add(&mut self, desired: &DesiredPod, made: &Plan, change: PodChange, uid: Option<String>) {
+        for step in &made.steps {
+            if let Action::PullImage { image, .. } = &step.action {
+                let (logins, _) = credentials(&desired.pod, &desired.configs);
+                self.pulls.entry(image.0.clone()).or_default().extend(logins);
+            }
+        }
+        self.report.pods.push(pod_plan(desired, made, change, uid));
+    }
+
+    fn in_order(mut self) -> Self {
+        self.report.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        self
+    }
+}
 
 /// Answers a plan request.
 pub(crate) fn preview(
@@ -23,9 +50,11 @@ pub(crate) fn preview(
     views: &Views,
     sources: &[SourceReport],
     request: &PlanRequest,
-) -> PlanReport {
+) -> Preview {
     if request.files.is_empty() && !request.prune {
-        return PlanReport { problems: errors(sources), ..next(shared, views) };
+        let mut next = next(shared, views);
+        next.report.problems = errors(sources);
+        return next;
     }
     let mut given = apply::parse(&request.files, None);
     apply::refuse_uids(&mut given, ledger);
@@ -40,7 +69,9 @@ pub(crate) fn preview(
             touched.insert(key.clone());
         }
     }
-    let mut report = PlanReport { problems: given.problems, ..PlanReport::default() };
+    let mut preview = Preview::default();
+    let report = &mut preview.report;
+    report.problems = given.problems;
     let mut changed_configs = BTreeSet::new();
     for key in &touched {
         if key.kind != Kind::Pod {
@@ -80,7 +111,7 @@ pub(crate) fn preview(
             let live: Vec<Difference> = edited.into_iter().filter(untold).collect();
             made.differences.extend(live);
         }
-        report.pods.push(pod_plan(&desired, &made, change, uid));
+        preview.add(&desired, &made, change, uid);
     }
     for key in touched.iter().filter(|key| key.kind == Kind::Pod && !after.objects.contains_key(*key)) {
         let Some(record) = ledger.objects.get(key) else {
@@ -99,10 +130,9 @@ pub(crate) fn preview(
                 step.reason.clone_from(&problem.message);
             }
         }
-        report.pods.push(pod_plan(&desired, &made, PodChange::Delete, Some(record.uid.clone())));
+        preview.add(&desired, &made, PodChange::Delete, Some(record.uid.clone()));
     }
-    report.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    report
+    preview.in_order()
 }
 
 /// What keeps the manifests from being in force.
@@ -114,10 +144,10 @@ fn errors(sources: &[SourceReport]) -> Vec<ProblemReport> {
 }
 
 /// What the workers would do next.
-fn next(shared: &Shared, views: &Views) -> PlanReport {
+fn next(shared: &Shared, views: &Views) -> Preview {
     let views = views.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let now = shared.clock.now();
-    let mut report = PlanReport::default();
+    let mut preview = Preview::default();
     for (uid, desired) in views {
         let observed = seen(shared, &uid).unwrap_or_default();
         let made = plan(&desired, &observed, now);
@@ -130,10 +160,9 @@ fn next(shared: &Shared, views: &Views) -> PlanReport {
             (Intent::Run | Intent::Rest { .. }, _) if !made.is_empty() => PodChange::Update,
             (Intent::Run | Intent::Rest { .. }, _) => PodChange::Unchanged,
         };
-        report.pods.push(pod_plan(&desired, &made, change, Some(uid.0)));
+        preview.add(&desired, &made, change, Some(uid.0));
     }
-    report.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    report
+    preview.in_order()
 }
 
 fn seen(shared: &Shared, uid: &PodUid) -> Option<Arc<ObservedPod>> {
@@ -283,6 +312,11 @@ fn pod_plan(desired: &DesiredPod, made: &Plan, change: PodChange, uid: Option<St
                 action: step.action.to_string(),
                 reason: step.reason.clone(),
                 cost: step.cost.to_string(),
+                image: match &step.action {
+                    Action::PullImage { image, .. } => Some(image.0.clone()),
+                    _ => None,
+                },
+                fetch_bytes: None,
             })
             .collect(),
         then: made

@@ -243,6 +243,12 @@ pub struct PlannedStep {
     pub reason: String,
     /// Cost class.
     pub cost: String,
+    /// Of a pull: the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Of a pull: bytes of layers that are not here; none when nobody could say within a few seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch_bytes: Option<u64>,
 }
 
 /// Containers that are started after the steps of a plan.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use oci_spec::runtime::LinuxResources;
-use portreeve_engine::image::{Credential, ImageRef, ProgressSink};
+use portreeve_engine::image::{Credential, ImageRef, ProgressSink, PullError};
 use portreeve_engine::{
     ContainerConfig, ContainerId, ContainerStatus, Engine, EngineError, EngineEvent, ExecOutput, SandboxConfig,
     SandboxId, SandboxStats, SandboxStatus,
@@ -121,6 +121,12 @@ pub trait Runtime: Send + Sync + 'static {
         credentials: Vec<Credential>,
         progress: Option<ProgressSink>,
     ) -> BoxFuture<'a, Result<ImageFacts, PullFailure>>;
+    /// Bytes of layers that a pull of an image would fetch now.
+    fn bytes_to_fetch<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Vec<Credential>,
+    ) -> BoxFuture<'a, Result<u64, PullFailure>>;
 }
 
 /// The real thing.
@@ -259,19 +265,36 @@ impl Runtime for EngineRuntime {
         progress: Option<ProgressSink>,
     ) -> BoxFuture<'a, Result<ImageFacts, PullFailure>> {
         Box::pin(async move {
-            let parsed: ImageRef = reference.parse().map_err(|error| PullFailure {
-                reason: "InvalidImageName".to_owned(),
-                message: portreeve_engine::chain(&error),
-                retry_after: None,
-            })?;
-            match self.0.images().pull(&parsed, &credentials, progress).await {
-                Ok(image) => Ok(facts(&image, &parsed)),
-                Err(error) => Err(PullFailure {
-                    reason: "ErrImagePull".to_owned(),
-                    message: format!("{}; {}", portreeve_engine::chain(&error), error.advice()),
-                    retry_after: error.retry_after(),
-                }),
-            }
+            let parsed = parse(reference)?;
+            let pulled = self.0.images().pull(&parsed, &credentials, progress).await;
+            pulled.map(|image| facts(&image, &parsed)).map_err(|error| failure(&error))
         })
+    }
+
+    fn bytes_to_fetch<'a>(
+        &'a self,
+        reference: &'a str,
+        credentials: Vec<Credential>,
+    ) -> BoxFuture<'a, Result<u64, PullFailure>> {
+        Box::pin(async move {
+            let bytes = self.0.images().bytes_to_fetch(&parse(reference)?, &credentials).await;
+            bytes.map_err(|error| failure(&error))
+        })
+    }
+}
+
+fn parse(reference: &str) -> Result<ImageRef, PullFailure> {
+    reference.parse::<ImageRef>().map_err(|error| PullFailure {
+        reason: "InvalidImageName".to_owned(),
+        message: portreeve_engine::chain(&error),
+        retry_after: None,
+    })
+}
+
+fn failure(error: &PullError) -> PullFailure {
+    PullFailure {
+        reason: "ErrImagePull".to_owned(),
+        message: format!("{}; {}", portreeve_engine::chain(error), error.advice()),
+        retry_after: error.retry_after(),
     }
 }

@@ -1,4 +1,4 @@
-//! `image pull|push|ls|inspect|history|tag|save|load|export|import|verify|rm|prune`.
+//! `image pull|pulls|push|ls|inspect|history|tag|save|load|export|import|verify|rm|prune`.
 
 mod archive;
 mod inspect;

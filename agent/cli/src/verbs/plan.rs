@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use portreeve_api::size::size;
 use portreeve_api::v1alpha1::{PlanReport, PlanRequest, PodChange, PodPlan};
 
 use super::client::Client;
@@ -107,7 +108,8 @@ fn print(out: &mut dyn Write, err: &mut dyn Write, report: &PlanReport) -> io::R
         }
         for (number, step) in (1..).zip(&pod.steps) {
             let cost = if step.cost.is_empty() { String::new() } else { format!(" [{}]", step.cost) };
-            writeln!(out, "    {number}. {}{cost}: {}", step.action, step.reason)?;
+            let bytes = step.fetch_bytes.map(|bytes| format!(" ({} to fetch)", size(bytes))).unwrap_or_default();
+            writeln!(out, "    {number}. {}{cost}: {}{bytes}", step.action, step.reason)?;
         }
         for then in &pod.then {
             let word = if then.containers.len() == 1 { "container" } else { "containers" };
@@ -167,6 +169,8 @@ mod tests {
             action: "KillContainer nginx".into(),
             reason: "its image changes".into(),
             cost: "restart".into(),
+            image: None,
+            fetch_bytes: None,
         };
         let report = PlanReport { pods: vec![pod(PodChange::Update, vec![step])], ..PlanReport::default() };
         assert_eq!(
@@ -180,7 +184,13 @@ mod tests {
 
     #[test]
     fn what_follows_the_steps_is_the_last_line() {
-        let step = PlannedStep { action: "start container init".into(), reason: "new".into(), cost: "live".into() };
+        let step = PlannedStep {
+            action: "pull image web:1".into(),
+            reason: "new".into(),
+            cost: "live".into(),
+            image: Some("web:1".into()),
+            fetch_bytes: Some(34_500_000),
+        };
         let mut pod = pod(PodChange::Create, vec![step]);
         pod.differences.clear();
         let mut value = serde_json::to_value(&pod).unwrap();
@@ -191,7 +201,7 @@ mod tests {
         assert_eq!(serde_json::to_value(&pod).unwrap()["then"], then);
         assert_eq!(
             printed(&PlanReport { pods: vec![pod], ..PlanReport::default() }),
-            "+ Pod default/web is new [restart]\n    1. start container init [live]: new\n    \
+            "+ Pod default/web is new [restart]\n    1. pull image web:1 [live]: new (34.5MB to fetch)\n    \
              then containers c, s, when init container init has ended\n"
         );
     }

@@ -309,6 +309,17 @@ impl Runtime for FakeRuntime {
         }))
     }
 
+    fn bytes_to_fetch<'a>(
+        &'a self,
+        reference: &'a str,
+        _credentials: Vec<Credential>,
+    ) -> BoxFuture<'a, Result<u64, PullFailure>> {
+        let known = self.world().script.in_registry.contains(reference);
+        let unknown =
+            PullFailure { reason: "ErrImagePull".to_owned(), message: "no such image".to_owned(), retry_after: None };
+        Box::pin(async move { known.then_some(1_000_000).ok_or(unknown) })
+    }
+
     fn pull<'a>(
         &'a self,
         reference: &'a str,

@@ -1,19 +1,28 @@
 //! What changes manifests, and what would: apply, delete, plan.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
+use portreeve_engine::image::Credential;
 use portreeve_manifests::ObjectKey;
 
 use super::{Node, blocking};
 use crate::desired::Ledger;
 use crate::error::NodeError;
+use crate::preview::Preview;
 use crate::report::{ApplyReport, DeleteReport, ManifestFile, ObjectName, PlanReport, PlanRequest};
 use crate::{apply, preview};
 
 /// How long `apply` and `delete` wait until the agent has seen what they did.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a registry may take to say how large an image is, for a plan that people wait for.
+const WEIGHED_WITHIN: Duration = Duration::from_secs(5);
+/// Images whose registries are asked at once.
+const WEIGHED_AT_ONCE: usize = 8;
 
 impl Node {
     fn ledger(&self) -> Arc<Ledger> {
@@ -32,7 +41,26 @@ impl Node {
         let views = Arc::clone(&self.inner.outlook.views);
         let (drained, sources) = (self.is_drained(), self.sources());
         let made = move || preview::preview(&shared, &ledger, &views, &sources, &request);
-        blocking(move || Ok(PlanReport { drained, ..made() })).await
+        let Preview { mut report, pulls } = blocking(move || Ok(made())).await?;
+        report.drained = drained;
+        self.weigh(&mut report, pulls).await;
+        Ok(report)
+    }
+
+    /// Says of each pull of a plan how much of it is not here, as far as registries say that in time.
+    async fn weigh(&self, report: &mut PlanReport, pulls: BTreeMap<String, Vec<Credential>>) {
+        let runtime = &self.inner.shared.runtime;
+        let asking = pulls.into_iter().map(|(image, logins)| async move {
+            let asked = runtime.bytes_to_fetch(&image, logins);
+            let bytes = tokio::time::timeout(WEIGHED_WITHIN, asked).await.ok()?.ok()?;
+            Some((image, bytes))
+        });
+        let weighed: Vec<Option<(String, u64)>> =
+            stream::iter(asking).buffer_unordered(WEIGHED_AT_ONCE).collect().await;
+        let weighed: BTreeMap<String, u64> = weighed.into_iter().flatten().collect();
+        for step in report.pods.iter_mut().flat_map(|pod| &mut pod.steps) {
+            step.fetch_bytes = step.image.as_ref().and_then(|image| weighed.get(image).copied());
+        }
     }
 
     /// Validates, then writes one file per object below `<manifests>/applied`, and waits until the

@@ -198,6 +198,14 @@ impl Store {
         outcome.unwrap_or_else(|| Err(PullError::Interrupted { image: reference.to_string() }))
     }
 
+    /// Bytes of layers that a pull would fetch now: asks the registry for documents alone.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn bytes_to_fetch(&self, reference: &ImageRef, auth: &[Credential]) -> Result<u64, PullError> {
+        self.inner.bytes_to_fetch(reference, auth).await
+    }
+
     /// The image that a tag or digest means on this machine.
     #[must_use]
     pub fn lookup(&self, reference: &ImageRef) -> Option<Image> {

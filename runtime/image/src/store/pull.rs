@@ -1,7 +1,7 @@
 //! A pull: from a reference to an image that is complete.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, BufRead, Read, Write},
     path::Path,
@@ -72,6 +72,29 @@ pub(crate) struct Resolved {
     pub(crate) manifest: Manifest,
     /// Raw documents, as they came.
     pub(crate) documents: Vec<(Digest, Vec<u8>)>,
+}
+
+impl Inner {
+    pub(crate) async fn bytes_to_fetch(
+        self: &Arc<Self>,
+        reference: &ImageRef,
+        auth: &[Credential],
+    ) -> Result<u64, PullError> {
+        let pull = Pull {
+            inner: self.clone(),
+            reference: reference.clone(),
+            when: When::Now,
+            progress: watch::Sender::default(),
+            broken_off: CancellationToken::new(),
+            spare: Arc::default(),
+        };
+        let (resolved, _) = pull.resolve(auth).await?;
+        let (_, config) = pull.config(&resolved).await?;
+        let is_here = |diff_id: &Digest| read_layer(&self.catalog.layout, diff_id).is_some();
+        let layers: BTreeMap<&Digest, u64> =
+            config.diff_ids.iter().zip(&resolved.manifest.layers).map(|(id, layer)| (id, layer.size)).collect();
+        Ok(layers.into_iter().filter(|(id, _)| !is_here(id)).map(|(_, size)| size).sum())
+    }
 }
 
 impl Pull {
