@@ -579,6 +579,21 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     assert_eq!(value(&metrics, "portreeve_image_pulled_bytes_total "), bytes);
     assert_eq!(value(&metrics, "portreeve_image_pull_remaining_bytes "), 0);
 
+    // What is fetched again for an archive comes no faster; who does not wait for it leaves nothing behind.
+    let place = world.home().join("saved");
+    std::fs::create_dir(&place).unwrap();
+    let tar = place.join("big.tar");
+    let mut save = agent.verb(&["image", "save", &reference, "-o", tar.to_str().unwrap()]).spawn().unwrap();
+    let names = || std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    wait_until("the archive is begun", 10, || if names().is_empty() { Err(String::new()) } else { Ok(()) });
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(save.id()).unwrap()),
+        nix::sys::signal::Signal::SIGINT,
+    )
+    .unwrap();
+    assert_eq!(save.wait().unwrap().code(), Some(1));
+    assert_eq!(names(), Vec::<std::ffi::OsString>::new());
+
     let absent = reference.replace("big:1", "absent:1");
     agent.drop_manifest("b.yaml", &pod("b", &absent));
     wait_until("the failure is listed", 20, || {

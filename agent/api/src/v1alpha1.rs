@@ -172,7 +172,7 @@ pub struct PruneReport {
     pub images: Vec<String>,
     /// How many layers went, those of pulls that were broken off too.
     pub layers: u64,
-    /// Bytes of layers that are free again.
+    /// Bytes of layers and blobs that are free again.
     pub freed_bytes: u64,
 }
 

@@ -38,7 +38,7 @@ async fn pull(reference: &ImageRef, auth: &[Credential]) -> Result<(), PullError
     let store = store(root.path());
     let result = store.pull(reference, auth, None).await.map(|_| ());
     assert_eq!(store.list().len(), usize::from(result.is_ok()));
-    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    support::nothing_unfinished(root.path());
     result
 }
 

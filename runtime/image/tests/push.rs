@@ -118,7 +118,7 @@ async fn a_pulled_image_goes_to_another_registry_by_fetching_what_that_lacks() {
     let (pushed, _) = push(&store, &image, &to.reference("r:x"), &[]).await;
     assert_eq!(pushed.unwrap(), layout.manifest);
     assert_eq!((from.downloads(&layout.layers[0]), from.downloads(&layout.layers[1])), (1, 2));
-    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    support::nothing_unfinished(root.path());
     let other = tempfile::tempdir().unwrap();
     support::store(other.path()).pull(&to.reference("r:x"), &[], None).await.unwrap();
     // Without the one there is nothing to send.

@@ -49,6 +49,23 @@ fn blobs(root: &Path) -> BTreeSet<String> {
 }
 
 #[tokio::test]
+async fn a_third_archive_waits_for_one_of_two() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", layout.dir.path()).unwrap();
+    let image = store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+    let wanted = [chosen(&image, "")];
+    let first = store.save(&wanted, &[]).await.unwrap();
+    let _second = store.save(&wanted, &[]).await.unwrap();
+    let pause = std::time::Duration::from_millis(200);
+    assert!(tokio::time::timeout(pause, store.save(&wanted, &[])).await.is_err());
+    drop(first);
+    store.save(&wanted, &[]).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_was_loaded_is_saved_as_it_came_and_loads_again() {
     for how in [Pack::Plain, Pack::Gzip, Pack::Zstd] {
         let root = tempfile::tempdir().unwrap();
@@ -151,7 +168,7 @@ async fn layers_of_a_pulled_image_are_fetched_again_and_not_kept() {
         assert_eq!(registry.downloads(layer), 2);
     }
     assert_eq!(blobs(root.path()), before);
-    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    support::nothing_unfinished(root.path());
     // A blob that was changed there is not saved.
     fs::write(registry.blob_file(&layout.layers[0]), b"another").unwrap();
     let error = store.save(std::slice::from_ref(&name), &[]).await.unwrap_err();
@@ -165,7 +182,7 @@ async fn layers_of_a_pulled_image_are_fetched_again_and_not_kept() {
     assert!(text.contains("again, which is kept only unpacked") && named, "{text}");
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains(&format!("registry {host}")), "{cause}");
-    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    support::nothing_unfinished(root.path());
 }
 
 #[tokio::test]

@@ -209,7 +209,7 @@ async fn each_change_of_a_layer_is_found_and_named() {
         }
         assert!(damaged(&store, &image).is_empty(), "{what}: {:?}", damaged(&store, &image));
     }
-    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    support::nothing_unfinished(root.path());
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn a_repair_that_cannot_be_leaves_what_is_there() {
     let refused = store.repair(&found, &[]).await.unwrap_err();
     assert!(matches!(&refused, RepairError::Content(_)), "{refused:?}");
     assert_eq!(fs::read(&file).unwrap(), b"bent");
-    assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0);
+    support::nothing_unfinished(root.path());
 }
 
 #[tokio::test]

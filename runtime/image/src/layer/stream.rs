@@ -36,13 +36,45 @@ pub(crate) struct Expected {
 }
 
 /// Unpacks a compressed layer into the empty directory `root`, verifying both digests. What it has beyond the
-/// [`Limits::ratio`] is taken from `spare`, which the layers of an image share.
+/// [`Limits::ratio`] is taken from `spare`, which the layers of an image share, and given back when it fails: another
+/// host may send the layer as it should be.
 pub(crate) fn unpack(
     input: impl BufRead,
     expected: &Expected,
     root: BorrowedFd<'_>,
     limits: &Limits,
     spare: &AtomicU64,
+) -> Result<Applied, LayerError> {
+    let spare = Spare { left: spare, taken: AtomicU64::new(0) };
+    let unpacked = unpack_within(input, expected, root, limits, &spare);
+    if unpacked.is_err() {
+        spare.left.fetch_add(spare.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+    unpacked
+}
+
+/// What the layers of an image share.
+struct Spare<'a> {
+    left: &'a AtomicU64,
+    /// By this layer.
+    taken: AtomicU64,
+}
+
+impl Spare<'_> {
+    fn take(&self, bytes: u64) -> bool {
+        let take = |left: u64| left.checked_sub(bytes);
+        let enough = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
+        self.taken.fetch_add(if enough { bytes } else { 0 }, Ordering::Relaxed);
+        enough
+    }
+}
+
+fn unpack_within(
+    input: impl BufRead,
+    expected: &Expected,
+    root: BorrowedFd<'_>,
+    limits: &Limits,
+    spare: &Spare<'_>,
 ) -> Result<Applied, LayerError> {
     let free = expected.length.saturating_mul(limits.ratio);
     let by_ratio = free.max(limits.ratio_floor_bytes);
@@ -155,7 +187,7 @@ struct Unpacked<'a, R> {
     limit: u64,
     /// So much is no matter of `spare`.
     free: u64,
-    spare: &'a AtomicU64,
+    spare: &'a Spare<'a>,
 }
 
 impl<R: Read> Read for Unpacked<'_, R> {
@@ -168,11 +200,43 @@ impl<R: Read> Read for Unpacked<'_, R> {
             return Err(io::Error::other(LayerError::Limit { what: "unpacked bytes", limit: self.limit }));
         }
         let beyond = self.length.saturating_sub(before);
-        let take = |left: u64| left.checked_sub(beyond);
-        if beyond > 0 && self.spare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+        if beyond > 0 && !self.spare.take(beyond) {
             let what = "unpacked bytes for its size, with the other layers of its image";
             return Err(io::Error::other(LayerError::Limit { what, limit: self.free }));
         }
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_layer_that_fails_gives_back_what_it_took_of_the_allowance() {
+        let zeros = vec![0; 3 << 20];
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(zeros.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, "zeros", zeros.as_slice()).unwrap();
+        let plain = tar.into_inner().unwrap();
+        let packed = zstd::encode_all(plain.as_slice(), 1).unwrap();
+        let limits = Limits { ratio: 1, ratio_floor_bytes: 8 << 20, ..Limits::default() };
+        let spare = AtomicU64::new(4 << 20);
+        let unpack = |diff_id: Digest| {
+            let root = tempfile::tempdir().unwrap();
+            let root = std::fs::File::open(root.path()).unwrap();
+            let expected = Expected { blob: None, length: packed.len() as u64, diff_id };
+            super::unpack(packed.as_slice(), &expected, root.as_fd(), &limits, &spare)
+        };
+        for _ in 0..3 {
+            assert!(matches!(unpack(Digest::of(b"another")), Err(LayerError::DiffId { .. })));
+            assert_eq!(spare.load(Ordering::Relaxed), 4 << 20);
+        }
+        unpack(Digest::of(&plain)).unwrap();
+        assert!(spare.load(Ordering::Relaxed) < 2 << 20);
     }
 }

@@ -27,7 +27,7 @@ pub struct Removed {
     pub untagged: Vec<ImageRef>,
     /// The image itself, when it went.
     pub deleted: Option<ImageId>,
-    /// Bytes of layers that are free again.
+    /// Bytes of layers and blobs that are free again.
     pub freed_bytes: u64,
 }
 
@@ -47,7 +47,7 @@ pub struct Freed {
     pub images: Vec<ImageId>,
     /// Unpacked layers that were removed, also those of interrupted pulls.
     pub layers: usize,
-    /// Bytes of layers that are free again.
+    /// Bytes of layers and blobs that are free again.
     pub bytes: u64,
 }
 
@@ -188,9 +188,11 @@ fn sweep(layout: &Layout, state: &State) -> Swept {
         let blobs: BTreeSet<Digest> = state.needed_blobs();
         for path in entries(&layout.blobs()).unwrap_or_default() {
             let known = name_of(&path).and_then(|n| Digest::from_hex(n).ok());
+            let bytes = std::fs::metadata(&path).map_or(0, |blob| blob.len());
             if !known.is_some_and(|d| blobs.contains(&d))
                 && let Ok(Some(trash)) = layout.discard(&path)
             {
+                swept.bytes += bytes;
                 swept.trash.push(trash);
             }
         }

@@ -53,6 +53,7 @@ use std::{
 
 use jiff::Timestamp;
 use nix::fcntl::Flock;
+use tokio::sync::Semaphore;
 
 use crate::{
     configuration::ImageConfig,
@@ -105,6 +106,7 @@ struct Inner {
     registries: Arc<Registries>,
     downloads: RegistrySlots,
     layer_locks: LayerLocks,
+    saves: Arc<Semaphore>,
     flights: Flights<PullKey, Progress, Result<Image, PullError>>,
     /// When containers of images began or ended, as far as this process saw it.
     used: Mutex<HashMap<ImageId, Timestamp>>,

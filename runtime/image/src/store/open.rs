@@ -12,6 +12,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use crate::{
     configuration::parse_config,
@@ -23,6 +24,7 @@ use crate::{
         catalog::{Catalog, Entry, IndexFile, Record, State, VERSION},
         layers::{LayerLocks, read_layer, read_layer_at},
         layout::{Layout, entries, name_of},
+        save::SAVES_AT_ONCE,
         sync::Syncer,
     },
 };
@@ -87,6 +89,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
             config.max_concurrent_downloads_per_registry,
         ),
         layer_locks: LayerLocks::default(),
+        saves: Arc::new(Semaphore::new(SAVES_AT_ONCE)),
         flights: crate::flight::Flights::default(),
         used: std::sync::Mutex::default(),
         boot,

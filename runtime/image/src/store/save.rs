@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::json;
 use sha2::Digest as _;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::{
     credential::Credential,
@@ -32,6 +32,9 @@ use crate::{
         pull::{Chunks, Pull},
     },
 };
+
+/// Archives that are made at once: what is fetched for one lies on the disk until it is written. The next one waits.
+pub(crate) const SAVES_AT_ONCE: usize = 2;
 
 /// Modification time of all that is in an archive: the same images make the same bytes.
 const EPOCH: u64 = 0;
@@ -69,6 +72,7 @@ pub struct Saving {
     parts: Vec<(String, Content)>,
     _fetched: Vec<Staging>,
     _lease: Lease,
+    _turn: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -146,6 +150,7 @@ pub(crate) struct Documents {
 impl Inner {
     /// Has everything here that an archive of these images needs.
     pub(crate) async fn save(self: &Arc<Self>, chosen: &[Chosen], auth: &[Credential]) -> Result<Saving, SaveError> {
+        let turn = self.saves.clone().acquire_owned().await.expect("nobody closes this semaphore");
         let lease = self.catalog.lease(&[]);
         let mut names: BTreeMap<&ImageId, BTreeSet<&ImageRef>> = BTreeMap::new();
         for (image, name) in chosen {
@@ -185,7 +190,7 @@ impl Inner {
         parts.push(("index.json".to_owned(), text(index)));
         parts.push(("manifest.json".to_owned(), text(json!(docker))));
         parts.push(("oci-layout".to_owned(), text(json!({ "imageLayoutVersion": "1.0.0" }))));
-        Ok(Saving { parts, _fetched: fetched, _lease: lease })
+        Ok(Saving { parts, _fetched: fetched, _lease: lease, _turn: turn })
     }
 
     pub(crate) fn documents(&self, image: &ImageId) -> Result<Documents, SaveError> {

@@ -366,6 +366,19 @@ pub fn two_layers() -> Vec<Vec<u8>> {
     vec![lower, upper]
 }
 
+/// Nothing is left in the staging directory, but for an index that is being written just now.
+pub fn nothing_unfinished(root: &Path) {
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        let left: Vec<_> = fs::read_dir(root.join("staging")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < until, "left unfinished: {left:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Runs a test on a thread with a mount namespace of its own; whatever it mounts goes with it.
 /// Says so, and does not run it, without the privilege.
 pub fn in_mount_namespace(test: impl FnOnce() + Send + 'static) {

@@ -11,6 +11,7 @@ use http::Method;
 use portreeve_api::v1alpha1::{Image, ObjectList};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{IMAGES, Logins};
@@ -38,9 +39,33 @@ pub(super) async fn save(
     };
     // Before anything is fetched: what cannot be written to costs nothing then.
     let mut file = Unfinished::new(&path)?;
-    let mut answer = ask(client, references, logins).await?;
-    copy(&mut answer, &mut file.file).await?;
+    let work = async {
+        let mut answer = ask(client, references, logins).await?;
+        copy(&mut answer, &mut file.file).await
+    };
+    tokio::select! {
+        // cancel-safe: nothing of it is used any more.
+        done = work => done?,
+        // cancel-safe: a signal that came stays known.
+        interrupted = interrupted() => {
+            // Its file goes before the process does.
+            drop(file);
+            interrupted?;
+            bail!("interrupted; {} is as it was", path.display());
+        }
+    }
     file.finish()
+}
+
+/// Waits for what would end the process at once.
+async fn interrupted() -> io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        // cancel-safe: both.
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 pub(super) async fn export(
