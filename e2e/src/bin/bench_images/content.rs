@@ -18,9 +18,11 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use portreeve_e2e::{Enclosure, Registry, World};
+use portreeve_e2e::{Enclosure, Peers, Registry, World};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+use crate::engines::enclosure;
 
 /// How layers are compressed in the registry.
 pub(crate) const FORMS: [&str; 2] = ["gzip", "zstd"];
@@ -47,8 +49,8 @@ pub(crate) struct Content {
 }
 
 impl Content {
-    /// Finds the images, or makes them with the help of a registry and of skopeo in `enclosure`.
-    pub(crate) fn ensure(enclosure: &Enclosure) -> Self {
+    /// Finds the images, or makes them with the help of a registry and of skopeo.
+    pub(crate) fn ensure(peers: &Peers) -> Self {
         let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home).expect("HOME is set");
         let cache = cache.join("portreeve-e2e");
@@ -65,7 +67,7 @@ impl Content {
                     std::fs::remove_dir_all(entry.path()).expect("removing older images");
                 }
             }
-            let made = make(enclosure, &folder);
+            let made = make(peers, &folder);
             // Last: what has this file is complete.
             std::fs::write(&about, made.to_string()).expect("writing what was made");
         }
@@ -97,7 +99,7 @@ struct Layer {
     size: u64,
 }
 
-fn make(enclosure: &Enclosure, folder: &Path) -> Value {
+fn make(peers: &Peers, folder: &Path) -> Value {
     println!("making the images, once: some minutes");
     let (layout, storage) = (folder.join("layout"), folder.join("registry"));
     let blobs = layout.join("blobs/sha256");
@@ -140,10 +142,11 @@ fn make(enclosure: &Enclosure, folder: &Path) -> Value {
     let index = json!({ "schemaVersion": 2, "manifests": manifests });
     std::fs::write(layout.join("index.json"), index.to_string()).expect("a layout");
 
-    let registry = Registry::serving(enclosure.world(), 5999, &storage);
+    let enclosure = enclosure(peers);
+    let registry = Registry::serving(enclosure.world(), 5000, &storage);
     let mut stored = json!({});
     for form in FORMS {
-        // What skopeo remembers of blobs: it would take those that it has in the other form.
+        // It would take blobs that it remembers in the other form.
         enclosure.call(&["mount", "-t", "tmpfs", "none", "/var/lib"]).ok();
         for (tag, _) in &images {
             let name = format!("{}/bench/{form}:{tag}", registry.host());
@@ -152,7 +155,7 @@ fn make(enclosure: &Enclosure, folder: &Path) -> Value {
             copy.args(["--dest-compress-format", form]).arg(format!("oci:{}:{tag}", layout.display()));
             let output = copy.arg(format!("docker://{name}")).output().expect("skopeo is installed");
             assert!(output.status.success(), "pushing {name}: {}", String::from_utf8_lossy(&output.stderr));
-            stored[form][tag] = layers_of(enclosure, &registry, form, tag);
+            stored[form][tag] = layers_of(&enclosure, &registry, form, tag);
         }
     }
     drop(registry);

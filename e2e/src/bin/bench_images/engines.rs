@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portreeve_e2e::measure::{Account, usage_file};
-use portreeve_e2e::{Agent, Enclosure, Peers, World, cgroup_version, wait_until};
+use portreeve_e2e::{Agent, Enclosure, Peers, World, built, cgroup_version, wait_until};
 
 /// The programs that are compared, in the order of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,31 @@ pub(crate) struct Ground {
     pub(crate) enclosure: Enclosure,
     pub(crate) peers: Peers,
     pub(crate) floor: PathBuf,
+}
+
+impl Ground {
+    /// Makes a new one.
+    pub(crate) fn new(peers: &Peers) -> Self {
+        let enclosure = enclosure(peers);
+        Self {
+            world: World::new("images"),
+            enclosure,
+            peers: peers.clone(),
+            floor: built("PORTREEVE_FLOOR", "examples/floor"),
+        }
+    }
+
+    /// Those that need a registry.
+    pub(crate) fn worlds(&self) -> [&World; 2] {
+        [&self.world, self.enclosure.world()]
+    }
+}
+
+/// Where podman and skopeo forget what they remember of blobs, wherever they keep the rest.
+pub(crate) fn enclosure(peers: &Peers) -> Enclosure {
+    let enclosure = Enclosure::new(peers.clone());
+    enclosure.call(&["mount", "-t", "tmpfs", "none", "/var/lib"]).ok();
+    enclosure
 }
 
 /// A program that runs, with what it has pulled so far.
@@ -155,10 +180,6 @@ impl Drop for Engine<'_> {
                 let _ = kill(*daemon, Signal::SIGTERM);
                 let _ = nsenter.wait();
             }
-        }
-        // After a failure the agent still needs it, to clean up. It goes with the world in any case.
-        if !std::thread::panicking() {
-            std::fs::remove_dir_all(&self.folder).expect("removing what was pulled");
         }
     }
 }

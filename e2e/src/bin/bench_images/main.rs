@@ -1,7 +1,8 @@
 //! The benchmark of pulls: portreeve beside containerd and podman, in the same run, from the same registry.
 //!
-//! Cold means: the daemon was started just before and has nothing of the image, and what others have written is on the
-//! disk. The registry, Debian's docker-registry on loopback, has the image in the page cache. They take turns.
+//! Cold means: the daemon was started just before, on a file system that was made just before, and what others have
+//! written is on the disk. The registry, Debian's docker-registry on loopback, has the image in the page cache. They take
+//! turns.
 //!
 //! ```text
 //! whole   an image of eight layers, of which nothing is there
@@ -14,6 +15,7 @@
 //! client. Written is what both caused to be written to disks, fetched what the loopback carried, headers included.
 
 mod content;
+mod disk;
 mod engines;
 
 use std::collections::BTreeMap;
@@ -23,9 +25,10 @@ use std::time::Instant;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::Pid;
 use portreeve_e2e::measure::{Figures, machine};
-use portreeve_e2e::{Enclosure, Peers, World, built};
+use portreeve_e2e::{Peers, World};
 
 use content::{Content, FORMS, PARTS};
+use disk::Disk;
 use engines::{Engine, Ground, Program};
 
 /// Of the time and the processor time of containerd, what a pull of the whole image may take at most.
@@ -46,37 +49,35 @@ struct Settings {
 fn main() {
     let settings = settings();
     let peers = Peers::find().expect("PORTREEVE_PEERS=$(e2e/peers) names what this is compared with");
-    let enclosure = Enclosure::new(peers.clone());
-    // What podman and skopeo remember of blobs, wherever they keep the rest.
-    enclosure.call(&["mount", "-t", "tmpfs", "none", "/var/lib"]).ok();
-    let content = Content::ensure(&enclosure);
-    let ground =
-        Ground { world: World::new("images"), enclosure, peers, floor: built("PORTREEVE_FLOOR", "examples/floor") };
+    let home = tempfile::Builder::new().prefix("prt-bench-").tempdir().expect("a temporary directory");
+    Disk::prepare(home.path());
+    let content = Content::ensure(&peers);
     println!("{}", machine());
     describe(&content);
-    // The same storage, once in each network.
-    let registries = [&ground.world, ground.enclosure.world()].map(|world| content.serve(world, 5000));
     let mut spent: BTreeMap<(&str, Program, &str), Vec<Spent>> = BTreeMap::new();
     for round in 0..settings.rounds {
         for turn in 0..settings.programs.len() {
             let program = settings.programs[(round + turn) % settings.programs.len()];
             for form in FORMS {
-                let reference = |tag: &str| format!("{}/bench/{form}:{tag}", registries[0].host());
-                let engine = Engine::start(&ground, program);
-                for tag in ["whole", "next"] {
-                    let used = pull(&engine, &[reference(tag)]);
-                    spent.entry((tag, program, form)).or_default().push(used);
+                let parts: Vec<String> = (0..PARTS).map(|number| format!("part-{number}")).collect();
+                let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+                for steps in [vec![("whole", vec!["whole"]), ("next", vec!["next"])], vec![("parts", parts)]] {
+                    let _disk = Disk::fresh(home.path());
+                    let ground = Ground::new(&peers);
+                    // The same storage, once in each network.
+                    let registries = ground.worlds().map(|world| content.serve(world, 5000));
+                    let engine = Engine::start(&ground, program);
+                    for (name, tags) in steps {
+                        let reference = |tag: &&str| format!("{}/bench/{form}:{tag}", registries[0].host());
+                        let used = pull(&engine, &tags.iter().map(reference).collect::<Vec<_>>());
+                        spent.entry((name, program, form)).or_default().push(used);
+                    }
                 }
-                drop(engine);
-                let engine = Engine::start(&ground, program);
-                let parts: Vec<String> = (0..PARTS).map(|number| reference(&format!("part-{number}"))).collect();
-                spent.entry(("parts", program, form)).or_default().push(pull(&engine, &parts));
             }
         }
     }
-    drop(registries);
     println!("load at the end {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
-    let label = |program: &Program| program.label(&ground.peers);
+    let label = |program: &Program| program.label(&peers);
     let mut figures = Figures::default();
     for ((tag, program, form), spent) in &spent {
         for (part, unit, of) in PARTS_OF_SPENT {
@@ -91,10 +92,9 @@ fn main() {
     );
     let kept = compare(&figures, &content, &label(&Program::Portreeve), &label(&Program::Containerd));
     figures.save();
-    // What is measured ends before this says how it was.
-    drop(ground);
     if settings.check && !kept {
         eprintln!("bench_images: a budget was not kept");
+        drop(home);
         std::process::exit(1);
     }
 }
@@ -128,7 +128,7 @@ fn usage_error() -> ! {
 fn describe(content: &Content) {
     let (files, bytes) = content.unpacked();
     println!(
-        "the image has {files} files of {:.0} MB; cold: an empty store, the registry's blobs in the page cache",
+        "the image has {files} files of {:.0} MB; cold: an empty store on a fresh ext4, the registry's blobs in the page cache",
         bytes as f64 / 1e6
     );
     for form in FORMS {
