@@ -26,6 +26,22 @@ pub fn limit_arenas(arenas: u16) {
     let _ = arenas;
 }
 
+/// Has what is larger than `bytes` mapped by itself, where the C library can, so that it goes back to the system as soon as
+/// it is freed.
+///
+/// For a process that needs large buffers for a moment: by default the first one that is freed makes the library keep the
+/// next ones in its pools, up to 32 MiB each.
+/// Source: mallopt(3), `M_MMAP_THRESHOLD`.
+pub fn map_large(bytes: u32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two numbers and is safe to call at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::try_from(bytes).unwrap_or(i32::MAX));
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = bytes;
+}
+
 /// Gives back pages of the main thread's stack that earlier, deeper calls have used.
 ///
 /// Does nothing in any other thread, or when the stack's place cannot be read.
@@ -93,6 +109,26 @@ mod tests {
 
     /// What one test gives back the other would meet as not mapped.
     static ALONE: Mutex<()> = Mutex::new(());
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn a_large_buffer_goes_back_when_it_is_freed() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        map_large(1 << 20);
+        // By default the first one that is freed raises the bound for the second.
+        assert_eq!([is_kept(), is_kept()], [false, false]);
+    }
+
+    /// Whether the place of a large buffer is still mapped after it was freed.
+    #[cfg(target_env = "gnu")]
+    fn is_kept() -> bool {
+        let buffer = std::hint::black_box(vec![1_u8; 8 << 20]);
+        let place = buffer.as_ptr().addr();
+        let is_mapped = || mapping(|line| holds(line, place + (4 << 20))).is_some();
+        assert!(is_mapped());
+        drop(buffer);
+        is_mapped()
+    }
 
     #[inline(never)]
     fn deep(levels: u32) -> u64 {
