@@ -68,6 +68,8 @@ impl Found {
 pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError> {
     // A hundred pods at once are a hundred threads for a moment: they need no hundred heaps.
     portreeve_sys::memory::limit_arenas(2);
+    // A layer that comes has buffers of that size and, while it is unpacked, a window of some MiB.
+    portreeve_sys::memory::map_large(256 << 10);
     let (core, found, strangers) = blocking(move || {
         let sandboxes = config.run.join("sandboxes");
         spawn::private_directory(&config.root, 0o711)?;
