@@ -107,7 +107,7 @@ pub(crate) struct Settings {
     /// [default: false]
     #[arg(long, value_name = "BOOL", env = "PORTREEVE_KEEP_BLOBS", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) keep_blobs: Option<bool>,
-    /// Layers of images that are fetched at once [default: 6]
+    /// Layers of images that are fetched at once [default: 3]
     #[arg(long, value_name = "COUNT", env = "PORTREEVE_MAX_CONCURRENT_DOWNLOADS", value_parser = value::count)]
     #[serde(deserialize_with = "file::count")]
     pub(crate) max_concurrent_downloads: Option<usize>,

@@ -68,7 +68,7 @@ impl Config {
             certs_d: None,
             registries_conf: None,
             mirror_timeout: Duration::from_secs(10),
-            max_concurrent_downloads: 6,
+            max_concurrent_downloads: 3,
             max_concurrent_downloads_per_registry: None,
             connections_per_layer: 3,
             download_rate_limit: None,

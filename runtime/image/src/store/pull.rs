@@ -42,8 +42,8 @@ const WORTHWHILE: u64 = 64 << 10;
 const MAX_RESUMPTIONS: u32 = 4;
 /// The same, at a host that another one can stand in for.
 const MIRROR_RESUMPTIONS: u32 = 1;
-/// Chunks that wait between network and disk, per layer; each may have some 100 KiB.
-const CHUNKS_IN_FLIGHT: usize = 8;
+/// Chunks that wait between network and disk, per layer; each may have 400 KiB.
+const CHUNKS_IN_FLIGHT: usize = 2;
 
 /// One pull at work.
 pub(crate) struct Pull {
