@@ -248,6 +248,7 @@ fn step(progress: &Progress) -> PullProgress {
             fetched_bytes: layer.fetched_bytes,
             done: layer.done,
             present: layer.present,
+            foreign: layer.foreign,
         })
         .collect();
     let tried = progress.tried.iter();

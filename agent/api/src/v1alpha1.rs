@@ -342,6 +342,9 @@ pub struct LayerView {
     pub done: bool,
     /// It was here before, nothing is fetched.
     pub present: bool,
+    /// Of a push: it may not be passed on, and is not sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub foreign: bool,
 }
 
 /// What `delete` is asked: manifests, objects by name, or both.

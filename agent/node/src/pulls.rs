@@ -234,6 +234,7 @@ mod tests {
             fetched_bytes,
             done,
             present: false,
+            foreign: false,
         };
         let layers = vec![layer(b"a", 3_000_000, true), layer(b"b", 1_000_000, false)];
         sink.send_modify(|progress| progress.layers = layers);

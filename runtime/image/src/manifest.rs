@@ -135,6 +135,13 @@ fn checked(config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest, Stri
     Ok(Manifest { config, layers })
 }
 
+/// A layer that whoever makes an image may not pass on.
+/// Source: OCI image-spec `layer.md` §Non-Distributable Layers.
+pub(crate) fn is_foreign(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.oci.image.layer.nondistributable.v1.tar")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.diff.tar")
+}
+
 /// Layers that need not be distributed are asked of the registry all the same, never of the URLs in
 /// their descriptor, which could point anywhere.
 fn is_layer(media_type: &str) -> bool {

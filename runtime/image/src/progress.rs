@@ -32,12 +32,21 @@ pub struct LayerProgress {
     pub done: bool,
     /// It was here before, nothing is fetched.
     pub present: bool,
+    /// Of a push: it may not be passed on, and is not sent.
+    pub foreign: bool,
 }
 
 impl LayerProgress {
     /// Of a blob of which nothing has come yet.
     pub(crate) fn waiting(blob: &Descriptor) -> Self {
-        Self { digest: blob.digest.clone(), total_bytes: blob.size, fetched_bytes: 0, done: false, present: false }
+        Self {
+            digest: blob.digest.clone(),
+            total_bytes: blob.size,
+            fetched_bytes: 0,
+            done: false,
+            present: false,
+            foreign: false,
+        }
     }
 }
 

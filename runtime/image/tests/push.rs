@@ -87,6 +87,43 @@ async fn what_was_pushed_is_what_others_pull_and_is_sent_once() {
 }
 
 #[tokio::test]
+async fn a_layer_that_may_not_be_passed_on_is_not_sent() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let blobs = layout.dir.path().join("blobs/sha256");
+    let text = fs::read_to_string(blobs.join(layout.manifest.hex())).unwrap();
+    let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    let text = text.replacen("application/vnd.oci.image.layer.v1.tar+gzip", foreign, 1);
+    let digest = Digest::of(text.as_bytes());
+    fs::write(blobs.join(digest.hex()), &text).unwrap();
+    let index = fs::read_to_string(layout.dir.path().join("index.json")).unwrap();
+    let length = fs::metadata(blobs.join(layout.manifest.hex())).unwrap().len();
+    let index = index.replace(layout.manifest.as_str(), digest.as_str());
+    let index = index.replace(&format!("\"size\":{length}"), &format!("\"size\":{}", text.len()));
+    fs::write(layout.dir.path().join("index.json"), index).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &layout).await;
+
+    let server = Scripted::start();
+    let location = format!("http://127.0.0.1:{}/v2/r/upload", server.port);
+    server.on("/v2/r/blobs/uploads/", Answer::status(202).header("Location", &location));
+    server.on("/v2/r/upload", Answer::status(201));
+    server.on("/v2/r/manifests/x", Answer::status(201));
+    let name = format!("127.0.0.1:{}/r:x", server.port).parse().unwrap();
+    let (pushed, progress) = push(&store, &image, &name, &[]).await;
+    assert_eq!(pushed.unwrap(), digest);
+    let shown: Vec<_> = progress.layers.iter().filter(|layer| layer.foreign).map(|layer| &layer.digest).collect();
+    assert_eq!(shown, [&layout.layers[0]]);
+    let sent: Vec<_> = server.requests().into_iter().filter(|r| r.path.contains("/upload?")).collect();
+    assert_eq!(sent.len(), 2, "the other layer, and the configuration: {sent:?}");
+    assert!(!sent.iter().any(|request| request.path.contains(layout.layers[0].hex())), "{sent:?}");
+    // One that the registry has is nothing new to it.
+    server.on(&format!("/v2/r/blobs/{}", layout.layers[0]), Answer::ok(""));
+    let (_, progress) = push(&store, &image, &name, &[]).await;
+    assert!(progress.layers.iter().all(|layer| !layer.foreign), "{progress:?}");
+}
+
+#[tokio::test]
 async fn another_repository_of_the_registry_gives_its_layers() {
     let registry = Registry::start();
     let layout = Layout::new(&[large_layer()], Pack::Gzip);

@@ -322,6 +322,7 @@ impl Shown {
 
 fn word(layer: &LayerView, pushes: bool) -> &'static str {
     match layer {
+        LayerView { foreign: true, .. } => "not to be passed on",
         LayerView { present: true, .. } if pushes => "already there",
         LayerView { present: true, .. } => "already here",
         LayerView { done: true, .. } => "done",

@@ -13,7 +13,7 @@ use crate::{
     digest::Digest,
     hosts::{Endpoint, Hosts, HostsError},
     image::ImageId,
-    manifest::{Descriptor, Manifest},
+    manifest::{Descriptor, Manifest, is_foreign},
     progress::{LayerProgress, Phase, Progress, ProgressSink},
     reference::ImageRef,
     registry::{RegistryError, Session, describe},
@@ -168,6 +168,11 @@ impl Push<'_> {
         });
         let asking = blobs.into_iter().map(|(number, blob)| async move {
             let there = self.is_there(session, &blob).await?;
+            if !there && is_foreign(&blob.media_type) {
+                tracing::info!(image = %self.name, digest = %blob.digest, "a layer that may not be passed on is not sent");
+                self.show(number, |layer| (layer.done, layer.foreign) = (true, true));
+                return Ok(None);
+            }
             if there {
                 self.show(number, |layer| (layer.done, layer.present) = (true, true));
             }

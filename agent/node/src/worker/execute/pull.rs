@@ -28,10 +28,13 @@ async fn moved(pulls: &mut BTreeMap<ImageName, PullState>, not_before: tokio::ti
             PullState::Failed(_) => None,
         })
         .collect();
-    // Those that have ended are told of by their tasks.
-    while changes.next().await.is_some_and(|changed| !changed) {}
-    if changes.is_empty() {
-        std::future::pending::<()>().await;
+    loop {
+        match changes.next().await {
+            Some(true) => return,
+            // Those that have ended are told of by their tasks.
+            Some(false) => {}
+            None => std::future::pending::<()>().await,
+        }
     }
 }
 
