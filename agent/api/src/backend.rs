@@ -19,7 +19,7 @@ use portreeve_node::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::v1alpha1::{CheckedPart, DiskReport, Image, ImageDetails, PruneReport};
+use crate::v1alpha1::{CheckedPart, DiskReport, Image, ImageDetails, PruneReport, ReferrerList, TagList};
 
 /// Why the house could not do what a client asked; each variant is one HTTP code.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +193,10 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
         auth: Vec<Credential>,
         progress: ProgressSink,
     ) -> Answer<'a, Image>;
+    /// The tags that a repository has in its registry.
+    fn tags<'a>(&'a self, repository: &'a str, auth: Vec<Credential>) -> Answer<'a, TagList>;
+    /// What refers to an image in its registry.
+    fn referrers<'a>(&'a self, reference: &'a str, auth: Vec<Credential>) -> Answer<'a, ReferrerList>;
     /// Loads a tar of images and tells their names; `tar` ends when its sender is dropped.
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>>;
     /// Images as one tar, by reference or id; it ends with an error when it could not be written to its end.

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
-use crate::v1alpha1::{CheckedPart, DiskReport, Image, ImageDetails, PruneReport};
+use crate::v1alpha1::{CheckedPart, DiskReport, Image, ImageDetails, PruneReport, ReferrerList, TagList};
 
 /// New terminal sizes that wait for the kernel.
 const RESIZE_QUEUE: usize = 4;
@@ -219,6 +219,14 @@ impl Backend for NodeBackend {
 
     fn save(&self, references: Vec<String>, auth: Vec<Credential>) -> Answer<'_, mpsc::Receiver<io::Result<Bytes>>> {
         self.save_images(references, auth).boxed()
+    }
+
+    fn tags<'a>(&'a self, repository: &'a str, auth: Vec<Credential>) -> Answer<'a, TagList> {
+        self.tags_of(repository, auth).boxed()
+    }
+
+    fn referrers<'a>(&'a self, reference: &'a str, auth: Vec<Credential>) -> Answer<'a, ReferrerList> {
+        self.referrers_of(reference, auth).boxed()
     }
 
     fn verify(

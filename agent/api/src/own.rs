@@ -6,6 +6,8 @@
 //!   GET    images[/{name}]   DELETE images?reference=
 //!   POST   images/pull?reference=&now=  (logins)  ndjson of PullProgress, the last line says how it ended
 //!   POST   images/push?reference=&name=         the same, of a push
+//!   POST   images/tags?reference=   (logins)    the tags of a repository in its registry
+//!   POST   images/referrers?reference=          what refers to an image there
 //!   POST   images/load     (a tar)              the images
 //!   POST   images/save?reference=&reference=   a tar: OCI layout and docker-archive in one
 //!   POST   images/verify?reference=&repair=     ndjson of Verification, the last line says that it is complete
@@ -49,7 +51,8 @@ use crate::params::Params;
 use crate::resources::{Answered, collection, doors, single};
 use crate::v1alpha1::{
     API_VERSION, ApplyReport, ApplyRequest, Container, DeleteReport, DeleteRequest, DiskReport, DrainReport, Image,
-    ImageDetails, LayerView, PlanReport, PlanRequest, PruneReport, PullProgress, Source, TriedHost, Verification,
+    ImageDetails, LayerView, PlanReport, PlanRequest, PruneReport, PullProgress, ReferrerList, Source, TagList,
+    TriedHost, Verification,
 };
 
 pub(crate) use kinds::{Mirrors, take_heartbeats};
@@ -72,6 +75,8 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images/{name}", get(image))
         .route("/images/pull", post(pull))
         .route("/images/save", post(save))
+        .route("/images/tags", post(tags))
+        .route("/images/referrers", post(referrers))
         .route("/images/verify", post(verify))
         .route("/images/inspect", get(inspect))
         .route("/images/tag", post(tag))
@@ -104,6 +109,14 @@ async fn save(State(app): State<App>, params: Params, Auth(auth): Auth) -> Resul
     let mut response = Response::new(Body::from_stream(pieces));
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-tar"));
     Ok(response)
+}
+
+async fn tags(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Json<TagList>, Failure> {
+    Ok(Json(app.backend.tags(reference(&params)?, auth).await?))
+}
+
+async fn referrers(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Json<ReferrerList>, Failure> {
+    Ok(Json(app.backend.referrers(reference(&params)?, auth).await?))
 }
 
 async fn verify(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {

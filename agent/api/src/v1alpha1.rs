@@ -176,6 +176,43 @@ pub struct PruneReport {
     pub freed_bytes: u64,
 }
 
+/// The tags of a repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TagList {
+    /// Registry and repository.
+    pub repository: String,
+    /// As the registry has them in order.
+    pub tags: Vec<String>,
+}
+
+/// What refers to an image in its registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferrerList {
+    /// The digest that the name means.
+    pub digest: String,
+    /// Signatures, bills of materials, and others.
+    pub referrers: Vec<ReferrerView>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferrerView {
+    /// Of its manifest.
+    pub digest: String,
+    /// What it is.
+    pub artifact_type: String,
+    /// What kind of manifest that is.
+    pub media_type: String,
+    /// Bytes of the manifest.
+    pub size: u64,
+    /// What whoever pushed it says of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
 /// A check of the image store, step by step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type")]

@@ -44,7 +44,7 @@ pub use platform::Platform;
 pub use progress::{LayerProgress, Phase, Progress, ProgressSink, Tried};
 pub use record::Damage;
 pub use reference::{ImageRef, ReferenceError};
-pub use registry::RegistryError;
+pub use registry::{Referrer, RegistryError};
 pub use slots::{RegistrySlot, RegistrySlots};
 pub use store::{
     Check, Chosen, Config, Details, Filesystem, Finding, Freed, InUse, KeepBlobs, LayerDetails, LoadError, Part,

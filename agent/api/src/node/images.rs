@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use portreeve_engine::chain;
 use portreeve_engine::image::{
-    self, Credential, ImageRef, ProgressSink, PushError, SaveError, Store, StoreError, Unneeded,
+    self, Credential, ImageRef, ProgressSink, PullError, PushError, Referrer, SaveError, Store, StoreError, Unneeded,
 };
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::{self, error::SendTimeoutError};
@@ -15,7 +15,7 @@ use super::NodeBackend;
 use crate::backend::BackendError;
 use crate::v1alpha1::{
     API_VERSION, DiskReport, FilesystemReport, Image, ImageDetails, ImageLayer, ImageStatus, ImageStorage, Meta,
-    PruneReport, Stored,
+    PruneReport, ReferrerList, ReferrerView, Stored, TagList,
 };
 
 /// Pieces of a tar that wait for whom it is sent to.
@@ -39,8 +39,7 @@ impl NodeBackend {
             false => store.pull(&reference, &auth, Some(progress)).await,
         };
         // The name that was asked for comes first.
-        let pulled =
-            pulled.map_err(|error| BackendError::Unavailable(format!("{}; {}", chain(&error), error.advice())))?;
+        let pulled = pulled.map_err(|error| refused(&error))?;
         Ok(view(&pulled, name_of(&pulled)))
     }
 
@@ -65,6 +64,30 @@ impl NodeBackend {
         pushed.status.repo_digests.retain(|other| *other != digest);
         pushed.status.repo_digests.insert(0, digest);
         Ok(pushed)
+    }
+
+    pub(super) async fn tags_of(&self, repository: &str, auth: Vec<Credential>) -> Result<TagList, BackendError> {
+        let repository = parse_reference(repository)?;
+        let tags = self.engine()?.images().tags(&repository, &auth).await.map_err(|error| refused(&error))?;
+        Ok(TagList { repository: repository.name(), tags })
+    }
+
+    pub(super) async fn referrers_of(
+        &self,
+        reference: &str,
+        auth: Vec<Credential>,
+    ) -> Result<ReferrerList, BackendError> {
+        let reference = parse_reference(reference)?;
+        let asked = self.engine()?.images().referrers(&reference, &auth).await;
+        let (digest, found) = asked.map_err(|error| refused(&error))?;
+        let view = |referrer: Referrer| ReferrerView {
+            digest: referrer.digest.to_string(),
+            artifact_type: referrer.artifact_type,
+            media_type: referrer.media_type,
+            size: referrer.size,
+            annotations: referrer.annotations,
+        };
+        Ok(ReferrerList { digest: digest.to_string(), referrers: found.into_iter().map(view).collect() })
     }
 
     pub(super) async fn load_images(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Result<Vec<Image>, BackendError> {
@@ -216,6 +239,10 @@ impl NodeBackend {
         let who = format!("container {} of pod {}/{}", status.metadata.name, pod.namespace, pod.name);
         Some((status.image.to_string(), who))
     }
+}
+
+fn refused(error: &PullError) -> BackendError {
+    BackendError::Unavailable(format!("{}; {}", chain(error), error.advice()))
 }
 
 fn absent(reference: &str) -> BackendError {

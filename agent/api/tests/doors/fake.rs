@@ -15,7 +15,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use portreeve_api::backend::{Answer, Backend, BackendError, ExecSpec, Input, Output, Session, Signal};
 use portreeve_api::v1alpha1::{
-    CheckedPart, DiskReport, Image, ImageDetails, ImageStatus, Meta, PartKind, PartState, PruneReport,
+    CheckedPart, DiskReport, Image, ImageDetails, ImageStatus, Meta, PartKind, PartState, PruneReport, ReferrerList,
+    TagList,
 };
 use portreeve_engine::image::{Credential, Phase, Progress, ProgressSink};
 use portreeve_node::{
@@ -401,6 +402,14 @@ impl Backend for Fake {
 
     fn tag_image<'a>(&'a self, _reference: &'a str, name: &'a str) -> Answer<'a, Image> {
         boxed(Ok(named(name)))
+    }
+
+    fn tags<'a>(&'a self, repository: &'a str, _auth: Vec<Credential>) -> Answer<'a, TagList> {
+        boxed(Ok(TagList { repository: repository.into(), tags: vec!["1".into()] }))
+    }
+
+    fn referrers<'a>(&'a self, _reference: &'a str, _auth: Vec<Credential>) -> Answer<'a, ReferrerList> {
+        boxed(Ok(ReferrerList::default()))
     }
 
     fn verify(

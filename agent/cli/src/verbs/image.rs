@@ -1,7 +1,8 @@
-//! `image pull|pulls|push|ls|inspect|history|tag|save|load|export|import|verify|rm|prune`.
+//! `image pull|pulls|push|ls|inspect|history|tag|tags|referrers|save|load|export|import|verify|rm|prune`.
 
 mod archive;
 mod inspect;
+mod lists;
 mod login;
 mod verify;
 
@@ -65,6 +66,30 @@ enum ImageVerb {
         /// Show the progress also where there is no terminal
         #[arg(long)]
         progress: bool,
+        #[command(flatten)]
+        logins: Logins,
+    },
+    /// List the tags that a repository has in its registry
+    Tags {
+        /// The repository, e.g. registry.example/team/app
+        repository: String,
+        /// How to print
+        #[arg(short, long, value_enum)]
+        output: Option<Document>,
+        #[command(flatten)]
+        logins: Logins,
+    },
+    /// List what refers to an image in its registry: signatures, bills of materials, other artifacts
+    Referrers {
+        /// The image, by name
+        #[arg(value_name = "IMAGE")]
+        reference: String,
+        /// Only those of this type, e.g. application/spdx+json
+        #[arg(long, value_name = "TYPE")]
+        artifact_type: Option<String>,
+        /// How to print
+        #[arg(short, long, value_enum)]
+        output: Option<Document>,
         #[command(flatten)]
         logins: Logins,
     },
@@ -178,6 +203,10 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
             let auth = logins.body(&[&name, &reference])?;
             let path = with_query(&format!("{IMAGES}/push"), &[("reference", &reference), ("name", &name)]);
             transfer(client, &path, auth, &format!("pushing {name}"), Shown::new(progress, true)).await?;
+        }
+        ImageVerb::Tags { repository, output, logins } => lists::tags(client, &repository, output, &logins).await?,
+        ImageVerb::Referrers { reference, artifact_type, output, logins } => {
+            lists::referrers(client, &reference, artifact_type.as_deref(), output, &logins).await?;
         }
         ImageVerb::Pulls { output } => pulls(client, output).await?,
         ImageVerb::Ls { output } => list(client, output).await?,

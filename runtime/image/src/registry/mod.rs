@@ -10,6 +10,7 @@
 mod body;
 pub(crate) mod challenge;
 mod error;
+mod lists;
 mod names;
 mod patience;
 mod ranges;
@@ -29,6 +30,7 @@ use crate::hosts::Access;
 use throttle::Throttle;
 
 pub use error::RegistryError;
+pub use lists::Referrer;
 pub(crate) use session::{Fetched, Session, describe};
 
 /// Clients that are kept, with their connections: hosts of equal needs share one.

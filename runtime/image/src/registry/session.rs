@@ -274,7 +274,7 @@ impl Session {
         }
     }
 
-    fn body(&self, url: &str, answer: reqwest::Response) -> Body {
+    pub(crate) fn body(&self, url: &str, answer: reqwest::Response) -> Body {
         Body::new(url.to_owned(), answer, self.registries.terms.stall_timeout)
     }
 

@@ -255,7 +255,11 @@ impl Session {
     }
 
     /// Sends a request, once more with a new login when that has expired.
-    async fn ask(&self, url: &str, make: impl Fn() -> reqwest::RequestBuilder) -> Result<Response, RegistryError> {
+    pub(crate) async fn ask(
+        &self,
+        url: &str,
+        make: impl Fn() -> reqwest::RequestBuilder,
+    ) -> Result<Response, RegistryError> {
         let answer = patience::send(url, make()).await?;
         if answer.status() != StatusCode::UNAUTHORIZED || !self.has_token() {
             return Ok(answer);
@@ -264,7 +268,7 @@ impl Session {
         patience::send(url, make()).await
     }
 
-    fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
         self.authorize(self.to(method, url))
     }
 

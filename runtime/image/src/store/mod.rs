@@ -25,6 +25,7 @@ mod error;
 mod gc;
 mod layers;
 mod layout;
+mod lists;
 mod load;
 mod meta;
 mod open;
@@ -63,7 +64,7 @@ use crate::{
     image::{Image, ImageId},
     progress::{Progress, ProgressSink},
     reference::ImageRef,
-    registry::Registries,
+    registry::{Referrer, Registries},
     slots::RegistrySlots,
 };
 
@@ -198,6 +199,26 @@ impl Store {
         });
         let outcome = flight.wait(progress.as_ref()).await;
         outcome.unwrap_or_else(|| Err(PullError::Interrupted { image: reference.to_string() }))
+    }
+
+    /// Every tag of a repository, as its registry tells them; the tag or digest of the reference does not matter.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn tags(&self, repository: &ImageRef, auth: &[Credential]) -> Result<Vec<String>, PullError> {
+        self.inner.tags(repository, auth).await
+    }
+
+    /// The digest that a reference means in its registry, and what refers to that there.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn referrers(
+        &self,
+        reference: &ImageRef,
+        auth: &[Credential],
+    ) -> Result<(Digest, Vec<Referrer>), PullError> {
+        self.inner.referrers(reference, auth).await
     }
 
     /// Bytes of layers that a pull would fetch now: asks the registry for documents alone.

@@ -518,7 +518,7 @@ impl Pull {
         }
     }
 
-    fn session_error(&self, session: &Session, what: &str, source: RegistryError) -> PullError {
+    pub(crate) fn session_error(&self, session: &Session, what: &str, source: RegistryError) -> PullError {
         self.registry_error(session.registry(), what, source, session.login())
     }
 

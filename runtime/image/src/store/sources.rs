@@ -97,7 +97,7 @@ impl Pull {
         })
     }
 
-    async fn endpoints(&self) -> Result<Vec<Endpoint>, PullError> {
+    pub(crate) async fn endpoints(&self) -> Result<Vec<Endpoint>, PullError> {
         let config = &self.inner.config;
         let hosts = Hosts { certs_d: config.certs_d.clone(), registries_conf: config.registries_conf.clone() };
         let (reference, registries) = (self.reference.clone(), self.inner.registries.clone());
@@ -106,7 +106,7 @@ impl Pull {
     }
 
     /// What the reference is called in its repository.
-    fn asked_for(&self) -> String {
+    pub(crate) fn asked_for(&self) -> String {
         match (self.reference.digest(), self.reference.tag()) {
             (Some(digest), _) => digest.to_string(),
             (None, Some(tag)) => tag.to_owned(),
