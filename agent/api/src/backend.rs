@@ -197,6 +197,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn tags<'a>(&'a self, repository: &'a str, auth: Vec<Credential>) -> Answer<'a, TagList>;
     /// What refers to an image in its registry.
     fn referrers<'a>(&'a self, reference: &'a str, auth: Vec<Credential>) -> Answer<'a, ReferrerList>;
+    /// The files of an artifact as a tar; it ends with an error when it could not be written to its end.
+    fn artifact<'a>(
+        &'a self,
+        reference: &'a str,
+        auth: Vec<Credential>,
+    ) -> Answer<'a, mpsc::Receiver<io::Result<Bytes>>>;
     /// Loads a tar of images and tells their names; `tar` ends when its sender is dropped.
     fn load(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Answer<'_, Vec<Image>>;
     /// Images as one tar, by reference or id; it ends with an error when it could not be written to its end.

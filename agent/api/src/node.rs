@@ -229,6 +229,14 @@ impl Backend for NodeBackend {
         self.referrers_of(reference, auth).boxed()
     }
 
+    fn artifact<'a>(
+        &'a self,
+        reference: &'a str,
+        auth: Vec<Credential>,
+    ) -> Answer<'a, mpsc::Receiver<io::Result<Bytes>>> {
+        self.artifact_of(reference, auth).boxed()
+    }
+
     fn verify(
         &self,
         references: Vec<String>,

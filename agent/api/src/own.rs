@@ -7,6 +7,7 @@
 //!   POST   images/pull?reference=&now=  (logins)  ndjson of PullProgress, the last line says how it ended
 //!   POST   images/push?reference=&name=         the same, of a push
 //!   POST   images/tags?reference=   (logins)    the tags of a repository in its registry
+//!   POST   images/artifact?reference=           a tar of its files
 //!   POST   images/referrers?reference=          what refers to an image there
 //!   POST   images/load     (a tar)              the images
 //!   POST   images/save?reference=&reference=   a tar: OCI layout and docker-archive in one
@@ -76,6 +77,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/images/pull", post(pull))
         .route("/images/save", post(save))
         .route("/images/tags", post(tags))
+        .route("/images/artifact", post(artifact))
         .route("/images/referrers", post(referrers))
         .route("/images/verify", post(verify))
         .route("/images/inspect", get(inspect))
@@ -104,11 +106,18 @@ async fn remove_image(State(app): State<App>, params: Params) -> Result<Json<Val
 
 async fn save(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {
     reference(&params)?;
-    let tar = app.backend.save(params.all("reference"), auth).await?;
+    Ok(streamed(app.backend.save(params.all("reference"), auth).await?))
+}
+
+async fn artifact(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Response, Failure> {
+    Ok(streamed(app.backend.artifact(reference(&params)?, auth).await?))
+}
+
+fn streamed(tar: mpsc::Receiver<io::Result<Bytes>>) -> Response {
     let pieces = stream::unfold(tar, |mut tar| async move { tar.recv().await.map(|piece| (piece, tar)) });
     let mut response = Response::new(Body::from_stream(pieces));
     response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/x-tar"));
-    Ok(response)
+    response
 }
 
 async fn tags(State(app): State<App>, params: Params, Auth(auth): Auth) -> Result<Json<TagList>, Failure> {

@@ -108,3 +108,44 @@ async fn what_refers_to_an_image_is_told_by_the_api_or_by_the_tag_that_stands_fo
     let (digest, found) = store.referrers(&registry.reference("box:1"), &[]).await.unwrap();
     assert_eq!((digest, &found[0].digest), (layout.manifest, &other.manifest));
 }
+
+#[tokio::test]
+async fn the_files_of_an_artifact_come_as_they_were_pushed() {
+    let server = Scripted::start();
+    let (text, table) = (b"text".to_vec(), b"table".to_vec());
+    let layer = |content: &[u8], title: &str| {
+        serde_json::json!({ "mediaType": "text/plain", "digest": Digest::of(content), "size": content.len(),
+                            "annotations": { "org.opencontainers.image.title": title } })
+    };
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/example",
+        "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::of(b"{}"), "size": 2 },
+        "layers": [layer(&text, "a.txt"), layer(&table, "sub/b.csv")],
+    })
+    .to_string();
+    server.on("/v2/r/manifests/x", Answer::ok(manifest));
+    server.on(&format!("/v2/r/blobs/{}", Digest::of(&text)), Answer::ok(text.clone()));
+    server.on(&format!("/v2/r/blobs/{}", Digest::of(&table)), Answer::ok(table));
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let mut tar = Vec::new();
+    store.artifact(&of(&server, "r:x"), &[]).await.unwrap().write_to(&mut tar).unwrap();
+    let mut archive = tar::Archive::new(tar.as_slice());
+    let mut found = Vec::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut content = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut content).unwrap();
+        found.push((entry.path().unwrap().display().to_string(), content));
+    }
+    assert_eq!(found, [("a.txt".to_owned(), "text".to_owned()), ("sub/b.csv".to_owned(), "table".to_owned())]);
+    // It is no image, and says so.
+    let refused = store.pull(&of(&server, "r:x"), &[], None).await.unwrap_err();
+    assert!(refused.to_string().contains("artifact"), "{refused}");
+
+    server.replace(&format!("/v2/r/blobs/{}", Digest::of(&text)), Answer::ok("evil"));
+    let damaged = store.artifact(&of(&server, "r:x"), &[]).await.unwrap_err();
+    assert!(matches!(damaged, PullError::DigestMismatch { .. }), "{damaged:?}");
+    support::nothing_unfinished(root.path());
+}

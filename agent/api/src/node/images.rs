@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use portreeve_engine::chain;
 use portreeve_engine::image::{
-    self, Credential, ImageRef, ProgressSink, PullError, PushError, Referrer, SaveError, Store, StoreError, Unneeded,
+    self, Credential, ImageRef, ProgressSink, PullError, PushError, Referrer, SaveError, Saving, Store, StoreError,
+    Unneeded,
 };
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::{self, error::SendTimeoutError};
@@ -115,15 +116,17 @@ impl NodeBackend {
             SaveError::Layer { .. } => BackendError::Unavailable(chain(&error)),
             SaveError::Store(_) => internal(error),
         })?;
-        let (pieces, tar) = mpsc::channel(PIECES);
-        tokio::task::spawn_blocking(move || {
-            let out = BufWriter::with_capacity(PIECE_BYTES, TarWriter(pieces.clone()));
-            if let Err(error) = saving.write_to(out) {
-                // Whoever has left, or does not read, needs no reason.
-                let _left = pieces.try_send(Err(error));
-            }
-        });
-        Ok(tar)
+        Ok(streamed(saving))
+    }
+
+    pub(super) async fn artifact_of(
+        &self,
+        reference: &str,
+        auth: Vec<Credential>,
+    ) -> Result<mpsc::Receiver<io::Result<Bytes>>, BackendError> {
+        let reference = parse_reference(reference)?;
+        let fetched = self.engine()?.images().artifact(&reference, &auth).await;
+        Ok(streamed(fetched.map_err(|error| refused(&error))?))
     }
 
     pub(super) async fn take_image_away(&self, reference: &str) -> Result<Vec<String>, BackendError> {
@@ -239,6 +242,19 @@ impl NodeBackend {
         let who = format!("container {} of pod {}/{}", status.metadata.name, pod.namespace, pod.name);
         Some((status.image.to_string(), who))
     }
+}
+
+/// An archive in pieces, as fast as they are taken.
+fn streamed(saving: Saving) -> mpsc::Receiver<io::Result<Bytes>> {
+    let (pieces, tar) = mpsc::channel(PIECES);
+    tokio::task::spawn_blocking(move || {
+        let out = BufWriter::with_capacity(PIECE_BYTES, TarWriter(pieces.clone()));
+        if let Err(error) = saving.write_to(out) {
+            // Whoever has left, or does not read, needs no reason.
+            let _left = pieces.try_send(Err(error));
+        }
+    });
+    tar
 }
 
 fn refused(error: &PullError) -> BackendError {

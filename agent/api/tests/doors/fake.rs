@@ -412,6 +412,14 @@ impl Backend for Fake {
         boxed(Ok(ReferrerList::default()))
     }
 
+    fn artifact<'a>(
+        &'a self,
+        reference: &'a str,
+        auth: Vec<Credential>,
+    ) -> Answer<'a, mpsc::Receiver<io::Result<Bytes>>> {
+        self.save(vec![reference.to_owned()], auth)
+    }
+
     fn verify(
         &self,
         references: Vec<String>,

@@ -1,4 +1,4 @@
-//! `image pull|pulls|push|ls|inspect|history|tag|tags|referrers|save|load|export|import|verify|rm|prune`.
+//! `image pull|pulls|push|ls|inspect|history|tag|tags|referrers|artifact|save|load|export|import|verify|rm|prune`.
 
 mod archive;
 mod inspect;
@@ -76,6 +76,17 @@ enum ImageVerb {
         /// How to print
         #[arg(short, long, value_enum)]
         output: Option<Document>,
+        #[command(flatten)]
+        logins: Logins,
+    },
+    /// Fetch the files of an OCI artifact into a directory, as oras does
+    Artifact {
+        /// The artifact, e.g. registry.example/team/sbom:1 or one by its digest
+        #[arg(value_name = "ARTIFACT")]
+        reference: String,
+        /// The directory: new, or an empty one
+        #[arg(short, long, value_name = "DIR")]
+        output: PathBuf,
         #[command(flatten)]
         logins: Logins,
     },
@@ -205,6 +216,9 @@ pub(crate) async fn run(client: &Client, args: ImageArgs) -> anyhow::Result<Exit
             transfer(client, &path, auth, &format!("pushing {name}"), Shown::new(progress, true)).await?;
         }
         ImageVerb::Tags { repository, output, logins } => lists::tags(client, &repository, output, &logins).await?,
+        ImageVerb::Artifact { reference, output, logins } => {
+            archive::artifact(client, &reference, &logins, output).await?;
+        }
         ImageVerb::Referrers { reference, artifact_type, output, logins } => {
             lists::referrers(client, &reference, artifact_type.as_deref(), output, &logins).await?;
         }

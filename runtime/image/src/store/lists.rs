@@ -42,7 +42,11 @@ impl Inner {
     }
 
     /// The first host that lets itself be asked, with the first login that it accepts.
-    async fn asking(self: &Arc<Self>, reference: &ImageRef, auth: &[Credential]) -> Result<(Pull, Session), PullError> {
+    pub(crate) async fn asking(
+        self: &Arc<Self>,
+        reference: &ImageRef,
+        auth: &[Credential],
+    ) -> Result<(Pull, Session), PullError> {
         let pull = Pull {
             inner: self.clone(),
             reference: reference.clone(),

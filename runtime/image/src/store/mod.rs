@@ -18,6 +18,7 @@
 //!    staging/                   whatever is not finished; emptied when the store is opened
 //! ```
 
+mod artifact;
 mod catalog;
 mod config;
 mod details;
@@ -309,6 +310,14 @@ impl Store {
     /// When an image is not here, or nobody has a layer of it any more.
     pub async fn save(&self, images: &[Chosen], auth: &[Credential]) -> Result<Saving, SaveError> {
         self.inner.save(images, auth).await
+    }
+
+    /// Fetches the files of an artifact, each by its title; nothing of it is stored.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn artifact(&self, reference: &ImageRef, auth: &[Credential]) -> Result<Saving, PullError> {
+        self.inner.artifact(reference, auth).await
     }
 
     /// Sends an image to the registry of `name`, under its tag, and tells the digest that it has there. What the

@@ -336,9 +336,9 @@ impl Pull {
         let mut place = 0;
         loop {
             let begun_at = place;
-            let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+            let (sink, chunks) = Chunks::channel();
             let take = take.clone();
-            let taken = self.blocking(move || take(Chunks { chunks, current: Bytes::new() }));
+            let taken = self.blocking(move || take(chunks));
             let fetched = self.fetch(sources, &mut place, manifest, number, blob, sink);
             let (fetched, taken) = tokio::join!(fetched, taken);
             match (fetched, taken?) {
@@ -381,14 +381,7 @@ impl Pull {
             let Err(failure) = self.fetch_from(&session, patience, number, blob, &mut offset, &sink).await else {
                 return Ok(());
             };
-            let failure = match failure {
-                Failure::Refused(error) => self.session_error(&session, "a layer", error),
-                // Whoever unpacks learns it in the place where the bytes are missing, if nobody else has them.
-                Failure::CutOff(error) => {
-                    let source = LayerError::Read(Arc::new(error));
-                    PullError::Layer { image: self.reference.to_string(), digest: blob.digest.clone(), source }
-                }
-            };
+            let failure = self.fetch_error(&session, blob, failure);
             if sources.has_after(*place).await {
                 self.note_tried(session.registry(), &failure);
             }
@@ -396,6 +389,29 @@ impl Pull {
             *place += 1;
         }
         Err(failed.unwrap_or_else(|| PullError::Interrupted { image: self.reference.to_string() }))
+    }
+
+    /// As [`Pull::fetch`], at one host alone.
+    pub(crate) async fn fetch_at(
+        &self,
+        session: &Arc<Session>,
+        number: usize,
+        blob: &Descriptor,
+        sink: mpsc::Sender<Result<Bytes, LayerError>>,
+    ) -> Result<(), PullError> {
+        let fetched = self.fetch_from(session, MAX_RESUMPTIONS, number, blob, &mut 0, &sink).await;
+        fetched.map_err(|failure| self.fetch_error(session, blob, failure))
+    }
+
+    fn fetch_error(&self, session: &Session, blob: &Descriptor, failure: Failure) -> PullError {
+        match failure {
+            Failure::Refused(error) => self.session_error(session, "a layer", error),
+            // Whoever unpacks learns it in the place where the bytes are missing, if nobody else has them.
+            Failure::CutOff(error) => {
+                let source = LayerError::Read(Arc::new(error));
+                PullError::Layer { image: self.reference.to_string(), digest: blob.digest.clone(), source }
+            }
+        }
     }
 
     /// As [`Pull::fetch`], at one host; `offset` is where the bytes end that were sent.
@@ -500,7 +516,7 @@ impl Pull {
         done.map_err(|_| PullError::Interrupted { image: self.reference.to_string() })
     }
 
-    fn invalid(&self, what: &'static str, problem: String) -> PullError {
+    pub(crate) fn invalid(&self, what: &'static str, problem: String) -> PullError {
         PullError::Invalid { image: self.reference.to_string(), what, problem: shown(&problem) }
     }
 
@@ -509,7 +525,7 @@ impl Pull {
         PullError::Platform { image: self.reference.to_string(), wanted, offered: shown(&offered) }
     }
 
-    fn mismatch(&self, what: &str, expected: &Digest, actual: &Digest) -> PullError {
+    pub(crate) fn mismatch(&self, what: &str, expected: &Digest, actual: &Digest) -> PullError {
         PullError::DigestMismatch {
             image: self.reference.to_string(),
             what: what.to_owned(),
@@ -534,7 +550,7 @@ impl Pull {
         }
     }
 
-    fn place_error(&self, layer: Option<&Digest>, error: PlaceError) -> PullError {
+    pub(crate) fn place_error(&self, layer: Option<&Digest>, error: PlaceError) -> PullError {
         let image = self.reference.to_string();
         if error.is_disk_full() {
             return PullError::DiskFull { image, path: self.inner.config.root.clone() };
@@ -604,6 +620,14 @@ impl BufRead for Kept {
 pub(crate) struct Chunks {
     chunks: mpsc::Receiver<Result<Bytes, LayerError>>,
     current: Bytes,
+}
+
+impl Chunks {
+    /// What is sent is read. Where no more is sent is an end, whatever is missing.
+    pub(crate) fn channel() -> (mpsc::Sender<Result<Bytes, LayerError>>, Self) {
+        let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        (sink, Self { chunks, current: Bytes::new() })
+    }
 }
 
 impl Read for Chunks {

@@ -69,6 +69,7 @@ pub type Chosen = (ImageId, Option<ImageRef>);
 /// An archive of which everything is here.
 #[derive(Debug)]
 pub struct Saving {
+    directories: Vec<String>,
     parts: Vec<(String, Content)>,
     _fetched: Vec<Staging>,
     _lease: Lease,
@@ -78,10 +79,23 @@ pub struct Saving {
 #[derive(Debug)]
 enum Content {
     Bytes(Vec<u8>),
-    File { path: PathBuf, size: u64 },
+    File { path: PathBuf, size: u64, digest: Digest },
 }
 
 impl Saving {
+    /// An archive of files that were fetched into a directory for it.
+    pub(crate) fn of_files(
+        files: Vec<(String, PathBuf, Descriptor)>,
+        fetched: Staging,
+        lease: Lease,
+        turn: OwnedSemaphorePermit,
+    ) -> Self {
+        let parts = files
+            .into_iter()
+            .map(|(name, path, blob)| (name, Content::File { path, size: blob.size, digest: blob.digest }));
+        Self { directories: Vec::new(), parts: parts.collect(), _fetched: vec![fetched], _lease: lease, _turn: turn }
+    }
+
     /// Writes the tar. Blocks on the disk, and on whom it writes to.
     ///
     /// # Errors
@@ -98,7 +112,7 @@ impl Saving {
             header.set_size(size);
             header
         };
-        for directory in ["blobs/", "blobs/sha256/"] {
+        for directory in &self.directories {
             tar.append_data(&mut header(tar::EntryType::Directory, 0o755, 0), directory, io::empty())?;
         }
         for (name, content) in &self.parts {
@@ -107,12 +121,11 @@ impl Saving {
                     let mut header = header(tar::EntryType::Regular, 0o644, bytes.len() as u64);
                     tar.append_data(&mut header, name, bytes.as_slice())?;
                 }
-                Content::File { path, size } => {
+                Content::File { path, size, digest: expected } => {
                     let mut file = Hashing { file: File::open(path)?.take(*size), hasher: sha2::Sha256::new() };
                     let reader = BufReader::with_capacity(1 << 18, &mut file);
                     tar.append_data(&mut header(tar::EntryType::Regular, 0o644, *size), name, reader)?;
-                    let digest = Digest::from_bytes(&file.hasher.finalize());
-                    if blob_name(&digest) != *name {
+                    if Digest::from_bytes(&file.hasher.finalize()) != *expected {
                         let problem = format!("{} is damaged: remove the image and get it again", path.display());
                         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
                     }
@@ -168,7 +181,7 @@ impl Inner {
             fetched.extend(staging);
             for (digest, path) in files {
                 let size = sizes.get(&digest).copied().unwrap_or_default();
-                blobs.insert(digest, Content::File { path, size });
+                blobs.insert(digest.clone(), Content::File { path, size, digest });
             }
             let descriptor = Descriptor {
                 media_type: documents.media_type.clone(),
@@ -190,7 +203,8 @@ impl Inner {
         parts.push(("index.json".to_owned(), text(index)));
         parts.push(("manifest.json".to_owned(), text(json!(docker))));
         parts.push(("oci-layout".to_owned(), text(json!({ "imageLayoutVersion": "1.0.0" }))));
-        Ok(Saving { parts, _fetched: fetched, _lease: lease, _turn: turn })
+        let directories = ["blobs/", "blobs/sha256/"].map(str::to_owned).into();
+        Ok(Saving { directories, parts, _fetched: fetched, _lease: lease, _turn: turn })
     }
 
     pub(crate) fn documents(&self, image: &ImageId) -> Result<Documents, SaveError> {
@@ -301,7 +315,12 @@ impl Pull {
     }
 }
 
-fn copy_verified(chunks: Chunks, path: &std::path::Path, expected: &Digest, size: u64) -> Result<(), PlaceError> {
+pub(crate) fn copy_verified(
+    chunks: Chunks,
+    path: &std::path::Path,
+    expected: &Digest,
+    size: u64,
+) -> Result<(), PlaceError> {
     let failed = |source| StoreError::Io { operation: "writing", path: path.to_owned(), source };
     // An earlier try may have left one.
     let _absent = fs::remove_file(path);

@@ -74,6 +74,28 @@ pub(super) async fn export(
     logins: &Logins,
     directory: PathBuf,
 ) -> anyhow::Result<()> {
+    // The twin documents of the tar's other form are left out.
+    into_directory(directory, Some("manifest.json"), ask(client, references, logins)).await
+}
+
+/// The files of an artifact.
+pub(super) async fn artifact(
+    client: &Client,
+    reference: &str,
+    logins: &Logins,
+    directory: PathBuf,
+) -> anyhow::Result<()> {
+    let path = with_query(&format!("{IMAGES}/artifact"), &[("reference", reference)]);
+    let auth = logins.body(&[reference])?;
+    into_directory(directory, None, client.request_long(Method::POST, &path, "application/x-tar", full(auth))).await
+}
+
+/// Unpacks the tar that `ask` gets into a directory that is empty, or not there yet.
+async fn into_directory(
+    directory: PathBuf,
+    without: Option<&'static str>,
+    ask: impl Future<Output = anyhow::Result<Answer>>,
+) -> anyhow::Result<()> {
     let shown = directory.display().to_string();
     let made = fs::create_dir(&directory);
     let taken = match made {
@@ -85,10 +107,11 @@ pub(super) async fn export(
     if taken {
         bail!("{shown} is not empty; give a new directory");
     }
-    let mut answer = ask(client, references, logins).await?;
+    let mut answer = ask.await?;
     let (sender, tar) = mpsc::channel(QUEUE);
+    let target = directory.clone();
     let unpacking =
-        tokio::task::spawn_blocking(move || unpack(Pieces { pieces: tar, current: Bytes::new() }, &directory));
+        tokio::task::spawn_blocking(move || unpack(Pieces { pieces: tar, current: Bytes::new() }, &target, without));
     let mut received = Ok(());
     while received.is_ok() {
         match answer.piece().await {
@@ -103,10 +126,10 @@ pub(super) async fn export(
     let unpacked = unpacking.await?.with_context(|| format!("writing {shown}"));
     let done = received.and(unpacked);
     if done.is_err() {
-        // Half a layout is none, and would be in the way of the next try.
-        for name in ["blobs", "index.json", "oci-layout"] {
-            let path = Path::new(&shown).join(name);
-            let _absent = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        // Half of it would be in the way of the next try; all that is there came with this one.
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let _told_by_the_next_try = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
     done
@@ -229,13 +252,13 @@ impl Read for Pieces {
     }
 }
 
-/// Writes a layout's files; the twin documents of the tar's other form are left out.
-fn unpack(tar: Pieces, directory: &Path) -> anyhow::Result<()> {
+/// Writes a tar's files, but for one of this name.
+fn unpack(tar: Pieces, directory: &Path, without: Option<&str>) -> anyhow::Result<()> {
     let mut archive = tar::Archive::new(tar);
     for entry in archive.entries()? {
         let mut entry = entry?;
         let name = entry.path()?.into_owned();
-        if name != Path::new("manifest.json") {
+        if without.is_none_or(|without| name != Path::new(without)) {
             entry.unpack_in(directory).with_context(|| format!("writing {}", name.display()))?;
         }
     }
