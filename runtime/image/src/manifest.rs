@@ -116,6 +116,17 @@ pub(crate) fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document
     }
 }
 
+/// What a manifest says it is; those of OCI need not.
+pub(crate) fn media_type_of(bytes: &[u8]) -> String {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Told {
+        media_type: Option<String>,
+    }
+    let told = serde_json::from_slice::<Told>(bytes).ok().and_then(|told| told.media_type);
+    told.unwrap_or_else(|| OCI_MANIFEST.to_owned())
+}
+
 fn checked(config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest, String> {
     if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
         return Err(format!("is an artifact ({}), not a container image", config.media_type));

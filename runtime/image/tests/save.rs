@@ -241,3 +241,44 @@ async fn skopeo_and_umoci_read_both_forms_and_find_the_same_files() {
         }
     }
 }
+
+#[tokio::test]
+async fn images_that_are_kept_whole_are_a_layout_that_other_tools_read() {
+    let registry = Registry::start();
+    let (kept, unpacked) = (Layout::new(&two_layers(), Pack::Gzip), Layout::salted(&two_layers(), Pack::Zstd, "other"));
+    registry.push(unpacked.dir.path(), "unpacked:1", &[]);
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", kept.dir.path()).unwrap();
+    let image = store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+    store.tag(&image.id, &"example.org/team/box:1".parse().unwrap()).unwrap();
+    store.pull(&registry.reference("unpacked:1"), &[], None).await.unwrap();
+
+    let output = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let names = output(Command::new("umoci").args(["ls", "--layout"]).arg(root.path()));
+    // What is kept only unpacked is not in it.
+    assert_eq!(names, "example.org/team/box:1\n");
+    let place = format!("oci:{}:example.org/team/box:1", root.path().display());
+    let seen = output(Command::new("skopeo").args(["inspect", "--format", "{{.Digest}}", &place]));
+    assert_eq!(seen.trim(), kept.manifest.as_str());
+    let copy = tempfile::tempdir().unwrap();
+    skopeo(&["copy", &place, &format!("dir:{}", copy.path().display())]);
+    for layer in &kept.layers {
+        assert_eq!(Digest::of(&fs::read(copy.path().join(layer.hex())).unwrap()), *layer);
+    }
+    // A pull with keepBlobs keeps it whole, too; and what is removed is not in it any more.
+    drop(store);
+    let mut config = Config::new(root.path());
+    config.keep_blobs = KeepBlobs::Always;
+    let store = Store::open(config).unwrap();
+    store.remove(&"example.org/team/box:1".parse().unwrap()).unwrap();
+    store.remove_image(&store.lookup(&registry.reference("unpacked:1")).unwrap().id).unwrap();
+    store.pull(&registry.reference("unpacked:1"), &[], None).await.unwrap();
+    let names = output(Command::new("umoci").args(["ls", "--layout"]).arg(root.path()));
+    assert_eq!(names.trim(), registry.reference("unpacked:1").to_string());
+}

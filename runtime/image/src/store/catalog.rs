@@ -10,12 +10,14 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
     configuration::ImageConfig,
     digest::Digest,
     image::{Image, ImageId},
+    manifest::{self, Descriptor, Document, OCI_INDEX},
     reference::ImageRef,
     store::{InUse, StoreError, layout::Layout},
 };
@@ -23,9 +25,16 @@ use crate::{
 /// The format that this program writes; it refuses newer ones.
 pub(crate) const VERSION: u64 = 1;
 
-/// `index.json`.
+/// `index.json`: an OCI image index of the images that are here as their registry has them, and beside that all that
+/// this program knows. Source: OCI image-spec `image-layout.md`, `image-index.md`, which lets others pass over the rest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct IndexFile {
+    #[serde(default, rename = "schemaVersion")]
+    schema_version: u64,
+    #[serde(default, rename = "mediaType")]
+    media_type: String,
+    #[serde(default)]
+    manifests: Vec<serde_json::Value>,
     pub(crate) version: u64,
     pub(crate) images: Vec<Record>,
     /// Files of the preload directory that were loaded, and what they looked like then.
@@ -56,6 +65,9 @@ pub(crate) struct Record {
     /// Blobs that are kept for it besides its configuration: manifests, indexes, layers.
     pub(crate) blobs: BTreeSet<Digest>,
     pub(crate) size_bytes: u64,
+    /// Its manifest as an index names it, when its configuration and every layer of it are here, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kept_whole: Option<Descriptor>,
     /// There is a `finish-<id>/fs` directory to go on top of the layers.
     pub(crate) finish: bool,
     /// Layers that have a `finish-<id>/<diff id>` directory to go on top of them; see `redirect`.
@@ -198,7 +210,11 @@ impl Catalog {
 
 impl State {
     fn to_file(&self) -> IndexFile {
+        let records = self.images.values().map(|entry| &entry.record);
         IndexFile {
+            schema_version: 2,
+            media_type: OCI_INDEX.to_owned(),
+            manifests: records.flat_map(Record::as_manifests).collect(),
             version: VERSION,
             images: self.images.values().map(|e| e.record.clone()).collect(),
             preloaded: self.preloaded.clone(),
@@ -253,7 +269,44 @@ impl State {
     }
 }
 
+impl IndexFile {
+    /// That of a store in which nothing is yet.
+    pub(crate) fn empty() -> Self {
+        Self { version: VERSION, ..State::default().to_file() }
+    }
+}
+
 impl Record {
+    /// What an index has of it: a line for each tag, or one without a name.
+    fn as_manifests(&self) -> Vec<serde_json::Value> {
+        let Some(manifest) = &self.kept_whole else { return Vec::new() };
+        if self.references.is_empty() {
+            return vec![json!(manifest)];
+        }
+        let Descriptor { media_type, digest, size } = manifest;
+        let named = self.references.iter().map(|name| {
+            json!({ "mediaType": media_type, "digest": digest, "size": size, "annotations": {
+                "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name,
+            } })
+        });
+        named.collect()
+    }
+
+    /// Says whether it is here as its registry has it.
+    pub(crate) fn note_kept(&mut self, layout: &Layout) {
+        let is_kept = |blob: &Descriptor| {
+            (self.blobs.contains(&blob.digest) || blob.digest == *self.id.digest())
+                && std::fs::metadata(layout.blob(&blob.digest)).is_ok_and(|file| file.len() == blob.size)
+        };
+        let bytes = std::fs::read(layout.blob(&self.manifest)).unwrap_or_default();
+        self.kept_whole = match manifest::parse(&bytes, None) {
+            Ok(Document::Manifest(parsed)) if parsed.layers.iter().chain([&parsed.config]).all(is_kept) => {
+                let (digest, size) = (self.manifest.clone(), bytes.len() as u64);
+                Some(Descriptor { media_type: manifest::media_type_of(&bytes), digest, size })
+            }
+            _ => None,
+        };
+    }
     /// Its layers, and what lies on top of them, are where they should be.
     fn is_in_place(&self, layout: &Layout) -> bool {
         let finished = !self.is_finished() || layout.finish(self.id.digest()).is_dir();

@@ -82,7 +82,8 @@ impl Layout {
         for directory in ["blobs", "blobs/sha256", "layers", "snapshots", "staging"] {
             make_private(&self.root.join(directory), false)?;
         }
-        Ok(())
+        let marker = self.root.join("oci-layout");
+        if marker.exists() { Ok(()) } else { self.write(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#, false) }
     }
 
     fn unique(&self, what: &str) -> PathBuf {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  <root>/                      0700, like every directory in it
+//!    oci-layout                 images that are kept whole form an OCI layout, which other tools read
 //!    index.json                 what images there are; versioned, replaced by rename
 //!    lock                       held while the store is open
 //!    blobs/sha256/<hex>         manifests and configurations as they came (and layer blobs that are kept)
@@ -460,6 +461,7 @@ impl Inner {
             layers: layers.clone(),
             blobs: new.blobs,
             size_bytes,
+            kept_whole: None,
             finish: finish.top,
             redirected: finish.redirected,
             finish_record: finish.record,
@@ -485,6 +487,9 @@ impl Inner {
                 (None, None) => {}
             }
             state.insert(Entry { record, config: new.config });
+            if let Some(entry) = state.images.get_mut(&new.id) {
+                entry.record.note_kept(layout);
+            }
             let entry = state.images.get(&new.id);
             Ok(entry.map(|e| self.catalog.image(e)))
         })?;

@@ -1,7 +1,6 @@
 //! Opening a store: find out what is whole, and remove what is not.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
@@ -103,7 +102,7 @@ fn read_index(layout: &Layout) -> Result<IndexFile, StoreError> {
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Ok(IndexFile { version: VERSION, images: Vec::new(), preloaded: BTreeMap::new() });
+            return Ok(IndexFile::empty());
         }
         Err(source) => return Err(StoreError::Io { operation: "reading", path, source }),
     };
@@ -194,6 +193,11 @@ fn check(layout: &Layout, record: Record, boot: &str) -> Result<Entry, (Digest, 
     }
     if record.redirected.iter().any(|l| !layout.redirected(&id, l).is_dir()) {
         return Err((id, "what follows a layer's links is missing"));
+    }
+    let mut record = record;
+    if record.kept_whole.is_none() {
+        // A version that did not say so may have kept it.
+        record.note_kept(layout);
     }
     Ok(Entry { record, config })
 }

@@ -217,10 +217,7 @@ impl Inner {
         let Ok(Document::Manifest(parsed)) = manifest::parse(if whole { &bytes } else { b"" }, None) else {
             return Err(failed(io::Error::other("it is damaged; remove the image and pull it again")).into());
         };
-        let media_type = serde_json::from_slice::<serde_json::Value>(&bytes)
-            .ok()
-            .and_then(|document| Some(document.get("mediaType")?.as_str()?.to_owned()))
-            .unwrap_or_else(|| manifest::OCI_MANIFEST.to_owned());
+        let media_type = manifest::media_type_of(&bytes);
         let sources = record.repo_digests.iter().chain(&record.references).cloned().collect();
         Ok(Documents { manifest: record.manifest, media_type, bytes, parsed, sources })
     }
