@@ -235,6 +235,8 @@ mod tests {
             done,
             present: false,
             foreign: false,
+            reused_bytes: 0,
+            whole: None,
         };
         let layers = vec![layer(b"a", 3_000_000, true), layer(b"b", 1_000_000, false)];
         sink.send_modify(|progress| progress.layers = layers);

@@ -1,12 +1,13 @@
 //! Doors for the fuzz targets in `fuzz/`, and for nobody else: what reads a stranger's bytes is private otherwise.
 
-use std::{io::BufReader, path::PathBuf};
+use std::{io::BufReader, ops::Range, path::PathBuf};
 
 use crate::{
     configuration,
     hosts::{Access, Hosts, HostsError},
     layer::{Archive, LayerError, Limits},
     manifest::{self, Document},
+    partial::{self, Piece, TarSplit},
     platform::Platform,
     reference::ImageRef,
     registry::{Registries, challenge, realm},
@@ -45,6 +46,19 @@ pub fn manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Vec<u64>, St
             manifest::choose(&entries, &Platform::current()).map(|entry| vec![entry.descriptor.size])
         }
     }
+}
+
+/// Where in a blob, before `end`, the contents are that a table of contents tells of, for each form that it fits.
+#[must_use]
+pub fn table(bytes: &[u8], end: u64) -> Vec<Vec<Range<u64>>> {
+    partial::places(bytes, end)
+}
+
+/// How many bytes of an archive a tar-split has, before it ends or is refused.
+#[must_use]
+pub fn tar_split(bytes: &[u8]) -> u64 {
+    let pieces = TarSplit::new(bytes).map_while(Result::ok);
+    pieces.map(|piece| if let Piece::Literal(bytes) = piece { bytes.len() as u64 } else { 0 }).sum()
 }
 
 /// How many layers a configuration has, and how many bytes of text are kept of it.

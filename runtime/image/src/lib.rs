@@ -25,6 +25,7 @@ mod hosts;
 mod image;
 mod layer;
 mod manifest;
+mod partial;
 mod platform;
 mod progress;
 mod record;

@@ -4,8 +4,10 @@
 //! says it is must agree with what the registry says and with what it has.
 //! Source: OCI image-spec `manifest.md`, `image-index.md`; Docker image manifest v2.2.
 
+use std::collections::BTreeMap;
+
 use oci_client::manifest as media;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{digest::Digest, platform::Platform};
 
@@ -37,6 +39,26 @@ pub(crate) struct Descriptor {
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Remarks on it, as far as they are text. Nothing that must hold is told there, so nothing else is an error.
+    #[serde(default, deserialize_with = "texts", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// Without remarks.
+    pub(crate) fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.into(), digest, size, annotations: BTreeMap::new() }
+    }
+}
+
+fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    let serde_json::Value::Object(values) = value else { return Ok(BTreeMap::new()) };
+    let text = |(name, value)| match value {
+        serde_json::Value::String(text) => Some((name, text)),
+        _ => None,
+    };
+    Ok(values.into_iter().filter_map(text).collect())
 }
 
 /// One line of an index.
@@ -259,6 +281,20 @@ mod tests {
         assert_eq!(choose(&entries, &amd).unwrap().descriptor.digest, Digest::of(b"ours"));
         let riscv = Platform { architecture: "riscv64".into(), ..amd };
         assert_eq!(choose(&entries, &riscv).unwrap_err(), "linux/amd64, linux/s390x");
+    }
+
+    #[test]
+    fn remarks_on_a_layer_are_kept_when_they_are_text_and_never_refused() {
+        let told = |annotations: &str| {
+            let text = descriptor(OCI_LAYER).replace("\"size\"", &format!("\"annotations\":{annotations},\"size\""));
+            let layer: Descriptor = serde_json::from_str(&text).unwrap();
+            layer.annotations.into_iter().collect::<Vec<_>>()
+        };
+        let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(told(r#"{"a":"b","c":7,"d":null,"e":{"f":"g"}}"#), [text("a", "b")]);
+        for other in ["null", "7", "[]", r#""a""#] {
+            assert_eq!(told(other), [], "{other}");
+        }
     }
 
     proptest! {

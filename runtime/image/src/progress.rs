@@ -24,7 +24,7 @@ pub enum Phase {
 pub struct LayerProgress {
     /// The digest of the blob in the registry.
     pub digest: Digest,
-    /// Bytes to fetch, as the manifest says.
+    /// Bytes to fetch: as the manifest says, or what a partial pull needs of them.
     pub total_bytes: u64,
     /// Bytes fetched so far.
     pub fetched_bytes: u64,
@@ -34,6 +34,10 @@ pub struct LayerProgress {
     pub present: bool,
     /// Of a push: it may not be passed on, and is not sent.
     pub foreign: bool,
+    /// Bytes of its files that are taken from other layers instead of being fetched.
+    pub reused_bytes: u64,
+    /// Why all of it is fetched, when it is made for partial pulls and these are on.
+    pub whole: Option<String>,
 }
 
 impl LayerProgress {
@@ -46,6 +50,8 @@ impl LayerProgress {
             done: false,
             present: false,
             foreign: false,
+            reused_bytes: 0,
+            whole: None,
         }
     }
 }

@@ -27,9 +27,10 @@ use crate::{
 /// What a layer must turn out to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Expected {
-    /// Digest of the bytes as they come; `None` when only the diff id is known.
+    /// Digest of the bytes as they come; `None` when these are not the blob, but the archive rebuilt from parts of it:
+    /// then only the diff id is verified.
     pub(crate) blob: Option<Digest>,
-    /// Length of the bytes as they come.
+    /// Length of the blob, of which an archive is to be no more than a multiple.
     pub(crate) length: u64,
     /// Digest of the decompressed archive.
     pub(crate) diff_id: Digest,
@@ -79,7 +80,7 @@ fn unpack_within(
     let free = expected.length.saturating_mul(limits.ratio);
     let by_ratio = free.max(limits.ratio_floor_bytes);
     let limits = Limits { unpacked_bytes: limits.unpacked_bytes.min(by_ratio), ..limits.clone() };
-    let blob = Counted::new(input, expected.length, expected.blob.is_some());
+    let blob = Counted::new(input, expected);
     let inner = Decompressor::new(blob)?;
     let plain = Unpacked { inner, hasher: Sha256::new(), length: 0, limit: limits.unpacked_bytes, free, spare };
     let mut archive = Archive::new(BufReader::with_capacity(1 << 18, plain), &limits);
@@ -124,17 +125,21 @@ struct Counted<R> {
 }
 
 impl<R: BufRead> Counted<R> {
-    fn new(inner: R, limit: u64, hash: bool) -> Self {
-        Self { inner, hasher: hash.then(Sha256::new), length: 0, limit }
+    fn new(inner: R, expected: &Expected) -> Self {
+        let (hasher, limit) = match expected.blob {
+            Some(_) => (Some(Sha256::new()), expected.length),
+            None => (None, u64::MAX),
+        };
+        Self { inner, hasher, length: 0, limit }
     }
 
     fn verify(self, expected: &Expected) -> Result<(), LayerError> {
-        if self.length != expected.length {
-            return Err(LayerError::Length { expected: expected.length, actual: self.length });
-        }
         let (Some(hasher), Some(digest)) = (self.hasher, &expected.blob) else {
             return Ok(());
         };
+        if self.length != expected.length {
+            return Err(LayerError::Length { expected: expected.length, actual: self.length });
+        }
         let actual = Digest::from_bytes(&hasher.finalize());
         if actual == *digest { Ok(()) } else { Err(LayerError::Blob { expected: digest.clone(), actual }) }
     }

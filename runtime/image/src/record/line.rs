@@ -32,7 +32,6 @@ impl Line {
     }
 
     /// The value of a keyword.
-    #[allow(dead_code)]
     pub(crate) fn value(&self, keyword: &[u8]) -> Option<&[u8]> {
         self.keywords().find(|(name, _)| *name == keyword).map(|(_, value)| value)
     }

@@ -29,7 +29,6 @@ use crate::digest::Digest;
 
 pub use compare::Damage;
 pub(crate) use compare::verify;
-#[allow(unused_imports)]
 pub(crate) use line::Line;
 
 /// The record's name, beside the directories that it tells of.
@@ -82,7 +81,6 @@ pub(crate) fn write(root: Root<'_>, mut contents: Contents, to: &Path) -> io::Re
 }
 
 /// The lines of a record that are entries. One that is no line of a record ends it with an error.
-#[allow(dead_code)]
 pub(crate) fn entries(mut record: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
     std::iter::from_fn(move || next(&mut record).transpose())
 }

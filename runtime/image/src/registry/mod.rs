@@ -29,6 +29,7 @@ use crate::hosts::Access;
 
 use throttle::Throttle;
 
+pub(crate) use body::Body;
 pub use error::RegistryError;
 pub use lists::Referrer;
 pub(crate) use session::{Fetched, Session, describe};

@@ -49,6 +49,9 @@ pub struct Config {
     pub platform: Platform,
     /// Which layer blobs stay on disk.
     pub keep_blobs: KeepBlobs,
+    /// Whether of zstd:chunked and eStargz layers only the files are fetched that no other layer has. Layers whose blobs
+    /// are kept are fetched whole.
+    pub partial_pulls: bool,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
     /// How long a transfer may stand still, or go on with less than 1 KiB per second.
@@ -76,6 +79,7 @@ impl Config {
             preload_dir: None,
             platform: Platform::current(),
             keep_blobs: KeepBlobs::default(),
+            partial_pulls: false,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             limits: Limits::default(),

@@ -475,18 +475,14 @@ fn plan_docker(
                 Some(known) => known.clone(),
                 None => described.entry(path).or_insert(describe_file(path)?).clone(),
             };
-            blobs.push(Descriptor { media_type, digest: blob.clone(), size });
+            blobs.push(Descriptor::new(media_type, blob.clone(), size));
             layers.push((Expected { blob: Some(blob), length: size, diff_id: diff_id.clone() }, path.clone()));
         }
         // This form has no manifest; one of our own gives the image its digest.
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "config": Descriptor {
-                media_type: OCI_CONFIG.to_owned(),
-                digest: config_digest,
-                size: config_bytes.len() as u64,
-            },
+            "config": Descriptor::new(OCI_CONFIG, config_digest, config_bytes.len() as u64),
             "layers": blobs,
         });
         let bytes = manifest.to_string().into_bytes();

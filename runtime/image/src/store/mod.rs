@@ -31,6 +31,7 @@ mod lists;
 mod load;
 mod meta;
 mod open;
+mod parts;
 mod preload;
 mod pull;
 mod push;

@@ -278,7 +278,7 @@ impl Pull {
         });
     }
 
-    fn show(&self, number: usize, change: impl FnOnce(&mut LayerProgress)) {
+    pub(crate) fn show(&self, number: usize, change: impl FnOnce(&mut LayerProgress)) {
         self.progress.send_modify(|p| {
             if let Some(layer) = p.layers.get_mut(number) {
                 change(layer);
@@ -305,6 +305,10 @@ impl Pull {
         let _slot = self.inner.downloads.take(registry).await;
         if self.broken_off.is_cancelled() {
             return Err(PullError::Interrupted { image: self.reference.to_string() });
+        }
+        if self.place_in_parts(sources, manifest, number, blob, diff_id).await? {
+            self.show(number, |l| l.done = true);
+            return Ok(());
         }
         let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
         let (inner, spare, blob_digest) = (self.inner.clone(), self.spare.clone(), blob.digest.clone());

@@ -183,11 +183,8 @@ impl Inner {
                 let size = sizes.get(&digest).copied().unwrap_or_default();
                 blobs.insert(digest.clone(), Content::File { path, size, digest });
             }
-            let descriptor = Descriptor {
-                media_type: documents.media_type.clone(),
-                digest: documents.manifest.clone(),
-                size: documents.bytes.len() as u64,
-            };
+            let size = documents.bytes.len() as u64;
+            let descriptor = Descriptor::new(&documents.media_type, documents.manifest.clone(), size);
             manifests.extend(index_entries(&descriptor, names));
             docker.push(json!({
                 "Config": blob_name(&config.digest),
@@ -347,7 +344,7 @@ pub(crate) fn copy_verified(
 
 /// One line for each name, as containerd and Docker write them; one without annotations for no name.
 fn index_entries(descriptor: &Descriptor, names: &BTreeSet<&ImageRef>) -> Vec<serde_json::Value> {
-    let Descriptor { media_type, digest, size } = descriptor;
+    let Descriptor { media_type, digest, size, .. } = descriptor;
     if names.is_empty() {
         return vec![json!(descriptor)];
     }

@@ -152,7 +152,7 @@ impl Pull {
 }
 
 /// An error with its causes, as a person reads them.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),
         None => error.to_string(),

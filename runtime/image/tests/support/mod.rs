@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
 pub mod facts;
+pub mod parts;
 pub mod scripted;
 
 use std::{
