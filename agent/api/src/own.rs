@@ -271,6 +271,8 @@ fn step(progress: &Progress) -> PullProgress {
             done: layer.done,
             present: layer.present,
             foreign: layer.foreign,
+            reused_bytes: layer.reused_bytes,
+            whole: layer.whole.clone(),
         })
         .collect();
     let tried = progress.tried.iter();

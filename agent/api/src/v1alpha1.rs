@@ -382,6 +382,12 @@ pub struct LayerView {
     /// Of a push: it may not be passed on, and is not sent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub foreign: bool,
+    /// Bytes of its files that are taken from other layers instead of being fetched.
+    #[serde(default)]
+    pub reused_bytes: u64,
+    /// Why all of it is fetched, when it is made for partial pulls and these are on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<String>,
 }
 
 /// What `delete` is asked: manifests, objects by name, or both.

@@ -192,6 +192,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     if config.keep_blobs {
         images.keep_blobs = image::KeepBlobs::Always;
     }
+    images.partial_pulls = config.partial_pulls;
     images.certs_d = Some(config.registry_hosts.clone());
     images.registries_conf = Some(config.registries_conf.clone());
     let downloads = &config.downloads;

@@ -132,6 +132,9 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "DURATION", env = "PORTREEVE_DOWNLOAD_STALL_TIMEOUT", value_parser = value::patience)]
     #[serde(deserialize_with = "file::patience")]
     pub(crate) download_stall_timeout: Option<Duration>,
+    /// Fetch of zstd:chunked and eStargz layers only the files that no layer here has [default: false]
+    #[arg(long, value_name = "BOOL", env = "PORTREEVE_PARTIAL_PULLS", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) partial_pulls: Option<bool>,
     /// How full the disk of the images may get before images go that nobody needs, in percent [default: 85]
     #[arg(long = "image-gc-high-threshold-percent", value_name = "PERCENT", env = "PORTREEVE_IMAGE_GC_HIGH_THRESHOLD_PERCENT",
         value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -190,6 +193,7 @@ pub(crate) struct Config {
     pub(crate) registries_conf: PathBuf,
     pub(crate) keep_blobs: bool,
     pub(crate) downloads: Downloads,
+    pub(crate) partial_pulls: bool,
     pub(crate) image_collection: ImageCollection,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
@@ -267,6 +271,7 @@ impl Settings {
             download_rate_limit: self.download_rate_limit.or(other.download_rate_limit),
             download_window: self.download_window.or(other.download_window),
             download_stall_timeout: self.download_stall_timeout.or(other.download_stall_timeout),
+            partial_pulls: self.partial_pulls.or(other.partial_pulls),
             image_gc_high_threshold_percent: self
                 .image_gc_high_threshold_percent
                 .or(other.image_gc_high_threshold_percent),
@@ -326,6 +331,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
             window: settings.download_window,
             stall_timeout: settings.download_stall_timeout,
         },
+        partial_pulls: settings.partial_pulls.unwrap_or(false),
         image_collection,
         log_format: settings.log_format.unwrap_or(LogFormat::Text),
         log: settings.log.unwrap_or_else(|| "info".to_owned()),
@@ -484,7 +490,7 @@ mod tests {
         let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
-                    registriesConf: /c.conf\nkeepBlobs: true\nmaxConcurrentDownloads: 2\n\
+                    registriesConf: /c.conf\nkeepBlobs: true\npartialPulls: true\nmaxConcurrentDownloads: 2\n\
                     maxConcurrentDownloadsPerRegistry: 1\ndownloadConnections: 4\ndownloadRateLimit: 10Mi\n\
                     downloadWindow: 22:00-06:30\ndownloadStallTimeout: 5s\nimageGCHighThresholdPercent: 70\n\
                     imageGCLowThresholdPercent: 60\nimageMinimumGCAge: 1h\nlogFormat: json\nlog: debug\n";
@@ -493,7 +499,7 @@ mod tests {
         assert_eq!(config.node_labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         assert_eq!(config.log_format, LogFormat::Json);
         assert_eq!(config.insecure_registries, ["r:5000"]);
-        assert!(config.keep_blobs);
+        assert!(config.keep_blobs && config.partial_pulls);
         let downloads = Downloads {
             at_once: Some(2),
             at_once_per_registry: Some(1),

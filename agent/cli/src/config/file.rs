@@ -51,7 +51,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 28] = [
+pub(crate) const KEYS: [&str; 29] = [
     "manifests",
     "root",
     "run",
@@ -75,6 +75,7 @@ pub(crate) const KEYS: [&str; 28] = [
     "downloadRateLimit",
     "downloadWindow",
     "downloadStallTimeout",
+    "partialPulls",
     "imageGCHighThresholdPercent",
     "imageGCLowThresholdPercent",
     "imageMinimumGCAge",

@@ -340,13 +340,8 @@ impl Shown {
                 let mut err = io::stderr().lock();
                 for (done, layer) in done.iter_mut().zip(layers) {
                     if layer.done && !std::mem::replace(done, true) {
-                        writeln!(
-                            err,
-                            "{}: {} ({} bytes)",
-                            short(&layer.digest),
-                            word(layer, pushes),
-                            layer.total_bytes
-                        )?;
+                        let (name, word) = (short(&layer.digest), word(layer, pushes));
+                        writeln!(err, "{name}: {word} ({} bytes{})", layer.total_bytes, parts(layer))?;
                     }
                 }
             }
@@ -360,6 +355,15 @@ impl Shown {
             // A terminal that is gone needs no cleaning.
             let _gone = all.clear();
         }
+    }
+}
+
+/// What partial pulls have made of it, when they are on.
+fn parts(layer: &LayerView) -> String {
+    match layer {
+        LayerView { reused_bytes: 1.., .. } => format!(", {} bytes of files were here", layer.reused_bytes),
+        LayerView { whole: Some(reason), .. } => format!(", fetched whole: {reason}"),
+        _ => String::new(),
     }
 }
 
