@@ -606,3 +606,32 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     let row = table.lines().find(|line| line.starts_with(&absent)).unwrap_or_else(|| panic!("{table}"));
     assert!(row.contains("Failed") && row.contains("does not exist in its registry"), "{table}");
 }
+
+#[test]
+fn of_another_version_only_what_is_new_is_fetched_when_the_setting_says_so() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("partial");
+    let registry = Registry::start(&world, 5050);
+    let content: String = (0..750_000_u64).map(|n| format!("{:08x}", n.wrapping_mul(2_654_435_761) >> 7)).collect();
+    let push = |version: &str| {
+        let image = Image::busybox_with(world.home(), "local/box:1", &[("big", &content), ("version", version)]);
+        let reference = format!("{}/box:{version}", registry.host());
+        let mut command = world.command("skopeo");
+        let how = ["--quiet", "--dest-tls-verify=false", "--format=oci", "--dest-compress-format=zstd:chunked"];
+        let names = [format!("docker-archive:{}", image.tar.display()), format!("docker://{reference}")];
+        let output = command.args(["--insecure-policy", "copy"]).args(how).args(names).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        reference
+    };
+    let (first, second) = (push("1"), push("2"));
+    let agent = Agent::start_with(&world, &["--partial-pulls"]);
+    let shown = agent.client(&["image", "pull", "--progress", &first]).stderr;
+    assert!(shown.contains(", fetched whole: no file of it is here)"), "{shown}");
+    let shown = agent.client(&["image", "pull", "--progress", &second]).stderr;
+    assert!(shown.contains(" bytes of files were here)"), "{shown}");
+    agent.drop_manifest("a.yaml", &pod("a", &second));
+    agent.wait_ready("a");
+    assert_eq!(agent.client(&["exec", "a", "--", "cat", "/version"]).ok(), "2");
+}
