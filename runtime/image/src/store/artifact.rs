@@ -3,7 +3,7 @@
 //! Source: OCI image-spec `manifest.md` §Guidelines for Artifact Usage, `annotations.md`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::{Component, Path},
     sync::Arc,
 };
@@ -32,14 +32,7 @@ const TITLE: &str = "org.opencontainers.image.title";
 struct Manifest {
     schema_version: u64,
     media_type: Option<String>,
-    layers: Option<Vec<Layer>>,
-}
-
-#[derive(Deserialize)]
-struct Layer {
-    #[serde(flatten)]
-    descriptor: Descriptor,
-    annotations: Option<BTreeMap<String, String>>,
+    layers: Option<Vec<Descriptor>>,
 }
 
 impl Inner {
@@ -116,9 +109,8 @@ fn files_of(bytes: &[u8]) -> Result<Vec<(String, Descriptor)>, String> {
     }
     let mut names = BTreeSet::new();
     let mut files = Vec::new();
-    for Layer { descriptor, annotations } in layers {
-        let title = annotations.and_then(|mut all| all.remove(TITLE));
-        let name = title.unwrap_or_else(|| descriptor.digest.hex().to_owned());
+    for layer in layers {
+        let name = layer.annotations.get(TITLE).cloned().unwrap_or_else(|| layer.digest.hex().to_owned());
         let plain = |part| matches!(part, Component::Normal(_));
         if name.is_empty() || name.contains('\0') || name.len() > 4095 || !Path::new(&name).components().all(plain) {
             return Err(format!("has a file {name:?}, which is not the name of one below a directory"));
@@ -126,7 +118,7 @@ fn files_of(bytes: &[u8]) -> Result<Vec<(String, Descriptor)>, String> {
         if !names.insert(name.clone()) {
             return Err(format!("has two files {name:?}"));
         }
-        files.push((name, descriptor));
+        files.push((name, layer));
     }
     Ok(files)
 }

@@ -283,7 +283,7 @@ impl Record {
         if self.references.is_empty() {
             return vec![json!(manifest)];
         }
-        let Descriptor { media_type, digest, size } = manifest;
+        let Descriptor { media_type, digest, size, .. } = manifest;
         let named = self.references.iter().map(|name| {
             json!({ "mediaType": media_type, "digest": digest, "size": size, "annotations": {
                 "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name,
@@ -302,7 +302,7 @@ impl Record {
         self.kept_whole = match manifest::parse(&bytes, None) {
             Ok(Document::Manifest(parsed)) if parsed.layers.iter().chain([&parsed.config]).all(is_kept) => {
                 let (digest, size) = (self.manifest.clone(), bytes.len() as u64);
-                Some(Descriptor { media_type: manifest::media_type_of(&bytes), digest, size })
+                Some(Descriptor::new(manifest::media_type_of(&bytes), digest, size))
             }
             _ => None,
         };
