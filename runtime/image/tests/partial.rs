@@ -87,7 +87,7 @@ impl Place {
         let image = self.store.pull(reference, &[], Some(sink)).await.unwrap();
         let layer = progress.borrow().layers.last().unwrap().clone();
         assert!(layer.done && layer.fetched_bytes == layer.total_bytes, "{layer:?}");
-        assert_eq!(fs::read_dir(self.dir.path().join("staging")).unwrap().count(), 0);
+        support::nothing_unfinished(self.dir.path());
         (image, layer)
     }
 }
