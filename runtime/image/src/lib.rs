@@ -34,6 +34,7 @@ mod registry;
 mod slots;
 mod store;
 mod text;
+mod trust;
 mod window;
 
 pub use credential::{Credential, CredentialError, Secret};
@@ -53,6 +54,7 @@ pub use store::{
     StoreError, Unneeded, Usage,
 };
 pub use window::{DownloadWindow, WindowError};
+pub use trust::{PolicyError, PolicySurvey, Refusal, survey_policy};
 
 /// Makes ring the TLS provider of this process, once, unless the program chose one before.
 pub(crate) fn ensure_tls_provider() {

@@ -84,6 +84,9 @@ pub(crate) struct Record {
     pub(crate) added_at: jiff::Timestamp,
     /// The boot in which it was written, until the kernel has put all of it on the disk.
     pub(crate) unsynced_boot: Option<String>,
+    /// The blob with the signatures that came with it; see `trust`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signatures: Option<Digest>,
 }
 
 /// Mode and owner of the image's root directory.
@@ -244,6 +247,7 @@ impl State {
             entry.record.blobs.extend(old.blobs.iter().cloned());
             entry.record.pinned |= old.pinned;
             entry.record.added_at = old.added_at;
+            entry.record.signatures = entry.record.signatures.or_else(|| old.signatures.clone());
         }
         self.images.insert(entry.record.id.clone(), entry);
     }
@@ -263,7 +267,9 @@ impl State {
     pub(crate) fn needed_blobs(&self) -> BTreeSet<Digest> {
         self.images
             .values()
-            .flat_map(|e| e.record.blobs.iter().chain([e.record.id.digest(), &e.record.manifest]))
+            .flat_map(|e| {
+                e.record.blobs.iter().chain([e.record.id.digest(), &e.record.manifest]).chain(&e.record.signatures)
+            })
             .cloned()
             .collect()
     }

@@ -30,6 +30,9 @@ pub struct Config {
     pub certs_d: Option<PathBuf>,
     /// podman's file of registries (`/etc/containers/registries.conf`), which need not be there.
     pub registries_conf: Option<PathBuf>,
+    /// Which images may be used: a file in the syntax of containers-policy.json(5), which must be there. Without one
+    /// any may.
+    pub trust_policy: Option<PathBuf>,
     /// How long a mirror may take to say what it has before the next host is asked.
     pub mirror_timeout: Duration,
     /// Layers that are downloaded and unpacked at once, over all pulls. When several registries are at
@@ -70,6 +73,7 @@ impl Config {
             ca_files: Vec::new(),
             certs_d: None,
             registries_conf: None,
+            trust_policy: None,
             mirror_timeout: Duration::from_secs(10),
             max_concurrent_downloads: 3,
             max_concurrent_downloads_per_registry: None,

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    digest::Digest, hosts::HostsError, image::ImageId, layer::LayerError, registry::RegistryError,
+    digest::Digest, hosts::HostsError, image::ImageId, layer::LayerError, registry::RegistryError, trust::Refusal,
     window::DownloadWindow,
 };
 
@@ -75,6 +75,9 @@ pub enum PullError {
         #[source]
         source: HostsError,
     },
+    /// The trust policy does not let it be used.
+    #[error(transparent)]
+    Untrusted(Refusal),
     /// The image is not for this machine.
     #[error("image {image} has nothing for {wanted}, only for {offered}")]
     Platform {
@@ -348,6 +351,7 @@ impl PullError {
             Self::NotFound { .. }
             | Self::Hosts { .. }
             | Self::Unauthorized { .. }
+            | Self::Untrusted(_)
             | Self::Platform { .. }
             | Self::Invalid { .. }
             | Self::Layer { .. } => Retry::AfterChange,
@@ -384,6 +388,7 @@ impl PullError {
             Self::Registry { .. } => "look at the registry's own log",
             Self::Nowhere { last, .. } => last.advice(),
             Self::Hosts { .. } => "mend that file; it is read anew for each pull",
+            Self::Untrusted(_) => "sign the image as that rule wants, or change the policy; it is read anew each time",
             Self::Platform { .. } => "build or choose an image for this machine's architecture",
             Self::DigestMismatch { .. } => "push the image again; the registry's copy or the way to it is damaged",
             Self::Invalid { .. } => "build the image again with a current tool",

@@ -5,7 +5,8 @@
 //!    oci-layout                 images that are kept whole form an OCI layout, which other tools read
 //!    index.json                 what images there are; versioned, replaced by rename
 //!    lock                       held while the store is open
-//!    blobs/sha256/<hex>         manifests and configurations as they came (and layer blobs that are kept)
+//!    blobs/sha256/<hex>         manifests and configurations as they came (and layer blobs that are kept),
+//!                                and signatures of images, a document for each image that has some
 //!    layers/<diff id hex>/
 //!      fs/                      the unpacked layer: a lower directory of overlays
 //!      layer.json               its size, and what it only implies
@@ -41,6 +42,7 @@ mod save;
 mod snapshot;
 mod sources;
 mod sync;
+mod trust;
 mod usage;
 mod verify;
 mod view;
@@ -69,6 +71,7 @@ use crate::{
     reference::ImageRef,
     registry::{Referrer, Registries},
     slots::RegistrySlots,
+    trust::Refusal,
 };
 
 use catalog::{Catalog, Entry, Record};
@@ -244,6 +247,15 @@ impl Store {
     pub fn image(&self, id: &ImageId) -> Option<Image> {
         let state = self.inner.catalog.read();
         state.images.get(id).map(|entry| self.inner.catalog.image(entry))
+    }
+
+    /// Whether the trust policy lets containers be made of an image that is here, under this name. Asks no registry:
+    /// signatures came with the image. Blocks on the disk, for a policy file and the keys that it names.
+    ///
+    /// # Errors
+    /// What does not hold, or why the policy cannot be used: then nothing may be.
+    pub fn check_trust(&self, reference: &ImageRef, image: &Image) -> Result<(), Refusal> {
+        self.inner.check_trust(reference, image)
     }
 
     /// What a person or a kubelet may call an image: an id (with or without `sha256:`, or a unique
@@ -471,6 +483,7 @@ impl Inner {
             pinned: new.pinned,
             added_at: jiff::Timestamp::now(),
             unsynced_boot: Some(self.boot.clone()),
+            signatures: None,
         };
         let image = self.catalog.change(|state| {
             match (state.images.get(&new.id), finish.staging) {

@@ -32,6 +32,7 @@ use crate::{
         sources::Sources,
     },
     text::shown,
+    trust::Signatures,
 };
 
 /// An index may point at an index; nobody does so more than once.
@@ -72,6 +73,8 @@ pub(crate) struct Resolved {
     pub(crate) manifest: Manifest,
     /// Raw documents, as they came.
     pub(crate) documents: Vec<(Digest, Vec<u8>)>,
+    /// Those for which the policy lets it be used.
+    pub(crate) signatures: Signatures,
 }
 
 impl Inner {
@@ -113,7 +116,7 @@ impl Pull {
     async fn complete(&self, auth: &[Credential]) -> Result<Image, PullError> {
         // They last as long as what is written to the disk for this pull, also when nobody waits for it any more.
         let at_work = Arc::new(self.inner.catalog.lease(&[]));
-        let (resolved, sources) = self.resolve(auth).await?;
+        let (resolved, sources) = self.resolve_trusted(auth).await?;
         if let Some(image) = self.already_here(&resolved, &at_work).await? {
             return Ok(image);
         }
@@ -177,7 +180,8 @@ impl Pull {
         for _ in 0..MAX_INDEXES {
             match document {
                 Document::Manifest(manifest) => {
-                    return Ok(Resolved { session, top, manifest_digest: digest, manifest, documents });
+                    let signatures = Signatures::default();
+                    return Ok(Resolved { session, top, manifest_digest: digest, manifest, documents, signatures });
                 }
                 Document::Index(entries) => {
                     let entry = manifest::choose(&entries, &self.inner.config.platform);
@@ -222,14 +226,15 @@ impl Pull {
         let Some(record) = record else { return Ok(None) };
         let (inner, id) = (self.inner.clone(), record.id);
         let (tag, pinned_to) = self.names(&resolved.top);
-        let documents = resolved.documents.clone();
-        let at_work = at_work.clone();
+        let (documents, kept, at_work) = (resolved.documents.clone(), resolved.signatures.clone(), at_work.clone());
         let done = self.blocking(move || {
             let _at_work = at_work;
             for (digest, bytes) in &documents {
                 inner.catalog.layout.write_blob(digest, bytes)?;
             }
-            inner.add_names(&id, tag, Some(pinned_to), documents.into_iter().map(|(d, _)| d))
+            let named = inner.add_names(&id, tag, Some(pinned_to), documents.into_iter().map(|(d, _)| d))?;
+            inner.keep_signatures(&id, &kept)?;
+            Ok(named)
         });
         done.await?.map_err(|e| self.place_error(None, PlaceError::Store(e)))
     }
@@ -507,7 +512,9 @@ impl Pull {
                 config,
                 pinned: false,
             };
-            inner.commit_blocking(new)
+            let image = inner.commit_blocking(new)?;
+            inner.keep_signatures(&image.id, &resolved.signatures)?;
+            Ok(image)
         });
         done.await?.map_err(|e| self.place_error(None, e))
     }

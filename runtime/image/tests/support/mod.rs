@@ -5,6 +5,7 @@
 pub mod facts;
 pub mod parts;
 pub mod scripted;
+pub mod signing;
 
 use std::{
     fs,
