@@ -80,6 +80,8 @@ pub struct Script {
     pub present: BTreeSet<String>,
     /// Images that can be pulled.
     pub in_registry: BTreeSet<String>,
+    /// Images that the trust policy refuses until they are pulled, and why.
+    pub refused: BTreeMap<String, String>,
     /// How long the registry asks to be left alone after a pull that failed.
     pub registry_pause: Option<Duration>,
 }
@@ -93,6 +95,7 @@ impl Default for Script {
             programs: BTreeMap::new(),
             present: BTreeSet::new(),
             in_registry: BTreeSet::new(),
+            refused: BTreeMap::new(),
             registry_pause: None,
         }
     }
@@ -182,6 +185,11 @@ impl FakeRuntime {
     /// Puts an image into the registry.
     pub fn publish(&self, image: &str) {
         self.world().script.in_registry.insert(image.to_owned());
+    }
+
+    /// The trust policy changes: an image is refused until it is pulled.
+    pub fn refuse(&self, image: &str, why: &str) {
+        self.world().script.refused.insert(image.to_owned(), why.to_owned());
     }
 
     /// Whom the registry refuses, it asks not to come back before that.

@@ -13,6 +13,7 @@ use portreeve_engine::{
     ContainerConfig, ContainerId, ContainerStatus, Engine, EngineError, EngineEvent, ExecOutput, SandboxConfig,
     SandboxId, SandboxStats, SandboxStatus,
 };
+use portreeve_plan::UNTRUSTED;
 use tokio::sync::{broadcast, watch};
 
 /// An image as the planner and the translation need it.
@@ -28,13 +29,15 @@ pub struct ImageFacts {
     pub size_bytes: u64,
     /// After a pull: where it came from, when that was not the first host that was asked.
     pub way: Option<String>,
+    /// Why no container may be made of it: the trust policy's rule and what it lacks.
+    pub refused: Option<String>,
 }
 
 /// Why a pull failed, in the kubelet's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct PullFailure {
-    /// `ErrImagePull`, `InvalidImageName`, `RegistryUnavailable`.
+    /// `ErrImagePull`, `InvalidImageName`, `SignatureValidationFailed`.
     pub reason: String,
     /// The error, whole.
     pub message: String,
@@ -109,7 +112,7 @@ pub trait Runtime: Send + Sync + 'static {
     fn lost_ground(&self) -> watch::Receiver<Option<String>>;
     /// Everything that happens from now on.
     fn subscribe(&self) -> broadcast::Receiver<EngineEvent>;
-    /// The image, if it is here; an error if the reference does not parse.
+    /// The image, if it is here, and whether it may be used; an error if the reference does not parse.
     ///
     /// # Errors
     /// Why the reference is none.
@@ -146,6 +149,15 @@ fn facts(image: &portreeve_engine::image::Image, reference: &ImageRef) -> ImageF
         reference: reference.to_string(),
         size_bytes: image.size_bytes,
         way: None,
+        refused: None,
+    }
+}
+
+/// A failed pull in the kubelet's words.
+fn pull_reason(error: &PullError) -> &'static str {
+    match error {
+        PullError::Untrusted(_) => UNTRUSTED,
+        _ => "ErrImagePull",
     }
 }
 
@@ -255,7 +267,9 @@ impl Runtime for EngineRuntime {
 
     fn lookup_image(&self, reference: &str) -> Result<Option<ImageFacts>, String> {
         let parsed: ImageRef = reference.parse().map_err(|error| portreeve_engine::chain(&error))?;
-        Ok(self.0.images().lookup(&parsed).map(|image| facts(&image, &parsed)))
+        let Some(image) = self.0.images().lookup(&parsed) else { return Ok(None) };
+        let refused = self.0.images().check_trust(&parsed, &image).err().map(|refusal| refusal.to_string());
+        Ok(Some(ImageFacts { refused, ..facts(&image, &parsed) }))
     }
 
     fn pull<'a>(
@@ -293,7 +307,7 @@ fn parse(reference: &str) -> Result<ImageRef, PullFailure> {
 
 fn failure(error: &PullError) -> PullFailure {
     PullFailure {
-        reason: "ErrImagePull".to_owned(),
+        reason: pull_reason(error).to_owned(),
         message: format!("{}; {}", portreeve_engine::chain(error), error.advice()),
         retry_after: error.retry_after(),
     }

@@ -596,3 +596,34 @@ async fn a_run_directory_that_is_moved_away_makes_the_node_unready_until_it_is_b
     world.until("it is told", |w| w.events("RunDirectoryBack").len() == 1).await;
     world.node.shutdown().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_refused_waits_by_that_name_and_what_runs_goes_on() {
+    let text = POD.replace("imagePullPolicy: Never", "imagePullPolicy: IfNotPresent");
+    let world = World::new(&text);
+    world.until("good runs", |world| world.running("good") == 1).await;
+    // The policy changes: what runs goes on, what ends does not start again.
+    let why = "refused by /p.json: default[0] (sigstoreSigned): it has no signature";
+    world.runtime.refuse("good:1", why);
+    world.runtime.refuse("crash:1", why);
+    let waits = |world: &World| {
+        let waiting = world.status("crash").state.and_then(|state| state.waiting)?;
+        (waiting.reason.as_deref() == Some("SignatureValidationFailed")).then_some(waiting.message?)
+    };
+    world.until("crash waits", |world| waits(world).is_some()).await;
+    let message = waits(&world).unwrap();
+    assert!(message.starts_with(why), "{message}");
+    let before = world.status("crash").restart_count;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((world.running("good"), world.status("good").restart_count), (1, 0));
+    assert_eq!((world.running("crash"), world.status("crash").restart_count), (0, before));
+    assert!(waits(&world).is_some_and(|message| message.starts_with(why)), "{:?}", world.status("crash"));
+    // Its registry has a signature now.
+    world.runtime.publish("crash:1");
+    let log = || world.runtime.log().iter().filter(|line| line.contains("pull crash:1")).count();
+    let asked = log();
+    world.until("crash runs again", |world| world.status("crash").restart_count > before).await;
+    assert!(log() > asked);
+    assert_eq!(world.runtime.violations(), [""; 0]);
+    world.node.abort();
+}

@@ -217,6 +217,7 @@ async fn simulate(seed: u64) -> Result<(), String> {
         ]),
         present: ["web:1", "job:1", "slow:1"].map(str::to_owned).into(),
         in_registry: ["web:2"].map(str::to_owned).into(),
+        refused: BTreeMap::new(),
         registry_pause: None,
     };
     let runtime = FakeRuntime::new(seed, script, clock.clone());

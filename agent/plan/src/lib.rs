@@ -58,6 +58,7 @@ pub use observed::{
     Stopping, Verdict, VolumeRecord,
 };
 pub use plan::{container_record, past, plan, sandbox_record, volume_records};
+pub use ready::UNTRUSTED;
 pub use resources::{Resources, ResourcesView};
 pub use status::{PENDING_CHANGE, STALE, remember, status};
 pub use step::{Action, Beside, Following, KillCause, Plan, Step, Wait, WaitKind};

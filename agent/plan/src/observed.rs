@@ -216,6 +216,15 @@ pub enum ImageView {
         /// The last pull for this pod failed although the image is here (`Always`).
         failure: Option<Failure>,
     },
+    /// It is on the node, but must not be used as it is: its trust policy is not satisfied.
+    Refused {
+        /// By which rule, and why.
+        message: String,
+        /// As of an image that is present.
+        pulled_at: Option<Timestamp>,
+        /// The last pull for this pod failed.
+        failure: Option<Failure>,
+    },
     /// The last pull failed and the image is not here.
     Failed(Failure),
     /// The reference does not parse.

@@ -1,13 +1,20 @@
 //! Whether a container could be created now: its image, its configuration, its last failure.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 
-use crate::backoff::retry_at;
+use crate::backoff::{after, retry_at};
 use crate::env::env_use;
 use crate::observed::{Attempted, Failure, ImageName, ImageView};
 use crate::step::WaitKind;
 use crate::world::World;
+
+/// The word for an image that a trust policy refuses, of the kubelet's.
+pub const UNTRUSTED: &str = "SignatureValidationFailed";
+/// How soon it is looked again at an image that is refused and not asked for: the policy is in a file that may change.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,6 +96,27 @@ fn image(world: &World<'_>, container: &Container, since: Timestamp) -> Readines
                 None => Readiness::Ready,
             }
         }
+        ImageView::Refused { message, pulled_at, failure } => {
+            let wait = |until, message: String| {
+                Readiness::Blocked(Obstacle { until: Some(until), ..Obstacle::fault(UNTRUSTED, message) })
+            };
+            if policy == "Never" {
+                let why = "imagePullPolicy is Never, so that its registry is not asked for signatures";
+                return wait(after(world.now, LOOK_AGAIN), format!("{message}; {why}"));
+            }
+            // A pull that succeeded and changed nothing is not made again at once.
+            if let Some(soon) = pulled_at.map(|at| after(at, LOOK_AGAIN)).filter(|soon| *soon > world.now) {
+                return wait(soon, message.clone());
+            }
+            match failure.as_ref().filter(|failure| backing_off(world, &name, Some(failure)).is_some()) {
+                Some(failure) if failure.reason == UNTRUSTED => wait(retry_at(failure), failure.message.clone()),
+                Some(failure) => {
+                    let asked = format!("{message}; asking its registry again: {}", failure.message);
+                    wait(retry_at(failure), asked)
+                }
+                None => pull("is refused by the trust policy as it is here"),
+            }
+        }
         _ if policy == "Never" => Readiness::Blocked(Obstacle::fault(
             "ErrImageNeverPull",
             format!("image {name} is not on this node and imagePullPolicy is Never; load it"),
@@ -115,10 +143,11 @@ fn backing_off(world: &World<'_>, name: &ImageName, failure: Option<&Failure>) -
     (retry_at(failure) > world.now).then(|| pull_failed(name, failure))
 }
 
-/// `ErrImagePull` for the first failure, `ImagePullBackOff` for those after it.
+/// `ErrImagePull` for the first failure, `ImagePullBackOff` for those after it. That an image is not trusted is said
+/// each time: it is no trouble that passes.
 fn pull_failed(name: &ImageName, failure: &Failure) -> Obstacle {
     let first = Obstacle::failed(failure, WaitKind::Fault, retry_at(failure));
-    if failure.attempts <= 1 {
+    if failure.attempts <= 1 || failure.reason == UNTRUSTED {
         return first;
     }
     let message = format!("back-off pulling image {name}: {}", failure.message);

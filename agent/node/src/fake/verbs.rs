@@ -116,6 +116,9 @@ impl Runtime for FakeRuntime {
             if !world.script.present.contains(&config.image) {
                 return Err(EngineError::ImageMissing { reference: config.image });
             }
+            if world.script.refused.contains_key(&config.image) {
+                world.violations.push(format!("{} made of a refused image", config.metadata.name));
+            }
             let twin =
                 world.containers.values().any(|other| other.sandbox == *sandbox && other.metadata == config.metadata);
             if twin {
@@ -299,13 +302,15 @@ impl Runtime for FakeRuntime {
     }
 
     fn lookup_image(&self, reference: &str) -> Result<Option<ImageFacts>, String> {
-        let present = self.world().script.present.contains(reference);
-        Ok(present.then(|| ImageFacts {
+        let world = self.world();
+        let refused = world.script.refused.get(reference).cloned();
+        Ok(world.script.present.contains(reference).then(|| ImageFacts {
             id: format!("sha256:{reference}"),
             user: None,
             reference: reference.to_owned(),
             size_bytes: 1,
             way: None,
+            refused,
         }))
     }
 
@@ -330,6 +335,7 @@ impl Runtime for FakeRuntime {
             let pulled = self
                 .verb(format!("pull {reference}"), |world| {
                     if world.script.in_registry.contains(reference) {
+                        world.script.refused.remove(reference);
                         world.script.present.insert(reference.to_owned());
                         Ok(())
                     } else {
@@ -344,6 +350,7 @@ impl Runtime for FakeRuntime {
                     reference: reference.to_owned(),
                     size_bytes: 1,
                     way: None,
+                    refused: None,
                 }),
                 Err(error) => Err(PullFailure {
                     reason: "ErrImagePull".to_owned(),

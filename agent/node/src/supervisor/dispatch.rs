@@ -230,9 +230,10 @@ pub(crate) fn unobserved(shared: &Shared, pod: &Pod) -> ObservedPod {
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             let image = container.image.clone().unwrap_or_default();
             let view = match shared.runtime.lookup_image(&image) {
-                Ok(Some(facts)) => {
-                    ImageView::Present { id: facts.id, user: facts.user, pulled_at: None, failure: None }
-                }
+                Ok(Some(facts)) => match facts.refused {
+                    Some(message) => ImageView::Refused { message, pulled_at: None, failure: None },
+                    None => ImageView::Present { id: facts.id, user: facts.user, pulled_at: None, failure: None },
+                },
                 Ok(None) => ImageView::Absent,
                 Err(message) => ImageView::Invalid { message },
             };

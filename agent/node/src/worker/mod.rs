@@ -471,7 +471,7 @@ impl Worker {
 /// the image may have come by another way since, or left the manifest.
 fn still_to_pull(shared: &Shared, desired: &DesiredPod, image: &str) -> bool {
     let mut users = desired.pod.spec.iter().flat_map(observe::all_containers);
-    let here = matches!(shared.runtime.lookup_image(image), Ok(Some(_)));
+    let here = matches!(shared.runtime.lookup_image(image), Ok(Some(facts)) if facts.refused.is_none());
     users.any(|container| {
         let always = container.image_pull_policy.as_deref() == Some("Always");
         container.image.as_deref() == Some(image) && (always || !here)

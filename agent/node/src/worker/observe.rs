@@ -195,15 +195,17 @@ impl Worker {
                 (Ok(_), Some(PullState::Running { after, progress })) => {
                     ImageView::Pulling { after: after.clone(), progress: progress.words() }
                 }
-                (Ok(Some(facts)), pull) => ImageView::Present {
-                    id: facts.id,
-                    user: facts.user,
-                    pulled_at: notes.pulled_at.get(&name.0).copied(),
-                    failure: match pull {
+                (Ok(Some(facts)), pull) => {
+                    let pulled_at = notes.pulled_at.get(&name.0).copied();
+                    let failure = match pull {
                         Some(PullState::Failed(failure)) => Some(failure.clone()),
                         _ => None,
-                    },
-                },
+                    };
+                    match facts.refused {
+                        Some(message) => ImageView::Refused { message, pulled_at, failure },
+                        None => ImageView::Present { id: facts.id, user: facts.user, pulled_at, failure },
+                    }
+                }
                 (Ok(None), Some(PullState::Failed(failure))) => ImageView::Failed(failure.clone()),
                 (Ok(None), None) => ImageView::Absent,
             };

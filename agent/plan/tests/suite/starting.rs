@@ -270,6 +270,63 @@ fn an_image_name_that_does_not_parse_is_not_tried() {
     assert_eq!(waits(&node), ["wait container web (InvalidImageName): a colon too many"]);
 }
 
+fn refused(pulled_at: Option<jiff::Timestamp>, failure: Option<portreeve_plan::Failure>) -> ImageView {
+    ImageView::Refused { message: "it has no signature".to_owned(), pulled_at, failure }
+}
+
+#[test]
+fn an_image_that_the_trust_policy_refuses_is_asked_for_again_and_then_waited_for() {
+    let mut node = Node::new(wanted(simple()));
+    node.observed.images.insert(image("web:1"), refused(None, None));
+    assert_eq!(
+        node.plan().steps[0].to_string(),
+        "pull image web:1 [live]: image web:1 is refused by the trust policy as it is here"
+    );
+    // What its registry says is told with it; a refusal is no trouble that passes, and keeps its name.
+    for (attempts, reason, told, wait) in [
+        (1, "ErrImagePull", "it has no signature; asking its registry again: it said no", 10),
+        (3, "ErrImagePull", "it has no signature; asking its registry again: it said no", 40),
+        (2, "SignatureValidationFailed", "it said no", 20),
+    ] {
+        node.observed.images.insert(image("web:1"), refused(None, Some(node.failure(attempts, reason))));
+        let line = format!("wait container web (SignatureValidationFailed): {told}; next try at {}", at(wait));
+        assert_eq!(waits(&node), [line]);
+        node.observed.images.insert(image("web:1"), ImageView::Failed(node.failure(attempts, reason)));
+        let untrusted = reason == "SignatureValidationFailed";
+        assert_eq!(waits(&node)[0].contains("(SignatureValidationFailed)"), untrusted);
+    }
+    // A pull that came through and changed nothing is not made over and over.
+    node.observed.images.insert(image("web:1"), refused(Some(node.now), None));
+    assert!(node.steps().is_empty());
+    assert_eq!(node.plan().wake_at, Some(at(60)));
+    node.pass(60);
+    assert_eq!(node.steps()[0], "pull image web:1");
+}
+
+#[test]
+fn an_image_that_is_refused_and_must_not_be_pulled_is_looked_at_again() {
+    let mut node = Node::new(wanted(with(simple(), "/containers/0/imagePullPolicy", json!("Never"))));
+    node.observed.images.insert(image("web:1"), refused(None, None));
+    let why = "it has no signature; imagePullPolicy is Never, so that its registry is not asked for signatures";
+    let line = format!("wait container web (SignatureValidationFailed): {why}; next try at {}", at(60));
+    assert_eq!(waits(&node), [line]);
+    let statuses = node.status().container_statuses.unwrap();
+    let waiting = statuses[0].state.clone().unwrap().waiting.unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("SignatureValidationFailed"));
+}
+
+#[test]
+fn what_runs_goes_on_under_a_policy_that_refuses_its_image_and_does_not_start_again() {
+    let mut node = Node::running(simple());
+    let failure = node.failure(1, "SignatureValidationFailed");
+    node.observed.images.insert(image("web:1"), refused(None, Some(failure)));
+    assert!(node.steps().is_empty(), "{:?}", node.steps());
+    node.exit("web", 1);
+    node.settle();
+    assert!(waits(&node)[0].contains("SignatureValidationFailed"), "{:?}", waits(&node));
+    assert_eq!(node.observed.containers.len(), 1);
+}
+
 #[test]
 fn a_missing_configuration_key_holds_back_its_container_alone_until_it_appears() {
     let spec = json!({"containers": [

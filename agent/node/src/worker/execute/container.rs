@@ -7,7 +7,9 @@ use std::{fs, io};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use portreeve_engine::{ContainerId, EngineError, Mount, MountSource, SandboxId};
-use portreeve_plan::{Attempted, ContainerState, DesiredPod, Intent, ObservedPod, SandboxState, container_record};
+use portreeve_plan::{
+    Attempted, ContainerState, DesiredPod, Intent, ObservedPod, SandboxState, UNTRUSTED, container_record,
+};
 
 use super::super::observe::all_containers;
 use super::super::{Worker, create_reason};
@@ -46,6 +48,10 @@ impl Worker {
             Ok(None) => return Err(failure("CreateContainerError", format!("image {image:?} is not present"))),
             Err(message) => return Err(failure("InvalidImageName", message)),
         };
+        // It may have changed since the plan was made.
+        if let Some(message) = facts.refused {
+            return Err(failure(UNTRUSTED, message));
+        }
         let ips: Vec<String> = if desired.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
             shared.node.host_ips.clone()
         } else {
