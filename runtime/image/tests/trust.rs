@@ -4,8 +4,15 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use portreeve_image::{Config, Digest, Image, ImageRef, PullError, Refusal, Retry, Store, Unneeded};
 use serde_json::json;
 use support::{
@@ -485,4 +492,127 @@ async fn another_image_under_the_same_tag_does_not_inherit_signatures() {
     // What is here stays what it was.
     assert_eq!(place.store.lookup(&reference).unwrap().id.digest(), &layout.config);
     assert_eq!(place.starts(&reference), Ok(()));
+}
+
+/// podman of Debian sid, as `e2e/peers` fetches it, with nothing of this machine's in use.
+struct Podman {
+    peers: PathBuf,
+    dir: TempDir,
+}
+
+impl Podman {
+    /// Says so when there is none.
+    fn find() -> Option<Self> {
+        let Some(peers) = std::env::var_os("PORTREEVE_PEERS") else {
+            let why = "SKIPPED: podman is not there: PORTREEVE_PEERS=$(e2e/peers) fetches it";
+            writeln!(std::io::stderr(), "{why}").unwrap();
+            return None;
+        };
+        let this = Self { peers: peers.into(), dir: tempfile::tempdir().unwrap() };
+        let file = |name: &str, text: &str| {
+            let path = this.dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        file(".config/containers/registries.d/all.yaml", "default-docker: {use-sigstore-attachments: true}\n");
+        file("containers.conf", &format!("[engine]\nhelper_binaries_dir=['{}']\n", this.peers.join("bin").display()));
+        file("passphrase", "");
+        policy(&this.dir.path().join("accept.json"), ACCEPT);
+        Some(this)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn run(&self, policy: &str, args: &[&str]) -> Result<(), String> {
+        let program = |name: &str| self.peers.join("bin").join(name);
+        let mut command = Command::new(program("podman"));
+        command.arg("--conmon").arg(program("conmon")).arg("--runtime").arg(program("crun"));
+        for (flag, place) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+            command.args([flag, &self.path(place)]);
+        }
+        command.args(["--storage-driver", "vfs"]).args(&args[..1]);
+        command.args(["--tls-verify=false", "--signature-policy", policy]).args(&args[1..]);
+        command.env("HOME", self.dir.path()).env("CONTAINERS_CONF", self.path("containers.conf"));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    }
+}
+
+#[tokio::test]
+async fn podman_and_we_agree_on_what_podman_and_openssl_have_signed() {
+    let Some(podman) = Podman::find() else { return };
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trust");
+    let (registry, layout, other) = (Registry::start(), image(), Signer::new());
+    let accept = podman.path("accept.json");
+    let at = |name: &str| registry.reference(name).to_string();
+    // Podman's: signed as `theirs:1`, and the same manifest under another tag.
+    registry.push(layout.dir.path(), "from:1", &[]);
+    podman.run(&accept, &["pull", &at("from:1")]).unwrap();
+    let key = fixtures.join("cosign.key").display().to_string();
+    let sign = ["--sign-by-sigstore-private-key", &key, "--sign-passphrase-file", &podman.path("passphrase")];
+    for signed in ["theirs:1", "both:1"] {
+        podman.run(&accept, &[&["push"], &sign[..], &[&at("from:1"), &at(signed)]].concat()).unwrap();
+    }
+    let [from, to] = ["theirs:1", "theirs:0"].map(|name| format!("docker://{}", at(name)));
+    support::skopeo(&["copy", "--src-tls-verify=false", "--dest-tls-verify=false", &from, &to]);
+    // Ours: as cosign names it, by its repository.
+    registry.push(layout.dir.path(), "ours:1", &[]);
+    attach(
+        registry.port,
+        "ours",
+        &layout.manifest,
+        &[other.sign(&name(&registry.reference("ours:1")), &layout.manifest)],
+    );
+    registry.push(layout.dir.path(), "none:1", &[]);
+
+    let (theirs, ours) = (fixtures.join("cosign.pub"), other.public());
+    let by = |key: &Path, identity: &str| {
+        let identity = if identity.is_empty() { String::new() } else { format!(r#","signedIdentity":{{{identity}}}"#) };
+        format!(r#"[{{"type":"sigstoreSigned","keyPath":"{}"{identity}}}]"#, key.display())
+    };
+    let repository = r#""type":"matchRepository""#;
+    let (host, theirs_1) = (format!("127.0.0.1:{}", registry.port), at("theirs:1"));
+    let exact = format!(r#""type":"exactReference","dockerReference":"{theirs_1}""#);
+    let upstream = format!(r#""type":"exactRepository","dockerRepository":"{host}/theirs""#);
+    let remap = format!(r#""type":"remapIdentity","prefix":"{host}/both","signedPrefix":"{host}/theirs""#);
+    let keys = format!(r#"[{{"type":"sigstoreSigned","keyPaths":["{}","{}"]}}]"#, ours.display(), theirs.display());
+    let data = STANDARD.encode(fs::read(&theirs).unwrap());
+    let data = format!(r#"[{{"type":"sigstoreSigned","keyData":"{data}"}}]"#);
+    let mut agreed = (0, 0);
+    for (requirements, image, expect) in [
+        (by(&theirs, ""), "theirs:1", true),
+        (by(&theirs, ""), "theirs:0", false),
+        (by(&theirs, r#""type":"matchExact""#), "theirs:1", true),
+        (by(&theirs, r#""type":"matchExact""#), "theirs:0", false),
+        (by(&theirs, repository), "theirs:0", true),
+        (by(&ours, ""), "theirs:1", false),
+        (by(&theirs, &exact), "theirs:0", true),
+        (by(&theirs, &exact), "both:1", false),
+        (by(&theirs, &upstream), "theirs:0", true),
+        (by(&theirs, &upstream), "both:1", false),
+        (by(&theirs, &remap), "theirs:1", true),
+        (by(&theirs, &remap), "both:1", false),
+        (keys, "theirs:1", true),
+        (data, "theirs:1", true),
+        (by(&ours, repository), "ours:1", true),
+        (by(&ours, ""), "ours:1", false),
+        (by(&theirs, repository), "ours:1", false),
+        (by(&theirs, repository), "none:1", false),
+        (r#"[{"type":"reject"}]"#.to_owned(), "theirs:1", false),
+        (ACCEPT.to_owned(), "none:1", true),
+        (r#"[{"type":"unheard-of"}]"#.to_owned(), "theirs:1", false),
+        (r#"[]"#.to_owned(), "theirs:1", false),
+    ] {
+        let place = Place::new(&requirements);
+        let pulled = place.pull(&registry.reference(image)).await;
+        assert_eq!(pulled.is_ok(), expect, "{requirements} {image}: {pulled:?}");
+        let file = place.dir.path().join("policy.json");
+        let theirs = podman.run(file.to_str().unwrap(), &["pull", &at(image)]);
+        assert_eq!(theirs.is_ok(), expect, "podman, {requirements} {image}: {theirs:?}");
+        if expect { agreed.0 += 1 } else { agreed.1 += 1 }
+    }
+    assert_eq!(agreed, (10, 12));
 }
