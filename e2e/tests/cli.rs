@@ -294,6 +294,7 @@ fn doctor_tells_each_fact_as_text_and_as_json() {
         "links",
         "nftables",
         "forwarding",
+        "image trust",
     ] {
         assert!(names.contains(name), "nothing is said of {name}: {names:?}");
     }

@@ -4,6 +4,7 @@ use portreeve_e2e::{
     Agent, BUSYBOX, Enclosure, Image, Peers, Podman, Registry, World, preload_busybox, skipped_without_root, wait_until,
 };
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
@@ -634,4 +635,118 @@ fn of_another_version_only_what_is_new_is_fetched_when_the_setting_says_so() {
     agent.drop_manifest("a.yaml", &pod("a", &second));
     agent.wait_ready("a");
     assert_eq!(agent.client(&["exec", "a", "--", "cat", "/version"]).ok(), "2");
+}
+
+/// Pushes the signature that cosign makes of the image at `reference`, by openssl with the key in `key.pem`.
+fn sign(world: &World, reference: &str) {
+    let digest = seen_by_skopeo(world, reference, &[])["Digest"].as_str().unwrap().to_owned();
+    let name = reference.rsplit_once(':').unwrap().0;
+    let payload = json!({
+        "critical": {"identity": {"docker-reference": name}, "image": {"docker-manifest-digest": digest},
+                     "type": "cosign container image signature"},
+        "optional": null,
+    });
+    std::fs::write(world.path("payload"), payload.to_string()).unwrap();
+    let at = |name: &str| world.path(name).display().to_string();
+    let (key, text, signature) = (at("key.pem"), at("payload"), at("signature"));
+    world.sh(&format!("openssl dgst -sha256 -sign {key} {text} | openssl base64 -A > {signature}"));
+    let blobs = world.path("signed/blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let put = |kind: &str, bytes: &[u8]| {
+        let hex = hex::encode(Sha256::digest(bytes));
+        std::fs::write(blobs.join(&hex), bytes).unwrap();
+        json!({"mediaType": kind, "digest": format!("sha256:{hex}"), "size": bytes.len()})
+    };
+    let mut layer = put("application/vnd.dev.cosign.simplesigning.v1+json", payload.to_string().as_bytes());
+    layer["annotations"] =
+        json!({"dev.cosignproject.cosign/signature": std::fs::read_to_string(&signature).unwrap().trim()});
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let config = put("application/vnd.oci.image.config.v1+json", b"{}");
+    let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]});
+    let mut entry = put(kind, manifest.to_string().as_bytes());
+    entry["annotations"] = json!({"org.opencontainers.image.ref.name": "x"});
+    let index = json!({"schemaVersion": 2, "manifests": [entry]}).to_string();
+    std::fs::write(world.path("signed/index.json"), index).unwrap();
+    std::fs::write(world.path("signed/oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    let (layout, tag) = (at("signed"), digest.replace(':', "-"));
+    world.sh(&format!(
+        "skopeo --insecure-policy copy --quiet --dest-tls-verify=false oci:{layout}:x docker://{name}:{tag}.sig"
+    ));
+}
+
+#[test]
+fn a_pod_waits_until_its_image_is_signed_and_runs_on_when_the_policy_changes() {
+    if skipped_without_root("images") {
+        return;
+    }
+    let world = World::new("trust");
+    let mut registry = Registry::start(&world, 5047);
+    let reference = registry.push(&Image::busybox(world.home(), "local/box:1"), "team/box:1");
+    let path = |name: &str| world.path(name).display().to_string();
+    world.sh(&format!("openssl ecparam -name prime256v1 -genkey -noout -out {}", path("key.pem")));
+    world.sh(&format!("openssl ec -in {} -pubout -out {}", path("key.pem"), path("key.pub")));
+    let file = path("policy.json");
+    let host = registry.host();
+    let policy = |requirement: &Value| {
+        let scope = json!({&host: [requirement]});
+        let default = json!([{"type": "insecureAcceptAnything"}]);
+        std::fs::write(&file, json!({"default": default, "transports": {"docker": scope}}).to_string()).unwrap();
+    };
+    let signed =
+        json!({"type": "sigstoreSigned", "keyPath": path("key.pub"), "signedIdentity": {"type": "matchRepository"}});
+    policy(&signed);
+    let agent = Agent::start_with(&world, &["--image-policy", &file]);
+    let until_asked =
+        pod("a", &reference).replace("[sleep, '1000']", "[sh, -c, 'while [ ! -e /end ]; do sleep 0.1; done']");
+    agent.drop_manifest("a.yaml", &until_asked);
+    let waits = |pod: &Value, what: &str| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        let message = waiting["message"].as_str().unwrap_or_default();
+        waiting["reason"] == "SignatureValidationFailed" && message.contains(what)
+    };
+    let rule = format!("{file}: transports[\"docker\"][\"{host}\"][0] (sigstoreSigned): it has no signature");
+    agent.wait_pod("a", "waits for a signature", |pod| waits(pod, &rule));
+    let refused = agent.client(&["image", "pull", &reference]);
+    assert!(
+        refused.code == 1 && refused.stderr.contains(&rule) && refused.stderr.contains("sign the image"),
+        "{refused:?}"
+    );
+    assert_eq!(agent.client(&["image", "ls", "-o", "name"]).ok(), "");
+
+    sign(&world, &reference);
+    agent.wait_ready("a");
+    // A restart asks nobody.
+    registry.stop();
+    let count = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+    agent.client(&["exec", "a", "--", "touch", "/end"]).ok();
+    agent.wait_pod("a", "runs again", |pod| {
+        count(pod) == Some(1) && pod["status"]["containerStatuses"][0]["ready"] == true
+    });
+
+    // What runs goes on, and does not start again.
+    policy(&json!({"type": "reject"}));
+    agent.client(&["restart", "pod", "a"]).ok();
+    agent.wait_pod("a", "is kept, with the reason", |pod| {
+        let conditions = pod["status"]["conditions"].to_string();
+        conditions.contains("the policy rejects it") && pod["status"]["containerStatuses"][0]["ready"] == true
+    });
+    assert_eq!(agent.pod("a").as_ref().and_then(count), Some(1));
+    agent.client(&["exec", "a", "--", "touch", "/end"]).ok();
+    agent.wait_pod("a", "does not start again", |pod| waits(pod, "(reject): the policy rejects it"));
+    assert_eq!(agent.pod("a").as_ref().and_then(count), Some(1));
+
+    let doctor = |policy: &[&str]| {
+        let output = world.command(portreeve_e2e::binary()).arg("doctor").args(policy).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find(|line| line.contains("image trust")).unwrap_or_default().to_owned();
+        (line, output.status.code())
+    };
+    assert!(doctor(&[]).0.contains("every image is accepted: no imagePolicy is set"));
+    let (line, code) = doctor(&["--image-policy", &file]);
+    assert!(line.contains("policy.json: 1 scope of registries, by default insecureAcceptAnything"), "{line}");
+    assert_eq!(code, doctor(&[]).1);
+    std::fs::write(&file, r#"{"default":[{"type":"signedBy"}]}"#).unwrap();
+    let (line, code) = doctor(&["--image-policy", &file]);
+    assert!(line.starts_with("missing") && line.contains("default[0] is of type \"signedBy\""), "{line}");
+    assert_eq!(code, Some(1));
 }

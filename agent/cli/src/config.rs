@@ -103,6 +103,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FILE", env = "PORTREEVE_REGISTRIES_CONF")]
     #[serde(deserialize_with = "file::path")]
     pub(crate) registries_conf: Option<PathBuf>,
+    /// File that says which images may be used, as podman's policy.json does, read anew for each decision
+    /// [default: any may]
+    #[arg(long, value_name = "FILE", env = "PORTREEVE_IMAGE_POLICY")]
+    #[serde(deserialize_with = "file::path")]
+    pub(crate) image_policy: Option<PathBuf>,
     /// Keep layers of pulled images as they came, beside the unpacked ones, so that `image save` asks no registry
     /// [default: false]
     #[arg(long, value_name = "BOOL", env = "PORTREEVE_KEEP_BLOBS", num_args = 0..=1, default_missing_value = "true")]
@@ -191,6 +196,7 @@ pub(crate) struct Config {
     pub(crate) registry_cas: Vec<PathBuf>,
     pub(crate) registry_hosts: PathBuf,
     pub(crate) registries_conf: PathBuf,
+    pub(crate) image_policy: Option<PathBuf>,
     pub(crate) keep_blobs: bool,
     pub(crate) downloads: Downloads,
     pub(crate) partial_pulls: bool,
@@ -262,6 +268,7 @@ impl Settings {
             registry_cas: list(self.registry_cas, other.registry_cas),
             registry_hosts: self.registry_hosts.or(other.registry_hosts),
             registries_conf: self.registries_conf.or(other.registries_conf),
+            image_policy: self.image_policy.or(other.image_policy),
             keep_blobs: self.keep_blobs.or(other.keep_blobs),
             max_concurrent_downloads: self.max_concurrent_downloads.or(other.max_concurrent_downloads),
             max_concurrent_downloads_per_registry: self
@@ -322,6 +329,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         registry_cas: settings.registry_cas,
         registry_hosts: absolute(settings.registry_hosts.unwrap_or_else(|| DEFAULT_REGISTRY_HOSTS.into()))?,
         registries_conf: absolute(settings.registries_conf.unwrap_or_else(|| DEFAULT_REGISTRIES_CONF.into()))?,
+        image_policy: settings.image_policy.map(absolute).transpose()?,
         keep_blobs: settings.keep_blobs.unwrap_or(false),
         downloads: Downloads {
             at_once: settings.max_concurrent_downloads,
@@ -490,7 +498,8 @@ mod tests {
         let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
-                    registriesConf: /c.conf\nkeepBlobs: true\npartialPulls: true\nmaxConcurrentDownloads: 2\n\
+                    registriesConf: /c.conf\nimagePolicy: /p.json\nkeepBlobs: true\npartialPulls: true\n\
+                    maxConcurrentDownloads: 2\n\
                     maxConcurrentDownloadsPerRegistry: 1\ndownloadConnections: 4\ndownloadRateLimit: 10Mi\n\
                     downloadWindow: 22:00-06:30\ndownloadStallTimeout: 5s\nimageGCHighThresholdPercent: 70\n\
                     imageGCLowThresholdPercent: 60\nimageMinimumGCAge: 1h\nlogFormat: json\nlog: debug\n";
@@ -512,6 +521,7 @@ mod tests {
         let bounds = config.image_collection;
         assert_eq!((bounds.high_percent, bounds.low_percent, bounds.min_age.as_secs()), (70, 60, 3600));
         assert_eq!([config.registry_hosts, config.registries_conf], ["/h", "/c.conf"].map(PathBuf::from));
+        assert_eq!(config.image_policy, Some("/p.json".into()));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use owo_colors::OwoColorize;
-use portreeve_engine::network;
+use portreeve_engine::image::{PolicySurvey, survey_policy};
+use portreeve_engine::{chain, network};
 use portreeve_oci::kernel::{self, Fact, Verdict};
 use serde_json::json;
 
@@ -39,6 +40,7 @@ pub(crate) fn run(args: DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<Exit
     let mut facts = kernel::survey();
     facts.push(state_directory(&config.root));
     facts.push(node_name(&config));
+    facts.push(image_trust(config.image_policy.as_deref()));
     let mut network = network::Config::new(config.run.join("network"));
     network.bridge = config.bridge;
     network.nft_table = config.nft_table;
@@ -88,6 +90,27 @@ fn node_name(config: &Config) -> Fact {
         }
     };
     Fact { name: "node name", verdict, found, advice }
+}
+
+/// Which images an agent would use.
+fn image_trust(policy: Option<&Path>) -> Fact {
+    let name = "image trust";
+    let Some(path) = policy else {
+        let found = "every image is accepted: no imagePolicy is set".to_owned();
+        return Fact { name, verdict: Verdict::Present, found, advice: None };
+    };
+    match survey_policy(path) {
+        Ok(PolicySurvey { scopes, default }) => {
+            let scopes = if scopes == 1 { "1 scope".to_owned() } else { format!("{scopes} scopes") };
+            let found = format!("{}: {scopes} of registries, by default {}", path.display(), default.join(" and "));
+            Fact { name, verdict: Verdict::Present, found, advice: None }
+        }
+        Err(error) => {
+            let advice = "mend it: as long as it is so, images that it concerns are neither pulled nor started; \
+                          what runs goes on";
+            Fact { name, verdict: Verdict::Missing, found: chain(&error), advice: Some(advice.to_owned()) }
+        }
+    }
 }
 
 fn row(fact: &Fact) -> serde_json::Value {

@@ -53,8 +53,8 @@ pub use store::{
     Preloaded, PullError, PushError, Removed, RepairError, Retry, SaveError, Saving, Snapshot, SnapshotError, Store,
     StoreError, Unneeded, Usage,
 };
-pub use window::{DownloadWindow, WindowError};
 pub use trust::{PolicyError, PolicySurvey, Refusal, survey_policy};
+pub use window::{DownloadWindow, WindowError};
 
 /// Makes ring the TLS provider of this process, once, unless the program chose one before.
 pub(crate) fn ensure_tls_provider() {

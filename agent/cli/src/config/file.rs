@@ -51,7 +51,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 29] = [
+pub(crate) const KEYS: [&str; 30] = [
     "manifests",
     "root",
     "run",
@@ -68,6 +68,7 @@ pub(crate) const KEYS: [&str; 29] = [
     "registryCas",
     "registryHosts",
     "registriesConf",
+    "imagePolicy",
     "keepBlobs",
     "maxConcurrentDownloads",
     "maxConcurrentDownloadsPerRegistry",
