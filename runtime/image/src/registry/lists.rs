@@ -79,7 +79,8 @@ impl Session {
             })
             .await;
         match asked {
-            Err(error) if error.status() == Some(404) => {}
+            // It does not know what it was asked.
+            Err(error) if matches!(error.status(), Some(400 | 404 | 405 | 406 | 410 | 415 | 501)) => {}
             other => return other.map(|()| found),
         }
         let tag = format!("sha256-{}", digest.hex());

@@ -133,7 +133,11 @@ impl Transfer {
                     }
                     Ok(None) => {
                         let rest = if is_fast(FIRST, body.waited()) {
-                            session.blob(layer, rest).await.map(|(pieces, _)| pieces)
+                            match session.blob(layer, rest).await {
+                                // Taken up again from here, it may send all of it.
+                                Ok((_, true)) => Err(session.cut_off(layer)),
+                                other => other.map(|(pieces, _)| pieces),
+                            }
                         } else {
                             tracing::debug!(digest = %layer.digest, "layer comes slowly: by several connections");
                             Ok(session.pieces(layer, rest))

@@ -172,30 +172,15 @@ impl Session {
 
     /// The manifest or index that a tag or digest means.
     pub(crate) async fn manifest(&self, name: &str) -> Result<Fetched, RegistryError> {
-        self.document(&self.url("manifests", name)).await
-    }
-
-    /// A manifest or index at this address.
-    pub(crate) async fn document(&self, url: &str) -> Result<Fetched, RegistryError> {
-        match self.try_document(url).await {
-            Err(e) if self.may_have_expired(&e) => {
-                self.log_in().await?;
-                self.try_document(url).await
-            }
-            other => other,
-        }
-    }
-
-    async fn try_document(&self, url: &str) -> Result<Fetched, RegistryError> {
-        let request = self.authorize(self.get(url)).header(ACCEPT, manifest::ACCEPT);
-        let answer = patience::send(url, request).await?;
+        let url = self.url("manifests", name);
+        let answer = self.ask(&url, || self.request(Method::GET, &url).header(ACCEPT, manifest::ACCEPT)).await?;
         if answer.status() != StatusCode::OK {
-            return Err(self.complaint(url.to_owned(), answer).await);
+            return Err(self.complaint(url, answer).await);
         }
         let header = |name: &str| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
         let content_type = header(CONTENT_TYPE.as_str());
         let claimed = header("docker-content-digest").and_then(|d| d.parse().ok());
-        let bytes = self.body(url, answer).read(MAX_MANIFEST).await?;
+        let bytes = self.body(&url, answer).read(MAX_MANIFEST).await?;
         Ok(Fetched { bytes, content_type, claimed })
     }
 

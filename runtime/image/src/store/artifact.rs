@@ -19,7 +19,8 @@ use crate::{
     registry::{Fetched, Session},
     store::{
         Inner, PullError,
-        pull::{Chunks, Pull},
+        chunks::Chunks,
+        pull::Pull,
         save::{Saving, copy_verified},
     },
 };

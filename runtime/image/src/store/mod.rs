@@ -22,6 +22,7 @@
 
 mod artifact;
 mod catalog;
+mod chunks;
 mod config;
 mod details;
 mod error;

@@ -23,9 +23,10 @@ use crate::{
     registry::{Body, RegistryError, Session},
     store::{
         KeepBlobs, PullError,
+        chunks::Chunks,
         layers::{PlaceError, place_blocking},
         layout::{Layout, entries, name_of},
-        pull::{Chunks, Pull},
+        pull::Pull,
         sources::{Sources, chain},
     },
     text::shown,

@@ -27,9 +27,10 @@ use crate::{
     store::{
         Inner, PullError, StoreError, When,
         catalog::Lease,
+        chunks::Chunks,
         layers::PlaceError,
         layout::{Staging, create_private},
-        pull::{Chunks, Pull},
+        pull::Pull,
     },
 };
 

@@ -123,6 +123,16 @@ impl Inner {
         })
     }
 
+    /// Takes its signatures off an image, so that they are asked for when they are wanted.
+    pub(crate) fn forget_signatures(&self, id: &ImageId) -> Result<(), StoreError> {
+        self.catalog.change(|state| {
+            if let Some(entry) = state.images.get_mut(id) {
+                entry.record.signatures = None;
+            }
+            Ok(())
+        })
+    }
+
     fn signatures_of_manifest(&self, manifest: &Digest) -> Signatures {
         let state = self.catalog.read();
         let record = state.images.values().map(|entry| &entry.record).find(|record| record.manifest == *manifest);

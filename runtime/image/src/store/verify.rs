@@ -68,7 +68,8 @@ impl Inner {
         let _lease = self.catalog.lease(&layers);
         let mut parts: BTreeMap<Part, Vec<&Record>> = BTreeMap::new();
         for record in &records {
-            let blobs = record.blobs.iter().chain([record.id.digest(), &record.manifest]).cloned().map(Part::Blob);
+            let blobs = record.blobs.iter().chain([record.id.digest(), &record.manifest]).chain(&record.signatures);
+            let blobs = blobs.cloned().map(Part::Blob);
             let layers = distinct(&record.layers).cloned().map(Part::Layer);
             let top = record.is_finished().then(|| Part::Top(record.id.clone()));
             for part in blobs.chain(layers).chain(top).collect::<BTreeSet<_>>() {

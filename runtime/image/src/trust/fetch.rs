@@ -29,8 +29,6 @@ const MAX_MANIFESTS: usize = 16;
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
-/// The same as a query.
-const WANTED: &str = "artifactType=application%2Fvnd.dev.cosign.artifact.sig.v1%2Bjson";
 
 /// How a repository says which signatures a manifest has.
 #[derive(Debug, Clone, Copy)]
@@ -57,19 +55,6 @@ struct Layer {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    #[serde(default)]
-    manifests: Vec<Referrer>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Referrer {
-    digest: String,
-    artifact_type: Option<String>,
-}
-
 /// Adds the signatures that a repository has for `digest`; those that were found before something failed, too.
 ///
 /// # Errors
@@ -93,17 +78,9 @@ pub(crate) async fn fetch(
 
 /// Digests of the manifests with signatures that refer to `digest`.
 async fn referrers(session: &Session, digest: &Digest) -> Result<Vec<String>, RegistryError> {
-    let url = session.url("referrers", digest.as_str());
-    let list = match present(session.document(&format!("{url}?{WANTED}")).await)? {
-        Some(list) => Some(list),
-        None => present(session.manifest(&format!("sha256-{}", digest.hex())).await)?,
-    };
-    let Some(list) = list else { return Ok(Vec::new()) };
-    let index: Index = parse(&url, &list.bytes)?;
-    let signatures = index.manifests.into_iter().filter(|entry| entry.artifact_type.as_deref() == Some(ARTIFACT));
-    // Only what is a digest may be part of an address.
-    let digests = signatures.filter_map(|entry| entry.digest.parse::<Digest>().ok());
-    Ok(digests.take(MAX_MANIFESTS).map(|digest| digest.to_string()).collect())
+    let found = present(session.referrers(digest).await)?.unwrap_or_default();
+    let signatures = found.into_iter().filter(|referrer| referrer.artifact_type == ARTIFACT);
+    Ok(signatures.map(|referrer| referrer.digest.to_string()).take(MAX_MANIFESTS).collect())
 }
 
 /// Adds the signatures of one manifest.
@@ -133,7 +110,7 @@ async fn signatures_of(session: &Session, name: &str, found: &mut Signatures) ->
 }
 
 async fn payload(session: &Session, digest: &Digest, size: u64) -> Result<Vec<u8>, RegistryError> {
-    let blob = Descriptor { media_type: PAYLOAD.to_owned(), digest: digest.clone(), size };
+    let blob = Descriptor::new(PAYLOAD, digest.clone(), size);
     let wrong = |problem: &str| RegistryError::Protocol {
         url: session.url("blobs", digest.as_str()),
         problem: format!("the payload of a signature {problem}"),
