@@ -48,7 +48,14 @@ struct Tags {
 #[derive(Deserialize)]
 struct Index {
     #[serde(default)]
-    manifests: Vec<Referrer>,
+    manifests: Vec<serde_json::Value>,
+}
+
+impl Index {
+    /// Those that have a digest by which they can be asked for; one that has none hides no other.
+    fn referrers(self) -> impl Iterator<Item = Referrer> {
+        self.manifests.into_iter().filter_map(|entry| serde_json::from_value(entry).ok())
+    }
 }
 
 impl Session {
@@ -74,7 +81,7 @@ impl Session {
             .pages(self.url("referrers", digest.as_str()), |url, page| {
                 let page: Index = parse(url, page)?;
                 bytes = bytes.saturating_add(page.manifests.len() * size_of::<Referrer>());
-                found.extend(page.manifests);
+                found.extend(page.referrers());
                 if bytes > MAX_NAMES { Err(too_long(url)) } else { Ok(()) }
             })
             .await;
@@ -85,7 +92,7 @@ impl Session {
         }
         let tag = format!("sha256-{}", digest.hex());
         match self.manifest(&tag).await {
-            Ok(index) => Ok(parse::<Index>(&self.url("manifests", &tag), &index.bytes)?.manifests),
+            Ok(index) => Ok(parse::<Index>(&self.url("manifests", &tag), &index.bytes)?.referrers().collect()),
             Err(error) if error.status() == Some(404) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
