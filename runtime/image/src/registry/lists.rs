@@ -74,11 +74,21 @@ impl Session {
         Ok(tags)
     }
 
-    /// What refers to a manifest; where a registry has no list of that, what a tag made of the digest lists.
-    pub(crate) async fn referrers(&self, digest: &Digest) -> Result<Vec<Referrer>, RegistryError> {
+    /// What refers to a manifest; where a registry has no list of that, what a tag made of the digest lists. A registry
+    /// may leave out what is not of the type, and need not.
+    pub(crate) async fn referrers(
+        &self,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Referrer>, RegistryError> {
         let (mut found, mut bytes) = (Vec::new(), 0_usize);
+        let mut first = self.url("referrers", digest.as_str());
+        if let (Some(kind), Ok(mut url)) = (artifact_type, Url::parse(&first)) {
+            url.query_pairs_mut().append_pair("artifactType", kind);
+            first = url.into();
+        }
         let asked = self
-            .pages(self.url("referrers", digest.as_str()), |url, page| {
+            .pages(first, |url, page| {
                 let page: Index = parse(url, page)?;
                 bytes = bytes.saturating_add(page.manifests.len() * size_of::<Referrer>());
                 found.extend(page.referrers());

@@ -37,7 +37,7 @@ impl Inner {
                 Digest::of(&manifest.map_err(|e| pull.session_error(&session, "the manifest", e))?.bytes)
             }
         };
-        let found = session.referrers(&digest).await;
+        let found = session.referrers(&digest, None).await;
         Ok((digest, found.map_err(|e| pull.session_error(&session, "what refers to it", e))?))
     }
 

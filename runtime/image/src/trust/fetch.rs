@@ -78,7 +78,7 @@ pub(crate) async fn fetch(
 
 /// Digests of the manifests with signatures that refer to `digest`.
 async fn referrers(session: &Session, digest: &Digest) -> Result<Vec<String>, RegistryError> {
-    let found = present(session.referrers(digest).await)?.unwrap_or_default();
+    let found = present(session.referrers(digest, Some(ARTIFACT)).await)?.unwrap_or_default();
     let signatures = found.into_iter().filter(|referrer| referrer.artifact_type == ARTIFACT);
     Ok(signatures.map(|referrer| referrer.digest.to_string()).take(MAX_MANIFESTS).collect())
 }
