@@ -14,7 +14,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Takes a line apart; `None` when it is none that [`write`] makes.
+    /// Takes a line apart; `None` when it is none that [`write()`] makes.
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let text = text.strip_suffix(b"\n")?;
         let (path, rest) = text.split_at(text.iter().position(|b| *b == b' ')?);

@@ -2,15 +2,12 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     credential::Credential,
     digest::Digest,
     reference::ImageRef,
     registry::{Referrer, Session, describe},
-    store::{Inner, PullError, When, pull::Pull},
+    store::{Inner, PullError, pull::Pull},
 };
 
 impl Inner {
@@ -47,14 +44,7 @@ impl Inner {
         reference: &ImageRef,
         auth: &[Credential],
     ) -> Result<(Pull, Session), PullError> {
-        let pull = Pull {
-            inner: self.clone(),
-            reference: reference.clone(),
-            when: When::Now,
-            progress: watch::Sender::default(),
-            broken_off: CancellationToken::new(),
-            spare: Arc::default(),
-        };
+        let pull = Pull::at_once(self, reference.clone());
         let mut refused = None;
         for endpoint in pull.endpoints().await? {
             let mut logins: Vec<_> = endpoint.best_login(reference.registry(), auth).into_iter().map(Some).collect();

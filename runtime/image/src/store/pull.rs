@@ -79,14 +79,7 @@ impl Inner {
         reference: &ImageRef,
         auth: &[Credential],
     ) -> Result<u64, PullError> {
-        let pull = Pull {
-            inner: self.clone(),
-            reference: reference.clone(),
-            when: When::Now,
-            progress: watch::Sender::default(),
-            broken_off: CancellationToken::new(),
-            spare: Arc::default(),
-        };
+        let pull = Pull::at_once(self, reference.clone());
         let (resolved, _) = pull.resolve(auth).await?;
         let (_, config) = pull.config(&resolved).await?;
         let is_here = |diff_id: &Digest| read_layer(&self.catalog.layout, diff_id).is_some();
@@ -97,6 +90,18 @@ impl Inner {
 }
 
 impl Pull {
+    /// For a person who asks, whatever time of day it is; nobody watches it.
+    pub(crate) fn at_once(inner: &Arc<Inner>, reference: ImageRef) -> Self {
+        Self {
+            inner: inner.clone(),
+            reference,
+            when: When::Now,
+            progress: watch::Sender::default(),
+            broken_off: CancellationToken::new(),
+            spare: Arc::default(),
+        }
+    }
+
     pub(crate) async fn run(self, auth: &[Credential]) -> Result<Image, PullError> {
         let mut image = self.complete(auth).await?;
         // Whoever has just asked for it may be about to use it.

@@ -10,15 +10,13 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::watch;
-
 use crate::{
     credential::Credential,
     digest::Digest,
     image::ImageId,
     layer::Expected,
     store::{
-        Inner, PullError, SaveError, StoreError, When,
+        Inner, PullError, SaveError, StoreError,
         catalog::{Record, State},
         layers::{PlaceError, stage_blocking},
         layout::Staging,
@@ -124,14 +122,7 @@ impl Inner {
         let mut refused = None;
         for source in &record.repo_digests {
             // By the digest that the repository is known to have: an index leads to the manifest.
-            let pull = Pull {
-                inner: self.clone(),
-                reference: source.clone(),
-                when: When::Now,
-                progress: watch::Sender::default(),
-                broken_off: tokio_util::sync::CancellationToken::new(),
-                spare: Arc::default(),
-            };
+            let pull = Pull::at_once(self, source.clone());
             match pull.document_by_digest(digest, auth).await {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => {}

@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::json;
 use sha2::Digest as _;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     credential::Credential,
@@ -25,7 +25,7 @@ use crate::{
     progress::{LayerProgress, Phase},
     reference::ImageRef,
     store::{
-        Inner, PullError, StoreError, When,
+        Inner, PullError, StoreError,
         catalog::Lease,
         chunks::Chunks,
         layers::PlaceError,
@@ -269,14 +269,7 @@ impl Inner {
         let repositories: BTreeMap<String, &ImageRef> = documents.sources.iter().map(|r| (r.name(), r)).collect();
         let mut refused = None;
         for source in repositories.into_values() {
-            let pull = Pull {
-                inner: self.clone(),
-                reference: source.with_digest(documents.manifest.clone()),
-                when: When::Now,
-                progress: watch::Sender::default(),
-                broken_off: tokio_util::sync::CancellationToken::new(),
-                spare: Arc::default(),
-            };
+            let pull = Pull::at_once(self, source.with_digest(documents.manifest.clone()));
             match pull.copy_blobs(missing, staging, auth).await {
                 Ok(()) => return Ok(()),
                 Err(error) => refused = refused.or(Some(error)),
