@@ -120,6 +120,7 @@ impl Layer<'_> {
 
     fn member<R: BufRead>(&mut self, archive: &mut Archive<R>, member: &Member) -> Result<(), LayerError> {
         let place = Place::new(&member.path, self.limits.path_bytes)?;
+        self.contents.attributes |= !member.xattrs.is_empty();
         let refused = |problem| LayerError::Refused { path: shown(&member.path), problem };
         let Some((directory, name)) = place.split() else {
             return match member.kind {
@@ -140,6 +141,8 @@ impl Layer<'_> {
         if directory.split(|b| *b == b'/').any(|c| c.starts_with(WHITEOUT)) {
             return Err(refused("it lies below a whiteout"));
         }
+        // What it hides is hidden by an attribute.
+        self.contents.attributes |= name.starts_with(WHITEOUT);
         if name == OPAQUE {
             return self.opaque(directory).map_err(|e| write_error(member, e));
         }

@@ -52,7 +52,7 @@ pub(crate) fn verify(root: Root<'_>, record: File, digest: &Digest) -> io::Resul
             Ok(None)
         }
     };
-    walk::walk(root, &mut digest_of, &mut |path, line| {
+    walk::walk(root, true, &mut digest_of, &mut |path, line| {
         while let Some(ahead) = record.ahead.take_if(|ahead| order(&ahead.path, path) == Ordering::Less) {
             damage.add(&ahead.path, "is missing");
             record.advance()?;

@@ -46,9 +46,17 @@ pub(crate) struct Root<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     digests: Vec<(u64, [u8; 32])>,
+    /// Something may have extended attributes; where nothing was given any, there are none but what the directory
+    /// itself passes on.
+    pub(crate) attributes: bool,
 }
 
 impl Contents {
+    /// Of a directory of which nothing is known.
+    pub(crate) fn unknown() -> Self {
+        Self { digests: Vec::new(), attributes: true }
+    }
+
     pub(crate) fn add(&mut self, inode: u64, digest: [u8; 32]) {
         self.digests.push((inode, digest));
     }
@@ -75,7 +83,8 @@ pub(crate) fn write(root: Root<'_>, mut contents: Contents, to: &Path) -> io::Re
         Some(digest) => Ok(Some(digest)),
         None => walk::read(parent, name, stat).map(Some),
     };
-    walk::walk(root, &mut digest_of, &mut |_, line| out.write_all(line))?;
+    let attributes = contents.attributes || walk::has_attributes(root.directory)?;
+    walk::walk(root, attributes, &mut digest_of, &mut |_, line| out.write_all(line))?;
     out.flush()?;
     Ok(Digest::from_bytes(&out.hasher.finalize()))
 }

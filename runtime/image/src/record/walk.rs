@@ -36,9 +36,16 @@ pub(super) type DigestOf<'a> = &'a mut dyn FnMut(BorrowedFd<'_>, &[u8], &FileSta
 /// Takes a path, and its line.
 pub(super) type Tell<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>;
 
-/// Tells of every entry, its path and its line of a record.
+/// Whether a directory has extended attributes, of which what is made in it may have got some.
+pub(super) fn has_attributes(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    let path = PathBuf::from("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(".");
+    Ok(!xattrs_of(&path, &mut vec![0; LARGEST_XATTR])?.is_empty())
+}
+
+/// Tells of every entry, its path and its line of a record; without `attributes` nothing has any.
 pub(super) fn walk(
     Root { directory: root, has_record }: Root<'_>,
+    attributes: bool,
     digest_of: DigestOf<'_>,
     tell: Tell<'_>,
 ) -> io::Result<()> {
@@ -74,8 +81,11 @@ pub(super) fn walk(
                 SFlag::S_IFLNK => Some(readlinkat(&parent, OsStr::from_bytes(&name)).map_err(|e| failed(e.into()))?),
                 _ => None,
             };
-            let by_name = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string());
-            let xattrs = xattrs_of(&by_name.join(OsStr::from_bytes(&name)), &mut buffer).map_err(failed)?;
+            let by_name = || Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string());
+            let xattrs = match attributes {
+                true => xattrs_of(&by_name().join(OsStr::from_bytes(&name)), &mut buffer).map_err(failed)?,
+                false => Vec::new(),
+            };
             line.clear();
             let target = target.as_ref().map(|target| target.as_bytes());
             write(&mut line, &path, &Entry { stat: &stat, digest, target, xattrs: &xattrs });

@@ -120,7 +120,7 @@ fn record_of(staging: &Staging) -> Result<Digest, StoreError> {
     let path = staging.path().join(record::FILE);
     let directory = open(staging.path())?;
     let tree = record::Root { directory: directory.as_fd(), has_record: true };
-    let written = record::write(tree, record::Contents::default(), &path);
+    let written = record::write(tree, record::Contents::unknown(), &path);
     written.map_err(|source| StoreError::Io { operation: "recording what is in", path, source })
 }
 
