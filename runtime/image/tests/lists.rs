@@ -60,6 +60,12 @@ async fn a_list_goes_on_where_the_registry_says_but_only_there() {
     server.replace("/v2/r/tags/list", page(r#"["a"]"#, r#"</v2/r/tags/list?n=1000>; rel="next""#));
     let endless = store.tags(&of(&server, "r"), &[]).await.unwrap_err();
     assert!(format!("{endless:?}").contains("goes on where it began"), "{endless:?}");
+    // Nor has one that goes on and on all the memory of the machine.
+    let many = format!("[{}]", vec!["\"\""; 60_000].join(","));
+    server.replace("/v2/r/tags/list", page(&many, r#"</v2/r/tags/list?a=1>; rel="next""#));
+    server.before("/v2/r/tags/list", [page(&many, r#"</v2/r/tags/list?a=2>; rel="next""#)]);
+    let long = store.tags(&of(&server, "r"), &[]).await.unwrap_err();
+    assert!(matches!(long, PullError::Registry { source: RegistryError::TooLong { .. }, .. }), "{long:?}");
     server.replace("/v2/r/tags/list", Answer::ok("[]"));
     assert!(store.tags(&of(&server, "r"), &[]).await.is_err());
 }

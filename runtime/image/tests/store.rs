@@ -469,6 +469,42 @@ async fn an_index_that_cannot_be_written_leaves_no_image_without_its_layers() {
 }
 
 #[tokio::test]
+async fn a_whole_id_is_that_image_whatever_another_one_is_called() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let good = load(&store, &[Tar::new().file("good", b"x").bytes()], "good", "1").await;
+    let evil = load(&store, &[Tar::new().file("evil", b"x").bytes()], "evil", "2").await;
+    // This is a name, too: the tag of a repository on the Docker Hub.
+    let id = good.id.to_string();
+    store.tag(&evil.id, &id.parse().unwrap()).unwrap();
+    assert_eq!(store.resolve(&id).unwrap().id, good.id);
+    store.remove_image(&good.id).unwrap();
+    assert!(store.resolve(&id).is_none());
+}
+
+#[tokio::test]
+async fn a_layer_that_is_here_is_kept_only_as_its_digest_says() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let archive = |layout: &Layout| {
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_dir_all(".", layout.dir.path()).unwrap();
+        std::io::Cursor::new(tar.into_inner().unwrap())
+    };
+    store.load(archive(&layout)).await.unwrap();
+    let blob = root.path().join("blobs/sha256").join(layout.layers[0].hex());
+    let whole = fs::read(&blob).unwrap();
+    let file = layout.dir.path().join("blobs/sha256").join(layout.layers[0].hex());
+    let mut bent = whole.clone();
+    *bent.last_mut().unwrap() ^= 1;
+    fs::write(file, bent).unwrap();
+    let refused = store.load(archive(&layout)).await.unwrap_err();
+    assert!(matches!(refused, portreeve_image::LoadError::Layer { .. }), "{refused:?}");
+    assert_eq!(fs::read(&blob).unwrap(), whole);
+}
+
+#[tokio::test]
 async fn who_needs_what_is_asked_when_it_would_go() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());

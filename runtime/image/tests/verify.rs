@@ -266,6 +266,33 @@ async fn a_repair_that_cannot_be_leaves_what_is_there() {
 }
 
 #[tokio::test]
+async fn a_layer_that_another_images_container_stands_on_is_left_as_it_is() {
+    let (root, registry) = (tempfile::tempdir().unwrap(), Registry::start());
+    let (store, image) = pulled(root.path(), &registry, &two_layers()).await;
+    let shared = two_layers().remove(0);
+    let other = Layout::salted(std::slice::from_ref(&shared), Pack::Gzip, "other");
+    registry.push(other.dir.path(), "other:1", &[]);
+    let other = store.pull(&registry.reference("other:1"), &[], None).await.unwrap();
+    store.snapshot("c1", &other).unwrap();
+    let file = layer(root.path(), &Digest::of(&shared)).join("fs/etc/kept");
+    fs::write(&file, b"bent").unwrap();
+    let inode = fs::metadata(&file).unwrap().ino();
+    let found = damaged(&store, &image).remove(0);
+    assert_eq!(found.images, BTreeSet::from([image.id.clone()]), "the other one was not asked about");
+    let refused = store.repair(&found, &[]).await.unwrap_err();
+    assert!(matches!(&refused, RepairError::InUse { container } if container == "c1"), "{refused:?}");
+    assert_eq!(fs::metadata(&file).unwrap().ino(), inode);
+    // A check that is at work keeps no collection from what it may take.
+    store.remove_snapshot("c1").unwrap();
+    store.verify(&BTreeSet::from([image.id.clone(), other.id.clone()]), |_| {
+        let freed = store.collect(1, std::time::Duration::ZERO, &|_| BTreeSet::new()).unwrap();
+        assert_eq!(freed.images.len(), 1, "one is enough");
+        ControlFlow::Break(())
+    });
+    assert_eq!(store.list().len(), 1);
+}
+
+#[tokio::test]
 async fn a_loaded_image_is_repaired_from_what_is_kept_of_it() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());

@@ -19,7 +19,7 @@ use crate::{apply, preview};
 /// How long `apply` and `delete` wait until the agent has seen what they did.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long a registry may take to say how large an image is, for a plan that people wait for.
+/// How long registries may take to say how large images are, for a plan that people wait for.
 const WEIGHED_WITHIN: Duration = Duration::from_secs(5);
 /// Images whose registries are asked at once.
 const WEIGHED_AT_ONCE: usize = 8;
@@ -51,13 +51,13 @@ impl Node {
     async fn weigh(&self, report: &mut PlanReport, pulls: BTreeMap<String, Vec<Credential>>) {
         let runtime = &self.inner.shared.runtime;
         let asking = pulls.into_iter().map(|(image, logins)| async move {
-            let asked = runtime.bytes_to_fetch(&image, logins);
-            let bytes = tokio::time::timeout(WEIGHED_WITHIN, asked).await.ok()?.ok()?;
+            let bytes = runtime.bytes_to_fetch(&image, logins).await.ok()?;
             Some((image, bytes))
         });
-        let weighed: Vec<Option<(String, u64)>> =
-            stream::iter(asking).buffer_unordered(WEIGHED_AT_ONCE).collect().await;
-        let weighed: BTreeMap<String, u64> = weighed.into_iter().flatten().collect();
+        let answers = stream::iter(asking).buffer_unordered(WEIGHED_AT_ONCE);
+        // What has not come by then is not told.
+        let in_time = answers.take_until(tokio::time::sleep(WEIGHED_WITHIN));
+        let weighed: BTreeMap<String, u64> = in_time.filter_map(std::future::ready).collect().await;
         for step in report.pods.iter_mut().flat_map(|pod| &mut pod.steps) {
             step.fetch_bytes = step.image.as_ref().and_then(|image| weighed.get(image).copied());
         }

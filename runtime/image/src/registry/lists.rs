@@ -18,8 +18,10 @@ use crate::{
 const MAX_PAGES: usize = 1000;
 /// What is asked for at a time; a registry may give less.
 const PAGE: &str = "n=1000";
-/// Bytes of all names of one list.
-const MAX_NAMES: usize = 16 << 20;
+/// Bytes of all pages of one list.
+const MAX_BYTES: usize = 8 << 20;
+/// Names in one list.
+const MAX_NAMES: usize = 100_000;
 
 /// What refers to a manifest: a signature, a bill of materials, or whatever its type says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -61,14 +63,16 @@ impl Index {
 impl Session {
     /// Every tag of the repository, as the registry has them in order.
     pub(crate) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
-        let (mut tags, mut bytes) = (Vec::new(), 0_usize);
+        let mut tags = Vec::new();
         let first = format!("{}?{PAGE}", self.url("tags", "list"));
         self.pages(first, |url, page| {
             let page: Tags = parse(url, page)?;
             let page = page.tags.unwrap_or_default();
-            bytes = page.iter().fold(bytes, |sum, tag| sum.saturating_add(tag.len()));
+            if tags.len() + page.len() > MAX_NAMES {
+                return Err(too_long(url));
+            }
             tags.extend(page.iter().map(|tag| shown(tag)));
-            if bytes > MAX_NAMES { Err(too_long(url)) } else { Ok(()) }
+            Ok(())
         })
         .await?;
         Ok(tags)
@@ -81,7 +85,7 @@ impl Session {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Referrer>, RegistryError> {
-        let (mut found, mut bytes) = (Vec::new(), 0_usize);
+        let mut found = Vec::new();
         let mut first = self.url("referrers", digest.as_str());
         if let (Some(kind), Ok(mut url)) = (artifact_type, Url::parse(&first)) {
             url.query_pairs_mut().append_pair("artifactType", kind);
@@ -90,9 +94,8 @@ impl Session {
         let asked = self
             .pages(first, |url, page| {
                 let page: Index = parse(url, page)?;
-                bytes = bytes.saturating_add(page.manifests.len() * size_of::<Referrer>());
                 found.extend(page.referrers());
-                if bytes > MAX_NAMES { Err(too_long(url)) } else { Ok(()) }
+                Ok(())
             })
             .await;
         match asked {
@@ -114,7 +117,7 @@ impl Session {
         first: String,
         mut take: impl FnMut(&str, &[u8]) -> Result<(), RegistryError>,
     ) -> Result<(), RegistryError> {
-        let mut url = first;
+        let (mut url, mut left) = (first, MAX_BYTES);
         for _ in 0..MAX_PAGES {
             let answer = self.ask(&url, || self.request(Method::GET, &url)).await?;
             if answer.status() != StatusCode::OK {
@@ -122,6 +125,7 @@ impl Session {
             }
             let next = self.next_page(&url, &answer)?;
             let page = self.body(&url, answer).read(MAX_MANIFEST).await?;
+            left = left.checked_sub(page.len()).ok_or_else(|| too_long(&url))?;
             take(&url, &page)?;
             let Some(next) = next else { return Ok(()) };
             url = next;
@@ -152,7 +156,7 @@ impl Session {
 }
 
 fn too_long(url: &str) -> RegistryError {
-    RegistryError::TooLong { url: url.to_owned(), limit: MAX_NAMES as u64 }
+    RegistryError::TooLong { url: url.to_owned(), limit: MAX_BYTES as u64 }
 }
 
 fn parse<'a, T: Deserialize<'a>>(url: &str, page: &'a [u8]) -> Result<T, RegistryError> {

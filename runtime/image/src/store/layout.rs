@@ -175,15 +175,16 @@ impl Staging {
         }
     }
 
-    /// Makes it visible as `target` in place of what is there, which is removed.
-    pub(crate) fn replace(self, target: &Path) -> Result<(), StoreError> {
+    /// Makes it visible as `target` in place of what is there, which goes when what is returned is dropped.
+    pub(crate) fn replace(self, target: &Path) -> Result<Self, StoreError> {
         let here = nix::fcntl::AT_FDCWD;
         let exchanged = renameat2(here, &self.path, here, target, RenameFlags::RENAME_EXCHANGE);
         let done = match exchanged {
             Err(nix::errno::Errno::ENOENT) => fs::rename(&self.path, target),
             other => other.map_err(io::Error::from),
         };
-        done.map_err(|source| StoreError::Io { operation: "replacing", path: target.to_owned(), source })
+        done.map_err(|source| StoreError::Io { operation: "replacing", path: target.to_owned(), source })?;
+        Ok(self)
     }
 }
 

@@ -158,13 +158,20 @@ async fn layer(
 ) -> Result<(), LoadError> {
     let lock = inner.layer_locks.of(ARCHIVES, &expected.diff_id);
     let _only_one = lock.lock().await;
-    if read_layer(&inner.catalog.layout, &expected.diff_id).is_some() {
-        return Ok(());
-    }
+    let is_here = read_layer(&inner.catalog.layout, &expected.diff_id).is_some();
     let _slot = inner.downloads.take(ARCHIVES).await;
     let (inner, expected, path, spare) = (inner.clone(), expected.clone(), path.to_owned(), spare.clone());
     blocking(move || {
         let failed = |source| LoadError::Store(StoreError::Io { operation: "reading", path: path.clone(), source });
+        if is_here {
+            // It is not unpacked again, but it may be kept as it came.
+            // A file that two images of the archive share was kept with the first of them.
+            let Some(digest) = expected.blob.as_ref().filter(|_| path.exists()) else { return Ok(()) };
+            let (actual, _) = describe_file(&path)?;
+            let source = LayerError::Blob { expected: digest.clone(), actual: actual.clone() };
+            let wrong = LoadError::Layer { layer: digest.to_string(), source };
+            return if actual == *digest { Ok(()) } else { Err(wrong) };
+        }
         let input = BufReader::with_capacity(1 << 18, File::open(&path).map_err(failed)?);
         let limits = &inner.config.limits;
         let placed = place_blocking(&inner.catalog.layout, input, &expected, limits, &spare, &inner.boot);

@@ -263,6 +263,10 @@ impl Store {
     /// beginning of it, at least 4 digits), or a reference.
     #[must_use]
     pub fn resolve(&self, text: &str) -> Option<Image> {
+        // A whole id means that image and no other, whatever somebody has called another one.
+        if let Ok(digest) = text.parse::<Digest>() {
+            return self.image(&ImageId::new(digest));
+        }
         let by_name = || self.lookup(&text.parse().ok()?);
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
         let is_hex = hex.len() >= 4 && hex.bytes().all(|b| b.is_ascii_hexdigit());

@@ -74,7 +74,7 @@ impl Inner {
         for record in &records {
             let repaired = match &check.part {
                 Part::Blob(digest) => self.repair_blob(record, digest, auth).await,
-                Part::Layer(diff_id) => self.repair_layer(record, diff_id, &check.images, auth).await,
+                Part::Layer(diff_id) => self.repair_layer(record, diff_id, auth).await,
                 Part::Top(image) => self.repair_top(record, image).await,
             };
             match repaired {
@@ -136,17 +136,17 @@ impl Inner {
         self: &Arc<Self>,
         record: &Record,
         diff_id: &Digest,
-        images: &BTreeSet<ImageId>,
         auth: &[Credential],
     ) -> Result<(), RepairError> {
         // Asked again when it is exchanged; nothing need be fetched in vain.
-        self.refuse_in_use(images)?;
+        let sharing = sharing(&self.catalog.read(), &Part::Layer(diff_id.clone()));
+        self.refuse_in_use(&sharing)?;
         let documents = self.documents(&record.id)?;
         let blob = layer_blob(record, &documents, diff_id).ok_or(RepairError::Gone)?.clone();
         let (files, fetched) = self.files_of(&record.id, &documents, &[&blob], auth).await?;
         let path = files.get(&blob.digest).cloned().ok_or(RepairError::Gone)?;
         let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
-        let (inner, images) = (self.clone(), images.clone());
+        let inner = self.clone();
         self.blocking_repair(move || {
             let _fetched = fetched;
             let failed = |source| StoreError::Io { operation: "reading", path: path.clone(), source };
@@ -155,21 +155,20 @@ impl Inner {
             let spare = limits.ratio_floor_bytes.into();
             let (staging, _) =
                 stage_blocking(layout, input, &expected, limits, &spare, &inner.boot).map_err(unpack_error)?;
-            inner.exchange(staging, &Part::Layer(expected.diff_id.clone()), &images, |_| {})
+            inner.exchange(staging, &Part::Layer(expected.diff_id.clone()), |_| {})
         })
         .await
     }
 
     async fn repair_top(self: &Arc<Self>, record: &Record, image: &ImageId) -> Result<(), RepairError> {
-        let images = BTreeSet::from([image.clone()]);
-        self.refuse_in_use(&images)?;
+        self.refuse_in_use(&BTreeSet::from([image.clone()]))?;
         let (inner, image, layers) = (self.clone(), image.clone(), record.layers.clone());
         self.blocking_repair(move || {
             let finish = finish_blocking(&inner.catalog.layout, &layers).map_err(unpack_error)?;
             let Some(staging) = finish.staging else {
                 return Err(RepairError::Unpack("its layers need nothing on top of them any more".into()));
             };
-            inner.exchange(staging, &Part::Top(image.clone()), &images, move |state| {
+            inner.exchange(staging, &Part::Top(image.clone()), move |state| {
                 if let Some(entry) = state.images.get_mut(&image) {
                     entry.record.finish = finish.top;
                     entry.record.redirected = finish.redirected;
@@ -196,38 +195,40 @@ impl Inner {
     }
 
     /// Puts a complete directory in the place of a damaged one, when no container stands on that.
-    fn exchange(
-        &self,
-        staging: Staging,
-        part: &Part,
-        images: &BTreeSet<ImageId>,
-        note: impl FnOnce(&mut State),
-    ) -> Result<(), RepairError> {
+    fn exchange(&self, staging: Staging, part: &Part, note: impl FnOnce(&mut State)) -> Result<(), RepairError> {
         let target = match part {
             Part::Layer(diff_id) => self.catalog.layout.layer(diff_id),
             Part::Top(image) => self.catalog.layout.finish(image.digest()),
             Part::Blob(digest) => self.catalog.layout.blob(digest),
         };
+        // On the disk before it is seen: records that count as written need not be marked again.
+        let failed = |source| StoreError::Io { operation: "syncing", path: staging.path().to_owned(), source };
+        let directory = File::open(staging.path()).map_err(failed)?;
+        nix::unistd::syncfs(&directory).map_err(|error| failed(error.into()))?;
         // No snapshot is made while the state is held.
         let exchanged = self.catalog.change(|state| {
-            if let Err(refused) = self.refuse_in_use(images) {
+            if let Err(refused) = self.refuse_in_use(&sharing(state, part)) {
                 return Ok(Err(refused));
             }
-            staging.replace(&target)?;
+            let before = staging.replace(&target)?;
             note(state);
-            for image in images {
-                if let Some(entry) = state.images.get_mut(image) {
-                    entry.record.unsynced_boot = Some(self.boot.clone());
-                }
-            }
-            Ok(Ok(()))
+            Ok(Ok(before))
         })?;
-        exchanged?;
-        for image in images {
-            self.syncer.committed(image.clone());
-        }
+        // What was damaged is deleted outside of the lock.
+        drop(exchanged?);
         Ok(())
     }
+}
+
+/// Every image that stands on a part, also those that nobody asked to be checked.
+fn sharing(state: &State, part: &Part) -> BTreeSet<ImageId> {
+    let records = state.images.values().map(|entry| &entry.record);
+    let shares = |record: &&Record| match part {
+        Part::Layer(diff_id) => record.layers.contains(diff_id),
+        Part::Top(image) => record.id == *image,
+        Part::Blob(_) => false,
+    };
+    records.filter(shares).map(|record| record.id.clone()).collect()
 }
 
 impl Pull {

@@ -114,7 +114,8 @@ impl Inner {
         let layout = &self.catalog.layout;
         let document = kept.to_document().map_err(|source| StoreError::Index { path: layout.index(), source })?;
         let digest = Digest::of(&document);
-        layout.write(&layout.blob(&digest), &document, false)?;
+        // Its record counts as written from now on.
+        layout.write(&layout.blob(&digest), &document, true)?;
         self.catalog.change(|state| {
             if let Some(entry) = state.images.get_mut(id) {
                 entry.record.signatures = Some(digest);

@@ -63,9 +63,6 @@ impl Inner {
             let state = self.catalog.read();
             images.iter().filter_map(|id| state.images.get(id)).map(|entry| entry.record.clone()).collect()
         };
-        let layers: Vec<Digest> = records.iter().flat_map(|record| record.layers.iter().cloned()).collect();
-        // Nothing of them is collected meanwhile, also when an image is removed.
-        let _lease = self.catalog.lease(&layers);
         let mut parts: BTreeMap<Part, Vec<&Record>> = BTreeMap::new();
         for record in &records {
             let blobs = record.blobs.iter().chain([record.id.digest(), &record.manifest]).chain(&record.signatures);

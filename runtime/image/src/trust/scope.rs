@@ -14,22 +14,26 @@ use crate::reference::ImageRef;
 
 /// The scopes that a reference falls under, the most specific first.
 pub(super) fn scopes(reference: &ImageRef) -> Vec<String> {
-    let name = reference.name();
+    // Hosts are the same in large letters and in small ones.
+    let host = reference.registry().to_ascii_lowercase();
+    let name = format!("{host}/{}", reference.repository());
     let exact = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => format!("{name}@{digest}"),
         (None, Some(tag)) => format!("{name}:{tag}"),
         (None, None) => name.clone(),
     };
     let mut found = vec![exact];
-    let mut rest = name.as_str();
-    loop {
-        found.push(rest.to_owned());
-        match rest.rsplit_once('/') {
-            Some((parent, _)) => rest = parent,
-            None => break,
-        }
+    let with_parents = |found: &mut Vec<String>, name: &str| {
+        let ends = name.char_indices().filter(|(_, c)| *c == '/').map(|(at, _)| at);
+        let ends: Vec<usize> = ends.chain([name.len()]).collect();
+        found.extend(ends.iter().rev().filter_map(|end| name.get(..*end)).map(str::to_owned));
+    };
+    with_parents(&mut found, &name);
+    // The port that everybody means who names none.
+    if let Some(host) = host.strip_suffix(":443") {
+        with_parents(&mut found, &format!("{host}/{}", reference.repository()));
     }
-    let mut domain = without_port(rest);
+    let mut domain = without_port(&host);
     while let Some((_, parent)) = domain.split_once('.') {
         found.push(format!("*.{parent}"));
         domain = parent;
@@ -42,6 +46,9 @@ pub(super) fn scopes(reference: &ImageRef) -> Vec<String> {
 pub(super) fn check(scope: &str) -> Result<(), String> {
     if scope.is_empty() {
         return Ok(());
+    }
+    if scope.split('/').next().is_some_and(|host| host.contains(|c: char| c.is_ascii_uppercase())) {
+        return Err(format!("{scope:?}: write the host in small letters"));
     }
     if let Some(domain) = scope.strip_prefix('*') {
         let plain = !domain.contains(['*', '/', ':', '@']) && domain.starts_with('.');
@@ -123,6 +130,20 @@ mod tests {
             (&pinned, vec![&pinned, "r.example/x", "r.example", "*.example", ""]),
             // Beside a digest the tag need not be true.
             (&both, vec![&pinned, "r.example/x", "r.example", "*.example", ""]),
+            (
+                "Registry.Example:443/ns/x:1",
+                vec![
+                    "registry.example:443/ns/x:1",
+                    "registry.example:443/ns/x",
+                    "registry.example:443/ns",
+                    "registry.example:443",
+                    "registry.example/ns/x",
+                    "registry.example/ns",
+                    "registry.example",
+                    "*.example",
+                    "",
+                ],
+            ),
             ("localhost/x:1", vec!["localhost/x:1", "localhost/x", "localhost", ""]),
             ("[::1]:5000/x:1", vec!["[::1]:5000/x:1", "[::1]:5000/x", "[::1]:5000", ""]),
         ] {
@@ -151,6 +172,8 @@ mod tests {
             ("r.example/NS", "not a repository name component"),
             ("r.example/ns:", "not a tag"),
             ("r.example/x@sha256:1", "malformed digest"),
+            ("R.example/ns", "small letters"),
+            ("*.Example", "small letters"),
             ("*", "no domain"),
             ("*example.com", "no domain"),
             ("*.", "no domain"),
