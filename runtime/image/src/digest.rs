@@ -1,6 +1,11 @@
 //! Content digests: `sha256:` and 64 lower-case hexadecimal digits, nothing else.
 
-use std::{borrow::Borrow, fmt, str::FromStr};
+use std::{
+    borrow::Borrow,
+    fmt,
+    io::{self, Read},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
@@ -11,6 +16,37 @@ const PREFIX: &str = "sha256:";
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
+
+/// Passes on what it reads, and knows its digest.
+pub(crate) struct Hashed<R> {
+    inner: R,
+    hasher: sha2::Sha256,
+}
+
+impl<R: Read> Hashed<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        Self { inner, hasher: sha2::Sha256::new() }
+    }
+
+    /// Reads what is left: the digest of all, and the bytes that were left.
+    pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
+        let (mut buffer, mut left) = (vec![0; 1 << 18], 0);
+        loop {
+            match self.read(&mut buffer)? {
+                0 => return Ok((Digest::from_bytes(&self.hasher.finalize()), left)),
+                length => left += length as u64,
+            }
+        }
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        self.hasher.update(buffer.get(..length).unwrap_or_default());
+        Ok(length)
+    }
+}
 
 /// Why a text is no digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

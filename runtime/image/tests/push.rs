@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     fs,
-    io::{Cursor, Read, Write},
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
     sync::{
@@ -24,9 +24,7 @@ use support::{
 use tokio::sync::watch;
 
 async fn load(store: &Store, layout: &Layout) -> Image {
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.append_dir_all(".", layout.dir.path()).unwrap();
-    store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0)
+    store.load(layout.archive()).await.unwrap().remove(0)
 }
 
 /// What a push showed last.

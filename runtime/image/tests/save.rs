@@ -53,9 +53,7 @@ async fn a_third_archive_waits_for_one_of_two() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
     let layout = Layout::new(&two_layers(), Pack::Gzip);
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.append_dir_all(".", layout.dir.path()).unwrap();
-    let image = store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+    let image = store.load(layout.archive()).await.unwrap().remove(0);
     let wanted = [chosen(&image, "")];
     let first = store.save(&wanted, &[]).await.unwrap();
     let _second = store.save(&wanted, &[]).await.unwrap();
@@ -71,9 +69,7 @@ async fn what_was_loaded_is_saved_as_it_came_and_loads_again() {
         let root = tempfile::tempdir().unwrap();
         let first = store(root.path());
         let layout = Layout::new(&two_layers(), how);
-        let mut tar = tar::Builder::new(Vec::new());
-        tar.append_dir_all(".", layout.dir.path()).unwrap();
-        let image = first.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+        let image = first.load(layout.archive()).await.unwrap().remove(0);
         first.tag(&image.id, &"example.org/team/box:1".parse().unwrap()).unwrap();
         first.tag(&image.id, &"box:2".parse().unwrap()).unwrap();
         let names = [chosen(&image, "example.org/team/box:1"), chosen(&image, "box:2")];
@@ -109,9 +105,7 @@ async fn what_was_damaged_on_the_disk_is_not_saved() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
     let layout = Layout::new(&two_layers(), Pack::Gzip);
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.append_dir_all(".", layout.dir.path()).unwrap();
-    let image = store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+    let image = store.load(layout.archive()).await.unwrap().remove(0);
     let names = [chosen(&image, "")];
     let blob = |digest: &Digest| root.path().join("blobs/sha256").join(digest.hex());
     let spoil = |digest: &Digest| {
@@ -134,9 +128,7 @@ async fn images_of_one_archive_share_their_layers_and_may_have_no_name() {
     let mut images = Vec::new();
     for (salt, tars) in [("1", two_layers()), ("2", two_layers())] {
         let layout = Layout::salted(&tars, Pack::Gzip, salt);
-        let mut tar = tar::Builder::new(Vec::new());
-        tar.append_dir_all(".", layout.dir.path()).unwrap();
-        images.push(store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0));
+        images.push(store.load(layout.archive()).await.unwrap().remove(0));
     }
     store.tag(&images[0].id, &"one:1".parse().unwrap()).unwrap();
     let saved = files(&save(&store, &[chosen(&images[0], "one:1"), chosen(&images[1], "")]).await);
@@ -249,9 +241,7 @@ async fn images_that_are_kept_whole_are_a_layout_that_other_tools_read() {
     registry.push(unpacked.dir.path(), "unpacked:1", &[]);
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.append_dir_all(".", kept.dir.path()).unwrap();
-    let image = store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+    let image = store.load(kept.archive()).await.unwrap().remove(0);
     store.tag(&image.id, &"example.org/team/box:1".parse().unwrap()).unwrap();
     store.pull(&registry.reference("unpacked:1"), &[], None).await.unwrap();
 

@@ -487,19 +487,14 @@ async fn a_layer_that_is_here_is_kept_only_as_its_digest_says() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
     let layout = Layout::new(&two_layers(), Pack::Gzip);
-    let archive = |layout: &Layout| {
-        let mut tar = tar::Builder::new(Vec::new());
-        tar.append_dir_all(".", layout.dir.path()).unwrap();
-        std::io::Cursor::new(tar.into_inner().unwrap())
-    };
-    store.load(archive(&layout)).await.unwrap();
+    store.load(layout.archive()).await.unwrap();
     let blob = root.path().join("blobs/sha256").join(layout.layers[0].hex());
     let whole = fs::read(&blob).unwrap();
     let file = layout.dir.path().join("blobs/sha256").join(layout.layers[0].hex());
     let mut bent = whole.clone();
     *bent.last_mut().unwrap() ^= 1;
     fs::write(file, bent).unwrap();
-    let refused = store.load(archive(&layout)).await.unwrap_err();
+    let refused = store.load(layout.archive()).await.unwrap_err();
     assert!(matches!(refused, portreeve_image::LoadError::Layer { .. }), "{refused:?}");
     assert_eq!(fs::read(&blob).unwrap(), whole);
 }

@@ -466,6 +466,21 @@ async fn kept_signatures_that_are_damaged_are_none_and_are_asked_for_again() {
     let whole = fs::read(&kept).unwrap();
     fs::write(&kept, vec![b' '; whole.len()]).unwrap();
     assert_eq!(place.starts(&reference), Err("it has no signature".to_owned()));
+    // A check finds it too, and a repair lets it go.
+    let mut found = Vec::new();
+    let all = std::collections::BTreeSet::from([place.store.lookup(&reference).unwrap().id]);
+    let check = |found: &mut Vec<_>| {
+        found.clear();
+        place.store.verify(&all, |check| {
+            found.extend((!matches!(check.finding, portreeve_image::Finding::Whole(_))).then_some(check));
+            std::ops::ControlFlow::Continue(())
+        });
+    };
+    check(&mut found);
+    assert_eq!(found.len(), 1, "{found:?}");
+    place.store.repair(&found[0], &[]).await.unwrap();
+    check(&mut found);
+    assert!(found.is_empty(), "{found:?}");
     place.pull(&reference).await.unwrap();
     assert_eq!(place.starts(&reference), Ok(()));
     fs::remove_file(place.kept()).unwrap();

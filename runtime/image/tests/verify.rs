@@ -7,7 +7,6 @@ mod support;
 use std::{
     collections::BTreeSet,
     fs,
-    io::Cursor,
     ops::ControlFlow,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
@@ -297,9 +296,7 @@ async fn a_loaded_image_is_repaired_from_what_is_kept_of_it() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
     let layout = Layout::new(&two_layers(), Pack::Zstd);
-    let mut tar = tar::Builder::new(Vec::new());
-    tar.append_dir_all(".", layout.dir.path()).unwrap();
-    let image = store.load(Cursor::new(tar.into_inner().unwrap())).await.unwrap().remove(0);
+    let image = store.load(layout.archive()).await.unwrap().remove(0);
     let before: Vec<_> = image.layers.iter().map(|layer| tree(layer)).collect();
     fs::write(layer(root.path(), &layout.diff_ids[1]).join("fs/etc/added"), b"bent").unwrap();
     let found = damaged(&store, &image).remove(0);

@@ -5,15 +5,14 @@ use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, BufReader, Read},
+    io::{self, BufReader},
     os::fd::BorrowedFd,
 };
 
 use nix::sys::stat::FileStat;
-use sha2::{Digest as _, Sha256};
 
 use crate::{
-    digest::Digest,
+    digest::{Digest, Hashed},
     record::{Line, Root, next, walk},
 };
 
@@ -53,6 +52,7 @@ pub(crate) fn verify(root: Root<'_>, record: File, digest: &Digest) -> io::Resul
         }
     };
     walk::walk(root, true, &mut digest_of, &mut |path, line| {
+        let error = unreadable.take();
         while let Some(ahead) = record.ahead.take_if(|ahead| order(&ahead.path, path) == Ordering::Less) {
             damage.add(&ahead.path, "is missing");
             record.advance()?;
@@ -61,7 +61,7 @@ pub(crate) fn verify(root: Root<'_>, record: File, digest: &Digest) -> io::Resul
             None => damage.add(path, "was not unpacked from the image"),
             Some(before) => {
                 let now = Line::parse(line);
-                if let Some(error) = unreadable.take() {
+                if let Some(error) = error {
                     damage.add(path, format!("cannot be read: {error}"));
                 } else if now.as_ref() != Some(&before) {
                     damage.add(path, now.map_or_else(String::new, |now| difference(&before, &now)));
@@ -75,7 +75,7 @@ pub(crate) fn verify(root: Root<'_>, record: File, digest: &Digest) -> io::Resul
         damage.add(&ahead.path, "is missing");
         record.advance()?;
     }
-    let actual = record.record.into_inner().finish()?;
+    let (actual, _) = record.record.into_inner().finish()?;
     if actual != *digest {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the record of its files is itself damaged"));
     }
@@ -109,7 +109,7 @@ fn difference(before: &Line, now: &Line) -> String {
 }
 
 struct Recorded {
-    record: BufReader<Hashed>,
+    record: BufReader<Hashed<File>>,
     ahead: Option<Line>,
 }
 
@@ -117,29 +117,5 @@ impl Recorded {
     fn advance(&mut self) -> io::Result<()> {
         self.ahead = next(&mut self.record)?;
         Ok(())
-    }
-}
-
-struct Hashed {
-    file: File,
-    hasher: Sha256,
-}
-
-impl Hashed {
-    fn new(file: File) -> Self {
-        Self { file, hasher: Sha256::new() }
-    }
-
-    fn finish(mut self) -> io::Result<Digest> {
-        io::copy(&mut self, &mut io::sink())?;
-        Ok(Digest::from_bytes(&self.hasher.finalize()))
-    }
-}
-
-impl Read for Hashed {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.file.read(buffer)?;
-        self.hasher.update(buffer.get(..length).unwrap_or_default());
-        Ok(length)
     }
 }

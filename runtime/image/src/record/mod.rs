@@ -83,8 +83,7 @@ pub(crate) fn write(root: Root<'_>, mut contents: Contents, to: &Path) -> io::Re
         Some(digest) => Ok(Some(digest)),
         None => walk::read(parent, name, stat).map(Some),
     };
-    let attributes = contents.attributes || walk::has_attributes(root.directory)?;
-    walk::walk(root, attributes, &mut digest_of, &mut |_, line| out.write_all(line))?;
+    walk::walk(root, contents.attributes, &mut digest_of, &mut |_, line| out.write_all(line))?;
     out.flush()?;
     Ok(Digest::from_bytes(&out.hasher.finalize()))
 }

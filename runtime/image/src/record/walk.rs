@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -36,13 +36,8 @@ pub(super) type DigestOf<'a> = &'a mut dyn FnMut(BorrowedFd<'_>, &[u8], &FileSta
 /// Takes a path, and its line.
 pub(super) type Tell<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>;
 
-/// Whether a directory has extended attributes, of which what is made in it may have got some.
-pub(super) fn has_attributes(directory: BorrowedFd<'_>) -> io::Result<bool> {
-    let path = PathBuf::from("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(".");
-    Ok(!xattrs_of(&path, &mut vec![0; LARGEST_XATTR])?.is_empty())
-}
-
-/// Tells of every entry, its path and its line of a record; without `attributes` nothing has any.
+/// Tells of every entry, its path and its line of a record. Without `attributes` nothing has any, unless the root has:
+/// then what was made in it may have got some from it.
 pub(super) fn walk(
     Root { directory: root, has_record }: Root<'_>,
     attributes: bool,
@@ -54,11 +49,12 @@ pub(super) fn walk(
     // A directory's path, and the names in it that are still to come, the next one last.
     let mut left: Vec<(Vec<u8>, Vec<Vec<u8>>)> = Vec::new();
     let stat = fstat(root)?;
-    let own = PathBuf::from("/proc/self/fd").join(root.as_raw_fd().to_string()).join(".");
-    let xattrs = xattrs_of(&own, &mut buffer)?;
+    let xattrs = xattrs_of(&by_name(root, b"."), &mut buffer)?;
+    let attributes = attributes || !xattrs.is_empty();
     write(&mut line, b"", &Entry { stat: &stat, digest: None, target: None, xattrs: &xattrs });
     tell(b"", &line)?;
-    let mut names = names_in(root.try_clone_to_owned()?)?;
+    // The caller's descriptor has a place in the directory that may not be its beginning.
+    let mut names = names_in(openat(root, ".", DIRECTORY, Mode::empty())?)?;
     names.retain(|name| !has_record || name != FILE.as_bytes());
     left.push((Vec::new(), names));
     while let Some((directory, mut names)) = left.pop() {
@@ -81,9 +77,8 @@ pub(super) fn walk(
                 SFlag::S_IFLNK => Some(readlinkat(&parent, OsStr::from_bytes(&name)).map_err(|e| failed(e.into()))?),
                 _ => None,
             };
-            let by_name = || Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string());
             let xattrs = match attributes {
-                true => xattrs_of(&by_name().join(OsStr::from_bytes(&name)), &mut buffer).map_err(failed)?,
+                true => xattrs_of(&by_name(parent.as_fd(), &name), &mut buffer).map_err(failed)?,
                 false => Vec::new(),
             };
             line.clear();
@@ -102,15 +97,18 @@ pub(super) fn walk(
     Ok(())
 }
 
+/// A name for calls that take no descriptor.
+fn by_name(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(OsStr::from_bytes(name))
+}
+
 /// An error with the path that it is about.
 fn named(path: &[u8], error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", String::from_utf8_lossy(path)))
 }
 
 /// Names in a directory, the first of them last.
-fn names_in(directory: std::os::fd::OwnedFd) -> io::Result<Vec<Vec<u8>>> {
-    // The descriptor may share its place with others.
-    let directory = openat(&directory, ".", DIRECTORY, Mode::empty())?;
+fn names_in(directory: OwnedFd) -> io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in Dir::from_fd(directory)?.iter() {
         let name = entry?.file_name().to_bytes().to_vec();

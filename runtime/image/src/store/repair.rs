@@ -65,7 +65,7 @@ pub enum RepairError {
 impl Inner {
     /// Gets a damaged part again, and puts it in its place.
     pub(crate) async fn repair(self: &Arc<Self>, check: &Check, auth: &[Credential]) -> Result<(), RepairError> {
-        let at_work = self.catalog.lease(&[]);
+        let _at_work = self.catalog.lease(&[]);
         let records: Vec<Record> = {
             let state = self.catalog.read();
             check.images.iter().filter_map(|id| state.images.get(id)).map(|entry| entry.record.clone()).collect()
@@ -82,7 +82,6 @@ impl Inner {
                 done => return done,
             }
         }
-        drop(at_work);
         Err(refused)
     }
 

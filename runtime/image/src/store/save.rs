@@ -18,7 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     credential::Credential,
-    digest::Digest,
+    digest::{Digest, Hashed},
     image::ImageId,
     layer::LayerError,
     manifest::{self, Descriptor, Document, Manifest},
@@ -123,10 +123,10 @@ impl Saving {
                     tar.append_data(&mut header, name, bytes.as_slice())?;
                 }
                 Content::File { path, size, digest: expected } => {
-                    let mut file = Hashing { file: File::open(path)?.take(*size), hasher: sha2::Sha256::new() };
+                    let mut file = Hashed::new(File::open(path)?.take(*size));
                     let reader = BufReader::with_capacity(1 << 18, &mut file);
                     tar.append_data(&mut header(tar::EntryType::Regular, 0o644, *size), name, reader)?;
-                    if Digest::from_bytes(&file.hasher.finalize()) != *expected {
+                    if file.finish()?.0 != *expected {
                         let problem = format!("{} is damaged: remove the image and get it again", path.display());
                         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
                     }
@@ -134,20 +134,6 @@ impl Saving {
             }
         }
         tar.into_inner()?.flush()
-    }
-}
-
-/// Reads a blob, and its digest with it.
-struct Hashing {
-    file: io::Take<File>,
-    hasher: sha2::Sha256,
-}
-
-impl Read for Hashing {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.file.read(buffer)?;
-        self.hasher.update(buffer.get(..length).unwrap_or_default());
-        Ok(length)
     }
 }
 

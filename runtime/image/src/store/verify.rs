@@ -3,16 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, Read},
+    io,
     ops::ControlFlow,
     os::fd::AsFd,
     path::Path,
 };
 
-use sha2::{Digest as _, Sha256};
-
 use crate::{
-    digest::Digest,
+    digest::{Digest, Hashed},
     image::ImageId,
     record::{self, Damage},
     store::{
@@ -124,22 +122,10 @@ fn tree(directory: &Path, record: &Path, digest: &Digest, bytes: u64) -> Finding
 }
 
 fn blob(path: &Path, digest: &Digest) -> Finding {
-    let read = (|| {
-        let (mut file, mut hasher, mut length) = (File::open(path)?, Sha256::new(), 0);
-        let mut buffer = vec![0; 1 << 18];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok::<_, io::Error>((length, Digest::from_bytes(&hasher.finalize()))),
-                count => {
-                    hasher.update(buffer.get(..count).unwrap_or_default());
-                    length += count as u64;
-                }
-            }
-        }
-    })();
+    let read = File::open(path).and_then(|file| Hashed::new(file).finish());
     match read {
-        Ok((length, actual)) if actual == *digest => Finding::Whole(length),
-        Ok((length, actual)) => damaged("", format!("has {length} bytes with digest {actual}")),
+        Ok((actual, length)) if actual == *digest => Finding::Whole(length),
+        Ok((actual, length)) => damaged("", format!("has {length} bytes with digest {actual}")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => damaged("", "is missing"),
         Err(error) => damaged("", format!("cannot be read: {error}")),
     }

@@ -342,6 +342,15 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// All of it as a tar.
+    pub fn archive(&self) -> std::io::Cursor<Vec<u8>> {
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_dir_all(".", self.dir.path()).unwrap();
+        std::io::Cursor::new(tar.into_inner().unwrap())
+    }
+}
+
 pub fn arch() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
