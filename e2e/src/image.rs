@@ -83,6 +83,19 @@ impl Image {
         layer.into_inner().expect("writing to memory")
     }
 
+    /// A layer of these files, as (path, mode, contents).
+    ///
+    /// # Panics
+    /// When a path is too long for a tar.
+    #[must_use]
+    pub fn layer(files: &[(&str, u32, &str)]) -> Vec<u8> {
+        let mut layer = tar::Builder::new(Vec::new());
+        for (path, mode, contents) in files {
+            append(&mut layer, path, *mode, contents.as_bytes());
+        }
+        layer.into_inner().expect("writing to memory")
+    }
+
     /// An image of the given uncompressed layers, the lowest first.
     ///
     /// # Panics

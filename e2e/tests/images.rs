@@ -734,6 +734,14 @@ fn a_pod_waits_until_its_image_is_signed_and_runs_on_when_the_policy_changes() {
     agent.client(&["exec", "a", "--", "touch", "/end"]).ok();
     agent.wait_pod("a", "does not start again", |pod| waits(pod, "(reject): the policy rejects it"));
     assert_eq!(agent.pod("a").as_ref().and_then(count), Some(1));
+    // The rule holds for what is shown as a volume, too.
+    let busybox = Image::busybox(world.home(), BUSYBOX);
+    agent.client(&["image", "load", busybox.tar.to_str().unwrap()]).ok();
+    let shows = "volumes: [{name: files, image: {reference: 'IT'}}]\n  containers:".replace("IT", &reference);
+    let mounts = "command: [sleep, '1000'], volumeMounts: [{name: files, mountPath: /files}]";
+    let pod_b = pod("b", BUSYBOX).replace("containers:", &shows).replace("command: [sleep, '1000']", mounts);
+    agent.drop_manifest("b.yaml", &pod_b);
+    agent.wait_pod("b", "does not start", |pod| waits(pod, "(reject): the policy rejects it"));
 
     let doctor = |policy: &[&str]| {
         let output = world.command(portreeve_e2e::binary()).arg("doctor").args(policy).output().unwrap();

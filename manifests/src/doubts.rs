@@ -29,7 +29,7 @@ pub(crate) fn pod(pod: &Pod, found: &mut Findings<'_>) {
         let list_path = spec_path.field(list);
         for (index, container) in containers.iter().enumerate() {
             let path = list_path.index(index);
-            image(container, &path.field("image"), found);
+            image(container.image.as_deref(), &path.field("image"), found);
             resources(container, &path.field("resources"), found);
             environment(container, &path.field("env"), found);
             // What only prepares the pod has gone when the others listen.
@@ -42,6 +42,10 @@ pub(crate) fn pod(pod: &Pod, found: &mut Findings<'_>) {
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
         if let Some(limit) = volume.empty_dir.as_ref().and_then(|it| it.size_limit.as_ref()) {
             whole_bytes(limit, &volumes_path.index(index).field("emptyDir").field("sizeLimit"), found);
+        }
+        if let Some(source) = &volume.image {
+            let path = volumes_path.index(index);
+            image(source.reference.as_deref(), &path.field("image").field("reference"), found);
         }
     }
 }
@@ -150,8 +154,8 @@ fn ports(container: &Container, seen: &mut Ports, path: &Path<'_>, found: &mut F
 }
 
 /// An image that cannot be pulled, as its name is none.
-fn image(container: &Container, path: &Path<'_>, found: &mut Findings<'_>) {
-    if let Some(image) = &container.image
+fn image(image: Option<&str>, path: &Path<'_>, found: &mut Findings<'_>) {
+    if let Some(image) = image
         && let Some((why, fix)) = no_image(image)
     {
         /// No name is longer.

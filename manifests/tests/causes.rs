@@ -128,6 +128,7 @@ fn an_image_that_cannot_be_one_is_doubted() {
             &pod("    image: \":1.29\"\n"),
             &pod("    image: 'nginx:'\n"),
             &pod("    image: a\n  initContainers: [{name: b, image: 'b:c:d'}]\n"),
+            &pod("    image: a\n  volumes: [{name: v, image: {reference: 'a b'}}]\n"),
         ],
         &expect![[r#"
             a.yaml:7:12: warning: spec.containers[0].image: "Nginx" cannot be an image's name: there are capital letters in it (did you mean `nginx`?)
@@ -141,6 +142,8 @@ fn an_image_that_cannot_be_one_is_doubted() {
             a.yaml:7:12: warning: spec.containers[0].image: "nginx:" cannot be an image's name: it ends where a tag should follow (did you mean `nginx`?)
 
             a.yaml:8:37: warning: spec.initContainers[0].image: "b:c:d" cannot be an image's name: "d" is no tag (a tag has letters, digits, `_`, `.` and `-`, at most 128, and begins with none of the last two)
+
+            a.yaml:8:42: warning: spec.volumes[0].image.reference: "a b" cannot be an image's name: there is a space in it (did you mean `a:b`?)
         "#]],
     );
     let parsed = parse_file(Path::new("a.yaml"), pod("    image: Nginx\n").as_bytes());

@@ -123,6 +123,7 @@ pub struct FakeRuntime {
     clock: Clock,
     events: broadcast::Sender<EngineEvent>,
     lost_ground: watch::Sender<Option<String>>,
+    images: watch::Sender<()>,
     killed: Notify,
     me: Weak<FakeRuntime>,
 }
@@ -153,6 +154,7 @@ impl FakeRuntime {
             clock,
             events: broadcast::channel(256).0,
             lost_ground: watch::channel(None).0,
+            images: watch::channel(()).0,
             killed: Notify::new(),
             me: me.clone(),
         })
@@ -200,6 +202,7 @@ impl FakeRuntime {
     /// An image comes by another way than a pull.
     pub fn load(&self, image: &str) {
         self.world().script.present.insert(image.to_owned());
+        self.images.send_replace(());
     }
 
     /// How many verbs were asked for.

@@ -106,6 +106,11 @@ impl Pulls {
         self.show(uid, image, Some(Shown::Failed(failure.clone())));
     }
 
+    /// Forgets a pull that failed and is not made again.
+    pub(crate) fn settled(&self, uid: &str, image: &str) {
+        self.show(uid, image, None);
+    }
+
     /// Forgets the pulls of a pod.
     pub(crate) fn forget(&self, uid: &str) {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != uid);

@@ -117,6 +117,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// # Errors
     /// Why the reference is none.
     fn lookup_image(&self, reference: &str) -> Result<Option<ImageFacts>, String>;
+    /// Wakes after every change of what images are here.
+    fn image_changes(&self) -> watch::Receiver<()>;
     /// Pulls an image.
     fn pull<'a>(
         &'a self,
@@ -270,6 +272,10 @@ impl Runtime for EngineRuntime {
         let Some(image) = self.0.images().lookup(&parsed) else { return Ok(None) };
         let refused = self.0.images().check_trust(&parsed, &image).err().map(|refusal| refusal.to_string());
         Ok(Some(ImageFacts { refused, ..facts(&image, &parsed) }))
+    }
+
+    fn image_changes(&self) -> watch::Receiver<()> {
+        self.0.images().changes()
     }
 
     fn pull<'a>(

@@ -28,7 +28,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use oci_spec::runtime::LinuxResources;
 use portreeve_engine::EngineEvent;
 use portreeve_manifests::{Kind, ObjectKey};
-use portreeve_plan::{Blocked, Configs, DesiredPod, Finished, Intent, PodKey, PodUid};
+use portreeve_plan::{Blocked, Configs, DesiredPod, Finished, ImageName, ImageView, Intent, PodKey, PodUid};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +106,7 @@ pub(crate) struct Supervisor {
     news: mpsc::UnboundedReceiver<WorkerNews>,
     engine: broadcast::Receiver<EngineEvent>,
     lost_ground: watch::Receiver<Option<String>>,
+    images: watch::Receiver<()>,
     workers: BTreeMap<PodUid, Running>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -160,6 +161,7 @@ impl Supervisor {
         let supervisor = Self {
             engine: parts.shared.runtime.subscribe(),
             lost_ground: parts.shared.runtime.lost_ground(),
+            images: parts.shared.runtime.image_changes(),
             shared: parts.shared,
             config: parts.config,
             ledger: parts.ledger,
@@ -224,6 +226,8 @@ impl Supervisor {
                 Ok(()) = self.written.changed() => self.take_written(),
                 // cancel-safe: as above.
                 Ok(()) = self.lost_ground.changed() => self.tell_ground(),
+                // cancel-safe: as above.
+                Ok(()) = self.images.changed() => self.take_images(),
                 // cancel-safe: a tick is not lost.
                 _ = relist.tick() => self.relist(),
             }
@@ -351,6 +355,21 @@ impl Supervisor {
             && let Some(running) = self.workers.get(&uid)
         {
             running.handle.wake.notify_one();
+        }
+    }
+
+    /// Wakes whoever waits for an image that is here now, loaded by a user or pulled for another pod.
+    fn take_images(&self) {
+        let is_here = |name: &ImageName| matches!(self.shared.runtime.lookup_image(&name.0), Ok(Some(facts)) if facts.refused.is_none());
+        let missing =
+            |view: &ImageView| matches!(view, ImageView::Absent | ImageView::Failed(_) | ImageView::Refused { .. });
+        let observed = self.shared.observed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (uid, pod) in &*observed {
+            if pod.images.iter().any(|(name, view)| missing(view) && is_here(name))
+                && let Some(running) = self.workers.get(uid)
+            {
+                running.handle.wake.notify_one();
+            }
         }
     }
 

@@ -480,6 +480,21 @@ async fn an_image_that_came_by_another_way_is_not_waited_for_by_another_agent() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_image_that_came_by_another_way_starts_whoever_waits_for_it() {
+    for policy in ["IfNotPresent", "Never"] {
+        let world =
+            World::new(&pod(&format!("  containers: [{{name: c, image: \"absent:1\", imagePullPolicy: {policy}}}]\n")));
+        world.until("it waits", |w| !w.events("Failed").is_empty()).await;
+        let loaded = tokio::time::Instant::now();
+        world.runtime.load("absent:1");
+        world.until("it runs", |w| w.running("c") == 1).await;
+        assert!(loaded.elapsed() < Duration::from_secs(2), "{policy}: {:?}", loaded.elapsed());
+        assert!(world.node.pulls().is_empty(), "{:?}", world.node.pulls());
+        world.node.shutdown().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_ledger_that_is_not_written_is_told_and_undoes_no_edit_under_another_agent() {
     let mut world = World::new(&pod(GOOD));
     let reasons = |w: &World| w.node.ready().err().unwrap_or_default().join("; ");

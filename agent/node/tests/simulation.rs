@@ -32,6 +32,8 @@ struct Wish {
     restart: &'static str,
     label: u64,
     with_config: bool,
+    /// The image that a volume shows.
+    shows: Option<&'static str>,
     with_probe: bool,
     with_init: bool,
     with_pre_stop: bool,
@@ -46,6 +48,7 @@ fn wish(dice: &mut Dice) -> Wish {
         restart: if job { "Never" } else { "Always" },
         label: dice.below(3),
         with_config: dice.chance(30),
+        shows: dice.chance(20).then(|| ["files:1", "web:1", "late:1"][dice.below(3) as usize]),
         with_probe: dice.chance(20),
         with_init: dice.chance(20),
         with_pre_stop: dice.chance(20),
@@ -70,12 +73,20 @@ fn manifest(name: &str, wish: &Wish) -> String {
         if wish.with_pre_stop {
             text.push_str("    lifecycle: {preStop: {sleep: {seconds: 1}}}\n");
         }
+        text.push_str("    volumeMounts:\n");
         if wish.with_config {
-            text.push_str("    volumeMounts: [{name: v, mountPath: /v}]\n");
+            text.push_str("    - {name: v, mountPath: /v}\n");
+        }
+        if wish.shows.is_some() {
+            text.push_str("    - {name: files, mountPath: /files}\n");
         }
     }
+    text.push_str("  volumes:\n");
     if wish.with_config {
-        text.push_str("  volumes: [{name: v, configMap: {name: settings}}]\n");
+        text.push_str("  - {name: v, configMap: {name: settings}}\n");
+    }
+    if let Some(image) = wish.shows {
+        writeln!(text, "  - {{name: files, image: {{reference: \"{image}\"}}}}").unwrap();
     }
     text
 }
@@ -216,7 +227,7 @@ async fn simulate(seed: u64) -> Result<(), String> {
             ("slow:1".to_owned(), Program::Serve { leaves_after: Duration::from_secs(20) }),
         ]),
         present: ["web:1", "job:1", "slow:1"].map(str::to_owned).into(),
-        in_registry: ["web:2"].map(str::to_owned).into(),
+        in_registry: ["web:2", "files:1"].map(str::to_owned).into(),
         refused: BTreeMap::new(),
         registry_pause: None,
     };

@@ -36,6 +36,7 @@ pub mod difference;
 mod env;
 mod fate;
 mod fingerprint;
+mod images;
 pub mod observed;
 pub mod plan;
 mod ready;
@@ -52,6 +53,7 @@ pub use config::{Config, Configs};
 pub use desired::{Blocked, DesiredPod, Finished, Intent, PodKey, PodUid, Terminal};
 pub use difference::{Cost, Difference, differences};
 pub use fingerprint::Fingerprint;
+pub use images::{NeededImage, needed_images};
 pub use observed::{
     Attempted, Carried, ContainerId, ContainerRecord, ContainerState, ContainerView, Exit, Failure, History, HookState,
     ImageName, ImageView, ObservedPod, Past, ProbeVerdicts, SandboxId, SandboxRecord, SandboxState, SandboxView,

@@ -1,4 +1,4 @@
-//! Whether a container could be created now: its image, its configuration, its last failure.
+//! Whether a container could be created now: its images, its configuration, its last failure.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Container;
 
 use crate::backoff::{after, retry_at};
 use crate::env::env_use;
+use crate::images::{NeededImage, needed_images};
 use crate::observed::{Attempted, Failure, ImageName, ImageView};
 use crate::step::WaitKind;
 use crate::world::World;
@@ -21,11 +22,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 pub(crate) enum Readiness {
     /// It could.
     Ready,
-    /// It could once its image is pulled.
+    /// It could once these images are pulled.
     Pull {
-        image: ImageName,
-        reason: String,
-        /// The image must be seen before the container can be made.
+        /// Which, and why.
+        images: Vec<(ImageName, String)>,
+        /// The container's own image must be seen before the container can be made.
         look_first: bool,
     },
     /// It could not.
@@ -65,50 +66,76 @@ pub(crate) fn readiness(world: &World<'_>, container: &Container, since: Timesta
     if let Some(failure) = world.failure(&Attempted::Container(container.name.clone()))
         && retry_at(failure) > world.now
     {
-        return match image(world, container, since) {
+        return match images(world, container, since) {
             // What lasts longer says when the next try is.
             Readiness::Blocked(obstacle) if obstacle.until > Some(retry_at(failure)) => Readiness::Blocked(obstacle),
             _ => Readiness::Blocked(Obstacle::failed(failure, WaitKind::Fault, retry_at(failure))),
         };
     }
-    image(world, container, since)
+    images(world, container, since)
 }
 
-fn image(world: &World<'_>, container: &Container, since: Timestamp) -> Readiness {
-    let name = ImageName(container.image.clone().unwrap_or_default());
-    let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-    let pull = |reason: &str| Readiness::Pull {
-        image: name.clone(),
-        reason: format!("image {name} {reason}"),
-        look_first: must_not_be_root(world, container).is_some_and(|user| user.is_none()),
+/// What is in the way of any of its images is in the way of the container; those that can be pulled are, together.
+fn images(world: &World<'_>, container: &Container, since: Timestamp) -> Readiness {
+    let mut pulls = Vec::new();
+    for needed in needed_images(world.desired.spec(), container) {
+        match image(world, &needed, since) {
+            Seen::Ready { user } if needed.volume.is_none() => {
+                if let Some(message) = runs_as_root(world, container, user) {
+                    return Readiness::Blocked(Obstacle::fault("CreateContainerConfigError", message));
+                }
+            }
+            Seen::Ready { .. } => {}
+            Seen::Pull(reason) => pulls.push((needed, reason)),
+            Seen::Blocked(obstacle) => return Readiness::Blocked(obstacle),
+        }
+    }
+    if pulls.is_empty() {
+        return Readiness::Ready;
+    }
+    let own = pulls.iter().any(|(needed, _)| needed.volume.is_none());
+    let look_first = own && must_not_be_root(world, container).is_some_and(|user| user.is_none());
+    Readiness::Pull { images: pulls.into_iter().map(|(needed, reason)| (needed.name, reason)).collect(), look_first }
+}
+
+/// What one image is good for now.
+enum Seen<'a> {
+    Ready { user: Option<&'a str> },
+    Pull(String),
+    Blocked(Obstacle),
+}
+
+fn image<'a>(world: &World<'a>, needed: &NeededImage<'_>, since: Timestamp) -> Seen<'a> {
+    let (name, policy) = (&needed.name, needed.policy);
+    let (shown, field) = match needed.volume {
+        None => (format!("image {name}"), "imagePullPolicy"),
+        Some(volume) => (format!("image {name} of volume {volume}"), "pullPolicy"),
     };
-    match world.observed.images.get(&name).unwrap_or(&ImageView::Absent) {
-        ImageView::Invalid { message } => Readiness::Blocked(Obstacle::fault("InvalidImageName", message)),
+    let pull = |reason: &str| Seen::Pull(format!("{shown} {reason}"));
+    match world.observed.images.get(name).unwrap_or(&ImageView::Absent) {
+        ImageView::Invalid { message } => Seen::Blocked(Obstacle::fault("InvalidImageName", message)),
         ImageView::Present { user, pulled_at, failure, .. } => {
             if policy == "Always" && pulled_at.is_none_or(|pulled_at| pulled_at < since) {
-                return match backing_off(world, &name, failure.as_ref()) {
-                    Some(obstacle) => Readiness::Blocked(obstacle),
-                    None => pull("is asked for again (imagePullPolicy Always)"),
+                return match backing_off(world, name, failure.as_ref()) {
+                    Some(obstacle) => Seen::Blocked(obstacle),
+                    None => pull(&format!("is asked for again ({field} Always)")),
                 };
             }
-            match runs_as_root(world, container, user.as_deref()) {
-                Some(message) => Readiness::Blocked(Obstacle::fault("CreateContainerConfigError", message)),
-                None => Readiness::Ready,
-            }
+            Seen::Ready { user: user.as_deref() }
         }
         ImageView::Refused { message, pulled_at, failure } => {
             let wait = |until, message: String| {
-                Readiness::Blocked(Obstacle { until: Some(until), ..Obstacle::fault(UNTRUSTED, message) })
+                Seen::Blocked(Obstacle { until: Some(until), ..Obstacle::fault(UNTRUSTED, message) })
             };
             if policy == "Never" {
-                let why = "imagePullPolicy is Never, so that its registry is not asked for signatures";
+                let why = format!("{field} is Never, so that its registry is not asked for signatures");
                 return wait(after(world.now, LOOK_AGAIN), format!("{message}; {why}"));
             }
             // A pull that succeeded and changed nothing is not made again at once.
             if let Some(soon) = pulled_at.map(|at| after(at, LOOK_AGAIN)).filter(|soon| *soon > world.now) {
                 return wait(soon, message.clone());
             }
-            match failure.as_ref().filter(|failure| backing_off(world, &name, Some(failure)).is_some()) {
+            match failure.as_ref().filter(|failure| backing_off(world, name, Some(failure)).is_some()) {
                 Some(failure) if failure.reason == UNTRUSTED => wait(retry_at(failure), failure.message.clone()),
                 Some(failure) => {
                     let asked = format!("{message}; asking its registry again: {}", failure.message);
@@ -117,21 +144,21 @@ fn image(world: &World<'_>, container: &Container, since: Timestamp) -> Readines
                 None => pull("is refused by the trust policy as it is here"),
             }
         }
-        _ if policy == "Never" => Readiness::Blocked(Obstacle::fault(
+        _ if policy == "Never" => Seen::Blocked(Obstacle::fault(
             "ErrImageNeverPull",
-            format!("image {name} is not on this node and imagePullPolicy is Never; load it"),
+            format!("{shown} is not on this node and {field} is Never; load it"),
         )),
         ImageView::Absent => pull("is not on this node"),
         ImageView::Pulling { after: None, progress } => {
             let colon = if progress.is_empty() { "" } else { ": " };
-            let message = format!("pulling image {name}{colon}{progress}");
-            Readiness::Blocked(Obstacle { kind: WaitKind::Progress, ..Obstacle::fault("ContainerCreating", message) })
+            let message = format!("pulling {shown}{colon}{progress}");
+            Seen::Blocked(Obstacle { kind: WaitKind::Progress, ..Obstacle::fault("ContainerCreating", message) })
         }
         ImageView::Pulling { after: Some(failure), .. } => {
-            Readiness::Blocked(Obstacle { until: None, ..pull_failed(&name, failure) })
+            Seen::Blocked(Obstacle { until: None, ..pull_failed(name, failure) })
         }
-        ImageView::Failed(failure) => match backing_off(world, &name, Some(failure)) {
-            Some(obstacle) => Readiness::Blocked(obstacle),
+        ImageView::Failed(failure) => match backing_off(world, name, Some(failure)) {
+            Some(obstacle) => Seen::Blocked(obstacle),
             None => pull("could not be pulled before"),
         },
     }

@@ -421,7 +421,7 @@ pub(super) static ROWS: &[Row] = &[
     no("spec.volumes[].projected.sources[].podCertificate", "use a Secret"),
     no("spec.volumes[].persistentVolumeClaim", "use a hostPath volume"),
     no("spec.volumes[].ephemeral", "use an emptyDir or hostPath volume"),
-    no("spec.volumes[].image", "copy the files by an init container of that image into an emptyDir"),
+    yes("spec.volumes[].image").noted("read-only, nothing in it is executable"),
     no("spec.volumes[].csi", VOLUME),
     no("spec.volumes[].nfs", VOLUME),
     no("spec.volumes[].iscsi", VOLUME),

@@ -107,10 +107,11 @@ pub struct Mount {
 pub enum MountSource {
     /// A file or directory of the node; must exist.
     HostPath(PathBuf),
-    /// The root of an image in the store, read-only.
+    /// The root of an image in the store, read-only; nothing in it can be executed. The image stays as long as the
+    /// container.
     Image {
-        /// Its reference.
-        reference: String,
+        /// Its id, or a name that it has.
+        id: String,
         /// A directory within the image, never followed out of it.
         #[serde(default)]
         sub_path: Option<PathBuf>,

@@ -494,7 +494,7 @@ fn an_overlay_of_the_layers_shows_what_the_image_means() {
         support::skopeo(&["copy", &format!("oci:{}:x", layout.dir.path().display()), &to]);
         let store = store(&dir.path().join("store"));
         let image = runtime.block_on(store.load(File::open(&tar).unwrap())).unwrap().remove(0);
-        let snapshot = store.snapshot("c1", &image).unwrap();
+        let snapshot = store.snapshot("c1", &image, &[]).unwrap();
         let target = dir.path().join("merged");
         fs::create_dir(&target).unwrap();
         mount_overlay(&snapshot, &target);
@@ -544,7 +544,7 @@ fn a_layer_that_an_image_has_twice_can_be_mounted() {
         assert_eq!(image.layers.len(), 2);
         let target = dir.path().join("merged");
         fs::create_dir(&target).unwrap();
-        mount_overlay(&store.snapshot("c", &image).unwrap(), &target);
+        mount_overlay(&store.snapshot("c", &image, &[]).unwrap(), &target);
         assert_eq!(tree(&target), ["x = twice", "y = y"]);
         nix::mount::umount(&target).unwrap();
     });

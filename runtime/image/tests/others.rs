@@ -91,7 +91,7 @@ fn compare_with_umoci(what: &str, layers: &[Vec<u8>]) {
     let store = store(&dir.path().join("store"));
     let archive = std::io::Cursor::new(archive.into_inner().unwrap());
     let image = runtime.block_on(store.load(archive)).unwrap().remove(0);
-    let snapshot = store.snapshot("c", &image).unwrap();
+    let snapshot = store.snapshot("c", &image, &[]).unwrap();
     let target = dir.path().join("merged");
     fs::create_dir(&target).unwrap();
     mount_overlay(&snapshot, &target);

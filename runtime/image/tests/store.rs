@@ -75,7 +75,7 @@ async fn what_a_container_stands_on_is_never_removed() {
     let store = store(root.path());
     let image = load(&store, &two_layers(), "a", "").await;
     let other = load(&store, &two_layers(), "b", "other").await;
-    let snapshot = store.snapshot("c1", &image).unwrap();
+    let snapshot = store.snapshot("c1", &image, &[]).unwrap();
     let error = store.remove(&"a".parse().unwrap()).unwrap_err();
     assert!(matches!(&error, StoreError::InUse { container, .. } if container == "c1"), "{error}");
     assert!(store.remove_image(&image.id).is_err());
@@ -93,6 +93,28 @@ async fn what_a_container_stands_on_is_never_removed() {
 }
 
 #[tokio::test]
+async fn what_a_container_shows_as_a_volume_is_never_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &two_layers(), "a", "").await;
+    let shown = load(&store, &two_layers(), "b", "b").await;
+    let too = load(&store, &two_layers(), "c", "c").await;
+    store.snapshot("c1", &image, &[shown.clone(), too.clone(), shown.clone()]).unwrap();
+    for one in [&shown, &too] {
+        let error = store.remove_image(&one.id).unwrap_err();
+        assert!(matches!(&error, StoreError::InUse { container, .. } if container == "c1"), "{error}");
+    }
+    assert!(store.gc(Unneeded::All, &|_| BTreeSet::new()).unwrap().images.is_empty());
+    assert_eq!(store.usage(&|_| BTreeSet::new()).unwrap().images_needed, 3);
+    store.remove_snapshot("c1").unwrap();
+    store.remove_image(&shown.id).unwrap();
+    // One that is gone cannot be shown any more, and nothing is left of the attempt.
+    let answer = store.snapshot("c2", &image, &[too.clone(), shown]);
+    assert!(matches!(answer, Err(SnapshotError::ImageGone { .. })), "{answer:?}");
+    assert!(store.snapshots().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_snapshot_carries_the_mode_and_owner_of_the_images_root() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
@@ -104,15 +126,15 @@ async fn a_snapshot_carries_the_mode_and_owner_of_the_images_root() {
     let base = tar.file("x", b"").bytes();
     let silent = Tar::new().file("y", b"").bytes();
     let image = load(&store, &[base, silent], "a", "").await;
-    let snapshot = store.snapshot("c1", &image).unwrap();
+    let snapshot = store.snapshot("c1", &image, &[]).unwrap();
     let upper = fs::metadata(&snapshot.upper).unwrap();
     assert_eq!((upper.mode() & 0o7777, upper.uid(), upper.gid()), (0o1751, 42, 43));
     assert_eq!(fs::metadata(snapshot.upper.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(snapshot.lower, image.layers);
-    assert!(matches!(store.snapshot("c1", &image), Err(SnapshotError::Exists { .. })));
+    assert!(matches!(store.snapshot("c1", &image, &[]), Err(SnapshotError::Exists { .. })));
     assert_eq!(store.snapshots().unwrap(), BTreeSet::from(["c1".to_owned()]));
     for bad in ["", ".", "..", "../x", "a/b", "a\0b", ".hidden", "a b"] {
-        assert!(matches!(store.snapshot(bad, &image), Err(SnapshotError::Name { .. })), "{bad:?}");
+        assert!(matches!(store.snapshot(bad, &image, &[]), Err(SnapshotError::Name { .. })), "{bad:?}");
         assert!(matches!(store.remove_snapshot(bad), Err(SnapshotError::Name { .. })), "{bad:?}");
     }
     fs::write(snapshot.upper.join("file"), "x").unwrap();
@@ -120,7 +142,7 @@ async fn a_snapshot_carries_the_mode_and_owner_of_the_images_root() {
     store.remove_snapshot("c1").unwrap();
     assert!(store.snapshots().unwrap().is_empty());
     store.remove_image(&image.id).unwrap();
-    assert!(matches!(store.snapshot("c2", &image), Err(SnapshotError::ImageGone { .. })));
+    assert!(matches!(store.snapshot("c2", &image, &[]), Err(SnapshotError::ImageGone { .. })));
     assert!(store.snapshots().unwrap().is_empty());
 }
 
@@ -129,7 +151,7 @@ async fn an_image_without_layers_still_has_something_to_stand_on() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
     let image = load(&store, &[], "scratch:1", "").await;
-    let snapshot = store.snapshot("c", &image).unwrap();
+    let snapshot = store.snapshot("c", &image, &[]).unwrap();
     assert_eq!(snapshot.lower.len(), 1);
     assert!(tree(&snapshot.lower[0]).is_empty());
 }
@@ -372,7 +394,7 @@ async fn usage_counts_shared_layers_once() {
         .collect();
     assert_eq!((usage.blobs, usage.blob_bytes), (blobs.len() as u64, blobs.iter().sum()));
     // What is needed by a container or its caller's word is not to be had back, nor what it shares.
-    store.snapshot("c1", &image).unwrap();
+    store.snapshot("c1", &image, &[]).unwrap();
     let usage = store.usage(&|_| BTreeSet::new()).unwrap();
     assert_eq!((usage.images_needed, usage.reclaimable_bytes), (1, big.size_bytes - image.size_bytes));
     let usage = store.usage(&|_| BTreeSet::from([big.id.clone()])).unwrap();
@@ -431,8 +453,8 @@ async fn a_collection_takes_what_was_used_longest_ago_and_no_more_than_it_must()
     );
     assert!(collect(0, none()).images.is_empty());
     // The first was used last.
-    store.snapshot("x", &a).unwrap();
-    store.snapshot("y", &e).unwrap();
+    store.snapshot("x", &a, &[]).unwrap();
+    store.snapshot("y", &e, &[]).unwrap();
     store.remove_snapshot("x").unwrap();
     assert_eq!(collect(1, none()).images, std::slice::from_ref(&b.id));
     // One that is wanted and one that a container stands on are not among those that could go.
@@ -459,7 +481,7 @@ async fn an_index_that_cannot_be_written_leaves_no_image_without_its_layers() {
     let needed = BTreeSet::from([kept.id.clone()]);
     assert!(store.gc(Unneeded::All, &|_| needed.clone()).is_err());
     assert!(store.image(&gone.id).is_none(), "its layers are gone");
-    assert!(matches!(store.snapshot("c", &gone), Err(SnapshotError::ImageGone { .. })));
+    assert!(matches!(store.snapshot("c", &gone, &[]), Err(SnapshotError::ImageGone { .. })));
     let kept = store.image(&kept.id).unwrap();
     assert!(kept.layers.iter().all(|layer| layer.is_dir()));
     // It can come again.

@@ -250,7 +250,7 @@ async fn a_repair_that_cannot_be_leaves_what_is_there() {
     fs::write(&file, b"bent").unwrap();
     let found = damaged(&store, &image).remove(0);
 
-    store.snapshot("c1", &image).unwrap();
+    store.snapshot("c1", &image, &[]).unwrap();
     let inode = fs::metadata(&file).unwrap().ino();
     let refused = store.repair(&found, &[]).await.unwrap_err();
     assert!(matches!(&refused, RepairError::InUse { container } if container == "c1"), "{refused:?}");
@@ -272,7 +272,7 @@ async fn a_layer_that_another_images_container_stands_on_is_left_as_it_is() {
     let other = Layout::salted(std::slice::from_ref(&shared), Pack::Gzip, "other");
     registry.push(other.dir.path(), "other:1", &[]);
     let other = store.pull(&registry.reference("other:1"), &[], None).await.unwrap();
-    store.snapshot("c1", &other).unwrap();
+    store.snapshot("c1", &other, &[]).unwrap();
     let file = layer(root.path(), &Digest::of(&shared)).join("fs/etc/kept");
     fs::write(&file, b"bent").unwrap();
     let inode = fs::metadata(&file).unwrap().ino();

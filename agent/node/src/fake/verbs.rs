@@ -9,7 +9,7 @@ use oci_spec::runtime::LinuxResources;
 use portreeve_engine::image::{Credential, ProgressSink};
 use portreeve_engine::{
     ContainerConfig, ContainerId, ContainerState, ContainerStatus, EngineError, EngineEvent, ExecOutput, Exit,
-    NetworkNamespace, SandboxConfig, SandboxId, SandboxState, SandboxStats, SandboxStatus,
+    MountSource, NetworkNamespace, SandboxConfig, SandboxId, SandboxState, SandboxStats, SandboxStatus,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -118,6 +118,16 @@ impl Runtime for FakeRuntime {
             }
             if world.script.refused.contains_key(&config.image) {
                 world.violations.push(format!("{} made of a refused image", config.metadata.name));
+            }
+            for mount in &config.mounts {
+                let MountSource::Image { id, .. } = &mount.source else { continue };
+                let reference = id.strip_prefix("sha256:").unwrap_or(id);
+                if !world.script.present.contains(reference) {
+                    return Err(EngineError::ImageMissing { reference: id.clone() });
+                }
+                if world.script.refused.contains_key(reference) {
+                    world.violations.push(format!("{} shows a refused image", config.metadata.name));
+                }
             }
             let twin =
                 world.containers.values().any(|other| other.sandbox == *sandbox && other.metadata == config.metadata);
@@ -312,6 +322,10 @@ impl Runtime for FakeRuntime {
             way: None,
             refused,
         }))
+    }
+
+    fn image_changes(&self) -> watch::Receiver<()> {
+        self.images.subscribe()
     }
 
     fn bytes_to_fetch<'a>(

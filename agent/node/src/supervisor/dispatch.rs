@@ -224,12 +224,12 @@ pub(crate) fn configs(
 
 /// What a pod that does not run yet looks like to the planner.
 pub(crate) fn unobserved(shared: &Shared, pod: &Pod) -> ObservedPod {
-    use portreeve_plan::{ImageName, ImageView};
+    use portreeve_plan::{ImageView, NeededImage, needed_images};
     let mut observed = ObservedPod { host_ips: shared.node.host_ips.clone(), ..ObservedPod::default() };
     if let Some(spec) = &pod.spec {
-        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
-            let image = container.image.clone().unwrap_or_default();
-            let view = match shared.runtime.lookup_image(&image) {
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        for NeededImage { name, .. } in containers.flat_map(|container| needed_images(spec, container)) {
+            let view = match shared.runtime.lookup_image(&name.0) {
                 Ok(Some(facts)) => match facts.refused {
                     Some(message) => ImageView::Refused { message, pulled_at: None, failure: None },
                     None => ImageView::Present { id: facts.id, user: facts.user, pulled_at: None, failure: None },
@@ -237,7 +237,7 @@ pub(crate) fn unobserved(shared: &Shared, pod: &Pod) -> ObservedPod {
                 Ok(None) => ImageView::Absent,
                 Err(message) => ImageView::Invalid { message },
             };
-            observed.images.insert(ImageName(image), view);
+            observed.images.insert(name, view);
         }
     }
     observed

@@ -52,10 +52,10 @@ pub(crate) struct MountPlan<'a> {
 }
 
 impl MountPlan<'_> {
-    pub(crate) fn mount(&self, source: PathBuf) -> Mount {
+    pub(crate) fn mount(&self, source: MountSource) -> Mount {
         Mount {
             container_path: self.container_path.clone(),
-            source: MountSource::HostPath(source),
+            source,
             readonly: self.readonly,
             recursive_readonly: self.recursive_readonly,
             propagation: self.propagation,
@@ -82,12 +82,13 @@ pub(crate) fn mount_plans<'a>(
             None => mount.sub_path.clone(),
         }
         .filter(|path| !path.is_empty());
-        // What shows configuration is written by the agent alone.
-        let shows_configuration = volume.config_map.is_some()
+        // What shows configuration is written by the agent alone, and images by nobody.
+        let shows = volume.config_map.is_some()
             || volume.secret.is_some()
             || volume.projected.is_some()
-            || volume.downward_api.is_some();
-        let readonly = mount.read_only == Some(true) || shows_configuration;
+            || volume.downward_api.is_some()
+            || volume.image.is_some();
+        let readonly = mount.read_only == Some(true) || shows;
         let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
         plans.push(MountPlan {
             volume,

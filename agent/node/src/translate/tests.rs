@@ -250,7 +250,7 @@ fn each_kind_of_mount_is_asked_for_as_it_is_meant() {
                 "containers": [{"name": "c", "volumeMounts": [mount]}],
             }));
             let plans = mount_plans(&spec, &spec.containers[0], &[]).unwrap();
-            let made = plans[0].mount(PathBuf::from("/source"));
+            let made = plans[0].mount(portreeve_engine::MountSource::HostPath("/source".into()));
             let shows = usize::from(!matches!(*kind, "emptyDir" | "hostPath"));
             assert_eq!(made.container_path, Path::new("/d"));
             assert_eq!(made.source, portreeve_engine::MountSource::HostPath("/source".into()));

@@ -165,6 +165,10 @@ impl Volumes {
         if let Some(host) = &volume.host_path {
             return host_path::ensure(name, host);
         }
+        if volume.image.is_some() {
+            // Each container that shows it mounts its layers itself.
+            return Ok(());
+        }
         let place = self.place(facts.uid, volume);
         let fs_group =
             spec.and_then(|spec| spec.security_context.as_ref()?.fs_group).and_then(|group| u32::try_from(group).ok());

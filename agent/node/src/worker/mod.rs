@@ -236,6 +236,7 @@ impl Worker {
         let timer = self.shared.metrics.reconciles.start_timer();
         self.take_reports();
         self.take_pulls(desired);
+        self.drop_settled_pulls(desired);
         self.take_kills();
         let observed = Arc::new(self.observe(desired));
         self.drop_kills_of_ended(&observed);
@@ -467,15 +468,11 @@ impl Worker {
     }
 }
 
-/// Whether a pull of this image that failed under another agent is still one of the pod's to make:
-/// the image may have come by another way since, or left the manifest.
+/// Whether a pull of this image that failed is still one of the pod's to make: the image may have come by another way
+/// since, or left the manifest.
 fn still_to_pull(shared: &Shared, desired: &DesiredPod, image: &str) -> bool {
-    let mut users = desired.pod.spec.iter().flat_map(observe::all_containers);
     let here = matches!(shared.runtime.lookup_image(image), Ok(Some(facts)) if facts.refused.is_none());
-    users.any(|container| {
-        let always = container.image_pull_policy.as_deref() == Some("Always");
-        container.image.as_deref() == Some(image) && (always || !here)
-    })
+    observe::needing(desired, image).any(|(_, needed)| needed.policy == "Always" || !here)
 }
 
 enum Round {

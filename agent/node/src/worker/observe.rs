@@ -12,7 +12,8 @@ use portreeve_engine::{
 };
 use portreeve_plan::{
     ContainerId, ContainerRecord, ContainerState, ContainerView, DesiredPod, Exit, History, ImageName, ImageView,
-    Intent, ObservedPod, ResourcesView, SandboxId, SandboxRecord, SandboxState, SandboxView, Verdict,
+    Intent, NeededImage, ObservedPod, ResourcesView, SandboxId, SandboxRecord, SandboxState, SandboxView, Verdict,
+    needed_images,
 };
 use tracing::warn;
 
@@ -184,8 +185,7 @@ impl Worker {
         let Some(spec) = &desired.pod.spec else {
             return images;
         };
-        for container in all_containers(spec) {
-            let name = ImageName(container.image.clone().unwrap_or_default());
+        for NeededImage { name, .. } in all_containers(spec).flat_map(|container| needed_images(spec, container)) {
             if images.contains_key(&name) {
                 continue;
             }
@@ -280,4 +280,17 @@ fn said_last(log: &Path) -> String {
 /// Init containers and containers of a pod.
 pub(super) fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
+}
+
+/// The containers of a pod that need an image, each with what it needs it for.
+pub(super) fn needing<'a>(
+    desired: &'a DesiredPod,
+    image: &'a str,
+) -> impl Iterator<Item = (&'a Container, NeededImage<'a>)> {
+    let spec = desired.pod.spec.as_ref();
+    let all = spec.into_iter().flat_map(|spec| all_containers(spec).map(move |container| (spec, container)));
+    all.filter_map(move |(spec, container)| {
+        let needed = needed_images(spec, container).find(|needed| needed.name.0 == image)?;
+        Some((container, needed))
+    })
 }

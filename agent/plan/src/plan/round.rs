@@ -61,11 +61,13 @@ impl<'a> Round<'a> {
         if start.created.is_none() {
             match readiness(world, slot.container, start.since) {
                 Readiness::Ready => {}
-                Readiness::Pull { image, reason, look_first } => {
-                    if look_first {
-                        self.later.push((slot.name(), format!("image {image} is there")));
+                Readiness::Pull { images, look_first } => {
+                    if look_first && let Some((own, _)) = images.first() {
+                        self.later.push((slot.name(), format!("image {own} is there")));
                     }
-                    Self::want(&mut self.pulls, (image, reason), slot.name());
+                    for image in images {
+                        Self::want(&mut self.pulls, image, slot.name());
+                    }
                     if look_first {
                         return false;
                     }
@@ -141,11 +143,12 @@ impl<'a> Round<'a> {
         if start.at.is_some_and(|at| at > world.now) {
             return;
         }
-        let ready = readiness(world, slot.container, start.since);
-        if let Readiness::Pull { image, reason, .. } = ready
-            && !self.pulls.contains_key(&image)
-        {
-            Self::want(&mut self.early, (image, reason), slot.name());
+        if let Readiness::Pull { images, .. } = readiness(world, slot.container, start.since) {
+            for image in images {
+                if !self.pulls.contains_key(&image.0) {
+                    Self::want(&mut self.early, image, slot.name());
+                }
+            }
         }
     }
 

@@ -33,6 +33,7 @@ pub(crate) enum Case {
     ChangedGrace,
     ChangedHostname,
     ChangedVolumes,
+    ChangedShownImage,
     ContainerAdded,
     ContainerRemoved,
     ConfigChanged,
@@ -80,6 +81,7 @@ pub(crate) fn cases() -> impl Strategy<Value = Vec<Case>> {
         ChangedGrace,
         ChangedHostname,
         ChangedVolumes,
+        ChangedShownImage,
         ContainerAdded,
         ContainerRemoved,
         ConfigChanged,
@@ -120,7 +122,7 @@ fn spec(shape: &Shape) -> Value {
         json!({
             "name": name, "image": format!("{name}:1"), "imagePullPolicy": pull,
             "env": pods::level(),
-            "volumeMounts": [{"name": "conf", "mountPath": "/conf"}],
+            "volumeMounts": [{"name": "conf", "mountPath": "/conf"}, {"name": "files", "mountPath": "/files"}],
             "resources": {"requests": {"cpu": "100m"}},
             "livenessProbe": {"tcpSocket": {"port": 1}},
         })
@@ -138,7 +140,8 @@ fn spec(shape: &Shape) -> Value {
         "restartPolicy": shape.policy,
         "terminationGracePeriodSeconds": 5,
         "volumes": [{"name": "conf", "configMap": {"name": "settings"}},
-                    {"name": "tmp", "emptyDir": {}}],
+                    {"name": "tmp", "emptyDir": {}},
+                    {"name": "files", "image": {"reference": "files:1", "pullPolicy": pull}}],
         "initContainers": inits,
         "containers": mains,
     })
@@ -179,6 +182,7 @@ fn happen(node: &mut Node, case: Case) {
         Case::ChangedVolumes => {
             edit(node, "/volumes/1", json!({"name": "tmp", "emptyDir": {"medium": "Memory"}}));
         }
+        Case::ChangedShownImage => edit(node, "/volumes/2/image/reference", json!("files:2")),
         Case::ContainerAdded => {
             edit(
                 node,

@@ -8,7 +8,8 @@ use k8s_openapi::api::core::v1::{Container, PodStatus};
 use portreeve_plan::{
     Action, Attempted, Beside, ContainerId, ContainerState, ContainerView, DesiredPod, Exit, Failure, HookState,
     ImageName, ImageView, Intent, ObservedPod, Plan, ProbeVerdicts, Resources, ResourcesView, SandboxId, SandboxState,
-    SandboxView, Step, Stopping, Verdict, container_record, plan, remember, sandbox_record, status, volume_records,
+    SandboxView, Step, Stopping, Verdict, container_record, needed_images, plan, remember, sandbox_record, status,
+    volume_records,
 };
 use serde_json::Value;
 
@@ -387,8 +388,11 @@ impl Node {
     fn create(&mut self, name: &str, attempt: u32, backoff: Option<std::time::Duration>) -> Result<(), String> {
         let spec = self.spec_of(name).ok_or_else(|| format!("the pod has no container {name}"))?;
         let image = ImageName(spec.image.clone().unwrap_or_default());
-        if !matches!(self.observed.images.get(&image), Some(ImageView::Present { .. })) {
-            return Err(format!("{name} is created without its image"));
+        let pod = self.desired.pod.spec.clone().unwrap_or_default();
+        for needed in needed_images(&pod, &spec) {
+            if !matches!(self.observed.images.get(&needed.name), Some(ImageView::Present { .. })) {
+                return Err(format!("{name} is created without image {}", needed.name));
+            }
         }
         let mut mounts = spec.volume_mounts.iter().flatten();
         if let Some(mount) = mounts.find(|mount| !self.observed.volumes.contains_key(&mount.name)) {

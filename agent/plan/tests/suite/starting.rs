@@ -471,3 +471,81 @@ fn a_key_of_binary_data_is_missing_in_an_environment_and_no_reason_to_call_it_st
     let wait = node.plan().waits[0].clone();
     assert_eq!(wait.message, "couldn't find key blob in ConfigMap default/settings");
 }
+
+/// Two containers, of which one shows the image `files:1`.
+fn shows_files() -> serde_json::Value {
+    json!({
+        "volumes": [{"name": "files", "image": {"reference": "files:1"}}, {"name": "other", "image": {"reference": "o:1"}}],
+        "containers": [
+            {"name": "web", "image": "web:1", "volumeMounts": [{"name": "files", "mountPath": "/files"}]},
+            {"name": "log", "image": "log:1"},
+        ],
+    })
+}
+
+#[test]
+fn the_images_of_volumes_are_pulled_for_the_containers_that_mount_them() {
+    let mut node = Node::new(wanted(shows_files()));
+    expect![[r#"
+        Pod default/web:
+          pull image files:1 [live]: image files:1 of volume files is not on this node
+          pull image log:1 [live]: image log:1 is not on this node
+          pull image web:1 [live]: image web:1 is not on this node
+          mount volumes files, other [live]: the pod names them
+          create sandbox [live]: the pod has no sandbox
+          create container web (attempt 0) [live]: container web has not run yet
+          start container web [live]: container web has not run yet
+          create container log (attempt 0) [live]: container log has not run yet
+          start container log [live]: container log has not run yet
+    "#]]
+    .assert_eq(&node.plan().to_string());
+    // Whoever does not mount what cannot be had starts without it.
+    node.unknown_images.insert("files:1".to_owned());
+    node.settle();
+    let names: Vec<_> = node.observed.containers.iter().map(|view| view.name.clone()).collect();
+    assert_eq!(names, ["log"]);
+    let statuses = node.status().container_statuses.unwrap();
+    let waiting = statuses[0].state.clone().unwrap().waiting.unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("ErrImagePull"));
+}
+
+#[test]
+fn the_image_of_a_volume_has_its_own_policy() {
+    let never = with(shows_files(), "/volumes/0/image/pullPolicy", json!("Never"));
+    let mut node = Node::new(wanted(never));
+    let line = "wait container web (ErrImageNeverPull): image files:1 of volume files is not on this node and \
+                pullPolicy is Never; load it";
+    assert_eq!(waits(&node), [line]);
+    node.observed.images.insert(image("files:1"), refused(None, None));
+    let why = "it has no signature; pullPolicy is Never, so that its registry is not asked for signatures";
+    let line = format!("wait container web (SignatureValidationFailed): {why}; next try at {}", at(60));
+    assert_eq!(waits(&node), [line]);
+
+    let mut node = Node::running(with(shows_files(), "/volumes/0/image/pullPolicy", json!("Always")));
+    assert!(node.steps().is_empty());
+    node.exit("log", 1);
+    assert_eq!(node.steps()[0], "create container log (attempt 1)");
+    node.settle();
+    node.exit("web", 1);
+    let plan = node.plan();
+    let reason = "image files:1 of volume files is asked for again (pullPolicy Always)";
+    assert_eq!(
+        (plan.steps[0].action.to_string().as_str(), plan.steps[0].reason.as_str()),
+        ("pull image files:1", reason)
+    );
+}
+
+#[test]
+fn what_runs_goes_on_until_the_image_that_a_volume_is_to_show_is_here() {
+    let mut node = Node::running(shows_files());
+    node.unknown_images.insert("files:2".to_owned());
+    node.edit(with(shows_files(), "/volumes/0/image/reference", json!("files:2")));
+    node.settle();
+    assert_eq!(node.observed.containers.iter().filter(|view| crate::model::running(view)).count(), 2);
+    node.unknown_images.clear();
+    node.pass(600);
+    let steps = node.steps();
+    assert_eq!(&steps[..2], ["pull image files:2", "stop container log within 30 s"]);
+    node.settle();
+    assert_eq!(node.observed.containers.iter().filter(|view| crate::model::running(view)).count(), 2);
+}

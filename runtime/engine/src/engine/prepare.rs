@@ -50,7 +50,8 @@ pub(super) fn prepare(
     let stop_signal = config.stop_signal.as_deref().or(image_config.and_then(|image| image.stop_signal().as_deref()));
     let stop_signal = signal(stop_signal.unwrap_or_default())?;
     let devices = devices(&config)?;
-    let images = image_mounts(core, &config)?;
+    let shown = shown_images(core, &config)?;
+    let images = image_mounts(&config, &shown)?;
     let wanted = image_volumes(&image, config.security.readonly_rootfs)?;
     let seccomp = match &config.security.seccomp {
         SeccompProfile::Localhost(path) if !config.security.privileged => Some(profile(path)?),
@@ -77,7 +78,7 @@ pub(super) fn prepare(
         started_at: None,
     };
     record::write(&directory.join("container.json"), &record)?;
-    let snapshot = core.images.snapshot(id.as_str(), &image).map_err(|error| EngineError::Images {
+    let snapshot = core.images.snapshot(id.as_str(), &image, &shown).map_err(|error| EngineError::Images {
         action: format!("making the root file system of {}", record.config.metadata.name),
         source: error.into(),
     })?;
@@ -219,13 +220,25 @@ fn node_devices(directory: &Path, all: &mut Vec<(LinuxDevice, String)>) {
     }
 }
 
-fn image_mounts(core: &Core, config: &ContainerConfig) -> Result<Vec<ImageMount>, EngineError> {
+/// The images that are mounted into the container, in the order of such mounts.
+fn shown_images(core: &Core, config: &ContainerConfig) -> Result<Vec<Image>, EngineError> {
+    let ids = config.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Image { id, .. } => Some(id),
+        MountSource::HostPath(_) | MountSource::Tmpfs { .. } => None,
+    });
+    ids.map(|id| find_image(core, None, id)).collect()
+}
+
+fn image_mounts(config: &ContainerConfig, shown: &[Image]) -> Result<Vec<ImageMount>, EngineError> {
     let mut all = Vec::new();
-    for mount in &config.mounts {
-        let MountSource::Image { reference, sub_path } = &mount.source else { continue };
-        let image = find_image(core, None, reference)?;
-        let sub_path = sub_path.as_deref().filter(|path| !path.as_os_str().is_empty());
+    let sub_paths = config.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Image { sub_path, .. } => Some(sub_path.as_deref()),
+        MountSource::HostPath(_) | MountSource::Tmpfs { .. } => None,
+    });
+    for (image, sub_path) in shown.iter().zip(sub_paths) {
+        let sub_path = sub_path.filter(|path| !path.as_os_str().is_empty());
         match (image.layers.as_slice(), sub_path) {
+            ([], None) => all.push(ImageMount::Empty),
             ([only], None) => all.push(ImageMount::Directory(only.clone())),
             (layers, None) => all.push(ImageMount::Layers(layers.to_vec())),
             (layers, Some(path)) => all.push(sub_directory(layers, path)?),

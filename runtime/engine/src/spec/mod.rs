@@ -80,6 +80,8 @@ pub struct ImageVolume {
 /// What is mounted of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageMount {
+    /// Nothing: an image without layers.
+    Empty,
     /// One directory, bound.
     Directory(PathBuf),
     /// Several layers, topmost first.

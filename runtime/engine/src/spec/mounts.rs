@@ -137,16 +137,18 @@ fn translate<'a>(
             };
             mount(path, "bind", source, &["rbind", propagation, access])
         }
-        MountSource::Image { reference, .. } => match images.next() {
+        // Source: the comment of `Volume.image` in Kubernetes' API: read-only, and nothing in it is executable.
+        MountSource::Image { id, .. } => match images.next() {
+            Some(ImageMount::Empty) => mount(path, "tmpfs", "tmpfs", &["ro", "nosuid", "nodev", "noexec", "mode=755"]),
             Some(ImageMount::Directory(source)) => {
-                mount(path, "bind", source, &["bind", "rprivate", "ro", "nosuid", "nodev"])
+                mount(path, "bind", source, &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"])
             }
             Some(ImageMount::Layers(found)) => {
                 let lower = format!("lowerdir={}", layers(found));
-                mount(path, "overlay", "overlay", &["ro", "nosuid", "nodev", lower.as_str()])
+                mount(path, "overlay", "overlay", &["ro", "nosuid", "nodev", "noexec", lower.as_str()])
             }
             None => {
-                let message = format!("image {reference:?} was not looked up");
+                let message = format!("image {id:?} was not looked up");
                 return Err(EngineError::invalid(format!("mounts[{index}]"), message));
             }
         },

@@ -156,7 +156,7 @@ fn mounts_replace_the_engines_own_and_parents_come_first() {
         recursive_readonly: false,
         propagation: Propagation::Private,
     };
-    let image = Mount { source: MountSource::Image { reference: "x".into(), sub_path: None }, ..host("/models", true) };
+    let image = Mount { source: MountSource::Image { id: "x".into(), sub_path: None }, ..host("/models", true) };
     let mounts = vec![host("/data/deep/", true), host("//data/./", false), image, host("/etc/hostname", true)];
     let value = spec(&ContainerConfig { mounts, ..config() }, &sandbox()).unwrap();
     let all = value["mounts"].as_array().unwrap();
@@ -164,7 +164,7 @@ fn mounts_replace_the_engines_own_and_parents_come_first() {
     assert_eq!(at("/etc/hostname").len(), 1);
     assert_eq!(at("/etc/hostname")[0]["source"], json!("/host"));
     assert_eq!(at("/data/deep")[0]["options"], json!(["rbind", "rprivate", "ro"]));
-    assert_eq!(at("/models")[0]["options"], json!(["ro", "nosuid", "nodev", "lowerdir=/l/1:/l/0"]));
+    assert_eq!(at("/models")[0]["options"], json!(["ro", "nosuid", "nodev", "noexec", "lowerdir=/l/1:/l/0"]));
     let place = |path: &str| all.iter().position(|one| one["destination"] == json!(path)).unwrap();
     assert!(place("/data") < place("/data/deep"));
     for path in ["/", "relative", "/a/.."] {

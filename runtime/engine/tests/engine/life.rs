@@ -385,7 +385,7 @@ pub(crate) async fn what_a_pod_with_its_own_users_is_given_has_its_ids() {
         propagation: Propagation::Private,
     };
     let host = |source: &std::path::Path, path: &str| mount(MountSource::HostPath(source.to_owned()), path);
-    let image = MountSource::Image { reference: crate::busybox::IMAGE.into(), sub_path: None };
+    let image = MountSource::Image { id: crate::busybox::IMAGE.into(), sub_path: None };
     let run = async |security: SecurityContext, script: &str| {
         let mounts = vec![host(&volume, "/v"), host(&hosts, "/etc/hosts"), mount(image.clone(), "/image")];
         let id = world.start(&pod, ContainerConfig { mounts, security, ..sh(script) }).await;

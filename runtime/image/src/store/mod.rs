@@ -17,6 +17,7 @@
 //!      files.mtree              what is in these
 //!    snapshots/<container id>/
 //!      upper/ work/ image       the writable part of one container; `image` is a link naming what it stands on
+//!      shown.1 shown.2 ..       links naming the images that it shows as volumes
 //!    staging/                   whatever is not finished; emptied when the store is opened
 //! ```
 
@@ -360,12 +361,13 @@ impl Store {
         preload::preload(&self.inner).await
     }
 
-    /// Makes the writable directories of a container on top of an image. Nothing is mounted.
+    /// Makes the writable directories of a container on top of an image. Nothing is mounted. Until it is removed,
+    /// neither `image` nor any of `shown`, which the container shows as volumes, can be.
     ///
     /// # Errors
-    /// When the id is not a plain name, has a snapshot already, or the image is gone.
-    pub fn snapshot(&self, container_id: &str, image: &Image) -> Result<Snapshot, SnapshotError> {
-        self.inner.snapshot(container_id, image)
+    /// When the id is not a plain name, has a snapshot already, or one of the images is gone.
+    pub fn snapshot(&self, container_id: &str, image: &Image, shown: &[Image]) -> Result<Snapshot, SnapshotError> {
+        self.inner.snapshot(container_id, image, shown)
     }
 
     /// Removes the writable directories of a container; an absent snapshot is no error.

@@ -48,27 +48,33 @@ fn directory_of(layout: &Layout, id: &str) -> Result<PathBuf, SnapshotError> {
 }
 
 impl Inner {
-    pub(crate) fn snapshot(&self, id: &str, image: &Image) -> Result<Snapshot, SnapshotError> {
+    pub(crate) fn snapshot(&self, id: &str, image: &Image, shown: &[Image]) -> Result<Snapshot, SnapshotError> {
         let layout = &self.catalog.layout;
         let path = directory_of(layout, id)?;
-        // Held until the link below tells the collector that the image is in use.
+        // Held until the links below tell the collector that the images are in use.
         let state = self.catalog.read();
-        let Some(entry) = state.images.get(&image.id) else {
-            return Err(SnapshotError::ImageGone { image: image.id.clone() });
+        let find = |image: &Image| {
+            state.images.get(&image.id).ok_or_else(|| SnapshotError::ImageGone { image: image.id.clone() })
         };
+        let entry = find(image)?;
+        for image in shown {
+            find(image)?;
+        }
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(SnapshotError::Exists { id: id.to_owned() });
             }
             other => other.map_err(failed("creating", &path))?,
         }
-        let made = fill(&path, &image.id, entry.record.root);
+        let made = fill(&path, image, entry.record.root, shown);
         if made.is_err() {
             // What could not be made is no snapshot; the first error is the one that matters.
             let _incomplete = remove_all(&path);
         }
         made?;
-        self.note_use(&image.id);
+        for image in std::iter::once(image).chain(shown) {
+            self.note_use(&image.id);
+        }
         let mut lower = self.catalog.image(entry).layers;
         if lower.is_empty() {
             lower.push(path.join("empty"));
@@ -79,7 +85,7 @@ impl Inner {
     pub(crate) fn remove_snapshot(&self, id: &str) -> Result<(), SnapshotError> {
         let layout = &self.catalog.layout;
         let path = directory_of(layout, id)?;
-        if let Some(image) = image_under(&path) {
+        for image in images_under(&path) {
             self.note_use(&image);
         }
         // Out of sight first: half a snapshot is never seen.
@@ -103,14 +109,16 @@ impl Inner {
     }
 }
 
-fn fill(path: &Path, image: &ImageId, root: RootMeta) -> Result<(), SnapshotError> {
+fn fill(path: &Path, image: &Image, root: RootMeta, shown: &[Image]) -> Result<(), SnapshotError> {
     let make = |name: &str, mode: u32| {
         let path = path.join(name);
         DirBuilder::new().mode(mode).create(&path).map_err(failed("creating", &path))?;
         Ok(path)
     };
-    let link = path.join("image");
-    std::os::unix::fs::symlink(image.digest().hex(), &link).map_err(failed("creating", &link))?;
+    for (number, image) in std::iter::once(image).chain(shown).enumerate() {
+        let link = link(path, number);
+        std::os::unix::fs::symlink(image.id.digest().hex(), &link).map_err(failed("creating", &link))?;
+    }
     make("work", 0o700)?;
     make("empty", 0o755)?;
     // In an overlay the topmost directory decides, so the upper one stands for the image's root.
@@ -122,17 +130,28 @@ fn fill(path: &Path, image: &ImageId, root: RootMeta) -> Result<(), SnapshotErro
     set.map_err(failed("creating", &upper))
 }
 
-fn image_under(snapshot: &Path) -> Option<ImageId> {
-    let image = fs::read_link(snapshot.join("image")).ok()?;
-    Some(ImageId::new(Digest::from_hex(image.to_str()?).ok()?))
+/// Names an image of a snapshot: the one that the container stands on, then those that it shows as volumes.
+fn link(snapshot: &Path, number: usize) -> PathBuf {
+    match number {
+        0 => snapshot.join("image"),
+        shown => snapshot.join(format!("shown.{shown}")),
+    }
 }
 
-/// Which container stands on which image. What cannot be read counts for nothing: it is no snapshot.
+fn images_under(snapshot: &Path) -> impl Iterator<Item = ImageId> {
+    (0..).map_while(|number| {
+        let image = fs::read_link(link(snapshot, number)).ok()?;
+        Some(ImageId::new(Digest::from_hex(image.to_str()?).ok()?))
+    })
+}
+
+/// Which container needs which image, as its root or as a volume. What cannot be read counts for nothing: it is no
+/// snapshot.
 pub(crate) fn users(layout: &Layout) -> Result<Vec<(String, ImageId)>, StoreError> {
     let mut found = Vec::new();
     for path in entries(&layout.snapshots())? {
-        if let (Some(container), Some(image)) = (name_of(&path), image_under(&path)) {
-            found.push((container.to_owned(), image));
+        if let Some(container) = name_of(&path) {
+            found.extend(images_under(&path).map(|image| (container.to_owned(), image)));
         }
     }
     Ok(found)

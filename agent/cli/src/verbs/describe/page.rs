@@ -338,6 +338,12 @@ fn volumes(page: &mut Page, volumes: Option<&[Volume]>) {
                 "EmptyDir (shares the pod's lifetime)",
                 format!("Medium:  {}  SizeLimit: {size}", empty.medium.as_deref().unwrap_or_default()),
             )
+        } else if let Some(image) = &volume.image {
+            let (reference, policy) = (image.reference.as_deref(), image.pull_policy.as_deref());
+            (
+                "Image (a container image, shown read-only)",
+                format!("Reference:  {}  PullPolicy: {}", reference.unwrap_or_default(), policy.unwrap_or_default()),
+            )
         } else if volume.projected.is_some() {
             ("Projected", String::new())
         } else if volume.downward_api.is_some() {

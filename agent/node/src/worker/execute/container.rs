@@ -1,5 +1,6 @@
 //! Steps on one container.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use std::{fs, io};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use portreeve_engine::{ContainerId, EngineError, Mount, MountSource, SandboxId};
 use portreeve_plan::{
-    Attempted, ContainerState, DesiredPod, Intent, ObservedPod, SandboxState, UNTRUSTED, container_record,
+    Attempted, ContainerState, DesiredPod, Intent, NeededImage, ObservedPod, SandboxState, UNTRUSTED, container_record,
+    needed_images,
 };
 
 use super::super::observe::all_containers;
@@ -42,23 +44,33 @@ impl Worker {
             .ok_or_else(|| config_error(format!("the pod has no container {name:?}")))?;
         let sandbox =
             self.ready_sandbox().ok_or_else(|| failure("CreateContainerError", "the pod has no sandbox".to_owned()))?;
-        let image = record.container.image.clone().unwrap_or_default();
-        let facts: ImageFacts = match shared.runtime.lookup_image(&image) {
-            Ok(Some(facts)) => facts,
-            Ok(None) => return Err(failure("CreateContainerError", format!("image {image:?} is not present"))),
-            Err(message) => return Err(failure("InvalidImageName", message)),
-        };
-        // It may have changed since the plan was made.
-        if let Some(message) = facts.refused {
-            return Err(failure(UNTRUSTED, message));
+        let mut own = String::new();
+        let mut shown = BTreeMap::new();
+        let spec = desired.pod.spec.as_ref().ok_or_else(|| config_error("the pod has no spec".to_owned()))?;
+        for NeededImage { name: image, volume, .. } in needed_images(spec, &record.container) {
+            let facts: ImageFacts = match shared.runtime.lookup_image(&image.0) {
+                Ok(Some(facts)) => facts,
+                Ok(None) => return Err(failure("CreateContainerError", format!("image {:?} is not present", image.0))),
+                Err(message) => return Err(failure("InvalidImageName", message)),
+            };
+            // It may have changed since the plan was made.
+            if let Some(message) = facts.refused {
+                return Err(failure(UNTRUSTED, message));
+            }
+            match volume {
+                None => own = facts.id,
+                Some(volume) => {
+                    shown.insert(volume.to_owned(), facts.id);
+                }
+            }
         }
         let ips: Vec<String> = if desired.pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
             shared.node.host_ips.clone()
         } else {
             sandbox.ips.iter().map(ToString::to_string).collect()
         };
-        let mounts = self.mounts(desired, &record.container, &ips, attempt).await.map_err(config_error)?;
-        let parts = Parts { record: &record, attempt, image_id: facts.id, ips: &ips, mounts };
+        let mounts = self.mounts(desired, &record.container, (&ips, &shown), attempt).await.map_err(config_error)?;
+        let parts = Parts { record: &record, attempt, image_id: own, ips: &ips, mounts };
         let config = translate::container(self.facts(desired), &record.container, parts)
             .map_err(|error| config_error(chain(&error)))?;
         match shared.runtime.create_container(&sandbox.id, config).await {
@@ -74,12 +86,12 @@ impl Worker {
         }
     }
 
-    /// The mounts of a container, with everything they show in place.
+    /// The mounts of a container, with everything they show in place. `shown` are the ids of the images of volumes.
     pub(super) async fn mounts(
         &self,
         desired: &Arc<DesiredPod>,
         container: &Container,
-        ips: &[String],
+        (ips, shown): (&[String], &BTreeMap<String, String>),
         attempt: u32,
     ) -> Result<Vec<Mount>, String> {
         let spec: &PodSpec = desired.pod.spec.as_ref().ok_or("the pod has no spec")?;
@@ -87,15 +99,23 @@ impl Worker {
         let plans = translate::mount_plans(spec, container, &envs).map_err(|error| error.to_string())?;
         let mut mounts = Vec::with_capacity(plans.len() + 2);
         for plan in &plans {
-            let source = match &plan.sub_path {
-                None => self.shared.volumes.source(&self.uid.0, plan.volume),
-                Some(sub_path) => {
+            let volume = &plan.volume.name;
+            let source = match (&plan.sub_path, &plan.volume.image) {
+                (sub_path, Some(_)) => MountSource::Image {
+                    id: shown
+                        .get(volume)
+                        .cloned()
+                        .ok_or_else(|| format!("volume {volume:?}: its image was not looked up"))?,
+                    sub_path: sub_path.as_ref().map(PathBuf::from),
+                },
+                (None, None) => MountSource::HostPath(self.shared.volumes.source(&self.uid.0, plan.volume)),
+                (Some(sub_path), None) => {
                     let (volumes, uid) = (self.shared.volumes.clone(), self.uid.0.clone());
                     let (volume, sub_path, slot) = (plan.volume.clone(), sub_path.clone(), plan.slot.clone());
-                    blocking(move || {
+                    let bound = blocking(move || {
                         volumes.subpath_blocking(&uid, &volume, &sub_path, &slot).map_err(|error| chain(&error))
-                    })
-                    .await??
+                    });
+                    MountSource::HostPath(bound.await??)
                 }
             };
             mounts.push(plan.mount(source));

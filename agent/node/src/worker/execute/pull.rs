@@ -8,8 +8,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use portreeve_plan::{Action, DesiredPod, ImageName, Step};
 
-use super::super::observe::all_containers;
-use super::super::{PullState, Worker, next_failure};
+use super::super::observe::needing;
+use super::super::{PullState, Worker, next_failure, still_to_pull};
 use super::StepResult;
 use crate::events::EventKind;
 use crate::pulls::{self, Watched};
@@ -138,6 +138,20 @@ impl Worker {
         }
     }
 
+    /// Forgets failures of pulls that are not the pod's to make any more.
+    pub(in crate::worker) fn drop_settled_pulls(&mut self, desired: &DesiredPod) {
+        let settled = |(image, state): (&ImageName, &PullState)| {
+            let over = matches!(state, PullState::Failed(_)) && !still_to_pull(&self.shared, desired, &image.0);
+            over.then(|| image.clone())
+        };
+        let settled: Vec<ImageName> = self.pulls.iter().filter_map(settled).collect();
+        for image in settled {
+            self.shared.pulls.settled(&self.uid.0, &image.0);
+            self.book().notes.failed_pulls.remove(&image.0);
+            self.pulls.remove(&image);
+        }
+    }
+
     /// Notes how a pull ended.
     pub(in crate::worker) fn note_pull(&mut self, done: (ImageName, Duration, Result<ImageFacts, PullFailure>)) {
         let (image, took, result) = done;
@@ -150,14 +164,7 @@ impl Worker {
             // Given up meanwhile.
             None => return,
         };
-        let users: Vec<String> = desired
-            .pod
-            .spec
-            .iter()
-            .flat_map(all_containers)
-            .filter(|container| container.image.as_deref() == Some(image.0.as_str()))
-            .map(|container| container.name.clone())
-            .collect();
+        let users: Vec<String> = needing(&desired, &image.0).map(|(container, _)| container.name.clone()).collect();
         match result {
             Ok(facts) => {
                 let now = self.shared.clock.now();
@@ -184,11 +191,8 @@ impl Worker {
                 failure.not_before = error.retry_after.and_then(|pause| now.checked_add(pause).ok());
                 let next = pulls::next_try(&failure);
                 self.shared.pulls.failed(&self.uid.0, &image.0, &failure);
-                let named = |image: &String| {
-                    desired.pod.spec.iter().flat_map(all_containers).any(|it| it.image.as_ref() == Some(image))
-                };
                 let mut book = self.book();
-                book.notes.failed_pulls.retain(|other, _| named(other));
+                book.notes.failed_pulls.retain(|other, _| needing(&desired, other).next().is_some());
                 book.notes.failed_pulls.insert(image.0.clone(), failure.clone());
                 drop(book);
                 let message = format!("Failed to pull image {:?}: {}", image.0, error.message);
