@@ -7,6 +7,7 @@ mod support;
 use std::{
     error::Error,
     fs,
+    io::Write as _,
     sync::{Arc, Barrier},
     time::{Duration, Instant},
 };
@@ -277,6 +278,50 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
     assert!(registry.requests().iter().any(|r| r.authorization.is_some()), "the login was used at all");
     let leaked: Vec<_> = elsewhere.requests().into_iter().filter(|r| r.authorization.is_some()).collect();
     assert!(leaked.is_empty(), "{leaked:?}");
+}
+
+#[tokio::test]
+async fn a_redirect_leads_nowhere_that_a_registrys_word_must_not_lead() {
+    let Some(address) = support::own_address() else {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this machine has no address besides loopback");
+        return;
+    };
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    // What must not be asked has the very blobs.
+    let (inner, _) = serve(&layout);
+    let root = tempfile::tempdir().unwrap();
+    let config = Config { insecure_registries: vec![address.to_string()], ..Config::new(root.path()) };
+    let store = Store::open(config).unwrap();
+    let manifest = fs::read(layout.dir.path().join("blobs/sha256").join(layout.manifest.hex())).unwrap();
+    let to_inner = |host: &str| format!("http://{host}:{}", inner.port);
+    for (to, problem) in [
+        (to_inner("127.0.0.1"), "to this machine or link"),
+        (to_inner("localhost"), "to this machine or link"),
+        (to_inner("[::ffff:127.0.0.1]"), "to this machine or link"),
+        ("http://169.254.169.254/latest".to_owned(), "to this machine or link"),
+        ("file:///etc/passwd".to_owned(), "not on HTTP"),
+        ("http://".to_owned(), "no URL"),
+    ] {
+        let registry = Scripted::start_at(address);
+        registry.on("/v2/r/manifests/x", Answer::ok(manifest.clone()).header("Content-Type", MANIFEST));
+        for digest in layout.layers.iter().chain([&layout.config]) {
+            let path = format!("/v2/r/blobs/{digest}");
+            let location = if to.starts_with("http://") && to.len() > 7 { format!("{to}{path}") } else { to.clone() };
+            registry.on(&path, Answer::status(302).header("Location", &location));
+        }
+        let reference = format!("{address}:{}/r:x", registry.port).parse().unwrap();
+        let error = store.pull(&reference, &[], None).await.unwrap_err();
+        let told = chain(&error);
+        assert!(told.contains(problem), "{to}: {told}");
+        assert!(inner.requests().is_empty(), "{to}: {:?}", inner.requests());
+    }
+    // One that sends round in a circle ends.
+    let registry = Scripted::start_at(address);
+    registry.on("/v2/r/manifests/x", Answer::status(307).header("Location", "/v2/r/manifests/x"));
+    let reference = format!("{address}:{}/r:x", registry.port).parse().unwrap();
+    let told = chain(&store.pull(&reference, &[], None).await.unwrap_err());
+    assert!(told.contains("in a circle"), "{told}");
+    assert_eq!(registry.requests().iter().filter(|request| request.path == "/v2/r/manifests/x").count(), 6);
 }
 
 #[tokio::test]

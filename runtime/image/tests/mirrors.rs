@@ -136,6 +136,16 @@ async fn a_mirror_hears_whose_it_is_and_no_login_of_another() {
     assert!(bare.requests().iter().all(|request| request.path.starts_with("/root/")), "{:?}", bare.requests());
     let tenant = ("x-tenant".to_owned(), "blue".to_owned());
     assert!(mirror.requests().iter().all(|request| request.headers.contains(&tenant)));
+    // Nor does a store of objects hear what is for the mirror.
+    let objects = serve(&layout, "/objects");
+    for digest in layout.layers.iter().chain([&layout.config]) {
+        let location = format!("http://localhost:{}/objects/r/blobs/{digest}", objects.port);
+        mirror.replace(&format!("/proxy/v2/r/blobs/{digest}"), Answer::status(307).header("Location", &location));
+    }
+    place.pull(&format!("{}/r:x", host(&registry)), &logins).await.0.unwrap();
+    let asked: Vec<_> = objects.requests().into_iter().filter(|request| request.path.contains("/blobs/")).collect();
+    assert!(asked.len() >= 3 && asked.iter().all(|request| !request.headers.contains(&tenant)), "{asked:?}");
+    assert!(asked.iter().all(|request| !request.path.contains("ns=")), "{asked:?}");
     // Its own it gets.
     mirror.replace("/proxy/v2/", Answer::status(401).header("WWW-Authenticate", "Basic realm=x"));
     let logins = [Credential::basic(&host(&mirror), "mirror", "pw")];

@@ -307,7 +307,7 @@ async fn https_wants_a_certificate_that_a_given_authority_signed() {
     let layout = Layout::new(&two_layers(), Pack::Gzip);
     registry.push(layout.dir.path(), "tls", &[]);
     // 127.0.0.1 is spoken to in the clear, so the registry needs a name: another address of this machine.
-    let Some(address) = own_address() else {
+    let Some(address) = support::own_address() else {
         let _ = writeln!(std::io::stderr(), "SKIPPED: this machine has no address besides loopback");
         return;
     };
@@ -334,16 +334,6 @@ async fn https_wants_a_certificate_that_a_given_authority_signed() {
     let reference = format!("{address}:{}/tls", named.port).parse().unwrap();
     let trusting = Config { ca_files: vec![authority.file("ca.pem")], ..Config::new(dir.path().join("trusting2")) };
     Store::open(trusting).unwrap().pull(&reference, &[], None).await.unwrap();
-}
-
-/// An address of this machine that is not loopback, found without sending anything.
-fn own_address() -> Option<std::net::Ipv4Addr> {
-    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
-    socket.connect(("192.0.2.1", 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        std::net::IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_unspecified() => Some(v4),
-        _ => None,
-    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 mod body;
 pub(crate) mod challenge;
 mod error;
+mod follow;
 mod lists;
 mod names;
 mod patience;
@@ -63,11 +64,20 @@ pub(crate) struct Registries {
 }
 
 /// What connections need that one client makes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Needs {
     access: Access,
-    connect_timeout: Duration,
+    connect_timeout: Option<Duration>,
+    /// There is no read timeout, which would count from the beginning of a request, however long it is.
     uploads: bool,
+    /// Another host has sent us there, which is not on this machine.
+    from_elsewhere: bool,
+}
+
+impl Needs {
+    fn new(access: &Access, connect_timeout: Option<Duration>, uploads: bool) -> Self {
+        Self { access: access.clone(), connect_timeout, uploads, from_elsewhere: false }
+    }
 }
 
 impl Registries {
@@ -99,40 +109,32 @@ impl Registries {
             || address.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
     }
 
-    /// The client for `host`, whose connections need what `access` says; one for `uploads` has no read timeout, which
-    /// would count from the beginning of a request, however long it is.
-    fn client(
-        &self,
-        host: &str,
-        access: &Access,
-        connect_timeout: Option<Duration>,
-        uploads: bool,
-    ) -> Result<reqwest::Client, RegistryError> {
-        let connect_timeout = connect_timeout.unwrap_or(self.terms.connect_timeout);
-        let needs = Needs { access: access.clone(), connect_timeout, uploads };
+    /// The client for `host`.
+    fn client(&self, host: &str, needs: &Needs) -> Result<reqwest::Client, RegistryError> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = clients.iter().position(|(others, _)| *others == needs) {
+        if let Some(at) = clients.iter().position(|(others, _)| others == needs) {
             let kept = clients.remove(at);
             let client = kept.1.clone();
             clients.push(kept);
             return Ok(client);
         }
-        let client = self.make_client(&needs);
+        let client = self.make_client(needs);
         let client = client.map_err(|e| RegistryError::Setup { registry: host.to_owned(), source: Arc::new(e) })?;
         if clients.len() >= MAX_CLIENTS {
             clients.remove(0);
         }
-        clients.push((needs, client.clone()));
+        clients.push((needs.clone(), client.clone()));
         Ok(client)
     }
 
     fn make_client(&self, needs: &Needs) -> Result<reqwest::Client, reqwest::Error> {
-        let Needs { access, connect_timeout, uploads } = needs;
+        let Needs { access, connect_timeout, uploads, from_elsewhere } = needs;
+        let connect_timeout = connect_timeout.unwrap_or(self.terms.connect_timeout);
         let mut client = reqwest::Client::builder()
             .user_agent(USER_AGENT)
-            .connect_timeout(*connect_timeout)
-            .dns_resolver(names::Names::new(*connect_timeout))
-            .redirect(redirects());
+            .connect_timeout(connect_timeout)
+            .dns_resolver(names::Names::new(connect_timeout, *from_elsewhere))
+            .redirect(reqwest::redirect::Policy::none());
         if !uploads {
             client = client.read_timeout(self.terms.stall_timeout);
         }
@@ -149,20 +151,6 @@ impl Registries {
         }
         client.build()
     }
-}
-
-/// A few redirects, and never from an encrypted connection to a plain one.
-fn redirects() -> reqwest::redirect::Policy {
-    reqwest::redirect::Policy::custom(|attempt| {
-        let was_https = attempt.previous().last().is_some_and(|u| u.scheme() == "https");
-        if attempt.previous().len() > 5 {
-            attempt.error("too many redirects")
-        } else if was_https && attempt.url().scheme() != "https" {
-            attempt.error("a redirect from https to http is not followed")
-        } else {
-            attempt.follow()
-        }
-    })
 }
 
 #[cfg(test)]

@@ -5,27 +5,37 @@ use std::time::Duration;
 use portreeve_network::Resolver;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
+use crate::registry::realm::is_local_address;
+
 /// Finds registries for an HTTP client.
 #[derive(Debug)]
 pub(super) struct Names {
     resolver: Resolver,
     within: Duration,
+    from_elsewhere: bool,
 }
 
 impl Names {
     /// For a client that gives up connecting after `timeout`: a name that cannot be found is said
-    /// to be that before, and some of the time is left for the connection.
-    pub(super) fn new(timeout: Duration) -> Self {
-        Self { resolver: Resolver::default(), within: timeout / 5 * 4 }
+    /// to be that before, and some of the time is left for the connection. `from_elsewhere`: the names are another
+    /// host's, and may not lead to this machine or its link.
+    pub(super) fn new(timeout: Duration, from_elsewhere: bool) -> Self {
+        Self { resolver: Resolver::default(), within: timeout / 5 * 4, from_elsewhere }
     }
 }
 
 impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
-        let (resolver, within) = (self.resolver.clone(), self.within);
+        let (resolver, within, from_elsewhere) = (self.resolver.clone(), self.within, self.from_elsewhere);
         Box::pin(async move {
             // The client puts the port.
-            let addresses = resolver.lookup(name.as_str(), 0, within).await?;
+            let mut addresses = resolver.lookup(name.as_str(), 0, within).await?;
+            addresses.retain(|address| !(from_elsewhere && is_local_address(address.ip())));
+            if addresses.is_empty() {
+                return Err(
+                    format!("{:?} is this machine or on its link, and a redirect led to it", name.as_str()).into()
+                );
+            }
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }

@@ -67,10 +67,13 @@ pub(crate) fn is_local(name: &str) -> bool {
     if name == "localhost" || name.ends_with(".localhost") {
         return true;
     }
-    match name.trim_matches(['[', ']']).parse::<IpAddr>().map(|address| address.to_canonical()) {
-        Ok(IpAddr::V4(v4)) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
-        Ok(IpAddr::V6(v6)) => v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
-        Err(_) => false,
+    name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(is_local_address)
+}
+
+pub(crate) fn is_local_address(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
     }
 }
 

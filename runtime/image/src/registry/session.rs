@@ -15,10 +15,10 @@ use crate::{
     hosts::Endpoint,
     manifest::{self, Descriptor, MAX_MANIFEST},
     registry::{
-        Registries, RegistryError,
+        Needs, Registries, RegistryError,
         body::{Body, Pieces},
         challenge::{self, Challenge},
-        patience, realm,
+        follow, patience, realm,
     },
     text::shown,
 };
@@ -54,6 +54,12 @@ struct Token {
     access_token: Option<String>,
 }
 
+impl Endpoint {
+    pub(super) fn needs(&self, uploads: bool) -> Needs {
+        Needs::new(&self.access, self.connect_timeout, uploads)
+    }
+}
+
 impl Session {
     /// Logs in to pull, or finds that it is not necessary.
     pub(crate) async fn open(
@@ -85,7 +91,7 @@ impl Session {
     ) -> Result<Self, RegistryError> {
         let session = Self {
             registries: registries.clone(),
-            http: registries.client(&endpoint.host, &endpoint.access, endpoint.connect_timeout, false)?,
+            http: registries.client(&endpoint.host, &endpoint.needs(false))?,
             endpoint: endpoint.clone(),
             credential: credential.cloned(),
             scopes,
@@ -106,7 +112,7 @@ impl Session {
             return Ok(RegistryAuth::Bearer(token.reveal().to_owned()));
         }
         let url = format!("{}/", self.endpoint.api);
-        let answer = patience::send(&url, self.get(&url)).await?;
+        let answer = self.send(&url, self.get(&url)).await?;
         match answer.status() {
             StatusCode::UNAUTHORIZED => {}
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
@@ -123,7 +129,7 @@ impl Session {
                 };
                 let request = self.get(&url);
                 let request = request.basic_auth(&login.username, Some(login.password.reveal()));
-                let answer = patience::send(&url, request).await?;
+                let answer = self.send(&url, request).await?;
                 if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                     return Err(self.complaint(url, answer).await);
                 }
@@ -151,11 +157,12 @@ impl Session {
                 query.append_pair("scope", scope);
             }
         }
-        let mut request = self.registries.client(&asked, &access, None, false)?.get(url);
+        let needs = Needs::new(&access, None, false);
+        let mut request = self.registries.client(&asked, &needs)?.get(url);
         if let Some(login) = &self.credential {
             request = request.basic_auth(&login.username, Some(login.password.reveal()));
         }
-        let answer = patience::send(&asked, request).await?;
+        let answer = follow::send(&self.registries, &needs, &asked, request).await?;
         if !answer.status().is_success() {
             return Err(self.complaint(asked, answer).await);
         }
@@ -217,7 +224,7 @@ impl Session {
         let last = length.map(|length| offset.saturating_add(length).saturating_sub(1).to_string());
         let range = format!("bytes={offset}-{}", last.unwrap_or_default());
         let request = self.authorize(self.get(&url)).header(RANGE, range);
-        let answer = patience::send(&url, request).await?;
+        let answer = self.send(&url, request).await?;
         let from_beginning = match answer.status() {
             StatusCode::OK => true,
             StatusCode::PARTIAL_CONTENT => false,
@@ -229,6 +236,15 @@ impl Session {
     pub(crate) fn url(&self, kind: &str, name: &str) -> String {
         let Endpoint { api, repository, .. } = &self.endpoint;
         format!("{api}/{repository}/{kind}/{name}")
+    }
+
+    /// Sends a request, and again where it is redirected to.
+    pub(crate) async fn send(
+        &self,
+        url: &str,
+        request: reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, RegistryError> {
+        follow::send(&self.registries, &self.endpoint.needs(false), url, request).await
     }
 
     /// A request to the host, with what it is to be told.

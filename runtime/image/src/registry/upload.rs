@@ -27,10 +27,10 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     digest::Digest,
-    hosts::{Access, Endpoint},
+    hosts::Access,
     manifest::Descriptor,
     registry::{
-        RegistryError, Session, patience,
+        Needs, RegistryError, Session,
         realm::{host_name, is_local},
     },
 };
@@ -260,12 +260,12 @@ impl Session {
         url: &str,
         make: impl Fn() -> reqwest::RequestBuilder,
     ) -> Result<Response, RegistryError> {
-        let answer = patience::send(url, make()).await?;
+        let answer = self.send(url, make()).await?;
         if answer.status() != StatusCode::UNAUTHORIZED || !self.has_token() {
             return Ok(answer);
         }
         self.log_in().await?;
-        patience::send(url, make()).await
+        self.send(url, make()).await
     }
 
     pub(crate) fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
@@ -274,12 +274,11 @@ impl Session {
 
     /// The client for where an upload goes on: only the registry itself sees what is meant for it alone.
     fn client_at(&self, location: &Url) -> Result<reqwest::Client, RegistryError> {
-        let Endpoint { host, access, connect_timeout, .. } = &self.endpoint;
         if self.is_own(location) {
-            return self.registries.client(host, access, *connect_timeout, true);
+            return self.registries.client(&self.endpoint.host, &self.endpoint.needs(true));
         }
-        let access = Access::usual(location.scheme() == "http");
-        self.registries.client(location.host_str().unwrap_or_default(), &access, None, true)
+        let needs = Needs::new(&Access::usual(location.scheme() == "http"), None, true);
+        self.registries.client(location.host_str().unwrap_or_default(), &needs)
     }
 
     /// A request to there, with our login and headers only at the registry itself.

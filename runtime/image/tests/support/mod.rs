@@ -449,3 +449,13 @@ pub fn tree(root: &Path) -> Vec<String> {
     walk(root, root, &mut found);
     found
 }
+
+/// An address of this machine that is not loopback, found without sending anything.
+pub fn own_address() -> Option<std::net::Ipv4Addr> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        std::net::IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_unspecified() => Some(v4),
+        _ => None,
+    }
+}

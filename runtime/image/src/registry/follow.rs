@@ -1,0 +1,144 @@
+//! Redirects: where a registry may send us, and what the place that it names may learn.
+//!
+//! Registries send whoever wants a blob to a store of objects, which is any host. So other hosts are gone to, and these
+//! rules keep what a registry's word must not decide:
+//!
+//! - From an encrypted connection never to a plain one, and to nothing but HTTP.
+//! - Not to this machine, nor to link-local addresses (clouds keep their keys there), unless who sends us there is
+//!   there itself: neither by address nor by a name that leads there.
+//! - Not by address into a private network from outside of one. A name may lead there: stores of objects have private
+//!   addresses in many networks, and their certificate must be right for it.
+//! - Another host sees neither a login nor the headers that the administrator gives for the registry.
+//! - A body goes again only where the answer says that it should (307, 308).
+//!
+//! The HTTP client follows nothing by itself: it knows logins, but neither our headers nor this machine.
+//! Source: RFC 9110 §15.4.
+
+use std::net::IpAddr;
+
+use reqwest::{
+    Method, RequestBuilder, Response, StatusCode, Url,
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE},
+};
+
+use crate::registry::{
+    Needs, Registries, RegistryError, patience,
+    realm::{is_local, is_local_address},
+};
+
+/// More than that are a circle.
+const MAX: usize = 5;
+
+/// Sends a request, and again where it is redirected to. `needs` are those of the request's own client.
+pub(super) async fn send(
+    registries: &Registries,
+    needs: &Needs,
+    url: &str,
+    request: RequestBuilder,
+) -> Result<Response, RegistryError> {
+    let (client, request) = request.build_split();
+    let request = request.map_err(|error| RegistryError::from_request(url, error))?;
+    let first = request.url().clone();
+    // A body that cannot be had again is sent once.
+    let again = request.try_clone();
+    let mut answer = patience::send(url, RequestBuilder::from_parts(client, request)).await?;
+    for _ in 0..MAX {
+        let Some(mut request) = again.as_ref().and_then(reqwest::Request::try_clone) else { return Ok(answer) };
+        let Some(next) = next(url, &answer, request.method())? else { return Ok(answer) };
+        if next.origin() != first.origin() {
+            let for_all = [ACCEPT, RANGE, CONTENT_TYPE, CONTENT_LENGTH, CONTENT_RANGE];
+            let headers = request.headers_mut();
+            let kept: Vec<_> =
+                for_all.into_iter().filter_map(|name| Some((name.clone(), headers.get(&name)?.clone()))).collect();
+            headers.clear();
+            headers.extend(kept);
+        }
+        let from_here = answer.remote_addr().is_some_and(|address| is_local_address(address.ip()));
+        let needs = Needs { from_elsewhere: !from_here, ..needs.clone() };
+        let client = registries.client(next.host_str().unwrap_or_default(), &needs)?;
+        *request.url_mut() = next;
+        answer = patience::send(url, RequestBuilder::from_parts(client, request)).await?;
+    }
+    match next(url, &answer, &Method::GET)? {
+        None => Ok(answer),
+        Some(_) => Err(refused(url, "it redirects in a circle")),
+    }
+}
+
+/// Where an answer redirects to, if it does.
+fn next(url: &str, answer: &Response, method: &Method) -> Result<Option<Url>, RegistryError> {
+    let reads = *method == Method::GET || *method == Method::HEAD;
+    match answer.status() {
+        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => {}
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER if reads => {}
+        _ => return Ok(None),
+    }
+    let Some(location) = answer.headers().get(LOCATION) else { return Ok(None) };
+    let location = location.to_str().ok().and_then(|location| answer.url().join(location).ok());
+    let location = location.ok_or_else(|| refused(url, "it redirects to what is no URL"))?;
+    match (answer.url().scheme(), location.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        (_, "http") => return Err(refused(url, "a redirect from https to http is not followed")),
+        _ => return Err(refused(url, "it redirects to what is not on HTTP")),
+    }
+    check(answer.remote_addr().map(|address| address.ip()), &location).map_err(|problem| refused(url, problem))?;
+    Ok(Some(location))
+}
+
+/// Whether who is at address `from` may send us to `location`.
+fn check(from: Option<IpAddr>, location: &Url) -> Result<(), &'static str> {
+    let from_here = from.is_some_and(is_local_address);
+    let host = location.host_str().unwrap_or_default();
+    if is_local(host) && !from_here {
+        return Err("it redirects to this machine or link, where it is not itself");
+    }
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+    if address.is_some_and(is_private) && !from_here && !from.is_some_and(is_private) {
+        return Err("it redirects into a private network, where it is not itself");
+    }
+    Ok(())
+}
+
+/// Source: RFC 1918, RFC 6598 and RFC 4193.
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_private() || matches!(v4.octets(), [100, 64..=127, ..]),
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    }
+}
+
+fn refused(url: &str, problem: &str) -> RegistryError {
+    RegistryError::Protocol { url: url.to_owned(), problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_sent_closer_than_who_sends_is_himself() {
+        let (here, link, private, public) = ("127.0.0.1", "169.254.1.1", "10.1.2.3", "203.0.113.7");
+        for (location, from) in [
+            ("https://cdn.example/blob", [here, link, private, public].as_slice()),
+            ("http://198.51.100.1/blob", &[here, link, private, public]),
+            ("http://10.9.9.9/blob", &[here, link, private]),
+            ("http://100.64.0.1/blob", &[here, link, private]),
+            ("http://[fd00::1]:9000/blob", &[here, link, private]),
+            ("http://127.0.0.1:9580/metrics", &[here, link]),
+            ("http://localhost/", &[here, link]),
+            ("http://[::ffff:127.0.0.1]/", &[here, link]),
+            ("http://2130706433/", &[here, link]),
+            ("http://169.254.169.254/latest", &[here, link]),
+            ("http://[fe80::1]/", &[here, link]),
+            ("http://0.0.0.0/", &[here, link]),
+        ] {
+            let url: Url = location.parse().unwrap();
+            for address in [here, link, private, public] {
+                let allowed = check(Some(address.parse().unwrap()), &url).is_ok();
+                assert_eq!(allowed, from.contains(&address), "{address} to {location}");
+            }
+            // Who it is may be unknown.
+            assert_eq!(check(None, &url).is_ok(), from.contains(&public), "{location}");
+        }
+    }
+}
