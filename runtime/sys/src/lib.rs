@@ -20,6 +20,7 @@ pub mod path;
 pub mod process;
 pub mod seccomp;
 pub mod self_exe;
+pub mod sha256;
 pub mod socket;
 pub mod terminal;
 pub mod time;

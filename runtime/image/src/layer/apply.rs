@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs::File,
-    io::{self, BufRead, Read, Write},
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::FileExt},
@@ -32,6 +32,7 @@ use crate::{
     layer::{
         LayerError, Limits,
         archive::{Archive, Kind, Member},
+        digests::{Digests, Parts},
         place::{NAME_COST, Place, Root, is_whiteout, open_in_root, remove, shown},
         xattr,
     },
@@ -62,12 +63,12 @@ pub struct Applied {
 /// # Errors
 /// See [`LayerError`]; the directory is then to be thrown away.
 pub fn apply_layer(archive: impl Read, root: BorrowedFd<'_>, limits: &Limits) -> Result<Applied, LayerError> {
-    let mut archive = Archive::new(io::BufReader::with_capacity(1 << 18, archive), limits);
+    let mut archive = Archive::new(Digests::new(io::BufReader::with_capacity(1 << 18, archive)), limits);
     apply(&mut archive, root, limits)
 }
 
 /// The same, leaving the stream just after the archive's end mark.
-pub(crate) fn apply<R: BufRead>(
+pub(crate) fn apply<R: Parts>(
     archive: &mut Archive<R>,
     root: BorrowedFd<'_>,
     limits: &Limits,
@@ -118,7 +119,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    fn member<R: BufRead>(&mut self, archive: &mut Archive<R>, member: &Member) -> Result<(), LayerError> {
+    fn member<R: Parts>(&mut self, archive: &mut Archive<R>, member: &Member) -> Result<(), LayerError> {
         let place = Place::new(&member.path, self.limits.path_bytes)?;
         self.contents.attributes |= !member.xattrs.is_empty();
         let refused = |problem| LayerError::Refused { path: shown(&member.path), problem };
@@ -175,7 +176,7 @@ impl Layer<'_> {
         }
     }
 
-    fn file<R: BufRead>(&mut self, archive: &mut Archive<R>, place: &Place, member: &Member) -> Result<(), LayerError> {
+    fn file<R: Parts>(&mut self, archive: &mut Archive<R>, place: &Place, member: &Member) -> Result<(), LayerError> {
         self.bytes = self.bytes.saturating_add(member.size);
         if self.bytes > self.limits.unpacked_bytes {
             return Err(LayerError::Limit { what: "bytes of content", limit: self.limits.unpacked_bytes });
@@ -354,22 +355,21 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Writes a file's content, and tells its digest.
-fn write_plain<R: BufRead>(archive: &mut Archive<R>, mut file: &File, member: &Member) -> Result<[u8; 32], LayerError> {
-    let mut hasher = Sha256::new();
+fn write_plain<R: Parts>(archive: &mut Archive<R>, mut file: &File, member: &Member) -> Result<[u8; 32], LayerError> {
+    archive.input().begin();
     loop {
         let chunk = archive.chunk()?;
         if chunk.is_empty() {
-            return Ok(hasher.finalize().into());
+            return Ok(archive.input().end());
         }
         let length = chunk.len();
-        hasher.update(chunk);
         file.write_all(chunk).map_err(|e| write_error(member, ("writing its content", e)))?;
         archive.consume(length);
     }
 }
 
 /// The same for one with holes, which read as zeros.
-fn write_sparse<R: BufRead>(
+fn write_sparse<R: Parts>(
     archive: &mut Archive<R>,
     file: &File,
     member: &Member,

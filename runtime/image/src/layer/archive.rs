@@ -124,6 +124,11 @@ impl<R: BufRead> Archive<R> {
         Ok(buffer.get(..remaining).unwrap_or(buffer))
     }
 
+    /// The stream, which is at the next byte that was not consumed.
+    pub(crate) fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// Marks `amount` bytes of the last chunk as read.
     pub(crate) fn consume(&mut self, amount: usize) {
         self.input.consume(amount);

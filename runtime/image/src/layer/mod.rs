@@ -7,6 +7,7 @@
 mod apply;
 mod archive;
 mod decompress;
+mod digests;
 mod error;
 mod limits;
 mod pax;

@@ -1,7 +1,7 @@
 //! One pass from compressed bytes to files: digest, decompress, diff id, apply.
 //!
 //! ```text
-//!   bytes --> Counted: sha256, length --> Decompressor --> Counted: sha256 --> buffer --> Archive --> files
+//!   bytes --> Counted: sha256, length --> Decompressor --> Unpacked: limits --> buffer --> Digests --> Archive --> files
 //! ```
 //! **Invariant:** `unpack` returns `Ok` only when both digests were taken over every byte and match;
 //! its caller makes the directory visible only then.
@@ -21,6 +21,7 @@ use crate::{
         apply::apply,
         archive::{Archive, read_error},
         decompress::Decompressor,
+        digests::Digests,
     },
 };
 
@@ -82,8 +83,8 @@ fn unpack_within(
     let limits = Limits { unpacked_bytes: limits.unpacked_bytes.min(by_ratio), ..limits.clone() };
     let blob = Counted::new(input, expected);
     let inner = Decompressor::new(blob)?;
-    let plain = Unpacked { inner, hasher: Sha256::new(), length: 0, limit: limits.unpacked_bytes, free, spare };
-    let mut archive = Archive::new(BufReader::with_capacity(1 << 18, plain), &limits);
+    let plain = Unpacked { inner, length: 0, limit: limits.unpacked_bytes, free, spare };
+    let mut archive = Archive::new(Digests::new(BufReader::with_capacity(1 << 18, plain)), &limits);
     let applied = apply(&mut archive, root, &limits);
     // A damaged blob most often fails as an archive first; that it is damaged is the better message,
     // so after such an error the rest is still read for its digest.
@@ -93,13 +94,13 @@ fn unpack_within(
         Err(e) => return Err(e),
     };
     let drained = drain(&mut rest);
-    let Unpacked { inner, hasher, .. } = rest.into_inner();
-    let mut blob = inner.into_inner();
+    let (rest, actual) = rest.finish();
+    let mut blob = rest.into_inner().inner.into_inner();
     drain(&mut blob)?;
     blob.verify(expected)?;
     let applied = archive_error?;
     drained?;
-    let actual = Digest::from_bytes(&hasher.finalize());
+    let actual = Digest::from_bytes(&actual);
     if actual != expected.diff_id {
         return Err(LayerError::DiffId { expected: expected.diff_id.clone(), actual });
     }
@@ -184,10 +185,9 @@ impl<R: BufRead> BufRead for Counted<R> {
     }
 }
 
-/// The decompressed archive: hashed as it is read, and never more than the limits allow.
+/// The decompressed archive, never more than the limits allow.
 struct Unpacked<'a, R> {
     inner: R,
-    hasher: Sha256,
     length: u64,
     limit: u64,
     /// So much is no matter of `spare`.
@@ -198,7 +198,6 @@ struct Unpacked<'a, R> {
 impl<R: Read> Read for Unpacked<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
-        self.hasher.update(buffer.get(..length).unwrap_or_default());
         let before = self.length.max(self.free);
         self.length += length as u64;
         if self.length > self.limit {
