@@ -15,6 +15,7 @@ pub(crate) enum Program {
     Portreeve,
     Containerd,
     Podman,
+    Docker,
 }
 
 impl Program {
@@ -24,6 +25,7 @@ impl Program {
             Self::Portreeve => "portreeve".to_owned(),
             Self::Containerd => format!("containerd {}", peers.version("containerd")),
             Self::Podman => format!("podman {}", peers.version("podman")),
+            Self::Docker => format!("docker {}", peers.version("docker.io")),
         }
     }
 }
@@ -72,8 +74,16 @@ pub(crate) struct Engine<'g> {
 
 enum Kind<'g> {
     Portreeve(Box<Agent<'g>>),
-    Containerd { nsenter: Child, daemon: Pid },
+    Containerd {
+        nsenter: Child,
+        daemon: Pid,
+    },
     Podman,
+    /// It has a containerd of its own besides.
+    Docker {
+        nsenter: Child,
+        daemon: Pid,
+    },
 }
 
 impl<'g> Engine<'g> {
@@ -97,6 +107,7 @@ impl<'g> Engine<'g> {
                 configure_podman(ground, &folder);
                 (Kind::Podman, Account::new(&[]))
             }
+            Program::Docker => start_docker(ground, &folder),
         };
         Self { ground, kind, account, folder }
     }
@@ -105,7 +116,7 @@ impl<'g> Engine<'g> {
     pub(crate) fn world(&self) -> &World {
         match &self.kind {
             Kind::Portreeve(_) => &self.ground.world,
-            Kind::Containerd { .. } | Kind::Podman => self.ground.enclosure.world(),
+            Kind::Containerd { .. } | Kind::Podman | Kind::Docker { .. } => self.ground.enclosure.world(),
         }
     }
 
@@ -118,7 +129,7 @@ impl<'g> Engine<'g> {
     pub(crate) fn daemon(&self) -> Option<Pid> {
         match &self.kind {
             Kind::Portreeve(agent) => Some(agent.pid()),
-            Kind::Containerd { daemon, .. } => Some(*daemon),
+            Kind::Containerd { daemon, .. } | Kind::Docker { daemon, .. } => Some(*daemon),
             Kind::Podman => None,
         }
     }
@@ -156,6 +167,12 @@ impl<'g> Engine<'g> {
                 command.args(["--cgroup-manager", "cgroupfs", "pull", "--quiet", "--tls-verify=false", reference]);
                 command
             }
+            Kind::Docker { .. } => {
+                let mut command = peer("docker");
+                // It takes a registry on loopback for one without TLS.
+                command.args(["--host", &docker_socket(&self.folder), "pull", "--quiet", reference]);
+                command
+            }
         }
     }
 
@@ -175,7 +192,7 @@ impl Drop for Engine<'_> {
                 assert!(left.is_empty(), "the agent left behind: {left:?}");
             }
             Kind::Portreeve(_) | Kind::Podman => {}
-            Kind::Containerd { nsenter, daemon } => {
+            Kind::Containerd { nsenter, daemon } | Kind::Docker { nsenter, daemon } => {
                 // One that has ended by itself has ended.
                 let _ = kill(*daemon, Signal::SIGTERM);
                 let _ = nsenter.wait();
@@ -205,6 +222,37 @@ fn start_containerd<'g>(ground: &Ground, folder: &Path) -> (Kind<'g>, Account) {
         daemon.filter(|_| answer.code == 0).ok_or(answer.stderr)
     });
     (Kind::Containerd { nsenter, daemon }, account)
+}
+
+fn docker_socket(folder: &Path) -> String {
+    format!("unix://{}/socket", folder.display())
+}
+
+/// Without what it does to a machine's network: it only pulls.
+fn start_docker<'g>(ground: &Ground, folder: &Path) -> (Kind<'g>, Account) {
+    std::fs::write(folder.join("daemon.json"), "{}").expect("writing docker's settings");
+    let account = Account::new(&[]);
+    let enclosure = &ground.enclosure;
+    let mut command = account.command(|shell| enclosure.command(shell), ground.peers.program("dockerd"));
+    for (flag, name) in
+        [("--data-root", "root"), ("--exec-root", "exec"), ("--pidfile", "pid"), ("--config-file", "daemon.json")]
+    {
+        command.arg(flag).arg(folder.join(name));
+    }
+    command.args(["--host", &docker_socket(folder), "--bridge=none", "--iptables=false", "--ip6tables=false"]);
+    command.args(["--ip-forward=false", "--userland-proxy=false"]);
+    let log = File::create(folder.join("docker.log")).expect("a file for docker's log");
+    let nsenter =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("nsenter of util-linux");
+    let (client, socket) = (ground.peers.program("docker"), docker_socket(folder));
+    let daemon = wait_until("docker answers", 60, || {
+        let answer = enclosure.call(&[&client.to_string_lossy(), "--host", &socket, "version"]);
+        let daemon = account.processes("dockerd").first().and_then(|pid| pid.parse().ok()).map(Pid::from_raw);
+        daemon.filter(|_| answer.code == 0).ok_or_else(|| {
+            format!("{}{}", answer.stderr, std::fs::read_to_string(folder.join("docker.log")).unwrap_or_default())
+        })
+    });
+    (Kind::Docker { nsenter, daemon }, account)
 }
 
 fn configure_podman(ground: &Ground, folder: &Path) {

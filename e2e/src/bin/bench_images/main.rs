@@ -1,4 +1,4 @@
-//! The benchmark of pulls: portreeve beside containerd and podman, in the same run, from the same registry.
+//! The benchmark of pulls: portreeve beside containerd, podman and docker, in the same run, from the same registry.
 //!
 //! Cold means: the daemon was started just before, on a file system that was made just before, and what others have
 //! written is on the disk. The registry, Debian's docker-registry on loopback, has the image in the page cache. They take
@@ -100,7 +100,7 @@ fn main() {
 }
 
 fn settings() -> Settings {
-    let everyone = vec![Program::Portreeve, Program::Containerd, Program::Podman];
+    let everyone = vec![Program::Portreeve, Program::Containerd, Program::Podman, Program::Docker];
     let mut settings = Settings { rounds: 3, check: false, programs: everyone };
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
