@@ -554,6 +554,8 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     assert!(bytes > 2_000_000 && words.contains("to fetch)"), "{bytes}: {words}");
 
     agent.drop_manifest("a.yaml", &pod("a", &reference));
+    // Who wants the same image at the same time waits for the same pull, whose bytes count once.
+    agent.drop_manifest("twin.yaml", &pod("twin", &reference));
     let waiting = agent.wait_pod("a", "says how far its pull is", |pod| {
         let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
         waiting["message"].as_str().is_some_and(|message| message.contains(" layers, "))
@@ -575,6 +577,7 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     };
     assert!(value(&metrics, "portreeve_image_pull_remaining_bytes ") > 0);
     agent.wait_ready("a");
+    agent.wait_ready("twin");
     assert_eq!(agent.client(&["image", "pulls"]).ok().lines().count(), 1, "titles alone");
     let metrics = metrics_of(&world, &agent);
     assert_eq!(value(&metrics, "portreeve_image_pulled_bytes_total "), bytes);
@@ -583,17 +586,18 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     // What is fetched again for an archive comes no faster; who does not wait for it leaves nothing behind.
     let place = world.home().join("saved");
     std::fs::create_dir(&place).unwrap();
-    let tar = place.join("big.tar");
-    let mut save = agent.verb(&["image", "save", &reference, "-o", tar.to_str().unwrap()]).spawn().unwrap();
-    let names = || std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
-    wait_until("the archive is begun", 10, || if names().is_empty() { Err(String::new()) } else { Ok(()) });
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(save.id()).unwrap()),
-        nix::sys::signal::Signal::SIGINT,
-    )
-    .unwrap();
-    assert_eq!(save.wait().unwrap().code(), Some(1));
-    assert_eq!(names(), Vec::<std::ffi::OsString>::new());
+    for (verb, output) in [("save", place.join("big.tar")), ("export", place.join("layout"))] {
+        let mut saving = agent.verb(&["image", verb, &reference, "-o", output.to_str().unwrap()]).spawn().unwrap();
+        let names = || std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        wait_until("it is begun", 10, || if names().is_empty() { Err(String::new()) } else { Ok(()) });
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(saving.id()).unwrap()),
+            nix::sys::signal::Signal::SIGINT,
+        )
+        .unwrap();
+        assert_eq!(saving.wait().unwrap().code(), Some(1));
+        assert_eq!(names(), Vec::<std::ffi::OsString>::new());
+    }
 
     let absent = reference.replace("big:1", "absent:1");
     agent.drop_manifest("b.yaml", &pod("b", &absent));

@@ -84,6 +84,8 @@ pub struct Script {
     pub refused: BTreeMap<String, String>,
     /// How long the registry asks to be left alone after a pull that failed.
     pub registry_pause: Option<Duration>,
+    /// A pull fails because the agent is set to fetch at another time.
+    pub outside_window: bool,
 }
 
 impl Default for Script {
@@ -97,6 +99,7 @@ impl Default for Script {
             in_registry: BTreeSet::new(),
             refused: BTreeMap::new(),
             registry_pause: None,
+            outside_window: false,
         }
     }
 }
@@ -197,6 +200,11 @@ impl FakeRuntime {
     /// Whom the registry refuses, it asks not to come back before that.
     pub fn make_registry_busy(&self, pause: Duration) {
         self.world().script.registry_pause = Some(pause);
+    }
+
+    /// Whether the agent is set to fetch at another time.
+    pub fn close_window(&self, closed: bool) {
+        self.world().script.outside_window = closed;
     }
 
     /// An image comes by another way than a pull.

@@ -101,6 +101,11 @@ impl Pulls {
         Ok(facts)
     }
 
+    fn is_pulling(&self, image: &str) -> bool {
+        let all = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().any(|((_, other), shown)| other == image && matches!(shown, Shown::Running(_)))
+    }
+
     /// Notes that a pull failed, until the pod is gone or the next try begins.
     pub(crate) fn failed(&self, uid: &str, image: &str, failure: &Failure) {
         self.show(uid, image, Some(Shown::Failed(failure.clone())));
@@ -189,7 +194,10 @@ struct Hide<'a> {
 impl Drop for Hide<'_> {
     fn drop(&mut self) {
         self.pulls.show(self.uid, self.image, None);
-        self.pulls.fetched.inc_by(self.watched.progress.borrow().fetched_bytes());
+        // Pods that want one image at once wait for one pull: its bytes count with the last of them.
+        if !self.pulls.is_pulling(self.image) {
+            self.pulls.fetched.inc_by(self.watched.progress.borrow().fetched_bytes());
+        }
     }
 }
 

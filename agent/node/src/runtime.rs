@@ -43,6 +43,8 @@ pub struct PullFailure {
     pub message: String,
     /// How long the registry asks to be left alone.
     pub retry_after: Option<Duration>,
+    /// A setting of this agent is why, which the next one may not have.
+    pub by_setting: bool,
 }
 
 /// What the loops need of what is below them.
@@ -308,6 +310,7 @@ fn parse(reference: &str) -> Result<ImageRef, PullFailure> {
         reason: "InvalidImageName".to_owned(),
         message: portreeve_engine::chain(&error),
         retry_after: None,
+        by_setting: false,
     })
 }
 
@@ -316,5 +319,6 @@ fn failure(error: &PullError) -> PullFailure {
         reason: pull_reason(error).to_owned(),
         message: format!("{}; {}", portreeve_engine::chain(error), error.advice()),
         retry_after: error.retry_after(),
+        by_setting: matches!(error, PullError::OutsideWindow { .. }),
     }
 }

@@ -459,6 +459,20 @@ async fn a_registry_that_wants_to_be_left_alone_is_also_by_another_agent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pull_that_a_setting_put_off_is_made_at_once_by_an_agent_without_it() {
+    let mut world = World::new(&pod("  containers: [{name: c, image: \"late:1\"}]\n"));
+    world.runtime.make_registry_busy(Duration::from_secs(8 * 3600));
+    world.runtime.close_window(true);
+    let attempts = |w: &World| w.node.pulls().first().map_or(0, |pull| pull.attempts);
+    world.until("it is put off", |w| attempts(w) == 1).await;
+    world.runtime.close_window(false);
+    world.runtime.publish("late:1");
+    world.kill_agent().await;
+    world.until("it runs", |w| w.running("c") == 1).await;
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_that_came_by_another_way_is_not_waited_for_by_another_agent() {
     let container = |policy: &str| format!("  containers: [{{name: c, image: \"absent:1\", {policy}}}]\n");
     for (policy, pulled) in [("imagePullPolicy: IfNotPresent", false), ("imagePullPolicy: Always", true)] {

@@ -230,6 +230,7 @@ async fn simulate(seed: u64) -> Result<(), String> {
         in_registry: ["web:2", "files:1"].map(str::to_owned).into(),
         refused: BTreeMap::new(),
         registry_pause: None,
+        outside_window: false,
     };
     let runtime = FakeRuntime::new(seed, script, clock.clone());
     let mut config = NodeConfig::new("sim", "/manifests", dir.path().join("root"), dir.path().join("run"));

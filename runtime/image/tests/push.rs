@@ -115,8 +115,17 @@ async fn a_layer_that_may_not_be_passed_on_is_not_sent() {
     let sent: Vec<_> = server.requests().into_iter().filter(|r| r.path.contains("/upload?")).collect();
     assert_eq!(sent.len(), 2, "the other layer, and the configuration: {sent:?}");
     assert!(!sent.iter().any(|request| request.path.contains(layout.layers[0].hex())), "{sent:?}");
+    // Who pulls it from there learns why a layer is not there: an image without it would not run.
+    server.replace("/v2/r/manifests/x", Answer::ok(text));
+    for blob in [&layout.config, &layout.layers[1]] {
+        server.on(&format!("/v2/r/blobs/{blob}"), Answer::ok(fs::read(blobs.join(blob.hex())).unwrap()));
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let error = support::store(empty.path()).pull(&name, &[], None).await.unwrap_err();
+    assert!(error.to_string().contains("may not pass on (non-distributable)"), "{error}");
+    server.replace("/v2/r/manifests/x", Answer::status(201));
     // One that the registry has is nothing new to it.
-    server.on(&format!("/v2/r/blobs/{}", layout.layers[0]), Answer::ok(""));
+    server.replace(&format!("/v2/r/blobs/{}", layout.layers[0]), Answer::ok(""));
     let (_, progress) = push(&store, &image, &name, &[]).await;
     assert!(progress.layers.iter().all(|layer| !layer.foreign), "{progress:?}");
 }

@@ -334,8 +334,12 @@ impl Runtime for FakeRuntime {
         _credentials: Vec<Credential>,
     ) -> BoxFuture<'a, Result<u64, PullFailure>> {
         let known = self.world().script.in_registry.contains(reference);
-        let unknown =
-            PullFailure { reason: "ErrImagePull".to_owned(), message: "no such image".to_owned(), retry_after: None };
+        let unknown = PullFailure {
+            reason: "ErrImagePull".to_owned(),
+            message: "no such image".to_owned(),
+            retry_after: None,
+            by_setting: false,
+        };
         Box::pin(async move { known.then_some(1_000_000).ok_or(unknown) })
     }
 
@@ -366,11 +370,15 @@ impl Runtime for FakeRuntime {
                     way: None,
                     refused: None,
                 }),
-                Err(error) => Err(PullFailure {
-                    reason: "ErrImagePull".to_owned(),
-                    message: error.to_string(),
-                    retry_after: self.world().script.registry_pause,
-                }),
+                Err(error) => {
+                    let script = &self.world().script;
+                    Err(PullFailure {
+                        reason: "ErrImagePull".to_owned(),
+                        message: error.to_string(),
+                        retry_after: script.registry_pause,
+                        by_setting: script.outside_window,
+                    })
+                }
             }
         })
     }

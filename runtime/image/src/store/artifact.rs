@@ -43,7 +43,7 @@ impl Inner {
         reference: &ImageRef,
         auth: &[Credential],
     ) -> Result<Saving, PullError> {
-        let turn = self.saves.clone().acquire_owned().await.expect("nobody closes this semaphore");
+        let turn = self.artifacts.clone().acquire_owned().await.expect("nobody closes this semaphore");
         let lease = self.catalog.lease(&[]);
         let (pull, session) = self.asking(reference, auth).await?;
         let session = Arc::new(session);

@@ -116,6 +116,8 @@ struct Inner {
     downloads: RegistrySlots,
     layer_locks: LayerLocks,
     saves: Arc<Semaphore>,
+    /// The same for what is fetched for who asks alone.
+    artifacts: Arc<Semaphore>,
     flights: Flights<PullKey, Progress, Result<Image, PullError>>,
     /// When containers of images began or ended, as far as this process saw it.
     used: Mutex<HashMap<ImageId, Timestamp>>,

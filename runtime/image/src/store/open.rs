@@ -89,6 +89,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         ),
         layer_locks: LayerLocks::default(),
         saves: Arc::new(Semaphore::new(SAVES_AT_ONCE)),
+        artifacts: Arc::new(Semaphore::new(SAVES_AT_ONCE)),
         flights: crate::flight::Flights::default(),
         used: std::sync::Mutex::default(),
         boot,

@@ -18,7 +18,7 @@ use crate::{
     hosts::Endpoint,
     image::{Image, ImageId},
     layer::{Expected, LayerError},
-    manifest::{self, Descriptor, Document, MAX_CONFIG, Manifest},
+    manifest::{self, Descriptor, Document, MAX_CONFIG, Manifest, is_foreign},
     progress::{LayerProgress, Phase, Progress},
     reference::ImageRef,
     registry::{Fetched, RegistryError, Session, describe},
@@ -64,7 +64,7 @@ enum Failure {
 pub(crate) struct Resolved {
     pub(crate) session: Arc<Session>,
     /// The digest that the registry's tag means: an index or a manifest.
-    top: Digest,
+    pub(crate) top: Digest,
     pub(crate) manifest_digest: Digest,
     pub(crate) manifest: Manifest,
     /// Raw documents, as they came.
@@ -415,7 +415,13 @@ impl Pull {
 
     fn fetch_error(&self, session: &Session, blob: &Descriptor, failure: Failure) -> PullError {
         match failure {
-            Failure::Refused(error) => self.session_error(session, "a layer", error),
+            Failure::Refused(error) => {
+                let what = match is_foreign(&blob.media_type) {
+                    true => "a layer that registries may not pass on (non-distributable): its maker has it",
+                    false => "a layer",
+                };
+                self.session_error(session, what, error)
+            }
             // Whoever unpacks learns it in the place where the bytes are missing, if nobody else has them.
             Failure::CutOff(error) => {
                 let source = LayerError::Read(Arc::new(error));

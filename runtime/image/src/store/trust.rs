@@ -46,14 +46,15 @@ impl Pull {
     /// The signatures for which the policy lets the image be used. Hosts are asked in order, until one has what
     /// suffices.
     async fn judge(&self, rule: &Rule, resolved: &Resolved, sources: &Sources) -> Result<Signatures, PullError> {
-        // Of its manifest, and of the indexes that led to it.
-        let digests = resolved.documents.iter().map(|(digest, _)| digest.clone()).collect();
+        // As at a start: what the name means, and the manifest that was chosen of it.
+        let digests = BTreeSet::from([resolved.top.clone(), resolved.manifest_digest.clone()]);
         let (inner, manifest) = (self.inner.clone(), resolved.manifest_digest.clone());
         let known = self.blocking(move || inner.signatures_of_manifest(&manifest)).await?;
         let mut refusal = match rule.check(&Subject { digests: &digests, signatures: &known }) {
             Ok(()) => return Ok(known),
             Err(refusal) => refusal,
         };
+        let what = format!("the signatures that {} asks for", refusal.rule);
         let mut failure = None;
         let mut place = 0;
         while let Some(session) = sources.host(self, place, resolved.manifest_digest.as_str()).await {
@@ -61,7 +62,7 @@ impl Pull {
             for way in [Way::Tag, Way::Referrers] {
                 for digest in &digests {
                     if let Err(error) = fetch(&session, digest, way, &mut found).await {
-                        let error = self.registry_error(session.registry(), "the signatures", error, session.login());
+                        let error = self.registry_error(session.registry(), &what, error, session.login());
                         failure = failure.or(Some(error));
                     }
                 }
@@ -157,8 +158,8 @@ impl Inner {
     }
 }
 
-/// All that a signature of an image may be for: its manifest, and the indexes through which it was pulled, which each
-/// name its manifest by digest.
+/// All that a signature of an image may be for: its manifest, and what it was pulled by, which names its manifest by
+/// digest.
 fn digests_of(record: &Record) -> BTreeSet<Digest> {
     let pinned = record.repo_digests.iter().filter_map(ImageRef::digest);
     pinned.chain([&record.manifest]).cloned().collect()

@@ -83,11 +83,12 @@ async fn referrers(session: &Session, digest: &Digest) -> Result<Vec<String>, Re
     Ok(signatures.map(|referrer| referrer.digest.to_string()).take(MAX_MANIFESTS).collect())
 }
 
-/// Adds the signatures of one manifest.
+/// Adds the signatures of one manifest, whatever becomes of others beside them.
 async fn signatures_of(session: &Session, name: &str, found: &mut Signatures) -> Result<(), RegistryError> {
     let Some(document) = present(session.manifest(name).await)? else { return Ok(()) };
     let manifest: Manifest = parse(&session.url("manifests", name), &document.bytes)?;
-    let mut payloads: BTreeMap<Digest, Vec<u8>> = BTreeMap::new();
+    let mut payloads: BTreeMap<Digest, Option<Vec<u8>>> = BTreeMap::new();
+    let mut outcome = Ok(());
     // New ones are put at the end.
     for layer in manifest.layers.iter().rev().filter(|layer| layer.media_type == PAYLOAD).take(MAX_SIGNATURES) {
         let signature = layer.annotations.as_ref().and_then(|all| all.get(SIGNATURE));
@@ -97,16 +98,15 @@ async fn signatures_of(session: &Session, name: &str, found: &mut Signatures) ->
             continue;
         }
         // Several signatures of the same have one payload.
-        let payload = match payloads.get(&digest) {
-            Some(payload) => payload.clone(),
-            None => {
-                let payload = payload(session, &digest, layer.size).await?;
-                payloads.entry(digest).or_insert(payload).clone()
-            }
-        };
-        found.add(payload, signature);
+        if !payloads.contains_key(&digest) {
+            let payload = payload(session, &digest, layer.size).await.map_err(|error| outcome = Err(error)).ok();
+            payloads.insert(digest.clone(), payload);
+        }
+        if let Some(Some(payload)) = payloads.get(&digest) {
+            found.add(payload.clone(), signature);
+        }
     }
-    Ok(())
+    outcome
 }
 
 async fn payload(session: &Session, digest: &Digest, size: u64) -> Result<Vec<u8>, RegistryError> {

@@ -43,7 +43,7 @@ pub(super) enum Check {
 /// What is known of the image that a reference means.
 #[derive(Debug)]
 pub(crate) struct Subject<'a> {
-    /// Of its manifest, and of the indexes that led to it.
+    /// Of its manifest, and of the index that its name means.
     pub(crate) digests: &'a BTreeSet<Digest>,
     pub(crate) signatures: &'a Signatures,
 }

@@ -97,19 +97,43 @@ async fn into_directory(
     ask: impl Future<Output = anyhow::Result<Answer>>,
 ) -> anyhow::Result<()> {
     let shown = directory.display().to_string();
-    let made = fs::create_dir(&directory);
-    let taken = match made {
+    let there_before = match fs::create_dir(&directory) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::read_dir(&directory).with_context(|| format!("reading {shown}"))?.next().is_some()
+            if fs::read_dir(&directory).with_context(|| format!("reading {shown}"))?.next().is_some() {
+                bail!("{shown} is not empty; give a new directory");
+            }
+            true
         }
         made => made.map(|()| false).with_context(|| format!("creating {shown}"))?,
     };
-    if taken {
-        bail!("{shown} is not empty; give a new directory");
+    let done = tokio::select! {
+        // cancel-safe: nothing of it is used any more.
+        done = fill(&directory, without, ask) => done,
+        // cancel-safe: a signal that came stays known.
+        interrupted = interrupted() => interrupted.context("waiting for signals").and_then(|()| bail!("interrupted")),
+    };
+    if done.is_err() {
+        // Half of it would be in the way of the next try; all that is there came with this one.
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let _told_by_the_next_try = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+        if !there_before {
+            let _told_by_the_next_try = fs::remove_dir(&directory);
+        }
     }
+    done
+}
+
+/// Unpacks the tar that `ask` gets into an empty directory. Dropped, it writes nothing any more.
+async fn fill(
+    directory: &Path,
+    without: Option<&'static str>,
+    ask: impl Future<Output = anyhow::Result<Answer>>,
+) -> anyhow::Result<()> {
     let mut answer = ask.await?;
     let (sender, tar) = mpsc::channel(QUEUE);
-    let target = directory.clone();
+    let target = directory.to_owned();
     let unpacking =
         tokio::task::spawn_blocking(move || unpack(Pieces { pieces: tar, current: Bytes::new() }, &target, without));
     let mut received = Ok(());
@@ -123,16 +147,8 @@ async fn into_directory(
         }
     }
     drop(sender);
-    let unpacked = unpacking.await?.with_context(|| format!("writing {shown}"));
-    let done = received.and(unpacked);
-    if done.is_err() {
-        // Half of it would be in the way of the next try; all that is there came with this one.
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let _told_by_the_next_try = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        }
-    }
-    done
+    let unpacked = unpacking.await?.with_context(|| format!("writing {}", directory.display()));
+    received.and(unpacked)
 }
 
 pub(super) async fn import(client: &Client, directory: PathBuf) -> anyhow::Result<()> {

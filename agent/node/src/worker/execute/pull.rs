@@ -193,7 +193,11 @@ impl Worker {
                 self.shared.pulls.failed(&self.uid.0, &image.0, &failure);
                 let mut book = self.book();
                 book.notes.failed_pulls.retain(|other, _| needing(&desired, other).next().is_some());
-                book.notes.failed_pulls.insert(image.0.clone(), failure.clone());
+                if error.by_setting {
+                    book.notes.failed_pulls.remove(&image.0);
+                } else {
+                    book.notes.failed_pulls.insert(image.0.clone(), failure.clone());
+                }
                 drop(book);
                 let message = format!("Failed to pull image {:?}: {}", image.0, error.message);
                 for user in &users {
