@@ -61,6 +61,18 @@ fn an_image_is_shown_as_its_layers_make_it_and_cannot_be_changed_or_executed() {
     ]);
     load(&world, &agent, "test.local/one:1", std::slice::from_ref(&base));
     load(&world, &agent, "test.local/two:1", &[base.clone(), above.clone()]);
+    // What one layer hides is not there either when there is nothing below it.
+    let hides = Image::layer(&[
+        ("kept", 0o640, "kept"),
+        ("run", 0o755, "#!/bin/sh\necho ran\n"),
+        ("dir/x", 0o644, "x of the layer above"),
+        ("dir/y", 0o644, "y"),
+        ("dir/.wh.z", 0o644, ""),
+        (".wh.gone", 0o644, ""),
+        ("hidden/.wh..wh..opq", 0o644, ""),
+        ("hidden/new", 0o644, "new"),
+    ]);
+    load(&world, &agent, "test.local/hides:1", std::slice::from_ref(&hides));
     // More of them than one page of mount options could name.
     let many: Vec<Vec<u8>> = (0..60).map(|n| Image::layer(&[(&format!("n{n}"), 0o644, "n")])).collect();
     load(&world, &agent, "test.local/many:1", &[vec![base], many, vec![above]].concat());
@@ -69,7 +81,9 @@ fn an_image_is_shown_as_its_layers_make_it_and_cannot_be_changed_or_executed() {
         ("one", true, "test.local/one:1", false),
         ("two", true, "test.local/two:1", true),
         ("many", true, "test.local/many:1", true),
+        ("hides", true, "test.local/hides:1", true),
         ("mapped", false, "test.local/many:1", true),
+        ("mapped-one", false, "test.local/hides:1", true),
     ] {
         if !users && skipped_without_own_users("a volume of an image in a pod with its own users") {
             continue;

@@ -580,7 +580,9 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     agent.wait_ready("twin");
     assert_eq!(agent.client(&["image", "pulls"]).ok().lines().count(), 1, "titles alone");
     let metrics = metrics_of(&world, &agent);
-    assert_eq!(value(&metrics, "portreeve_image_pulled_bytes_total "), bytes);
+    // Its configuration comes besides.
+    let fetched = value(&metrics, "portreeve_image_pulled_bytes_total ");
+    assert!((bytes..bytes + 2000).contains(&fetched), "{bytes}: {fetched}");
     assert_eq!(value(&metrics, "portreeve_image_pull_remaining_bytes "), 0);
 
     // What is fetched again for an archive comes no faster; who does not wait for it leaves nothing behind.

@@ -1,5 +1,6 @@
 //! What the node counts, in a registry of its own.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -19,7 +20,9 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGaugeVec,
     pub(crate) restarts: IntCounter,
     pub(crate) pulls: HistogramVec,
-    pub(crate) pulled_bytes: IntCounter,
+    pulled_bytes: IntCounter,
+    /// What of them is counted.
+    fetched: Arc<Mutex<u64>>,
     pulls_now: IntGaugeVec,
     pulls_left: IntGauge,
     pub(crate) starts: Histogram,
@@ -60,8 +63,9 @@ impl Metrics {
             )?,
             pulled_bytes: IntCounter::new(
                 "portreeve_image_pulled_bytes_total",
-                "Bytes of layers that image pulls have fetched, failed ones too.",
+                "Bytes of blobs that came from registries, for pulls and archives, failed ones too.",
             )?,
+            fetched: Arc::default(),
             pulls_now: IntGaugeVec::new(
                 Opts::new("portreeve_image_pulls", "Image pulls that run, or wait for their next try."),
                 &["state"],
@@ -136,7 +140,13 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn pulls(&self, reports: &[PullReport]) {
+    /// `fetched` are the bytes that came from registries since the agent started.
+    pub(crate) fn pulls(&self, reports: &[PullReport], fetched: u64) {
+        {
+            let mut told = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+            self.pulled_bytes.inc_by(fetched.saturating_sub(*told));
+            *told = fetched.max(*told);
+        }
         let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         for state in ["Pulling", "Failed"] {
             let here = reports.iter().filter(|report| report.state == state).count();

@@ -151,7 +151,7 @@ impl Node {
         )?);
         let (outbox, news) = mpsc::unbounded_channel();
         let metrics = Metrics::new(&config.version)?;
-        let pulls = Pulls::new(config.max_concurrent_pulls, metrics.pulled_bytes.clone());
+        let pulls = Pulls::new(config.max_concurrent_pulls);
         let shared = Arc::new(Shared {
             place: Place {
                 cgroup_root: config.cgroup_root.clone(),
@@ -484,7 +484,7 @@ impl Node {
         for (phase, count) in phases {
             metrics.pods.with_label_values(&[phase.as_str()]).set(count);
         }
-        metrics.pulls(&self.pulls());
+        metrics.pulls(&self.pulls(), self.inner.shared.runtime.fetched_bytes());
         let mut text = prometheus::TextEncoder::new().encode_to_string(&metrics.registry.gather()).unwrap_or_default();
         text.push_str(&crate::metrics::usage_text(&self.usage().await));
         text

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use portreeve_engine::image::{Credential, ImageRef, Progress, ProgressSink, RegistrySlots};
 use portreeve_manifests::Kind;
 use portreeve_plan::{Config, Configs, Failure, retry_at};
-use prometheus::IntCounter;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -20,8 +19,6 @@ use crate::size::size;
 pub(crate) struct Pulls {
     slots: RegistrySlots,
     shown: Mutex<BTreeMap<(String, String), Shown>>,
-    /// Bytes of pulls that have ended, however they did.
-    fetched: IntCounter,
 }
 
 #[derive(Debug)]
@@ -67,8 +64,8 @@ impl Watched {
 }
 
 impl Pulls {
-    pub(crate) fn new(at_once: usize, fetched: IntCounter) -> Self {
-        Self { slots: RegistrySlots::new(at_once), shown: Mutex::new(BTreeMap::new()), fetched }
+    pub(crate) fn new(at_once: usize) -> Self {
+        Self { slots: RegistrySlots::new(at_once), shown: Mutex::new(BTreeMap::new()) }
     }
 
     fn show(&self, uid: &str, image: &str, shown: Option<Shown>) {
@@ -91,19 +88,14 @@ impl Pulls {
     ) -> Result<ImageFacts, PullFailure> {
         let progress = sink.subscribe();
         let watched = Watched { progress: progress.clone(), began: Instant::now() };
-        self.show(&uid, &image, Some(Shown::Running(watched.clone())));
-        let _shown = Hide { pulls: &self, uid: &uid, image: &image, watched };
+        self.show(&uid, &image, Some(Shown::Running(watched)));
+        let _shown = Hide { pulls: &self, uid: &uid, image: &image };
         // A name that is no reference has no registry to wait for: the pull says so.
         let registry = image.parse::<ImageRef>().map(|name| name.registry().to_owned()).unwrap_or_default();
         let _slot = self.slots.take(&registry).await;
         let mut facts = runtime.pull(&image, credentials, Some(sink)).await?;
         facts.way = way(&progress.borrow());
         Ok(facts)
-    }
-
-    fn is_pulling(&self, image: &str) -> bool {
-        let all = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().any(|((_, other), shown)| other == image && matches!(shown, Shown::Running(_)))
     }
 
     /// Notes that a pull failed, until the pod is gone or the next try begins.
@@ -188,16 +180,11 @@ struct Hide<'a> {
     pulls: &'a Pulls,
     uid: &'a str,
     image: &'a str,
-    watched: Watched,
 }
 
 impl Drop for Hide<'_> {
     fn drop(&mut self) {
         self.pulls.show(self.uid, self.image, None);
-        // Pods that want one image at once wait for one pull: its bytes count with the last of them.
-        if !self.pulls.is_pulling(self.image) {
-            self.pulls.fetched.inc_by(self.watched.progress.borrow().fetched_bytes());
-        }
     }
 }
 
@@ -216,7 +203,17 @@ pub(crate) fn credentials(pod: &k8s_openapi::api::core::v1::Pod, configs: &Confi
             continue;
         };
         match Credential::from_docker_config(bytes) {
-            Ok(credentials) => found.extend(credentials),
+            Ok((credentials, unsupported)) => {
+                found.extend(credentials);
+                problems.extend(unsupported.iter().map(|server| {
+                    let hint = "log in with a password or key";
+                    format!(
+                        "{} {:?} has an identity token for {server}, which is not supported: {hint}",
+                        Kind::Secret,
+                        secret.name
+                    )
+                }));
+            }
             Err(error) => {
                 problems.push(format!("{} {:?}: {}", Kind::Secret, secret.name, portreeve_engine::chain(&error)));
             }
@@ -263,7 +260,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pulls_from_a_slow_registry_hold_up_no_other() {
         let runtime = FakeRuntime::new(1, Script::default(), Clock::system());
-        let pulls = Arc::new(Pulls::new(2, IntCounter::new("fetched", "of a test").unwrap()));
+        let pulls = Arc::new(Pulls::new(2));
         let _stuck = (pulls.slots.take("slow.example").await, pulls.slots.take("slow.example").await);
         let pull = |image: &str| {
             runtime.publish(image);

@@ -121,6 +121,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn lookup_image(&self, reference: &str) -> Result<Option<ImageFacts>, String>;
     /// Wakes after every change of what images are here.
     fn image_changes(&self) -> watch::Receiver<()>;
+    /// See [`portreeve_engine::image::Store::fetched_bytes`].
+    fn fetched_bytes(&self) -> u64;
     /// Pulls an image.
     fn pull<'a>(
         &'a self,
@@ -278,6 +280,10 @@ impl Runtime for EngineRuntime {
 
     fn image_changes(&self) -> watch::Receiver<()> {
         self.0.images().changes()
+    }
+
+    fn fetched_bytes(&self) -> u64 {
+        self.0.images().fetched_bytes()
     }
 
     fn pull<'a>(

@@ -28,7 +28,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use oci_spec::runtime::LinuxResources;
 use portreeve_engine::EngineEvent;
 use portreeve_manifests::{Kind, ObjectKey};
-use portreeve_plan::{Blocked, Configs, DesiredPod, Finished, ImageName, ImageView, Intent, PodKey, PodUid};
+use portreeve_plan::{Blocked, Configs, DesiredPod, Finished, ImageView, Intent, ObservedPod, PodKey, PodUid};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +46,7 @@ use crate::error::NodeError;
 use crate::history::{History, NamespacedName};
 use crate::report::SourceReport;
 use crate::source::SourceSet;
-use crate::worker::{Shared, WorkerHandle, WorkerNews};
+use crate::worker::{Shared, WorkerHandle, WorkerNews, has_come};
 
 /// A request of a door.
 #[derive(Debug)]
@@ -360,14 +360,13 @@ impl Supervisor {
 
     /// Wakes whoever waits for an image that is here now, loaded by a user or pulled for another pod.
     fn take_images(&self) {
-        let is_here = |name: &ImageName| matches!(self.shared.runtime.lookup_image(&name.0), Ok(Some(facts)) if facts.refused.is_none());
-        let missing =
-            |view: &ImageView| matches!(view, ImageView::Absent | ImageView::Failed(_) | ImageView::Refused { .. });
-        let observed = self.shared.observed.lock().unwrap_or_else(PoisonError::into_inner);
-        for (uid, pod) in &*observed {
-            if pod.images.iter().any(|(name, view)| missing(view) && is_here(name))
-                && let Some(running) = self.workers.get(uid)
-            {
+        let waiting: Vec<(PodUid, Arc<ObservedPod>)> = {
+            let observed = self.shared.observed.lock().unwrap_or_else(PoisonError::into_inner);
+            let waits = observed.iter().filter(|(_, pod)| pod.images.values().any(ImageView::is_wanting));
+            waits.map(|(uid, pod)| (uid.clone(), Arc::clone(pod))).collect()
+        };
+        for (uid, pod) in waiting {
+            if let Some(running) = self.workers.get(&uid).filter(|_| has_come(&*self.shared.runtime, &pod)) {
                 running.handle.wake.notify_one();
             }
         }

@@ -459,6 +459,19 @@ async fn a_registry_that_wants_to_be_left_alone_is_also_by_another_agent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pull_for_a_volume_backs_off_also_when_a_container_has_that_very_image() {
+    let files = "  volumes: [{name: files, image: {reference: \"good:1\", pullPolicy: Always}}]\n";
+    let container = "  containers: [{name: c, image: \"good:1\", imagePullPolicy: IfNotPresent, \
+                     volumeMounts: [{name: files, mountPath: /files}]}]\n";
+    let world = World::new(&pod(&format!("{files}{container}")));
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let pulls = world.runtime.log().iter().filter(|line| line.contains("pull")).count();
+    assert!((3..=5).contains(&pulls), "10 s, then twice as long each time: {:?}", world.runtime.log());
+    assert_eq!(world.running("c"), 0, "Always means that its registry must answer");
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pull_that_a_setting_put_off_is_made_at_once_by_an_agent_without_it() {
     let mut world = World::new(&pod("  containers: [{name: c, image: \"late:1\"}]\n"));
     world.runtime.make_registry_busy(Duration::from_secs(8 * 3600));

@@ -234,6 +234,16 @@ pub enum ImageView {
     },
 }
 
+impl ImageView {
+    /// No container can be made of it, and nothing is under way that will change that.
+    pub fn is_wanting(&self) -> bool {
+        match self {
+            ImageView::Absent | ImageView::Refused { .. } | ImageView::Failed(_) => true,
+            ImageView::Pulling { .. } | ImageView::Present { .. } | ImageView::Invalid { .. } => false,
+        }
+    }
+}
+
 /// A failure that was observed; back-off counts from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

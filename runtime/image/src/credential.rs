@@ -78,6 +78,8 @@ struct Entry {
     auth: Option<String>,
     #[serde(rename = "registrytoken")]
     registry_token: Option<String>,
+    #[serde(rename = "identitytoken")]
+    identity_token: Option<String>,
 }
 
 impl Credential {
@@ -93,11 +95,12 @@ impl Credential {
     }
 
     /// Reads the logins out of a Docker `config.json` (`.dockerconfigjson`), or of the older
-    /// `.dockercfg`, which is the inner map alone. Entries without a login are left out.
+    /// `.dockercfg`, which is the inner map alone. Entries without a login are left out; the servers of those that have
+    /// an identity token instead, which is not supported, are told beside.
     ///
     /// # Errors
     /// When it is too long, is not such JSON, or an `auth` cannot be decoded.
-    pub fn from_docker_config(bytes: &[u8]) -> Result<Vec<Self>, CredentialError> {
+    pub fn from_docker_config(bytes: &[u8]) -> Result<(Vec<Self>, Vec<String>), CredentialError> {
         if bytes.len() > MAX_CONFIG {
             return Err(CredentialError::TooLong { length: bytes.len() });
         }
@@ -107,13 +110,16 @@ impl Credential {
         } else {
             serde_json::from_value(value).map_err(CredentialError::Parse)?
         };
-        let mut found = Vec::new();
+        let (mut found, mut unsupported) = (Vec::new(), Vec::new());
         for (server, entry) in auths {
-            if let Some(credential) = entry.into_credential(server)? {
-                found.push(credential);
+            let has_identity = entry.identity_token.as_ref().is_some_and(|token| !token.is_empty());
+            match entry.into_credential(server.clone())? {
+                Some(credential) => found.push(credential),
+                None if has_identity => unsupported.push(server),
+                None => {}
             }
         }
-        Ok(found)
+        Ok((found, unsupported))
     }
 
     /// It names no registry.
@@ -196,11 +202,14 @@ mod tests {
         let new = format!(r#"{{"auths":{{"host:5000":{{"auth":"{auth}"}},"empty":{{}}}},"credsStore":"x"}}"#);
         let old = r#"{"host:5000":{"username":"me","password":"se:cret","email":"x"}}"#;
         for text in [new.as_str(), old] {
-            let found = Credential::from_docker_config(text.as_bytes()).unwrap();
+            let (found, _) = Credential::from_docker_config(text.as_bytes()).unwrap();
             assert_eq!(found, [Credential::basic("host:5000", "me", "se:cret")]);
         }
         assert!(Credential::from_docker_config(br#"{"auths":{"h":{"auth":"%%"}}}"#).is_err());
         assert!(Credential::from_docker_config(b"[]").is_err());
+        let text = br#"{"auths":{"a":{"identitytoken":"t"},"b":{"auth":"bWU6cHc="},"c":{}}}"#;
+        let (found, unsupported) = Credential::from_docker_config(text).unwrap();
+        assert_eq!((found.len(), unsupported), (1, vec!["a".to_owned()]));
     }
 
     #[test]

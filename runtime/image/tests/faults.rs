@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portreeve_image::{Config, Credential, Digest, ImageRef, PullError, Retry, Store};
+use portreeve_image::{Config, Credential, Digest, ImageRef, KeepBlobs, PullError, Retry, Store};
 use support::{
     Layout, Pack, Tar, arch, config_json,
     scripted::{Answer, Scripted},
@@ -322,6 +322,30 @@ async fn a_redirect_leads_nowhere_that_a_registrys_word_must_not_lead() {
     let told = chain(&store.pull(&reference, &[], None).await.unwrap_err());
     assert!(told.contains("in a circle"), "{told}");
     assert_eq!(registry.requests().iter().filter(|request| request.path == "/v2/r/manifests/x").count(), 6);
+}
+
+#[tokio::test]
+async fn what_a_manifest_calls_its_configuration_is_no_longer_than_it_says() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let (server, reference) = serve(&layout);
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(Config { keep_blobs: KeepBlobs::Always, ..Config::new(root.path()) }).unwrap();
+    store.pull(&reference, &[], None).await.unwrap();
+    // A layer of it is kept; another manifest says that this is its configuration.
+    let layer = &layout.layers[0];
+    let kept = fs::metadata(root.path().join("blobs/sha256").join(layer.hex())).unwrap().len();
+    assert!(kept > 1000);
+    let text = fs::read_to_string(layout.dir.path().join("blobs/sha256").join(layout.manifest.hex())).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    manifest["config"]["digest"] = layer.to_string().into();
+    manifest["config"]["size"] = 100.into();
+    server.on("/v2/r/manifests/y", Answer::ok(manifest.to_string()).header("Content-Type", MANIFEST));
+    let path = format!("/v2/r/blobs/{layer}");
+    let asked = || server.requests().iter().filter(|request| request.path == path).count();
+    let before = asked();
+    let error = store.pull(&format!("127.0.0.1:{}/r:y", server.port).parse().unwrap(), &[], None).await.unwrap_err();
+    assert!(chain(&error).contains("more than the 100 bytes promised"), "{}", chain(&error));
+    assert_eq!(asked(), before + 1, "what is kept was not taken for it");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io,
     os::{
         fd::AsFd,
         unix::{
@@ -15,6 +16,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use portreeve_image::{Applied, LayerError, Limits, apply_layer};
@@ -649,4 +651,53 @@ proptest! {
         let _accepted_or_not = ground.apply_with(&bytes, &limits);
         ground.unharmed();
     }
+}
+
+/// An archive of a million entries, made as it is read: many directories, and one file that comes over and over.
+struct Million {
+    number: u32,
+    rest: io::Cursor<Vec<u8>>,
+}
+
+impl Million {
+    const ENTRIES: u32 = 1_000_000;
+    const DIRECTORIES: u32 = 60_000;
+}
+
+impl io::Read for Million {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.rest.position() == self.rest.get_ref().len() as u64 && self.number < Self::ENTRIES {
+            let mut block = Vec::new();
+            for number in self.number..(self.number + 1000) {
+                let (kind, mode, name) = match number < Self::DIRECTORIES {
+                    true => (tar::EntryType::Directory, 0o755, format!("d{number}")),
+                    false => (tar::EntryType::Regular, 0o644, "f".to_owned()),
+                };
+                let mut header = Tar::header(kind, mode, 0);
+                header.set_path(name).unwrap();
+                header.set_cksum();
+                block.extend_from_slice(header.as_bytes());
+            }
+            self.number += 1000;
+            if self.number == Self::ENTRIES {
+                block.extend([0; 1024]);
+            }
+            self.rest = io::Cursor::new(block);
+        }
+        self.rest.read(buffer)
+    }
+}
+
+#[test]
+fn a_million_entries_that_replace_each_other_take_no_longer_than_as_many_others() {
+    let ground = Ground::new();
+    let begun = Instant::now();
+    let archive = Million { number: 0, rest: io::Cursor::default() };
+    let root = File::open(ground.root()).unwrap();
+    let applied = apply_layer(archive, root.as_fd(), &Limits::default()).unwrap();
+    assert_eq!(applied.entries, u64::from(Million::ENTRIES));
+    assert_eq!(fs::read_dir(ground.root()).unwrap().count(), Million::DIRECTORIES as usize + 1);
+    // Half an hour when each replaced file made the times of all directories be gone through.
+    assert!(begun.elapsed() < Duration::from_secs(300), "{:?}", begun.elapsed());
+    ground.unharmed();
 }

@@ -175,6 +175,22 @@ async fn a_mirror_that_says_nothing_is_waited_for_no_longer_than_its_time() {
 }
 
 #[tokio::test]
+async fn nor_is_one_that_is_asked_later_for_what_another_mirror_lacks() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let (mirror, registry) = (serve(&layout, "/v2"), serve(&layout, "/v2"));
+    mirror.replace(&format!("/v2/r/blobs/{}", layout.layers[0]), Answer::status(404));
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    let place = Place::new();
+    place.hosts(&host(&registry), &format!("[host.'http://{}']\n[host.'http://{silent}']", host(&mirror)));
+    let begun = Instant::now();
+    let (pulled, progress) = place.pull(&format!("{}/r:x", host(&registry)), &[]).await;
+    pulled.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert_eq!(tried(&progress), [host(&mirror).as_str(), silent.as_str()]);
+}
+
+#[tokio::test]
 async fn what_a_mirror_lacks_or_spoils_comes_from_the_next_host() {
     let layout = Layout::new(&two_layers(), Pack::Plain);
     let path = format!("/v2/r/blobs/{}", layout.layers[0]);

@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-use portreeve_image::{Credential, Digest, Image, ImageRef, Progress, PushError, Store};
+use portreeve_image::{Config, Credential, Digest, Image, ImageRef, Progress, PushError, Store};
 use support::{
     Layout, Pack, Registry, Tar,
     scripted::{Answer, Scripted},
@@ -253,6 +253,21 @@ async fn what_a_registry_makes_of_it_is_believed_only_when_it_is_the_same() {
     // An upload does not go on in the clear, nor with our login elsewhere.
     for digest in &layout.layers {
         server.replace(&format!("/v2/r/blobs/{digest}"), Answer::status(404));
+    }
+    // Nor may it send us to this machine, where it is not itself.
+    if let Some(address) = support::own_address() {
+        let registry = Scripted::start_at(address);
+        let location = format!("http://127.0.0.1:{}/v2/r/upload", server.port);
+        registry.on("/v2/r/blobs/uploads/", Answer::status(202).header("Location", &location));
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { insecure_registries: vec![address.to_string()], ..Config::new(root.path()) };
+        let store = Store::open(config).unwrap();
+        let image = load(&store, &Layout::new(&two_layers(), Pack::Gzip)).await;
+        let name = format!("{address}:{}/r:x", registry.port).parse().unwrap();
+        let (pushed, _) = push(&store, &image, &name, &[]).await;
+        let told = format!("{:?}", pushed.unwrap_err());
+        assert!(told.contains("to this machine or link"), "{told}");
+        assert!(!server.requests().iter().any(|request| request.path.contains("/upload")), "{:?}", server.requests());
     }
     server.on("/v2/r/blobs/uploads/", Answer::status(202).header("Location", "ftp://127.0.0.1/x"));
     let (refused, _) = push(&store, &image, &format!("{host}/r:x").parse().unwrap(), &[]).await;

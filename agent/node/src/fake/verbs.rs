@@ -324,6 +324,10 @@ impl Runtime for FakeRuntime {
         }))
     }
 
+    fn fetched_bytes(&self) -> u64 {
+        0
+    }
+
     fn image_changes(&self) -> watch::Receiver<()> {
         self.images.subscribe()
     }

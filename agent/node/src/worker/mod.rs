@@ -243,6 +243,11 @@ impl Worker {
         let now = self.shared.clock.now();
         let plan = plan(desired, &observed, now);
         self.show_observed(&observed);
+        // Whoever tells of new images looks at what is shown: what came between the look and the showing is seen here.
+        if has_come(&*self.shared.runtime, &observed) {
+            timer.observe_duration();
+            return Round::Again;
+        }
         if plan.removed {
             timer.observe_duration();
             return self.forget(desired).await;
@@ -466,6 +471,12 @@ impl Worker {
             .find(|container| container.metadata.name == name && container.metadata.attempt == attempt)
             .map(|container| container.id)
     }
+}
+
+/// Whether an image is here that the pod was seen to wait for.
+pub(crate) fn has_come(runtime: &dyn Runtime, observed: &ObservedPod) -> bool {
+    let mut wanting = observed.images.iter().filter(|(_, view)| view.is_wanting());
+    wanting.any(|(name, _)| matches!(runtime.lookup_image(&name.0), Ok(Some(facts)) if facts.refused.is_none()))
 }
 
 /// Whether a pull of this image that failed is still one of the pod's to make: the image may have come by another way

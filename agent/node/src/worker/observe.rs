@@ -282,15 +282,15 @@ pub(super) fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container>
     spec.init_containers.iter().flatten().chain(&spec.containers)
 }
 
-/// The containers of a pod that need an image, each with what it needs it for.
+/// The containers of a pod that need an image, with each thing that they need it for.
 pub(super) fn needing<'a>(
     desired: &'a DesiredPod,
     image: &'a str,
 ) -> impl Iterator<Item = (&'a Container, NeededImage<'a>)> {
     let spec = desired.pod.spec.as_ref();
     let all = spec.into_iter().flat_map(|spec| all_containers(spec).map(move |container| (spec, container)));
-    all.filter_map(move |(spec, container)| {
-        let needed = needed_images(spec, container).find(|needed| needed.name.0 == image)?;
-        Some((container, needed))
+    all.flat_map(move |(spec, container)| {
+        let needed = needed_images(spec, container).filter(move |needed| needed.name.0 == image);
+        needed.map(move |needed| (container, needed))
     })
 }

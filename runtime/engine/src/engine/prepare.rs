@@ -51,7 +51,7 @@ pub(super) fn prepare(
     let stop_signal = signal(stop_signal.unwrap_or_default())?;
     let devices = devices(&config)?;
     let shown = shown_images(core, &config)?;
-    let images = image_mounts(&config, &shown)?;
+    let directories = shown_directories(&config, &shown)?;
     let wanted = image_volumes(&image, config.security.readonly_rootfs)?;
     let seccomp = match &config.security.seccomp {
         SeccompProfile::Localhost(path) if !config.security.privileged => Some(profile(path)?),
@@ -82,6 +82,8 @@ pub(super) fn prepare(
         action: format!("making the root file system of {}", record.config.metadata.name),
         source: error.into(),
     })?;
+    let images: Vec<ImageMount> =
+        directories.into_iter().map(|directories| image_mount(directories, &snapshot.empty)).collect();
     let users = &sandbox_config.namespaces.user;
     let volumes =
         make_volumes(wanted, &snapshot, users).map_err(EngineError::file("making volumes in", &snapshot.upper))?;
@@ -229,7 +231,8 @@ fn shown_images(core: &Core, config: &ContainerConfig) -> Result<Vec<Image>, Eng
     ids.map(|id| find_image(core, None, id)).collect()
 }
 
-fn image_mounts(config: &ContainerConfig, shown: &[Image]) -> Result<Vec<ImageMount>, EngineError> {
+/// The directories that each of them shows, topmost first.
+fn shown_directories(config: &ContainerConfig, shown: &[Image]) -> Result<Vec<Vec<PathBuf>>, EngineError> {
     let mut all = Vec::new();
     let sub_paths = config.mounts.iter().filter_map(|mount| match &mount.source {
         MountSource::Image { sub_path, .. } => Some(sub_path.as_deref()),
@@ -237,28 +240,35 @@ fn image_mounts(config: &ContainerConfig, shown: &[Image]) -> Result<Vec<ImageMo
     });
     for (image, sub_path) in shown.iter().zip(sub_paths) {
         let sub_path = sub_path.filter(|path| !path.as_os_str().is_empty());
-        match (image.layers.as_slice(), sub_path) {
-            ([], None) => all.push(ImageMount::Empty),
-            ([only], None) => all.push(ImageMount::Directory(only.clone())),
-            (layers, None) => all.push(ImageMount::Layers(layers.to_vec())),
-            (layers, Some(path)) => all.push(sub_directory(layers, path)?),
-        }
+        all.push(match sub_path {
+            None => image.layers.clone(),
+            Some(path) => sub_directory(&image.layers, path)?,
+        });
     }
     Ok(all)
 }
 
+/// How they are mounted, with a directory in which nothing is.
+fn image_mount(mut directories: Vec<PathBuf>, empty: &Path) -> ImageMount {
+    match directories.len() {
+        0 => ImageMount::Directory(empty.to_owned()),
+        // One layer alone may hide things, too, of which only an overlay knows, and an overlay has two.
+        1 => {
+            directories.push(empty.to_owned());
+            ImageMount::Layers(directories)
+        }
+        _ => ImageMount::Layers(directories),
+    }
+}
+
 /// The same directory of every layer that has it, down to the first that hides the others.
-fn sub_directory(layers: &[PathBuf], path: &Path) -> Result<ImageMount, EngineError> {
+fn sub_directory(layers: &[PathBuf], path: &Path) -> Result<Vec<PathBuf>, EngineError> {
     let refused = |why: &str| EngineError::invalid("image volume", format!("subPath {}: {why}", path.display()));
     if !path.components().all(|component| matches!(component, Component::Normal(_))) {
         return Err(refused("must be relative and without .."));
     }
     let found = rootfs::directories(layers, path).map_err(|error| refused(&error.to_string()))?;
-    match found.as_slice() {
-        [] => Err(refused("is not a directory of the image")),
-        [only] => Ok(ImageMount::Directory(only.clone())),
-        _ => Ok(ImageMount::Layers(found)),
-    }
+    if found.is_empty() { Err(refused("is not a directory of the image")) } else { Ok(found) }
 }
 
 /// A volume that an image names, and what the image has there, topmost first.

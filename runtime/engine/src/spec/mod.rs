@@ -80,11 +80,9 @@ pub struct ImageVolume {
 /// What is mounted of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageMount {
-    /// Nothing: an image without layers.
-    Empty,
-    /// One directory, bound.
+    /// One directory as it is, bound.
     Directory(PathBuf),
-    /// Several layers, topmost first.
+    /// At least two layers, topmost first, as an overlay shows them.
     Layers(Vec<PathBuf>),
 }
 

@@ -139,7 +139,6 @@ fn translate<'a>(
         }
         // Source: the comment of `Volume.image` in Kubernetes' API: read-only, and nothing in it is executable.
         MountSource::Image { id, .. } => match images.next() {
-            Some(ImageMount::Empty) => mount(path, "tmpfs", "tmpfs", &["ro", "nosuid", "nodev", "noexec", "mode=755"]),
             Some(ImageMount::Directory(source)) => {
                 mount(path, "bind", source, &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"])
             }

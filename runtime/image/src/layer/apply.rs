@@ -307,6 +307,20 @@ impl Layer<'_> {
         }
     }
 
+    /// Times of what is no more: of `path`, and of all below it.
+    fn forget_times(&mut self, path: &[u8]) {
+        self.times.remove(path);
+        let below = [path, b"/"].concat();
+        // One after the other: an archive may have many directories, and replace something else as often.
+        while let Some((path, _)) = self.times.range(below.clone()..).next() {
+            if !path.starts_with(&below) {
+                break;
+            }
+            let path = path.clone();
+            self.times.remove(&path);
+        }
+    }
+
     /// Makes the last part of `place`; an earlier entry of that name gives way.
     fn make<T>(&mut self, place: &Place, mut make: impl FnMut(BorrowedFd<'_>, &OsStr) -> nix::Result<T>) -> Attempt<T> {
         let Some((directory, name)) = place.split() else {
@@ -320,10 +334,7 @@ impl Layer<'_> {
                 let made = at("making the entry", make(parent, name_os));
                 // What was removed may have been a directory, or a link that led to one.
                 self.root.forget();
-                self.times.retain(|path, _| {
-                    path != place.bytes()
-                        && !path.strip_prefix(place.bytes()).is_some_and(|rest| rest.starts_with(b"/"))
-                });
+                self.forget_times(place.bytes());
                 made
             }
             other => at("making the entry", other),

@@ -8,19 +8,21 @@
 //!   there itself: neither by address nor by a name that leads there.
 //! - Not by address into a private network from outside of one. A name may lead there: stores of objects have private
 //!   addresses in many networks, and their certificate must be right for it.
-//! - Another host sees neither a login nor the headers that the administrator gives for the registry.
+//! - Another host sees neither a login nor the headers and the certificate that the administrator gives for the registry,
+//!   and must have a right one of its own, also when the registry's is not looked at.
 //! - A body goes again only where the answer says that it should (307, 308).
 //!
 //! The HTTP client follows nothing by itself: it knows logins, but neither our headers nor this machine.
 //! Source: RFC 9110 §15.4.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode, Url,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE},
 };
 
+use crate::hosts::Access;
 use crate::registry::{
     Needs, Registries, RegistryError, patience,
     realm::{is_local, is_local_address},
@@ -53,8 +55,9 @@ pub(super) async fn send(
             headers.clear();
             headers.extend(kept);
         }
-        let from_here = answer.remote_addr().is_some_and(|address| is_local_address(address.ip()));
-        let needs = Needs { from_elsewhere: !from_here, ..needs.clone() };
+        let access = access(&needs.access, &first, &next);
+        let from_elsewhere = !sender(&answer).is_some_and(is_local_address);
+        let needs = Needs { access, from_elsewhere, ..needs.clone() };
         let client = registries.client(next.host_str().unwrap_or_default(), &needs)?;
         *request.url_mut() = next;
         answer = patience::send(url, RequestBuilder::from_parts(client, request)).await?;
@@ -63,6 +66,14 @@ pub(super) async fn send(
         None => Ok(answer),
         Some(_) => Err(refused(url, "it redirects in a circle")),
     }
+}
+
+/// What a connection to `next` needs, where a host with this `access` sends us: its own settings are its own.
+fn access(access: &Access, first: &Url, next: &Url) -> Access {
+    if next.host_str() == first.host_str() && next.scheme() == first.scheme() {
+        return access.clone();
+    }
+    Access { authorities: access.authorities.clone(), ..Access::usual(next.scheme() == "http") }
 }
 
 /// Where an answer redirects to, if it does.
@@ -81,22 +92,36 @@ fn next(url: &str, answer: &Response, method: &Method) -> Result<Option<Url>, Re
         (_, "http") => return Err(refused(url, "a redirect from https to http is not followed")),
         _ => return Err(refused(url, "it redirects to what is not on HTTP")),
     }
-    check(answer.remote_addr().map(|address| address.ip()), &location).map_err(|problem| refused(url, problem))?;
+    check(sender(answer), &location).map_err(|problem| refused(url, problem))?;
     Ok(Some(location))
 }
 
+/// The address of who answers. Behind a proxy, which every answer comes from, only one that its name says.
+pub(super) fn sender(answer: &Response) -> Option<IpAddr> {
+    let proxies = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    if proxies.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
+        let name = answer.url().host_str()?;
+        let here = is_local(name).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        return address_of(name).or(here);
+    }
+    answer.remote_addr().map(|address| address.ip())
+}
+
 /// Whether who is at address `from` may send us to `location`.
-fn check(from: Option<IpAddr>, location: &Url) -> Result<(), &'static str> {
+pub(super) fn check(from: Option<IpAddr>, location: &Url) -> Result<(), &'static str> {
     let from_here = from.is_some_and(is_local_address);
     let host = location.host_str().unwrap_or_default();
     if is_local(host) && !from_here {
         return Err("it redirects to this machine or link, where it is not itself");
     }
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
-    if address.is_some_and(is_private) && !from_here && !from.is_some_and(is_private) {
+    if address_of(host).is_some_and(is_private) && !from_here && !from.is_some_and(is_private) {
         return Err("it redirects into a private network, where it is not itself");
     }
     Ok(())
+}
+
+fn address_of(host: &str) -> Option<IpAddr> {
+    host.trim_matches(['[', ']']).parse().ok()
 }
 
 /// Source: RFC 1918, RFC 6598 and RFC 4193.
@@ -114,6 +139,26 @@ fn refused(url: &str, problem: &str) -> RegistryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_host_gets_no_certificate_and_must_have_its_own() {
+        let given = Access {
+            plain: false,
+            unverified: true,
+            authorities: vec![b"ca".to_vec()],
+            identity: Some(b"key".to_vec()),
+        };
+        let first: Url = "https://reg.lan:5000/v2/".parse().unwrap();
+        assert_eq!(access(&given, &first, &"https://reg.lan:9000/blob".parse().unwrap()), given);
+        for other in ["https://store.lan/blob", "https://10.0.0.7/blob"] {
+            let other = access(&given, &first, &other.parse().unwrap());
+            assert_eq!((other.unverified, &other.identity, other.plain), (false, &None, false));
+            assert_eq!(other.authorities, given.authorities);
+        }
+        let plain = Access { plain: true, ..given.clone() };
+        let first: Url = "http://reg.lan:5000/v2/".parse().unwrap();
+        assert!(access(&plain, &first, &"http://store.lan/".parse().unwrap()).identity.is_none());
+    }
 
     #[test]
     fn nobody_is_sent_closer_than_who_sends_is_himself() {

@@ -99,6 +99,11 @@ impl Registries {
         })
     }
 
+    /// Bytes of blobs that came from registries so far.
+    pub(crate) fn fetched_bytes(&self) -> u64 {
+        self.throttle.came()
+    }
+
     /// Plain HTTP is spoken to this machine and to registries that the configuration names.
     pub(crate) fn is_plain(&self, host: &str) -> bool {
         let name = realm::host_name(host);

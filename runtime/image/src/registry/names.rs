@@ -40,3 +40,19 @@ impl Resolve for Names {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_this_machine_is_not_gone_to_on_the_word_of_another() {
+        let find = async |from_elsewhere| {
+            let names = Names::new(Duration::from_secs(2), from_elsewhere);
+            names.resolve("localhost".parse().unwrap()).await.map(Iterator::count)
+        };
+        assert!(find(false).await.unwrap() > 0);
+        let refused = find(true).await.unwrap_err();
+        assert!(refused.to_string().contains("a redirect led to it"), "{refused}");
+    }
+}

@@ -1,7 +1,10 @@
 //! How much may come from registries in a second, over all transfers of the node.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,21 +13,28 @@ use tokio::time::{Instant, sleep_until};
 /// What may come at once after a pause, as time.
 const BURST: Duration = Duration::from_millis(100);
 
-/// Bytes per second that all transfers share; without a limit it never waits.
+/// Bytes per second that all transfers share, and how many came; without a limit it never waits.
 #[derive(Debug, Default)]
 pub(crate) struct Throttle {
     bytes_per_second: Option<u64>,
     /// When all that came so far is paid for.
     paid_at: Mutex<Option<Instant>>,
+    came: AtomicU64,
 }
 
 impl Throttle {
     pub(crate) fn new(bytes_per_second: Option<u64>) -> Self {
-        Self { bytes_per_second: bytes_per_second.filter(|rate| *rate > 0), paid_at: Mutex::default() }
+        Self { bytes_per_second: bytes_per_second.filter(|rate| *rate > 0), ..Self::default() }
+    }
+
+    /// Bytes that came so far.
+    pub(crate) fn came(&self) -> u64 {
+        self.came.load(Ordering::Relaxed)
     }
 
     /// Waits until bytes that came are paid for; meanwhile their sender's window fills, and it waits too.
     pub(crate) async fn pay(&self, bytes: u64) {
+        self.came.fetch_add(bytes, Ordering::Relaxed);
         let Some(rate) = self.bytes_per_second else { return };
         let price = Duration::from_nanos(
             u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX),

@@ -16,7 +16,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use reqwest::{
     Method, Response, StatusCode, Url,
-    header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE},
+    header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE},
 };
 use tokio::{
     fs::File,
@@ -29,10 +29,7 @@ use crate::{
     digest::Digest,
     hosts::Access,
     manifest::Descriptor,
-    registry::{
-        Needs, RegistryError, Session,
-        realm::{host_name, is_local},
-    },
+    registry::{Needs, RegistryError, Session, follow, realm::is_local_address},
 };
 
 /// Blobs up to this size are sent in one request.
@@ -51,6 +48,8 @@ const WATCH: Duration = Duration::from_millis(500);
 /// An upload that a registry has begun.
 struct Upload {
     location: Url,
+    /// Another host has sent us there, which is not on this machine.
+    from_elsewhere: bool,
 }
 
 impl Session {
@@ -89,9 +88,10 @@ impl Session {
         } else {
             body = tokio::fs::read(file).await.map_err(|e| broken(&shown_url(&upload.location), e))?;
         }
+        let http = self.client_at(&upload)?;
         let mut last = upload.location;
         last.query_pairs_mut().append_pair("digest", blob.digest.as_str());
-        let (url, http) = (shown_url(&last), self.client_at(&last)?);
+        let url = shown_url(&last);
         let request = || {
             let request = self.at(&http, Method::PUT, &last).header(CONTENT_TYPE, "application/octet-stream");
             request.header(CONTENT_LENGTH, body.len()).body(body.clone())
@@ -112,7 +112,7 @@ impl Session {
             return Err(self.complaint(url, answer).await);
         }
         let base = Url::parse(&url).map_err(|e| broken(&url, std::io::Error::other(e)))?;
-        Ok(Upload { location: self.location(&base, answer.headers())? })
+        self.goes_on(&base, &answer)
     }
 
     async fn send_rest(
@@ -166,7 +166,7 @@ impl Session {
         let pieces = ReaderStream::with_capacity(file.take(rest), PIECE).inspect_ok(move |piece| {
             counted.fetch_add(piece.len() as u64, Ordering::Relaxed);
         });
-        let http = self.client_at(&upload.location)?;
+        let http = self.client_at(upload)?;
         let request = self.at(&http, Method::PATCH, &upload.location).header(CONTENT_TYPE, "application/octet-stream");
         let mut request = request.header(CONTENT_LENGTH, rest);
         if offset > 0 {
@@ -181,7 +181,7 @@ impl Session {
         let answer = self.watched(&url, sending, state).await?;
         match answer.status() {
             StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED => {
-                upload.location = self.location(&upload.location, answer.headers())?;
+                *upload = self.goes_on(&upload.location, &answer)?;
                 Ok(())
             }
             StatusCode::UNAUTHORIZED => {
@@ -221,7 +221,7 @@ impl Session {
     /// How much of an upload the registry has.
     async fn has_come(&self, upload: &mut Upload) -> Result<u64, RegistryError> {
         let location = upload.location.clone();
-        let (url, http) = (shown_url(&location), self.client_at(&location)?);
+        let (url, http) = (shown_url(&location), self.client_at(upload)?);
         let asked =
             timeout(self.registries.terms.stall_timeout, self.ask(&url, || self.at(&http, Method::GET, &location)));
         let answer = asked.await.map_err(|_| silent(&url))??;
@@ -229,7 +229,7 @@ impl Session {
             return Err(self.complaint(url, answer).await);
         }
         if answer.headers().contains_key(LOCATION) {
-            upload.location = self.location(&location, answer.headers())?;
+            *upload = self.goes_on(&location, &answer)?;
         }
         let range = answer.headers().get(RANGE).and_then(|range| range.to_str().ok());
         let last = range.and_then(|range| range.trim_start_matches("bytes=").split_once('-')?.1.parse::<u64>().ok());
@@ -273,11 +273,13 @@ impl Session {
     }
 
     /// The client for where an upload goes on: only the registry itself sees what is meant for it alone.
-    fn client_at(&self, location: &Url) -> Result<reqwest::Client, RegistryError> {
+    fn client_at(&self, upload: &Upload) -> Result<reqwest::Client, RegistryError> {
+        let location = &upload.location;
         if self.is_own(location) {
             return self.registries.client(&self.endpoint.host, &self.endpoint.needs(true));
         }
-        let needs = Needs::new(&Access::usual(location.scheme() == "http"), None, true);
+        let usual = Needs::new(&Access::usual(location.scheme() == "http"), None, true);
+        let needs = Needs { from_elsewhere: upload.from_elsewhere, ..usual };
         self.registries.client(location.host_str().unwrap_or_default(), &needs)
     }
 
@@ -290,21 +292,21 @@ impl Session {
         }
     }
 
-    /// Where an upload goes on, which may be another host, but not in the clear when the registry is not, and not on
-    /// this machine or its link when the registry is elsewhere.
-    fn location(&self, base: &Url, headers: &HeaderMap) -> Result<Url, RegistryError> {
+    /// Where an upload goes on, which may be another host, by the rules for redirects.
+    fn goes_on(&self, base: &Url, answer: &Response) -> Result<Upload, RegistryError> {
         let bad = |problem: &str| RegistryError::Protocol { url: shown_url(base), problem: problem.to_owned() };
-        let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
+        let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         let location = location.ok_or_else(|| bad("it does not say where the upload goes on"))?;
         let location = base.join(location).map_err(|_| bad("where the upload goes on is no URL"))?;
-        let host = location.host_str().unwrap_or_default();
-        if is_local(host) && !self.is_own(&location) && !is_local(host_name(&self.endpoint.host)) {
-            return Err(bad("the upload would go on on this machine or link, where the registry is not"));
-        }
         match (base.scheme(), location.scheme()) {
-            (_, "https") | ("http", "http") => Ok(location),
-            _ => Err(bad("the upload would go on in the clear")),
+            (_, "https") | ("http", "http") => {}
+            _ => return Err(bad("the upload would go on in the clear")),
         }
+        let from = follow::sender(answer);
+        if !self.is_own(&location) {
+            follow::check(from, &location).map_err(bad)?;
+        }
+        Ok(Upload { location, from_elsewhere: !from.is_some_and(is_local_address) })
     }
 }
 

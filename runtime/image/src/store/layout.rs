@@ -108,13 +108,13 @@ impl Layout {
         }
     }
 
-    /// Writes a blob under its digest; the caller has verified it.
-    pub(crate) fn write_blob(&self, digest: &Digest, content: &[u8]) -> Result<(), StoreError> {
+    /// Writes a blob under its digest; the caller has verified it. `durable` when no sync of all will follow.
+    pub(crate) fn write_blob(&self, digest: &Digest, content: &[u8], durable: bool) -> Result<(), StoreError> {
         let path = self.blob(digest);
         if fs::metadata(&path).is_ok_and(|m| m.len() == content.len() as u64) {
             return Ok(());
         }
-        self.write(&path, content, false)
+        self.write(&path, content, durable)
     }
 
     /// Replaces a file so that it always is either the old or the new one.

@@ -550,10 +550,10 @@ fn commit(inner: &Inner, plan: Plan, pinned: bool) -> Result<Image, LoadError> {
     let layout = &inner.catalog.layout;
     let id = Digest::of(&plan.config_bytes);
     let store = LoadError::Store;
-    layout.write_blob(&id, &plan.config_bytes).map_err(store)?;
+    layout.write_blob(&id, &plan.config_bytes, false).map_err(store)?;
     let mut blobs = BTreeSet::new();
     for (digest, bytes) in plan.documents.iter().chain([&plan.manifest]) {
-        layout.write_blob(digest, bytes).map_err(store)?;
+        layout.write_blob(digest, bytes, false).map_err(store)?;
         blobs.insert(digest.clone());
     }
     if inner.config.keep_blobs != KeepBlobs::Never {

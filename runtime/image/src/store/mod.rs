@@ -294,6 +294,13 @@ impl Store {
         state.images.values().map(|entry| self.inner.catalog.image(entry)).collect()
     }
 
+    /// Bytes of blobs that came from registries since the store was opened: of layers, also for archives, failed
+    /// transfers and what is fetched twice too.
+    #[must_use]
+    pub fn fetched_bytes(&self) -> u64 {
+        self.inner.registries.fetched_bytes()
+    }
+
     /// Wakes after every change of what [`Store::list`] answers.
     #[must_use]
     pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
@@ -494,6 +501,8 @@ impl Inner {
             unsynced_boot: Some(self.boot.clone()),
             signatures: None,
         };
+        // From before the record is there until after it is: no sync that began earlier counts for it.
+        let commit = self.syncer.commit(new.id.clone());
         let image = self.catalog.change(|state| {
             match (state.images.get(&new.id), finish.staging) {
                 // Containers may stand on what an earlier commit made of the same layers.
@@ -516,7 +525,7 @@ impl Inner {
             let entry = state.images.get(&new.id);
             Ok(entry.map(|e| self.catalog.image(e)))
         })?;
-        self.syncer.committed(new.id.clone());
+        drop(commit);
         image.ok_or_else(|| {
             let source = std::io::ErrorKind::NotFound.into();
             PlaceError::Store(StoreError::Io { operation: "recording", path: layout.index(), source })

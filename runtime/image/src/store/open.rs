@@ -77,7 +77,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         source,
     })?;
     for image in unsynced {
-        syncer.committed(image);
+        drop(syncer.commit(image));
     }
     Ok(Inner {
         syncer,

@@ -231,7 +231,7 @@ impl Pull {
         let done = self.blocking(move || {
             let _at_work = at_work;
             for (digest, bytes) in &documents {
-                inner.catalog.layout.write_blob(digest, bytes)?;
+                inner.catalog.layout.write_blob(digest, bytes, true)?;
             }
             let named = inner.add_names(&id, tag, Some(pinned_to), documents.into_iter().map(|(d, _)| d))?;
             inner.keep_signatures(&id, &kept)?;
@@ -249,8 +249,14 @@ impl Pull {
 
     pub(crate) async fn config(&self, resolved: &Resolved) -> Result<(Vec<u8>, ImageConfig), PullError> {
         let blob = &resolved.manifest.config;
-        let kept = std::fs::read(self.inner.catalog.layout.blob(&blob.digest)).ok();
-        let bytes = match kept.filter(|b| Digest::of(b) == blob.digest) {
+        let (path, size) = (self.inner.catalog.layout.blob(&blob.digest), blob.size);
+        // A manifest may call anything its configuration, also a kept layer of another image: the size that it gives
+        // was checked, and nothing longer is read.
+        let kept = self.blocking(move || {
+            let there = std::fs::metadata(&path).is_ok_and(|file| file.len() == size);
+            there.then(|| std::fs::read(&path).ok()).flatten()
+        });
+        let bytes = match kept.await?.filter(|b| Digest::of(b) == blob.digest) {
             Some(bytes) => bytes,
             None => self.small_blob(&resolved.session, blob).await?,
         };
@@ -498,9 +504,9 @@ impl Pull {
         let config_digest = resolved.manifest.config.digest.clone();
         let done = self.blocking(move || {
             let _leases = leases;
-            inner.catalog.layout.write_blob(&config_digest, &config_bytes)?;
+            inner.catalog.layout.write_blob(&config_digest, &config_bytes, false)?;
             for (digest, bytes) in &resolved.documents {
-                inner.catalog.layout.write_blob(digest, bytes)?;
+                inner.catalog.layout.write_blob(digest, bytes, false)?;
             }
             let documents = resolved.documents.into_iter().map(|(d, _)| d);
             // Those that this pull has kept, and those that another image has.

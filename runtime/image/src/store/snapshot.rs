@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub upper: PathBuf,
     /// Overlayfs' own directory, on the same filesystem.
     pub work: PathBuf,
+    /// A directory in which nothing is.
+    pub empty: PathBuf,
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
@@ -75,11 +77,12 @@ impl Inner {
         for image in std::iter::once(image).chain(shown) {
             self.note_use(&image.id);
         }
+        let empty = path.join("empty");
         let mut lower = self.catalog.image(entry).layers;
         if lower.is_empty() {
-            lower.push(path.join("empty"));
+            lower.push(empty.clone());
         }
-        Ok(Snapshot { lower, upper: path.join("upper"), work: path.join("work") })
+        Ok(Snapshot { lower, upper: path.join("upper"), work: path.join("work"), empty })
     }
 
     pub(crate) fn remove_snapshot(&self, id: &str) -> Result<(), SnapshotError> {

@@ -42,7 +42,7 @@ impl Sources {
                 return Some(session.clone());
             }
             let endpoint = known.further.pop_front()?;
-            match pull.resolve_at(&endpoint, &self.auth, name).await {
+            match pull.resolve_in_time(&endpoint, &self.auth, name, known.further.is_empty()).await {
                 Ok(resolved) => known.open.push(resolved.session),
                 Err(error) => pull.note_tried(&endpoint.registry, &error),
             }
@@ -63,17 +63,7 @@ impl Pull {
         let name = self.asked_for();
         let mut refused: Option<PullError> = None;
         while let Some(endpoint) = further.pop_front() {
-            let asking = self.resolve_at(&endpoint, auth, &name);
-            let answer = if further.is_empty() {
-                asking.await
-            } else {
-                let limit = self.inner.config.mirror_timeout;
-                timeout(limit, asking).await.unwrap_or_else(|_| {
-                    let source = RegistryError::Silent { host: endpoint.host.clone(), limit };
-                    Err(self.registry_error(&endpoint.registry, "the manifest", source, String::new()))
-                })
-            };
-            let error = match answer {
+            let error = match self.resolve_in_time(&endpoint, auth, &name, further.is_empty()).await {
                 Ok(resolved) => {
                     self.progress.send_modify(|p| p.host = Some(endpoint.registry.clone()));
                     if refused.is_some() {
@@ -112,6 +102,25 @@ impl Pull {
             (None, Some(tag)) => tag.to_owned(),
             (None, None) => "latest".to_owned(),
         }
+    }
+
+    /// Asks one host; one that is not the last for no longer than a mirror may take.
+    async fn resolve_in_time(
+        &self,
+        endpoint: &Endpoint,
+        auth: &[Credential],
+        name: &str,
+        last: bool,
+    ) -> Result<Resolved, PullError> {
+        let asking = self.resolve_at(endpoint, auth, name);
+        if last {
+            return asking.await;
+        }
+        let limit = self.inner.config.mirror_timeout;
+        timeout(limit, asking).await.unwrap_or_else(|_| {
+            let source = RegistryError::Silent { host: endpoint.host.clone(), limit };
+            Err(self.registry_error(&endpoint.registry, "the manifest", source, String::new()))
+        })
     }
 
     /// Asks one host, with each login that fits until one is accepted.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use bytes::{Buf, Bytes};
@@ -106,12 +108,20 @@ async fn into_directory(
         }
         made => made.map(|()| false).with_context(|| format!("creating {shown}"))?,
     };
-    let done = tokio::select! {
+    let (sender, tar) = mpsc::channel(QUEUE);
+    let (target, given_up) = (directory.clone(), Arc::new(AtomicBool::new(false)));
+    let tar = Pieces { pieces: tar, current: Bytes::new(), given_up: Arc::clone(&given_up) };
+    let unpacking = tokio::task::spawn_blocking(move || unpack(tar, &target, without));
+    let received = tokio::select! {
         // cancel-safe: nothing of it is used any more.
-        done = fill(&directory, without, ask) => done,
+        received = receive(ask, sender) => received,
         // cancel-safe: a signal that came stays known.
         interrupted = interrupted() => interrupted.context("waiting for signals").and_then(|()| bail!("interrupted")),
     };
+    given_up.store(received.is_err(), Ordering::Relaxed);
+    // Nothing is written any more from here on.
+    let unpacked = unpacking.await?.with_context(|| format!("writing {shown}"));
+    let done = received.and(unpacked);
     if done.is_err() {
         // Half of it would be in the way of the next try; all that is there came with this one.
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -125,30 +135,16 @@ async fn into_directory(
     done
 }
 
-/// Unpacks the tar that `ask` gets into an empty directory. Dropped, it writes nothing any more.
-async fn fill(
-    directory: &Path,
-    without: Option<&'static str>,
-    ask: impl Future<Output = anyhow::Result<Answer>>,
-) -> anyhow::Result<()> {
+/// Hands on the pieces of the tar that `ask` gets.
+async fn receive(ask: impl Future<Output = anyhow::Result<Answer>>, sender: mpsc::Sender<Bytes>) -> anyhow::Result<()> {
     let mut answer = ask.await?;
-    let (sender, tar) = mpsc::channel(QUEUE);
-    let target = directory.to_owned();
-    let unpacking =
-        tokio::task::spawn_blocking(move || unpack(Pieces { pieces: tar, current: Bytes::new() }, &target, without));
-    let mut received = Ok(());
-    while received.is_ok() {
-        match answer.piece().await {
-            // Whoever unpacks has stopped, and says why itself.
-            Ok(Some(piece)) if sender.send(Bytes::clone(&piece)).await.is_err() => break,
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(error) => received = Err(error),
+    while let Some(piece) = answer.piece().await? {
+        // Whoever unpacks has stopped, and says why itself.
+        if sender.send(piece).await.is_err() {
+            break;
         }
     }
-    drop(sender);
-    let unpacked = unpacking.await?.with_context(|| format!("writing {}", directory.display()));
-    received.and(unpacked)
+    Ok(())
 }
 
 pub(super) async fn import(client: &Client, directory: PathBuf) -> anyhow::Result<()> {
@@ -252,6 +248,8 @@ impl Unfinished {
 struct Pieces {
     pieces: mpsc::Receiver<Bytes>,
     current: Bytes,
+    /// What still waits is not wanted any more.
+    given_up: Arc<AtomicBool>,
 }
 
 impl Read for Pieces {
@@ -261,6 +259,9 @@ impl Read for Pieces {
                 Some(piece) => self.current = piece,
                 None => return Ok(0),
             }
+        }
+        if self.given_up.load(Ordering::Relaxed) {
+            return Err(io::Error::other("given up"));
         }
         let length = buffer.len().min(self.current.len());
         self.current.copy_to_slice(buffer.get_mut(..length).unwrap_or_default());

@@ -164,7 +164,8 @@ impl Worker {
             // Given up meanwhile.
             None => return,
         };
-        let users: Vec<String> = needing(&desired, &image.0).map(|(container, _)| container.name.clone()).collect();
+        let mut users: Vec<String> = needing(&desired, &image.0).map(|(container, _)| container.name.clone()).collect();
+        users.dedup();
         match result {
             Ok(facts) => {
                 let now = self.shared.clock.now();
