@@ -148,3 +148,39 @@ fn an_image_that_a_container_shows_stays_as_long_as_the_container() {
         })
     });
 }
+
+#[test]
+fn who_may_mount_in_his_own_namespaces_cannot_write_to_the_store() {
+    if skipped_without_root("image_volumes") {
+        return;
+    }
+    let world = World::new("remount");
+    let agent = Agent::with_busybox(&world);
+    let one = Image::layer(&[("hello", 0o755, "#!/bin/sh\necho genuine\n"), ("dir/x", 0o644, "x")]);
+    load(&world, &agent, "test.local/victim:1", std::slice::from_ref(&one));
+    for (name, users, security) in [
+        ("own-users", false, "{capabilities: {add: [SYS_ADMIN]}}"),
+        ("root", true, "{capabilities: {add: [SYS_ADMIN]}}"),
+        ("privileged", true, "{privileged: true}"),
+    ] {
+        if !users && skipped_without_own_users("a container that may mount in its own namespaces") {
+            continue;
+        }
+        let manifest = pod(name, users, "test.local/victim:1", "dir");
+        let manifest =
+            manifest.replace("    volumeMounts:", &format!("    securityContext: {security}\n    volumeMounts:"));
+        agent.drop_manifest(&format!("{name}.yaml"), &manifest);
+        agent.wait_ready(name);
+        for place in ["/all", "/part"] {
+            for how in ["remount,rw,bind", "remount,rw"] {
+                let tried = inside(&agent, name, &format!("mount -o {how} {place}; touch {place}/new && echo WROTE"));
+                assert!(!tried.contains("WROTE"), "{name}: {how} {place}: {tried}");
+            }
+        }
+        assert_eq!(inside(&agent, name, "echo EVIL >> /all/hello; sh /all/hello").lines().last(), Some("genuine"));
+        agent.remove_manifest(&format!("{name}.yaml"));
+        agent.wait_gone(name);
+    }
+    let checked = agent.client(&["image", "verify", "test.local/victim:1"]);
+    assert_eq!(checked.code, 0, "{checked:?}");
+}

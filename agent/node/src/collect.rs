@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::ImageCollection;
+use crate::desired::Ledger;
 use crate::events::{EventKind, Subject};
 use crate::worker::Shared;
 
@@ -32,6 +33,7 @@ pub(crate) struct Room {
 pub(crate) struct Collector {
     pub(crate) shared: Arc<Shared>,
     pub(crate) engine: Arc<Engine>,
+    pub(crate) ledger: watch::Receiver<Arc<Ledger>>,
     pub(crate) bounds: ImageCollection,
     pub(crate) room: watch::Sender<Room>,
     pub(crate) stop: CancellationToken,
@@ -57,9 +59,9 @@ impl Collector {
 
     async fn check(&self) {
         let store = self.engine.images().clone();
-        let (shared, bounds) = (self.shared.clone(), self.bounds);
+        let (shared, ledger, bounds) = (self.shared.clone(), self.ledger.clone(), self.bounds);
         let done = tokio::task::spawn_blocking(move || {
-            let wanted = |find: Find<'_>| wanted_images(&shared.pods.list().items, find);
+            let wanted = |find: Find<'_>| wanted_images(&shared.pods.list().items, &ledger.borrow().clone(), find);
             make_room_blocking(&store, &bounds, &wanted)
         });
         let done = done.await;
@@ -137,12 +139,52 @@ fn make_room_blocking(
 /// Tells which image a reference means.
 pub(crate) type Find<'a> = &'a dyn Fn(&ImageRef) -> Option<ImageId>;
 
-/// The images that pods name, whether containers stand on them already or not.
-pub(crate) fn wanted_images(pods: &[Arc<Pod>], find: Find<'_>) -> BTreeSet<ImageId> {
-    let names = pods.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| {
+/// The images that pods name, whether containers stand on them already or not. `pods` are those that are shown, also
+/// ones that are leaving; of the `ledger` are those that are not shown yet, as after a start of the agent.
+pub(crate) fn wanted_images(pods: &[Arc<Pod>], ledger: &Ledger, find: Find<'_>) -> BTreeSet<ImageId> {
+    let shown = pods.iter().filter_map(|pod| pod.spec.as_ref());
+    let names = shown.chain(ledger.pods().filter_map(|(_, _, pod)| pod.spec.as_ref())).flat_map(|spec| {
         let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
         let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
         containers.filter_map(|container| container.image.as_deref()).chain(volumes)
     });
     names.filter_map(|name| find(&name.parse().ok()?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use portreeve_manifests::{Object, ObjectKey, parse_file};
+
+    use super::*;
+    use crate::desired::Record;
+
+    #[test]
+    fn the_images_of_pods_that_are_not_shown_yet_are_wanted_too() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers: [{name: c, image: 'own:1'}]\n  \
+                    volumes: [{name: v, image: {reference: 'shown:1'}}]\n";
+        let parsed = parse_file(std::path::Path::new("a.yaml"), text.as_bytes());
+        let object: Object = parsed.objects().next().unwrap().clone();
+        let key: ObjectKey = object.key();
+        let mut ledger = Ledger::default();
+        let record = Record {
+            uid: "u".to_owned(),
+            file: "a.yaml".into(),
+            line: 1,
+            generation: 1,
+            admitted_at: Timestamp::UNIX_EPOCH,
+            changed_at: Timestamp::UNIX_EPOCH,
+            hash: object.content_hash(),
+            restart_requested_at: None,
+            finished: None,
+            object: Arc::new(object),
+        };
+        ledger.objects.insert(key, record);
+        let asked = std::cell::RefCell::new(Vec::new());
+        let find = |name: &ImageRef| {
+            asked.borrow_mut().push(name.to_string());
+            None
+        };
+        assert!(wanted_images(&[], &ledger, &find).is_empty());
+        assert_eq!(*asked.borrow(), ["docker.io/library/own:1", "docker.io/library/shown:1"]);
+    }
 }

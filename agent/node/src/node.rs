@@ -112,6 +112,7 @@ impl Node {
         let collector = Collector {
             shared: Arc::clone(&inner.shared),
             engine: Arc::clone(engine),
+            ledger: inner.outlook.ledger.clone(),
             bounds: inner.config.image_collection,
             room: inner.room.clone(),
             stop: inner.stop.clone(),
@@ -398,7 +399,7 @@ impl Node {
 
     /// The images that the pods of this node name now, by what `find` says that references mean.
     pub fn wanted_images(&self, find: &dyn Fn(&ImageRef) -> Option<ImageId>) -> BTreeSet<ImageId> {
-        wanted_images(&self.pods().items, find)
+        wanted_images(&self.pods().items, &self.inner.outlook.ledger.borrow().clone(), find)
     }
 
     /// Pulls that run or wait for their next attempt.

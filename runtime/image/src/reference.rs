@@ -228,11 +228,14 @@ fn is_hex_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+/// Whether a text names a host, with a port or without. Addresses and ports have one way to be written, so that what is
+/// said of a registry is not got around by another.
 fn is_registry(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((address, port)) => {
-                if address.parse::<std::net::Ipv6Addr>().is_err() {
+                let parsed = address.parse::<std::net::Ipv6Addr>();
+                if !parsed.is_ok_and(|parsed| parsed.to_string() == address.to_ascii_lowercase()) {
                     return false;
                 }
                 match port.strip_prefix(':') {
@@ -254,8 +257,14 @@ fn is_registry(text: &str) -> bool {
             && !l.ends_with('-')
             && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
-    host.is_none_or(|h| h.split('.').all(label))
-        && port.is_none_or(|p| p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok_and(|p| p > 0))
+    // What ends in a number is an address to who connects, also `127.1`, `2130706433` and `0x7f.1`.
+    let number = |l: &str| {
+        let hex = l.get(..2).is_some_and(|start| start.eq_ignore_ascii_case("0x"));
+        hex || l.bytes().all(|b| b.is_ascii_digit())
+    };
+    let address = |h: &str| !h.rsplit('.').next().is_some_and(number) || h.parse::<std::net::Ipv4Addr>().is_ok();
+    host.is_none_or(|h| h.split('.').all(label) && address(h))
+        && port.is_none_or(|p| p.bytes().all(|b| b.is_ascii_digit()) && !p.starts_with('0') && p.parse::<u16>().is_ok())
 }
 
 fn is_component(text: &str) -> bool {
@@ -380,6 +389,16 @@ mod tests {
             "../a",
             "host:99999/a",
             "host:0/x",
+            // One and the same place is written in one way.
+            "host:0443/x",
+            "127.0.0.1:05000/x",
+            "[0:0:0:0:0:0:0:1]:5000/x",
+            "[0::1]/x",
+            "127.1:5000/x",
+            "2130706433:5000/x",
+            "0x7f.0.0.1:5000/x",
+            "127.0.0.01:5000/x",
+            "reg.0X10/x",
             "host:5000",
             "a..b",
             "a___b",

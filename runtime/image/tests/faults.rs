@@ -325,6 +325,33 @@ async fn a_redirect_leads_nowhere_that_a_registrys_word_must_not_lead() {
 }
 
 #[tokio::test]
+async fn a_registry_whose_door_is_open_may_want_a_login_for_a_room() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    for challenge in ["Basic realm=\"x\"", "Bearer"] {
+        let (server, reference) = serve(&layout);
+        let bearer = format!("Bearer realm=\"http://127.0.0.1:{}/token\",service=\"s\"", server.port);
+        let challenge = if challenge == "Bearer" { &bearer } else { challenge };
+        server.on("/token", Answer::ok("{\"token\":\"t\"}"));
+        server.before("/v2/r/manifests/x", [Answer::status(401).header("WWW-Authenticate", challenge)]);
+        // The next transfers of the same session have the login already.
+        let login = Credential::basic("", "me", "pw");
+        pull(&reference, &[login]).await.unwrap();
+        let seen = server.requests();
+        let manifests: Vec<_> = seen.iter().filter(|request| request.path == "/v2/r/manifests/x").collect();
+        assert_eq!(manifests.len(), 2);
+        assert!(manifests[0].authorization.is_none() && manifests[1].authorization.is_some(), "{manifests:?}");
+        assert!(seen.iter().filter(|request| request.path.contains("/blobs/")).all(|r| r.authorization.is_some()));
+    }
+    // Without a login it is told what is missing, and asked once.
+    let (server, reference) = serve(&layout);
+    server.replace("/v2/r/manifests/x", Answer::status(401).header("WWW-Authenticate", "Basic realm=\"x\""));
+    let error = pull(&reference, &[]).await.unwrap_err();
+    let PullError::Unauthorized { detail, .. } = &error else { panic!("{error:?}") };
+    assert!(detail.contains("no login was given"), "{detail}");
+    assert_eq!(server.requests().iter().filter(|request| request.path == "/v2/r/manifests/x").count(), 1);
+}
+
+#[tokio::test]
 async fn what_a_manifest_calls_its_configuration_is_no_longer_than_it_says() {
     let layout = Layout::new(&two_layers(), Pack::Gzip);
     let (server, reference) = serve(&layout);

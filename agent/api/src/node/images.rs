@@ -229,7 +229,13 @@ impl NodeBackend {
     fn told(&self, error: &StoreError) -> String {
         let StoreError::InUse { image, container } = error else { return chain(error) };
         match self.pod_of(container) {
-            Some((name, who)) => format!("image {name} ({image}) is in use by {who}: remove that pod's manifest first"),
+            Some((_, who)) => {
+                // As the root of the container or as a volume: the container's own image may be another.
+                let found = self.engine().ok().and_then(|engine| engine.images().image(image));
+                let name = found.and_then(|image| image.references.first().map(ToString::to_string));
+                let name = name.map_or_else(|| image.to_string(), |name| format!("{name} ({image})"));
+                format!("image {name} is in use by {who}: remove that pod's manifest first")
+            }
             None => chain(error),
         }
     }

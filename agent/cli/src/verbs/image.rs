@@ -445,12 +445,20 @@ async fn pulls(client: &Client, format: Option<Document>) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Removes each of them; what cannot be is told when the others are gone.
 async fn remove(client: &Client, references: &[String]) -> anyhow::Result<()> {
+    let mut failed = Vec::new();
     for reference in references {
-        let removed = get::remove(client, &with_query(IMAGES, &[("reference", reference)])).await?;
+        let removed = match get::remove(client, &with_query(IMAGES, &[("reference", reference)])).await {
+            Ok(removed) => removed,
+            Err(error) => {
+                failed.push(format!("{error:#}"));
+                continue;
+            }
+        };
         for line in removed.pointer("/removed").and_then(Value::as_array).into_iter().flatten() {
             writeln!(io::stdout(), "{}", cell(line))?;
         }
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { bail!(failed.join("\nerror: ")) }
 }

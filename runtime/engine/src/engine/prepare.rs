@@ -251,7 +251,7 @@ fn shown_directories(config: &ContainerConfig, shown: &[Image]) -> Result<Vec<Ve
 /// How they are mounted, with a directory in which nothing is.
 fn image_mount(mut directories: Vec<PathBuf>, empty: &Path) -> ImageMount {
     match directories.len() {
-        0 => ImageMount::Directory(empty.to_owned()),
+        0 => ImageMount::Empty,
         // One layer alone may hide things, too, of which only an overlay knows, and an overlay has two.
         1 => {
             directories.push(empty.to_owned());
@@ -264,7 +264,7 @@ fn image_mount(mut directories: Vec<PathBuf>, empty: &Path) -> ImageMount {
 /// The same directory of every layer that has it, down to the first that hides the others.
 fn sub_directory(layers: &[PathBuf], path: &Path) -> Result<Vec<PathBuf>, EngineError> {
     let refused = |why: &str| EngineError::invalid("image volume", format!("subPath {}: {why}", path.display()));
-    if !path.components().all(|component| matches!(component, Component::Normal(_))) {
+    if !path.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir)) {
         return Err(refused("must be relative and without .."));
     }
     let found = rootfs::directories(layers, path).map_err(|error| refused(&error.to_string()))?;

@@ -80,8 +80,8 @@ pub struct ImageVolume {
 /// What is mounted of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageMount {
-    /// One directory as it is, bound.
-    Directory(PathBuf),
+    /// Nothing: an image without layers.
+    Empty,
     /// At least two layers, topmost first, as an overlay shows them.
     Layers(Vec<PathBuf>),
 }

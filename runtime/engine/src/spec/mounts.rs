@@ -139,9 +139,11 @@ fn translate<'a>(
         }
         // Source: the comment of `Volume.image` in Kubernetes' API: read-only, and nothing in it is executable.
         MountSource::Image { id, .. } => match images.next() {
-            Some(ImageMount::Directory(source)) => {
-                mount(path, "bind", source, &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"])
+            Some(ImageMount::Empty) => {
+                mount(path, "tmpfs", "tmpfs", &["ro", "nosuid", "nodev", "noexec", "mode=755", "size=4k"])
             }
+            // Never a bind of the store's own directory: who may mount in his namespaces makes that writable, and
+            // with users of his own writes as the node's root. An overlay without an upper directory stays read-only.
             Some(ImageMount::Layers(found)) => {
                 let lower = format!("lowerdir={}", layers(found));
                 mount(path, "overlay", "overlay", &["ro", "nosuid", "nodev", "noexec", lower.as_str()])

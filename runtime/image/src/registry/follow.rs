@@ -4,8 +4,8 @@
 //! rules keep what a registry's word must not decide:
 //!
 //! - From an encrypted connection never to a plain one, and to nothing but HTTP.
-//! - Not to this machine, nor to link-local addresses (clouds keep their keys there), unless who sends us there is
-//!   there itself: neither by address nor by a name that leads there.
+//! - Not to this machine, nor to link-local addresses (clouds keep their keys there), unless who sends us there is in
+//!   that very place itself: neither by address nor by a name that leads there.
 //! - Not by address into a private network from outside of one. A name may lead there: stores of objects have private
 //!   addresses in many networks, and their certificate must be right for it.
 //! - Another host sees neither a login nor the headers and the certificate that the administrator gives for the registry,
@@ -56,8 +56,7 @@ pub(super) async fn send(
             headers.extend(kept);
         }
         let access = access(&needs.access, &first, &next);
-        let from_elsewhere = !sender(&answer).is_some_and(is_local_address);
-        let needs = Needs { access, from_elsewhere, ..needs.clone() };
+        let needs = Needs { access, sent: Sent::by(sender(&answer)), ..needs.clone() };
         let client = registries.client(next.host_str().unwrap_or_default(), &needs)?;
         *request.url_mut() = next;
         answer = patience::send(url, RequestBuilder::from_parts(client, request)).await?;
@@ -107,17 +106,60 @@ pub(super) fn sender(answer: &Response) -> Option<IpAddr> {
     answer.remote_addr().map(|address| address.ip())
 }
 
+/// Who sends us somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Sent {
+    /// Nobody: the administrator or the user names the place.
+    #[default]
+    Nobody,
+    /// Somebody on this machine.
+    Here,
+    /// Somebody on a link of this machine.
+    Link,
+    /// Somebody else, or it is not known who.
+    Elsewhere,
+}
+
+impl Sent {
+    pub(super) fn by(sender: Option<IpAddr>) -> Self {
+        match sender {
+            Some(address) if is_link_local(address) => Self::Link,
+            Some(address) if is_local_address(address) => Self::Here,
+            _ => Self::Elsewhere,
+        }
+    }
+
+    /// Whether we go to an address on their word: it may be no closer than they are themselves.
+    pub(super) fn may_lead_to(self, address: IpAddr) -> bool {
+        match self {
+            Self::Nobody => true,
+            _ if is_link_local(address) => self == Self::Link,
+            _ if is_local_address(address) => self == Self::Here,
+            _ => true,
+        }
+    }
+}
+
 /// Whether who is at address `from` may send us to `location`.
 pub(super) fn check(from: Option<IpAddr>, location: &Url) -> Result<(), &'static str> {
-    let from_here = from.is_some_and(is_local_address);
     let host = location.host_str().unwrap_or_default();
-    if is_local(host) && !from_here {
+    let here = is_local(host).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let Some(address) = address_of(host).or(here) else { return Ok(()) };
+    let sent = Sent::by(from);
+    if !sent.may_lead_to(address) {
         return Err("it redirects to this machine or link, where it is not itself");
     }
-    if address_of(host).is_some_and(is_private) && !from_here && !from.is_some_and(is_private) {
+    if is_private(address) && sent == Sent::Elsewhere && !from.is_some_and(is_private) {
         return Err("it redirects into a private network, where it is not itself");
     }
     Ok(())
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
 
 fn address_of(host: &str) -> Option<IpAddr> {
@@ -169,13 +211,13 @@ mod tests {
             ("http://10.9.9.9/blob", &[here, link, private]),
             ("http://100.64.0.1/blob", &[here, link, private]),
             ("http://[fd00::1]:9000/blob", &[here, link, private]),
-            ("http://127.0.0.1:9580/metrics", &[here, link]),
-            ("http://localhost/", &[here, link]),
-            ("http://[::ffff:127.0.0.1]/", &[here, link]),
-            ("http://2130706433/", &[here, link]),
-            ("http://169.254.169.254/latest", &[here, link]),
-            ("http://[fe80::1]/", &[here, link]),
-            ("http://0.0.0.0/", &[here, link]),
+            ("http://127.0.0.1:9580/metrics", &[here]),
+            ("http://localhost/", &[here]),
+            ("http://[::ffff:127.0.0.1]/", &[here]),
+            ("http://2130706433/", &[here]),
+            ("http://0.0.0.0/", &[here]),
+            ("http://169.254.169.254/latest", &[link]),
+            ("http://[fe80::1]/", &[link]),
         ] {
             let url: Url = location.parse().unwrap();
             for address in [here, link, private, public] {

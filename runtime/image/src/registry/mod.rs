@@ -28,6 +28,7 @@ use std::{
 
 use crate::hosts::Access;
 
+use follow::Sent;
 use throttle::Throttle;
 
 pub(crate) use body::Body;
@@ -70,13 +71,13 @@ struct Needs {
     connect_timeout: Option<Duration>,
     /// There is no read timeout, which would count from the beginning of a request, however long it is.
     uploads: bool,
-    /// Another host has sent us there, which is not on this machine.
-    from_elsewhere: bool,
+    /// Who has sent us there.
+    sent: Sent,
 }
 
 impl Needs {
     fn new(access: &Access, connect_timeout: Option<Duration>, uploads: bool) -> Self {
-        Self { access: access.clone(), connect_timeout, uploads, from_elsewhere: false }
+        Self { access: access.clone(), connect_timeout, uploads, sent: Sent::Nobody }
     }
 }
 
@@ -133,12 +134,12 @@ impl Registries {
     }
 
     fn make_client(&self, needs: &Needs) -> Result<reqwest::Client, reqwest::Error> {
-        let Needs { access, connect_timeout, uploads, from_elsewhere } = needs;
+        let Needs { access, connect_timeout, uploads, sent } = needs;
         let connect_timeout = connect_timeout.unwrap_or(self.terms.connect_timeout);
         let mut client = reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .connect_timeout(connect_timeout)
-            .dns_resolver(names::Names::new(connect_timeout, *from_elsewhere))
+            .dns_resolver(names::Names::new(connect_timeout, *sent))
             .redirect(reqwest::redirect::Policy::none());
         if !uploads {
             client = client.read_timeout(self.terms.stall_timeout);

@@ -53,7 +53,12 @@ fn parse(value: &str, now: Timestamp) -> Option<Duration> {
         // Its form is the one that mail has, too.
         Err(_) if value.bytes().all(|byte| byte.is_ascii_digit()) && !value.is_empty() => LONGEST,
         Err(_) => {
-            let then = DATES.parse_zoned(value).ok()?.timestamp();
+            let then = match DATES.parse_zoned(value) {
+                Ok(date) => date.timestamp(),
+                // The last days that a date can name are beyond what is counted here.
+                Err(_) if value.ends_with(" GMT") && value.contains(" Dec 9999 ") => Timestamp::MAX,
+                Err(_) => return None,
+            };
             Duration::try_from(then.duration_since(now)).unwrap_or_default()
         }
     };
@@ -76,6 +81,7 @@ mod tests {
             ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
             ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
             ("Fri, 06 Nov 2094 08:48:37 GMT", None),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(LONGEST.as_secs())),
             ("99999999", Some(LONGEST.as_secs())),
             ("99999999999999999999999999", Some(LONGEST.as_secs())),
             ("", None),

@@ -142,6 +142,25 @@ impl Session {
         }
     }
 
+    /// A registry may let anybody in at its door and not in every room: a refusal that comes later is answered once, when
+    /// there is no login yet. The answer, if it is to be taken as it is; none when the request is worth another try.
+    async fn answer_refusal(&self, answer: reqwest::Response) -> Result<Option<reqwest::Response>, RegistryError> {
+        let anonymous = matches!(*self.access.lock().unwrap_or_else(PoisonError::into_inner), RegistryAuth::Anonymous);
+        // Where it redirects to is no matter of its login.
+        let asks = answer.status() == StatusCode::UNAUTHORIZED && self.is_own(answer.url());
+        let challenge = challenge_of(answer.headers()).filter(|_| asks && anonymous);
+        let access = match (challenge, &self.credential) {
+            (Some(Challenge::Bearer { realm, service }), _) => self.token(&realm, service.as_deref()).await?,
+            // Whether it is accepted is seen by the next answer.
+            (Some(Challenge::Basic), Some(login)) => {
+                RegistryAuth::Basic(login.username.clone(), login.password.reveal().to_owned())
+            }
+            (Some(Challenge::Basic), None) | (None, _) => return Ok(Some(answer)),
+        };
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
+        Ok(None)
+    }
+
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<RegistryAuth, RegistryError> {
         let asked = shown(realm);
         let Endpoint { api, host, access, .. } = &self.endpoint;
@@ -223,8 +242,8 @@ impl Session {
         let url = self.url("blobs", blob.digest.as_str());
         let last = length.map(|length| offset.saturating_add(length).saturating_sub(1).to_string());
         let range = format!("bytes={offset}-{}", last.unwrap_or_default());
-        let request = self.authorize(self.get(&url)).header(RANGE, range);
-        let answer = self.send(&url, request).await?;
+        let request = || self.authorize(self.get(&url)).header(RANGE, &range);
+        let answer = self.send_answering(&url, request).await?;
         let from_beginning = match answer.status() {
             StatusCode::OK => true,
             StatusCode::PARTIAL_CONTENT => false,
@@ -245,6 +264,19 @@ impl Session {
         request: reqwest::RequestBuilder,
     ) -> Result<reqwest::Response, RegistryError> {
         follow::send(&self.registries, &self.endpoint.needs(false), url, request).await
+    }
+
+    /// The same, once more when it is refused for want of a login.
+    pub(crate) async fn send_answering(
+        &self,
+        url: &str,
+        make: impl Fn() -> reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, RegistryError> {
+        let answer = self.send(url, make()).await?;
+        match self.answer_refusal(answer).await? {
+            Some(answer) => Ok(answer),
+            None => self.send(url, make()).await,
+        }
     }
 
     /// A request to the host, with what it is to be told.

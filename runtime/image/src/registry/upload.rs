@@ -29,7 +29,10 @@ use crate::{
     digest::Digest,
     hosts::Access,
     manifest::Descriptor,
-    registry::{Needs, RegistryError, Session, follow, realm::is_local_address},
+    registry::{
+        Needs, RegistryError, Session,
+        follow::{self, Sent},
+    },
 };
 
 /// Blobs up to this size are sent in one request.
@@ -48,8 +51,8 @@ const WATCH: Duration = Duration::from_millis(500);
 /// An upload that a registry has begun.
 struct Upload {
     location: Url,
-    /// Another host has sent us there, which is not on this machine.
-    from_elsewhere: bool,
+    /// Who has sent us there.
+    sent: Sent,
 }
 
 impl Session {
@@ -260,7 +263,7 @@ impl Session {
         url: &str,
         make: impl Fn() -> reqwest::RequestBuilder,
     ) -> Result<Response, RegistryError> {
-        let answer = self.send(url, make()).await?;
+        let answer = self.send_answering(url, &make).await?;
         if answer.status() != StatusCode::UNAUTHORIZED || !self.has_token() {
             return Ok(answer);
         }
@@ -279,7 +282,7 @@ impl Session {
             return self.registries.client(&self.endpoint.host, &self.endpoint.needs(true));
         }
         let usual = Needs::new(&Access::usual(location.scheme() == "http"), None, true);
-        let needs = Needs { from_elsewhere: upload.from_elsewhere, ..usual };
+        let needs = Needs { sent: upload.sent, ..usual };
         self.registries.client(location.host_str().unwrap_or_default(), &needs)
     }
 
@@ -306,7 +309,7 @@ impl Session {
         if !self.is_own(&location) {
             follow::check(from, &location).map_err(bad)?;
         }
-        Ok(Upload { location, from_elsewhere: !from.is_some_and(is_local_address) })
+        Ok(Upload { location, sent: Sent::by(from) })
     }
 }
 

@@ -40,6 +40,7 @@ mod pull;
 mod push;
 mod redirect;
 mod repair;
+mod restore;
 mod save;
 mod snapshot;
 mod sources;

@@ -23,7 +23,9 @@ use crate::{
         catalog::{Catalog, Entry, IndexFile, Record, State, VERSION},
         layers::{LayerLocks, read_layer, read_layer_at},
         layout::{Layout, entries, name_of},
+        restore::restore,
         save::SAVES_AT_ONCE,
+        sources::chain,
         sync::Syncer,
     },
 };
@@ -48,16 +50,37 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
     let boot = boot_id()?;
     let mut state = State { preloaded: index.preloaded, ..State::default() };
     let mut unsynced = Vec::new();
-    for record in index.images {
-        match check(&layout, record, &boot) {
-            Ok(entry) => {
-                if entry.record.unsynced_boot.is_some() {
-                    unsynced.push(entry.record.id.clone());
-                }
-                state.images.insert(entry.record.id.clone(), entry);
+    let of_another_boot = |record: &Record| record.unsynced_boot.as_ref().is_some_and(|other| *other != boot);
+    let (lost, there): (Vec<_>, Vec<_>) = index.images.into_iter().partition(of_another_boot);
+    let mut take = |state: &mut State, record: Record| match check(&layout, record) {
+        Ok(entry) => {
+            if entry.record.unsynced_boot.is_some() {
+                unsynced.push(entry.record.id.clone());
             }
-            Err((image, problem)) => {
-                tracing::warn!(%image, problem, "image is not whole and was dropped, it will be pulled again");
+            state.images.insert(entry.record.id.clone(), entry);
+        }
+        Err((image, problem)) => {
+            tracing::warn!(%image, problem, "image is not whole and was dropped, it will be pulled again");
+        }
+    };
+    for record in there {
+        take(&mut state, record);
+    }
+    // What is on the disk for good vouches for layers that these share with it.
+    for record in lost {
+        let image = record.id.clone();
+        match restore(&layout, &config, &state, record, &boot) {
+            Ok(record) => {
+                tracing::info!(%image, "the machine went down before the image was on the disk: it was unpacked again");
+                take(&mut state, record);
+            }
+            Err(error) => {
+                let problem = chain(&error);
+                tracing::warn!(
+                    %image,
+                    problem,
+                    "the machine went down before the image was on the disk; it was dropped, and will be pulled again"
+                );
             }
         }
     }
@@ -173,12 +196,9 @@ fn boot_id() -> Result<String, StoreError> {
     Ok(text.trim().to_owned())
 }
 
-/// A record counts only with its configuration and every layer in place, and on the disk.
-fn check(layout: &Layout, record: Record, boot: &str) -> Result<Entry, (Digest, &'static str)> {
+/// A record counts only with its configuration and every layer in place.
+fn check(layout: &Layout, record: Record) -> Result<Entry, (Digest, &'static str)> {
     let id = record.id.digest().clone();
-    if record.unsynced_boot.as_deref().is_some_and(|b| b != boot) {
-        return Err((id, "the machine went down before it was on the disk"));
-    }
     let bytes = fs::read(layout.blob(&id)).unwrap_or_default();
     if Digest::of(&bytes) != id {
         return Err((id, "its configuration is missing or damaged"));

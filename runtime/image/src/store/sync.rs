@@ -1,7 +1,8 @@
 //! Makes committed images durable, outside the path to container start.
 //!
 //! Until the kernel has put a commit on the disk its record carries the boot id; after a power loss
-//! (another boot id) such an image is dropped and pulled again. One `syncfs` serves all commits that
+//! (another boot id) such an image is unpacked again when its blobs are kept and whole, and dropped and pulled again
+//! otherwise. One `syncfs` serves all commits that
 //! wait, and no file of a layer is synced singly. The index alone is, at each change: it must never be lost.
 
 use std::{

@@ -1,0 +1,88 @@
+//! After a power loss: an image that was not on the disk yet, but whose blobs are, is unpacked again from these.
+//!
+//! Of what the machine had not written when it went down nothing is believed but its digest: a blob that is whole counts,
+//! an unpacked layer does not.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, BufReader},
+};
+
+use crate::{
+    digest::Digest,
+    layer::Expected,
+    manifest::{self, Document},
+    store::{
+        Config, StoreError,
+        catalog::{Record, State},
+        layers::{PlaceError, place_blocking, read_layer},
+        layout::Layout,
+        meta::finish_blocking,
+    },
+};
+
+/// Unpacks what `record` names from its blobs, where nothing that `state` has vouches for it; the record as it is then,
+/// still to be synced. Blocks.
+///
+/// # Errors
+/// What is missing or damaged: then the image is to be pulled again.
+pub(crate) fn restore(
+    layout: &Layout,
+    config: &Config,
+    state: &State,
+    mut record: Record,
+    boot: &str,
+) -> Result<Record, PlaceError> {
+    let bytes = fs::read(layout.blob(&record.manifest)).unwrap_or_default();
+    let whole = Digest::of(&bytes) == record.manifest;
+    let Ok(Document::Manifest(parsed)) = manifest::parse(if whole { &bytes } else { b"" }, None) else {
+        return Err(PlaceError::Image("have no manifest any more".to_owned()));
+    };
+    if parsed.layers.len() != record.layers.len() {
+        return Err(PlaceError::Image("are not those of their manifest".to_owned()));
+    }
+    let on_the_disk: BTreeSet<&Digest> = state
+        .images
+        .values()
+        .filter(|entry| entry.record.unsynced_boot.is_none())
+        .flat_map(|entry| entry.record.layers.iter())
+        .collect();
+    let spare = config.limits.ratio_floor_bytes.into();
+    for (diff_id, blob) in record.layers.iter().zip(&parsed.layers) {
+        let unpacked_since = || read_layer(layout, diff_id).is_some_and(|layer| layer.boot == boot);
+        if on_the_disk.contains(diff_id) || unpacked_since() {
+            continue;
+        }
+        let path = layout.blob(&blob.digest);
+        let failed = |source| StoreError::Io { operation: "reading", path: path.clone(), source };
+        let input = BufReader::with_capacity(1 << 18, File::open(&path).map_err(failed)?);
+        drop(layout.discard(&layout.layer(diff_id))?);
+        let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
+        place_blocking(layout, input, &expected, &config.limits, &spare, boot)?;
+    }
+    let target = layout.finish(record.id.digest());
+    drop(layout.discard(&target)?);
+    let finish = finish_blocking(layout, &record.layers)?;
+    if let Some(staging) = finish.staging {
+        staging.commit(&target)?;
+    }
+    record.finish = finish.top;
+    record.redirected = finish.redirected;
+    record.finish_record = finish.record;
+    record.base = finish.base;
+    record.root = finish.root;
+    // Those of its layers were verified just now; indexes and signatures may be lost without harm.
+    let layers: BTreeSet<&Digest> = parsed.layers.iter().map(|blob| &blob.digest).collect();
+    record.blobs.retain(|digest| layers.contains(digest) || is_whole(layout, digest).unwrap_or(false));
+    if record.signatures.as_ref().is_some_and(|digest| !is_whole(layout, digest).unwrap_or(false)) {
+        record.signatures = None;
+    }
+    record.unsynced_boot = Some(boot.to_owned());
+    Ok(record)
+}
+
+fn is_whole(layout: &Layout, digest: &Digest) -> io::Result<bool> {
+    let (actual, _) = crate::digest::Hashed::new(File::open(layout.blob(digest))?).finish()?;
+    Ok(actual == *digest)
+}
