@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::{Buf, Bytes};
 use futures_util::stream;
 use http::Method;
 use portreeve_api::v1alpha1::{Image, ObjectList};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{IMAGES, Logins};
@@ -40,6 +40,7 @@ pub(super) async fn save(
         return copy(&mut answer, &mut io::stdout().lock()).await;
     };
     // Before anything is fetched: what cannot be written to costs nothing then.
+    let mut interrupts = Interrupts::new()?;
     let mut file = Unfinished::new(&path)?;
     let work = async {
         let mut answer = ask(client, references, logins).await?;
@@ -49,25 +50,35 @@ pub(super) async fn save(
         // cancel-safe: nothing of it is used any more.
         done = work => done?,
         // cancel-safe: a signal that came stays known.
-        interrupted = interrupted() => {
+        () = interrupts.come() => {
             // Its file goes before the process does.
             drop(file);
-            interrupted?;
             bail!("interrupted; {} is as it was", path.display());
         }
     }
     file.finish()
 }
 
-/// Waits for what would end the process at once.
-async fn interrupted() -> io::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        // cancel-safe: both.
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// What would end the process at once. Made before anything is that must not be left behind.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn new() -> anyhow::Result<Self> {
+        let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+        let waiting = "waiting for signals";
+        Ok(Self { interrupt: interrupt.context(waiting)?, terminate: terminate.context(waiting)? })
     }
-    Ok(())
+
+    async fn come(&mut self) {
+        tokio::select! {
+            // cancel-safe: both.
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 pub(super) async fn export(
@@ -99,6 +110,7 @@ async fn into_directory(
     ask: impl Future<Output = anyhow::Result<Answer>>,
 ) -> anyhow::Result<()> {
     let shown = directory.display().to_string();
+    let mut interrupts = Interrupts::new()?;
     let there_before = match fs::create_dir(&directory) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             if fs::read_dir(&directory).with_context(|| format!("reading {shown}"))?.next().is_some() {
@@ -116,7 +128,7 @@ async fn into_directory(
         // cancel-safe: nothing of it is used any more.
         received = receive(ask, sender) => received,
         // cancel-safe: a signal that came stays known.
-        interrupted = interrupted() => interrupted.context("waiting for signals").and_then(|()| bail!("interrupted")),
+        () = interrupts.come() => Err(anyhow!("interrupted")),
     };
     given_up.store(received.is_err(), Ordering::Relaxed);
     // Nothing is written any more from here on.
