@@ -1,4 +1,4 @@
-//! Safe wrappers around the system calls that Portreeve needs.
+//! Safe wrappers around the system calls that Portreeve needs, and around instructions that the libraries do not use.
 //!
 //! The only crate with `unsafe`. Functions take [`BorrowedFd`](std::os::fd::BorrowedFd), return
 //! [`OwnedFd`](std::os::fd::OwnedFd) and `io::Result`; every descriptor is close-on-exec from birth.
