@@ -99,7 +99,11 @@ async fn signatures_of(session: &Session, name: &str, found: &mut Signatures) ->
         }
         // Several signatures of the same have one payload.
         if !payloads.contains_key(&digest) {
-            let payload = payload(session, &digest, layer.size).await.map_err(|error| outcome = Err(error)).ok();
+            let (payload, fetched) = match payload(session, &digest, layer.size).await {
+                Ok(payload) => (Some(payload), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            outcome = outcome.and(fetched);
             payloads.insert(digest.clone(), payload);
         }
         if let Some(Some(payload)) = payloads.get(&digest) {
