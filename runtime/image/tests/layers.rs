@@ -330,6 +330,13 @@ fn damaged_archives_are_errors_and_trailing_bytes_are_not() {
     let ground = Ground::new();
     ground.apply(&[&good[..], b"trailing rubbish"].concat()).unwrap();
     assert_eq!(tree(&ground.root()), ["a (2000)", "b = x"]);
+    // What umoci's `insert` writes: nothing behind the last byte of the last file. One byte less is an error.
+    let unfilled = &good[..good.len() - 1024 - 511];
+    let ground = Ground::new();
+    ground.apply(unfilled).unwrap();
+    assert_eq!(tree(&ground.root()), ["a (2000)", "b = x"]);
+    let error = Ground::new().apply(&unfilled[..unfilled.len() - 1]).unwrap_err();
+    assert!(matches!(error, LayerError::Malformed { .. }), "{error:?}");
 }
 
 #[test]

@@ -158,18 +158,28 @@ impl<R: BufRead> Archive<R> {
     }
 
     fn skip_rest(&mut self) -> Result<(), LayerError> {
-        let mut left = self.remaining + self.padding;
-        (self.remaining, self.padding) = (0, 0);
+        let (content, padding) = (std::mem::take(&mut self.remaining), std::mem::take(&mut self.padding));
+        if self.skip(content)? > 0 {
+            return Err(truncated(self.entry));
+        }
+        // `umoci insert` 0.4 leaves out what fills the last block, and the end mark; Go's reader takes that, and so do we.
+        self.skip(padding)?;
+        Ok(())
+    }
+
+    /// Passes over as many bytes; how many the stream had less.
+    fn skip(&mut self, bytes: u64) -> Result<u64, LayerError> {
+        let mut left = bytes;
         while left > 0 {
             let buffer = self.input.fill_buf().map_err(read_error)?;
             if buffer.is_empty() {
-                return Err(truncated(self.entry));
+                break;
             }
             let step = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             self.input.consume(step);
             left -= step as u64;
         }
-        Ok(())
+        Ok(left)
     }
 
     /// The next header block; `None` at the end mark or the end of the stream.
