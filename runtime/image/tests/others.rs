@@ -5,6 +5,7 @@
 mod support;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
     ops::ControlFlow,
@@ -13,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-use portreeve_image::{Check, Config, Finding, KeepBlobs, Store};
-use support::{Layout, Pack, Registry, Tar, facts::facts, in_mount_namespace, mount_overlay, store};
+use portreeve_image::{Check, Config, Finding, Image, KeepBlobs, Store};
+use support::{Layout, Pack, Registry, Tar, facts::facts, in_mount_namespace, mount_overlay, podman::Podman, store};
 use tar::EntryType;
 
 /// Layers with everything that images have, and that layers do to each other.
@@ -91,23 +92,89 @@ fn compare_with_umoci(what: &str, layers: &[Vec<u8>]) {
     let store = store(&dir.path().join("store"));
     let archive = std::io::Cursor::new(archive.into_inner().unwrap());
     let image = runtime.block_on(store.load(archive)).unwrap().remove(0);
-    let snapshot = store.snapshot("c", &image, &[]).unwrap();
-    let target = dir.path().join("merged");
+    let ours = merged(&store, &image, dir.path());
+    same(what, without_times_of_directories(ours), without_times_of_directories(facts(&bundle.join("rootfs"))));
+}
+
+type Facts = BTreeMap<Vec<u8>, String>;
+
+/// What a container of the image would see; `in_mount_namespace` only.
+fn merged(store: &Store, image: &Image, dir: &Path) -> Facts {
+    let snapshot = store.snapshot("c", image, &[]).unwrap();
+    let target = dir.join("merged");
     fs::create_dir(&target).unwrap();
     mount_overlay(&snapshot, &target);
-    let (mut ours, mut theirs) = (facts(&target), facts(&bundle.join("rootfs")));
+    let facts = facts(&target);
     nix::mount::umount(&target).unwrap();
-    // umoci leaves directories the time at which something was last put into them.
-    for fact in ours.values_mut().chain(theirs.values_mut()).filter(|f| f.starts_with('4')) {
+    facts
+}
+
+/// umoci leaves directories the time at which something was last put into them.
+fn without_times_of_directories(mut facts: Facts) -> Facts {
+    for fact in facts.values_mut().filter(|f| f.starts_with('4')) {
         *fact = fact.split(' ').enumerate().filter(|(i, _)| *i != 2).map(|(_, f)| f).collect::<Vec<_>>().join(" ");
     }
-    for (name, fact) in &theirs {
-        let shown = String::from_utf8_lossy(name);
-        assert_eq!(ours.get(name), Some(fact), "{what}: {shown}");
+    facts
+}
+
+fn same(what: &str, ours: Facts, theirs: Facts) {
+    let names: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    let differ = names.into_iter().filter(|name| ours.get(*name) != theirs.get(*name));
+    let told: Vec<_> = differ
+        .map(|name| {
+            let [ours, theirs] = [&ours, &theirs].map(|facts| facts.get(name).map_or("nothing", String::as_str));
+            format!("{}: here {ours}, there {theirs}", String::from_utf8_lossy(name))
+        })
+        .collect();
+    assert!(told.is_empty(), "{what}: {} differ: {:#?}", told.len(), &told[..told.len().min(20)]);
+}
+
+/// Debian with what trees can have that tools disagree on, from a registry: ours, umoci's and podman's.
+#[test]
+fn the_tree_of_a_distribution_is_what_umoci_and_podman_make_of_it() {
+    if std::env::var_os("PORTREEVE_GUEST").is_some() {
+        let why = "SKIPPED: its image is made by debootstrap, for which the guest is too slow";
+        return writeln!(std::io::stderr(), "{why}").unwrap();
     }
-    let only_ours: Vec<_> =
-        ours.keys().filter(|n| !theirs.contains_key(*n)).map(|n| String::from_utf8_lossy(n)).collect();
-    assert!(only_ours.is_empty(), "{what}: {only_ours:?}");
+    let Some(podman) = Podman::find("overlay") else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e/images/debian");
+    let output = Command::new(script).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let archive = format!("docker-archive:{}", String::from_utf8(output.stdout).unwrap().trim());
+    in_mount_namespace(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let registry = Registry::start();
+        let reference = registry.reference("debian:1");
+        let remote = format!("docker://{reference}");
+        support::skopeo(&["copy", "--dest-tls-verify=false", "--dest-compress-format=gzip", &archive, &remote]);
+
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let store = store(&dir.path().join("store"));
+        let image = runtime.block_on(store.pull(&reference, &[], None)).unwrap();
+        assert_eq!(wrong(&store), []);
+        let ours = merged(&store, &image, dir.path());
+        let files = ours.values().filter(|fact| fact.starts_with("100")).count();
+        let figures = (image.layers.len(), files, image.size_bytes >> 20);
+        writeln!(std::io::stderr(), "{} layers, {} files, {} MiB", figures.0, figures.1, figures.2).unwrap();
+        assert!(figures.0 >= 8 && files >= 10_000 && figures.2 >= 400, "too small to say much");
+
+        podman.run(&["pull", "--quiet", "--tls-verify=false", &reference.to_string()]).unwrap();
+        let theirs = podman.run(&["image", "mount", &reference.to_string()]).unwrap();
+        // Of the root's own entries podman takes nothing.
+        let below = |facts: &Facts| {
+            facts.iter().filter(|(name, _)| !name.is_empty()).map(|(n, f)| (n.clone(), f.clone())).collect()
+        };
+        same("podman", below(&ours), below(&facts(Path::new(theirs.trim()))));
+        podman.run(&["image", "umount", "--all"]).unwrap();
+
+        support::skopeo(&["copy", "--src-tls-verify=false", &remote, &format!("oci:{}:x", at("layout"))]);
+        let unpack = ["unpack", "--image", &format!("{}:x", at("layout")), &at("bundle")];
+        let output = Command::new("umoci").args(unpack).output().expect("umoci must be installed");
+        assert!(output.status.success(), "umoci: {}", String::from_utf8_lossy(&output.stderr));
+        let theirs = facts(&dir.path().join("bundle/rootfs"));
+        same("umoci", without_times_of_directories(ours), without_times_of_directories(theirs));
+    });
 }
 
 #[test]

@@ -17,6 +17,7 @@ use portreeve_image::{Config, Digest, Image, ImageRef, PullError, Refusal, Retry
 use serde_json::json;
 use support::{
     Layout, Pack, Registry, Tar,
+    podman::Podman,
     scripted::{Answer, Scripted},
     signing::{
         ARTIFACT, INDEX, MANIFEST, Signature, Signer, attach, manifest_of, policy, push_manifest, push_signatures,
@@ -531,67 +532,22 @@ async fn another_image_under_the_same_tag_does_not_inherit_signatures() {
     assert_eq!(place.starts(&reference), Ok(()));
 }
 
-/// podman of Debian sid, as `e2e/peers` fetches it, with nothing of this machine's in use.
-struct Podman {
-    peers: PathBuf,
-    dir: TempDir,
-}
-
-impl Podman {
-    /// Says so when there is none.
-    fn find() -> Option<Self> {
-        let Some(peers) = std::env::var_os("PORTREEVE_PEERS") else {
-            let why = "SKIPPED: podman is not there: PORTREEVE_PEERS=$(e2e/peers) fetches it";
-            let _ = writeln!(std::io::stderr(), "{why}");
-            return None;
-        };
-        let this = Self { peers: peers.into(), dir: tempfile::tempdir().unwrap() };
-        let file = |name: &str, text: &str| {
-            let path = this.dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        file(".config/containers/registries.d/all.yaml", "default-docker: {use-sigstore-attachments: true}\n");
-        file("containers.conf", &format!("[engine]\nhelper_binaries_dir=['{}']\n", this.peers.join("bin").display()));
-        file("passphrase", "");
-        policy(&this.dir.path().join("accept.json"), ACCEPT);
-        Some(this)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn run(&self, policy: &str, args: &[&str]) -> Result<(), String> {
-        let program = |name: &str| self.peers.join("bin").join(name);
-        let mut command = Command::new(program("podman"));
-        command.arg("--conmon").arg(program("conmon")).arg("--runtime").arg(program("crun"));
-        for (flag, place) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
-            command.args([flag, &self.path(place)]);
-        }
-        command.args(["--storage-driver", "vfs"]).args(&args[..1]);
-        command.args(["--tls-verify=false", "--signature-policy", policy]).args(&args[1..]);
-        command.env("HOME", self.dir.path()).env("CONTAINERS_CONF", self.path("containers.conf"));
-        let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(said) }
-    }
-}
-
 #[tokio::test]
 async fn podman_and_we_agree_on_what_podman_and_openssl_have_signed() {
-    let Some(podman) = Podman::find() else { return };
+    let Some(podman) = Podman::find("vfs") else { return };
+    policy(Path::new(&podman.path("accept.json")), ACCEPT);
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trust");
     let (registry, layout, other) = (Registry::start(), image(), Signer::new());
     let accept = podman.path("accept.json");
     let at = |name: &str| registry.reference(name).to_string();
     // Podman's: signed as `theirs:1`, and the same manifest under another tag.
     registry.push(layout.dir.path(), "from:1", &[]);
-    podman.run(&accept, &["pull", &at("from:1")]).unwrap();
+    podman.run(&["pull", "--tls-verify=false", "--signature-policy", &accept, &at("from:1")]).unwrap();
     let key = fixtures.join("cosign.key").display().to_string();
     let sign = ["--sign-by-sigstore-private-key", &key, "--sign-passphrase-file", &podman.path("passphrase")];
     for signed in ["theirs:1", "both:1"] {
-        podman.run(&accept, &[&["push"], &sign[..], &[&at("from:1"), &at(signed)]].concat()).unwrap();
+        let push = ["push", "--tls-verify=false", "--signature-policy", &accept];
+        podman.run(&[&push[..], &sign[..], &[&at("from:1"), &at(signed)]].concat()).unwrap();
     }
     let [from, to] = ["theirs:1", "theirs:0"].map(|name| format!("docker://{}", at(name)));
     support::skopeo(&["copy", "--src-tls-verify=false", "--dest-tls-verify=false", &from, &to]);
@@ -647,7 +603,8 @@ async fn podman_and_we_agree_on_what_podman_and_openssl_have_signed() {
         let pulled = place.pull(&registry.reference(image)).await;
         assert_eq!(pulled.is_ok(), expect, "{requirements} {image}: {pulled:?}");
         let file = place.dir.path().join("policy.json");
-        let theirs = podman.run(file.to_str().unwrap(), &["pull", &at(image)]);
+        let by = ["pull", "--tls-verify=false", "--signature-policy", file.to_str().unwrap(), &at(image)];
+        let theirs = podman.run(&by);
         assert_eq!(theirs.is_ok(), expect, "podman, {requirements} {image}: {theirs:?}");
         if expect { agreed.0 += 1 } else { agreed.1 += 1 }
     }

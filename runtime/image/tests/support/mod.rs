@@ -4,6 +4,7 @@
 
 pub mod facts;
 pub mod parts;
+pub mod podman;
 pub mod scripted;
 pub mod signing;
 
