@@ -5,12 +5,14 @@
 //! Enclosure   where an engine runs: nothing outlives it
 //! Podman      podman with one runtime
 //! Containerd  containerd, and ctr with one runtime
+//! Docker      dockerd, and its client
 //! Facts       what was seen of one runtime, by name
 //! compare     ours beside theirs: what is not alike is in the table of runtime/oci/README.md, and what that says is so
 //! ```
 
 mod containerd;
 mod differences;
+mod docker;
 mod facts;
 mod podman;
 
@@ -28,6 +30,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 pub use self::containerd::{Containerd, containerd_sees};
+pub use self::docker::Docker;
 pub use self::facts::Facts;
 pub use self::podman::{Podman, podman_sees};
 use crate::agent::Answer;

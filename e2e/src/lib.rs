@@ -29,7 +29,7 @@ pub use agent::{Agent, Answer, BUSYBOX, condition, preload_busybox};
 pub use bundle::{Bundle, prober};
 pub use census::Census;
 pub use criu::criu;
-pub use foreign::{Containerd, Enclosure, Facts, OTHERS, Peers, Podman, containerd_sees, podman_sees};
+pub use foreign::{Containerd, Docker, Enclosure, Facts, OTHERS, Peers, Podman, containerd_sees, podman_sees};
 pub use image::Image;
 pub use registry::{LOGIN, Registry};
 pub use report::{Attempts, Mount, Report};

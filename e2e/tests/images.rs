@@ -1,7 +1,8 @@
 //! Images on the command line of a real agent.
 
 use portreeve_e2e::{
-    Agent, BUSYBOX, Enclosure, Image, Peers, Podman, Registry, World, preload_busybox, skipped_without_root, wait_until,
+    Agent, Answer, BUSYBOX, Docker, Enclosure, Image, Peers, Podman, Registry, World, preload_busybox,
+    skipped_without_root, wait_until,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -363,47 +364,75 @@ fn a_pulled_image_whose_registry_is_gone_is_not_saved_by_half() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
 }
 
+/// What another engine reads, and runs, of what is saved here: a loaded image, a pulled one, and both in one tar.
+fn engine_runs_what_we_save(world: &World, agent: &Agent<'_>, pulled: &str, engine: &dyn Fn(&[&str]) -> Answer) {
+    let path = |name: &str| world.path(name).display().to_string();
+    for (name, file) in [(BUSYBOX, "loaded.tar"), (pulled, "pulled.tar")] {
+        agent.client(&["image", "save", "-o", &path(file), name]).ok();
+        let loaded = engine(&["load", "-i", &path(file)]).ok();
+        assert!(loaded.contains(name), "{loaded}");
+        let id = engine(&["image", "inspect", "--format", "{{.Id}}", name]).ok();
+        let ours = json(&agent.client(&["image", "inspect", name]).ok());
+        assert_eq!(format!("sha256:{}", id.trim().trim_start_matches("sha256:")), ours[0]["Id"].as_str().unwrap());
+        let said = engine(&["run", "--rm", "--network", "none", name, "cat", "/www/index.html"]).ok();
+        assert_eq!(said, "a page from busybox\n");
+    }
+    // Two in one tar, as docker has it.
+    engine(&["rmi", "--force", BUSYBOX, pulled]).ok();
+    agent.client(&["image", "save", "-o", &path("both.tar"), BUSYBOX, pulled]).ok();
+    engine(&["load", "-i", &path("both.tar")]).ok();
+    let names = engine(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
+    assert!(names.contains(BUSYBOX) && names.contains(pulled), "{names}");
+}
+
+/// What another engine saves, with `save` as its arguments before `-o`, comes up here as the pod `pod`.
+fn we_run_what_an_engine_saves(
+    world: &World,
+    agent: &Agent<'_>,
+    pod_name: &str,
+    engine: &dyn Fn(&[&str]) -> Answer,
+    save: &[&str],
+) {
+    let (name, file) =
+        (format!("saved.test/{pod_name}:1"), world.path(&format!("{pod_name}.tar")).display().to_string());
+    engine(&["tag", BUSYBOX, &name]).ok();
+    engine(&[save, &["-o", &file, &name]].concat()).ok();
+    let loaded = agent.client(&["image", "load", &file]).ok();
+    assert!(loaded.contains(&format!("Loaded image: {name}\n")), "{loaded}");
+    agent.drop_manifest(&format!("{pod_name}.yaml"), &pod(pod_name, &name));
+    agent.wait_ready(pod_name);
+}
+
 #[test]
 fn podman_runs_what_we_save_and_we_run_what_podman_saves() {
-    if skipped_without_root("images") {
-        return;
-    }
-    let test = "podman_runs_what_we_save_and_we_run_what_podman_saves";
-    let Some(peers) = Peers::for_test(test) else { return };
+    let Some(peers) = Peers::for_test("podman_runs_what_we_save_and_we_run_what_podman_saves") else { return };
     let enclosure = Enclosure::new(peers);
     let podman = Podman::install(&enclosure);
+    let engine = |arguments: &[&str]| podman.call(arguments);
     let world = World::new("podman");
     let registry = Registry::start(&world, 5045);
     let pulled = registry.push(&Image::busybox_with(world.home(), "local/box:1", &[("own", "1")]), "box:1");
     let agent = Agent::with_busybox(&world);
     agent.client(&["image", "pull", &pulled]).ok();
-    let path = |name: &str| world.path(name).display().to_string();
-    for (name, file) in [(BUSYBOX, "loaded.tar"), (pulled.as_str(), "pulled.tar")] {
-        agent.client(&["image", "save", "-o", &path(file), name]).ok();
-        let loaded = podman.call(&["load", "-i", &path(file)]).ok();
-        assert!(loaded.contains(name), "{loaded}");
-        let id = podman.call(&["image", "inspect", "--format", "{{.Id}}", name]).ok();
-        let ours = json(&agent.client(&["image", "inspect", name]).ok());
-        assert_eq!(format!("sha256:{}", id.trim()), ours[0]["Id"].as_str().unwrap());
-        let said = podman.call(&["run", "--rm", "--network", "none", name, "cat", "/www/index.html"]).ok();
-        assert_eq!(said, "a page from busybox\n");
-    }
-    // Two in one tar, as docker has it.
-    podman.call(&["rmi", "--all", "--force"]).ok();
-    agent.client(&["image", "save", "-o", &path("both.tar"), BUSYBOX, &pulled]).ok();
-    podman.call(&["load", "-i", &path("both.tar")]).ok();
-    let names = podman.call(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
-    assert!(names.contains(BUSYBOX) && names.contains(&pulled), "{names}");
-
+    engine_runs_what_we_save(&world, &agent, &pulled, &engine);
     for form in ["docker-archive", "oci-archive"] {
-        let (name, file) = (format!("podman.test/{form}:1"), path(&format!("{form}.tar")));
-        podman.call(&["tag", BUSYBOX, &name]).ok();
-        podman.call(&["save", "--format", form, "-o", &file, &name]).ok();
-        let loaded = agent.client(&["image", "load", &file]).ok();
-        assert!(loaded.contains(&format!("Loaded image: {name}\n")), "{loaded}");
-        agent.drop_manifest(&format!("{form}.yaml"), &pod(form, &name));
-        agent.wait_ready(form);
+        we_run_what_an_engine_saves(&world, &agent, form, &engine, &["save", "--format", form]);
     }
+}
+
+#[test]
+fn docker_runs_what_we_save_and_we_run_what_docker_saves() {
+    let Some(peers) = Peers::for_test("docker_runs_what_we_save_and_we_run_what_docker_saves") else { return };
+    let enclosure = Enclosure::new(peers);
+    let docker = Docker::install(&enclosure);
+    let engine = |arguments: &[&str]| docker.call(arguments);
+    let world = World::new("docker");
+    let registry = Registry::start(&world, 5048);
+    let pulled = registry.push(&Image::busybox_with(world.home(), "local/box:1", &[("own", "1")]), "box:1");
+    let agent = Agent::with_busybox(&world);
+    agent.client(&["image", "pull", &pulled]).ok();
+    engine_runs_what_we_save(&world, &agent, &pulled, &engine);
+    we_run_what_an_engine_saves(&world, &agent, "docker", &engine, &["save"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use portreeve_e2e::measure::{Account, usage_file};
-use portreeve_e2e::{Agent, Enclosure, Peers, World, built, cgroup_version, wait_until};
+use portreeve_e2e::{Agent, Docker, Enclosure, Peers, World, built, cgroup_version, wait_until};
 
 /// The programs that are compared, in the order of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,7 +170,7 @@ impl<'g> Engine<'g> {
             Kind::Docker { .. } => {
                 let mut command = peer("docker");
                 // It takes a registry on loopback for one without TLS.
-                command.args(["--host", &docker_socket(&self.folder), "pull", "--quiet", reference]);
+                command.args(["--host", &Docker::socket(&self.folder), "pull", "--quiet", reference]);
                 command
             }
         }
@@ -224,27 +224,15 @@ fn start_containerd<'g>(ground: &Ground, folder: &Path) -> (Kind<'g>, Account) {
     (Kind::Containerd { nsenter, daemon }, account)
 }
 
-fn docker_socket(folder: &Path) -> String {
-    format!("unix://{}/socket", folder.display())
-}
-
-/// Without what it does to a machine's network: it only pulls.
 fn start_docker<'g>(ground: &Ground, folder: &Path) -> (Kind<'g>, Account) {
-    std::fs::write(folder.join("daemon.json"), "{}").expect("writing docker's settings");
     let account = Account::new(&[]);
     let enclosure = &ground.enclosure;
     let mut command = account.command(|shell| enclosure.command(shell), ground.peers.program("dockerd"));
-    for (flag, name) in
-        [("--data-root", "root"), ("--exec-root", "exec"), ("--pidfile", "pid"), ("--config-file", "daemon.json")]
-    {
-        command.arg(flag).arg(folder.join(name));
-    }
-    command.args(["--host", &docker_socket(folder), "--bridge=none", "--iptables=false", "--ip6tables=false"]);
-    command.args(["--ip-forward=false", "--userland-proxy=false"]);
+    command.args(Docker::arguments(folder));
     let log = File::create(folder.join("docker.log")).expect("a file for docker's log");
     let nsenter =
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("nsenter of util-linux");
-    let (client, socket) = (ground.peers.program("docker"), docker_socket(folder));
+    let (client, socket) = (ground.peers.program("docker"), Docker::socket(folder));
     let daemon = wait_until("docker answers", 60, || {
         let answer = enclosure.call(&[&client.to_string_lossy(), "--host", &socket, "version"]);
         let daemon = account.processes("dockerd").first().and_then(|pid| pid.parse().ok()).map(Pid::from_raw);
