@@ -7,6 +7,7 @@ mod support;
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    io::Write,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -510,7 +511,7 @@ async fn a_collection_takes_what_was_used_longest_ago_and_no_more_than_it_must()
 }
 
 #[tokio::test]
-async fn an_index_that_cannot_be_written_leaves_no_image_without_its_layers() {
+async fn an_index_that_cannot_be_written_takes_nothing_away() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
     let layer = |name: &str| Tar::new().dir("./", 0o755).file(name, b"x").bytes();
@@ -521,14 +522,37 @@ async fn an_index_that_cannot_be_written_leaves_no_image_without_its_layers() {
     fs::create_dir(root.path().join("index.json")).unwrap();
     let needed = BTreeSet::from([kept.id.clone()]);
     assert!(store.gc(Unneeded::All, &|_| needed.clone()).is_err());
-    assert!(store.image(&gone.id).is_none(), "its layers are gone");
-    assert!(matches!(store.snapshot("c", &gone, &[]), Err(SnapshotError::ImageGone { .. })));
-    let kept = store.image(&kept.id).unwrap();
-    assert!(kept.layers.iter().all(|layer| layer.is_dir()));
-    // It can come again.
+    assert!(store.remove_image(&gone.id).is_err());
+    for image in [&gone, &kept] {
+        let there = store.image(&image.id).unwrap();
+        assert!(there.layers.iter().all(|layer| layer.join("..").join("layer.json").is_file()));
+    }
     fs::remove_dir(root.path().join("index.json")).unwrap();
-    let again = load(&store, &[layer("a")], "a", "a").await;
-    assert!(again.layers.iter().all(|layer| layer.is_dir()));
+    assert_eq!(store.gc(Unneeded::All, &|_| needed.clone()).unwrap().images, std::slice::from_ref(&gone.id));
+    assert!(gone.layers.iter().all(|layer| !layer.exists()));
+}
+
+#[test]
+fn an_image_goes_from_a_disk_on_which_nothing_can_be_written_any_more() {
+    support::in_mount_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), root.path(), Some("tmpfs"), flags, Some("size=4M,mode=700")).unwrap();
+        let images = root.path().join("images");
+        fs::create_dir(&images).unwrap();
+        let store = store(&images);
+        let layer = Tar::new().file("a", &vec![7; 1 << 20]).bytes();
+        let image = runtime.block_on(load(&store, &[layer], "a", "a"));
+        let mut filler = fs::File::create(root.path().join("filler")).unwrap();
+        while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+        let removed = store.remove_image(&image.id).unwrap();
+        assert!(removed.freed_bytes > 1 << 20, "{removed:?}");
+        assert!(store.list().is_empty() && !image.layers[0].exists());
+        drop(store);
+        assert!(support::store(&images).list().is_empty());
+        nix::mount::umount2(root.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    });
 }
 
 #[tokio::test]

@@ -19,7 +19,11 @@ use crate::{
     image::{Image, ImageId},
     manifest::{self, Descriptor, Document, OCI_INDEX},
     reference::ImageRef,
-    store::{InUse, StoreError, layout::Layout},
+    store::{
+        InUse, StoreError,
+        gc::{Swept, sweep},
+        layout::Layout,
+    },
 };
 
 /// The format that this program writes; it refuses newer ones.
@@ -114,6 +118,9 @@ pub(crate) struct State {
     pub(crate) working: usize,
 }
 
+/// What a change of the state that cannot be written down goes back to.
+type Before = (BTreeMap<ImageId, Entry>, BTreeMap<PathBuf, Preload>);
+
 /// The images of this store.
 #[derive(Debug)]
 pub(crate) struct Catalog {
@@ -138,26 +145,58 @@ impl Catalog {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, then the index. When the index cannot be written nothing has changed, except for what
-    /// `change` itself did on disk: images whose layers it took away are gone.
+    /// Changes the state, then the index. When the index cannot be written nothing has changed.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let _one_at_a_time = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let (result, before, file) = {
-            let mut state = self.write();
-            let before = (state.images.clone(), state.preloaded.clone());
-            let result = change(&mut state)?;
-            (result, before, state.to_file())
-        };
-        let written = self.write_index(&file);
+        let (result, before, file) = self.try_out(change)?;
+        self.put_down(&file, before).map(|()| result)
+    }
+
+    /// Changes the state, then the index, and takes away what nothing needs then. What is taken away is in no index, so
+    /// that a power cut leaves no image without its layers. When the index cannot be written nothing has changed, except
+    /// on a full disk: room has to be made before it, and images whose layers made it are gone.
+    pub(crate) fn change_and_sweep<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, StoreError>,
+    ) -> Result<(T, Swept), StoreError> {
+        let _one_at_a_time = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let (result, before, file) = self.try_out(change)?;
+        let mut swept = Swept::default();
+        if let Err(error) = self.write_index(&file) {
+            if error.is_disk_full() {
+                swept = sweep(&self.layout, &self.write());
+                swept.delete();
+            }
+            self.put_down(&file, before)?;
+        } else {
+            self.changed.send_replace(());
+        }
+        swept += sweep(&self.layout, &self.write());
+        Ok((result, swept))
+    }
+
+    /// The state is changed; what is undone when it cannot be written down, and what is to be written.
+    fn try_out<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, StoreError>,
+    ) -> Result<(T, Before, IndexFile), StoreError> {
+        let mut state = self.write();
+        let before = (state.images.clone(), state.preloaded.clone());
+        let result = change(&mut state)?;
+        Ok((result, before, state.to_file()))
+    }
+
+    fn put_down(&self, file: &IndexFile, before: Before) -> Result<(), StoreError> {
+        let written = self.write_index(file);
         if written.is_err() {
             let mut state = self.write();
             (state.images, state.preloaded) = before;
-            // What `change` took from the disk does not come back: an image without it is none.
+            // What made room on a full disk does not come back: an image without it is none.
             state.images.retain(|_, entry| entry.record.is_in_place(&self.layout));
         }
         // Also after a failure: what was visible for a moment is not any more.
         self.changed.send_replace(());
-        written.map(|()| result)
+        written
     }
 
     /// Wakes after every change of the images.

@@ -3,7 +3,7 @@
 //! An image stays while it is pinned, named by the caller as in use, or under a snapshot; a layer
 //! while a record or a lease (a pull at work) needs it.
 
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
+use std::{collections::BTreeSet, ops::AddAssign, sync::PoisonError, time::Duration};
 
 use jiff::Timestamp;
 
@@ -53,10 +53,25 @@ pub struct Freed {
 
 /// Things moved out of sight; they are deleted when this is dropped, outside any lock.
 #[derive(Default)]
-struct Swept {
+pub(crate) struct Swept {
     layers: usize,
     bytes: u64,
     trash: Vec<Staging>,
+}
+
+impl Swept {
+    /// Deletes now what was moved out of sight.
+    pub(crate) fn delete(&mut self) {
+        self.trash.clear();
+    }
+}
+
+impl AddAssign for Swept {
+    fn add_assign(&mut self, other: Self) {
+        self.layers += other.layers;
+        self.bytes += other.bytes;
+        self.trash.extend(other.trash);
+    }
 }
 
 impl Inner {
@@ -87,22 +102,21 @@ impl Inner {
             return Ok(Removed::default());
         }
         let layout = &self.catalog.layout;
-        let (removed, _swept) = self.catalog.change(|state| {
-            let Some(entry) = state.images.get_mut(id) else { return Ok(Default::default()) };
+        let (mut removed, swept) = self.catalog.change_and_sweep(|state| {
+            let Some(entry) = state.images.get_mut(id) else { return Ok(Removed::default()) };
             let untagged = choose(&entry.record);
             if entry.record.names().all(|n| untagged.contains(n)) {
                 if let Some((container, _)) = snapshot::users(layout)?.into_iter().find(|(_, i)| i == id) {
                     return Err(StoreError::InUse { image: id.clone(), container });
                 }
                 state.images.remove(id);
-                let swept = sweep(layout, state);
-                let removed = Removed { untagged, deleted: Some(id.clone()), freed_bytes: swept.bytes };
-                return Ok((removed, swept));
+                return Ok(Removed { untagged, deleted: Some(id.clone()), freed_bytes: 0 });
             }
             entry.record.references.retain(|r| !untagged.contains(r));
             entry.record.repo_digests.retain(|r| !untagged.contains(r));
-            Ok((Removed { untagged, ..Removed::default() }, Swept::default()))
+            Ok(Removed { untagged, ..Removed::default() })
         })?;
+        removed.freed_bytes = swept.bytes;
         Ok(removed)
     }
 
@@ -116,7 +130,8 @@ impl Inner {
         let mut freed = Freed::default();
         while freed.bytes < bytes {
             let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let (oldest, swept) = self.catalog.change(|state| {
+            // Also what interrupted pulls have left.
+            let (oldest, swept) = self.catalog.change_and_sweep(|state| {
                 let users = snapshot::users(layout)?;
                 let wanted = state.in_use(in_use);
                 let needed = |id: &ImageId| wanted.contains(id) || users.iter().any(|(_, image)| image == id);
@@ -131,8 +146,7 @@ impl Inner {
                 if let Some(oldest) = &oldest {
                     state.images.remove(oldest);
                 }
-                // Also what interrupted pulls have left, which goes first.
-                Ok((oldest, sweep(layout, state)))
+                Ok(oldest)
             })?;
             freed.layers += swept.layers;
             freed.bytes += swept.bytes;
@@ -150,7 +164,7 @@ impl Inner {
 
     pub(crate) fn gc(&self, which: Unneeded, in_use: InUse<'_>) -> Result<Freed, StoreError> {
         let layout = &self.catalog.layout;
-        let (images, swept) = self.catalog.change(|state| {
+        let (images, swept) = self.catalog.change_and_sweep(|state| {
             let mut needed = state.in_use(in_use);
             needed.extend(snapshot::users(layout)?.into_iter().map(|(_, image)| image));
             let goes = |record: &Record| {
@@ -160,14 +174,14 @@ impl Inner {
             let images: Vec<ImageId> =
                 state.images.values().filter(|e| goes(&e.record)).map(|e| e.record.id.clone()).collect();
             state.images.retain(|id, _| !images.contains(id));
-            Ok((images, sweep(layout, state)))
+            Ok(images)
         })?;
         Ok(Freed { images, layers: swept.layers, bytes: swept.bytes })
     }
 }
 
 /// Moves everything that nothing needs out of sight. What cannot be moved now is met again next time.
-fn sweep(layout: &Layout, state: &State) -> Swept {
+pub(crate) fn sweep(layout: &Layout, state: &State) -> Swept {
     let mut swept = Swept::default();
     let layers: BTreeSet<String> = state.needed_layers().iter().map(|d| d.hex().to_owned()).collect();
     let finishes: BTreeSet<String> = state.images.keys().map(|id| format!("finish-{}", id.digest().hex())).collect();
