@@ -359,5 +359,5 @@ fn a_pull_killed_at_any_moment_leaves_a_whole_store() {
         assert_eq!(wrong(&store), [], "round {round}");
     }
     writeln!(std::io::stderr(), "{recorded} of {rounds} pulls were complete when they were killed").unwrap();
-    assert!(recorded < rounds as usize, "every pull was complete before it was killed");
+    assert!((1..rounds as usize).contains(&recorded), "all were killed on the same side of the commit");
 }

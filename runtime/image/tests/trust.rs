@@ -7,9 +7,7 @@ mod support;
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};

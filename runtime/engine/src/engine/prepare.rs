@@ -50,8 +50,7 @@ pub(super) fn prepare(
     let stop_signal = config.stop_signal.as_deref().or(image_config.and_then(|image| image.stop_signal().as_deref()));
     let stop_signal = signal(stop_signal.unwrap_or_default())?;
     let devices = devices(&config)?;
-    let shown = shown_images(core, &config)?;
-    let directories = shown_directories(&config, &shown)?;
+    let (shown, directories): (Vec<_>, Vec<_>) = shown_images(core, &config)?.into_iter().unzip();
     let wanted = image_volumes(&image, config.security.readonly_rootfs)?;
     let seccomp = match &config.security.seccomp {
         SeccompProfile::Localhost(path) if !config.security.privileged => Some(profile(path)?),
@@ -222,28 +221,18 @@ fn node_devices(directory: &Path, all: &mut Vec<(LinuxDevice, String)>) {
     }
 }
 
-/// The images that are mounted into the container, in the order of such mounts.
-fn shown_images(core: &Core, config: &ContainerConfig) -> Result<Vec<Image>, EngineError> {
-    let ids = config.mounts.iter().filter_map(|mount| match &mount.source {
-        MountSource::Image { id, .. } => Some(id),
-        MountSource::HostPath(_) | MountSource::Tmpfs { .. } => None,
-    });
-    ids.map(|id| find_image(core, None, id)).collect()
-}
-
-/// The directories that each of them shows, topmost first.
-fn shown_directories(config: &ContainerConfig, shown: &[Image]) -> Result<Vec<Vec<PathBuf>>, EngineError> {
+/// The images that are mounted into the container, in the order of such mounts, each with the directories that it shows,
+/// topmost first.
+fn shown_images(core: &Core, config: &ContainerConfig) -> Result<Vec<(Image, Vec<PathBuf>)>, EngineError> {
     let mut all = Vec::new();
-    let sub_paths = config.mounts.iter().filter_map(|mount| match &mount.source {
-        MountSource::Image { sub_path, .. } => Some(sub_path.as_deref()),
-        MountSource::HostPath(_) | MountSource::Tmpfs { .. } => None,
-    });
-    for (image, sub_path) in shown.iter().zip(sub_paths) {
-        let sub_path = sub_path.filter(|path| !path.as_os_str().is_empty());
-        all.push(match sub_path {
+    for mount in &config.mounts {
+        let MountSource::Image { id, sub_path } = &mount.source else { continue };
+        let image = find_image(core, None, id)?;
+        let directories = match sub_path.as_deref().filter(|path| !path.as_os_str().is_empty()) {
             None => image.layers.clone(),
             Some(path) => sub_directory(&image.layers, path)?,
-        });
+        };
+        all.push((image, directories));
     }
     Ok(all)
 }

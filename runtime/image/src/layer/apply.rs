@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufRead, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::FileExt},
@@ -32,7 +32,7 @@ use crate::{
     layer::{
         LayerError, Limits,
         archive::{Archive, Kind, Member},
-        digests::{Digests, Parts},
+        digests::Digests,
         place::{NAME_COST, Place, Root, is_whiteout, open_in_root, remove, shown},
         xattr,
     },
@@ -68,8 +68,8 @@ pub fn apply_layer(archive: impl Read, root: BorrowedFd<'_>, limits: &Limits) ->
 }
 
 /// The same, leaving the stream just after the archive's end mark.
-pub(crate) fn apply<R: Parts>(
-    archive: &mut Archive<R>,
+pub(crate) fn apply<R: BufRead>(
+    archive: &mut Archive<Digests<R>>,
     root: BorrowedFd<'_>,
     limits: &Limits,
 ) -> Result<Applied, LayerError> {
@@ -119,7 +119,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    fn member<R: Parts>(&mut self, archive: &mut Archive<R>, member: &Member) -> Result<(), LayerError> {
+    fn member<R: BufRead>(&mut self, archive: &mut Archive<Digests<R>>, member: &Member) -> Result<(), LayerError> {
         let place = Place::new(&member.path, self.limits.path_bytes)?;
         self.contents.attributes |= !member.xattrs.is_empty();
         let refused = |problem| LayerError::Refused { path: shown(&member.path), problem };
@@ -176,7 +176,12 @@ impl Layer<'_> {
         }
     }
 
-    fn file<R: Parts>(&mut self, archive: &mut Archive<R>, place: &Place, member: &Member) -> Result<(), LayerError> {
+    fn file<R: BufRead>(
+        &mut self,
+        archive: &mut Archive<Digests<R>>,
+        place: &Place,
+        member: &Member,
+    ) -> Result<(), LayerError> {
         self.bytes = self.bytes.saturating_add(member.size);
         if self.bytes > self.limits.unpacked_bytes {
             return Err(LayerError::Limit { what: "bytes of content", limit: self.limits.unpacked_bytes });
@@ -366,7 +371,11 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Writes a file's content, and tells its digest.
-fn write_plain<R: Parts>(archive: &mut Archive<R>, mut file: &File, member: &Member) -> Result<[u8; 32], LayerError> {
+fn write_plain<R: BufRead>(
+    archive: &mut Archive<Digests<R>>,
+    mut file: &File,
+    member: &Member,
+) -> Result<[u8; 32], LayerError> {
     archive.input().begin();
     loop {
         let chunk = archive.chunk()?;
@@ -380,8 +389,8 @@ fn write_plain<R: Parts>(archive: &mut Archive<R>, mut file: &File, member: &Mem
 }
 
 /// The same for one with holes, which read as zeros.
-fn write_sparse<R: Parts>(
-    archive: &mut Archive<R>,
+fn write_sparse<R: BufRead>(
+    archive: &mut Archive<Digests<R>>,
     file: &File,
     member: &Member,
     map: &[(u64, u64)],

@@ -9,14 +9,6 @@ use sha2::{Digest as _, Sha256, block_api::compress256};
 
 use crate::layer::stream::read_filled;
 
-/// An input that knows the digests of parts of what is read.
-pub(crate) trait Parts: BufRead {
-    /// A part begins here.
-    fn begin(&mut self);
-    /// The digest of all that was consumed since.
-    fn end(&mut self) -> [u8; 32];
-}
-
 /// Passes on what is read, and knows its digest and those of parts of it.
 #[derive(Debug)]
 pub(crate) struct Digests<R> {
@@ -27,6 +19,16 @@ pub(crate) struct Digests<R> {
 impl<R: BufRead> Digests<R> {
     pub(crate) fn new(inner: R) -> Self {
         Self { inner, pair: Pair::default() }
+    }
+
+    /// A part begins here.
+    pub(crate) fn begin(&mut self) {
+        self.pair.begin();
+    }
+
+    /// The digest of all that was consumed since.
+    pub(crate) fn end(&mut self) -> [u8; 32] {
+        self.pair.end()
     }
 
     /// The input, and the digest of all that was consumed.
@@ -54,16 +56,6 @@ impl<R: BufRead> BufRead for Digests<R> {
             self.pair.update(buffer.get(..amount).unwrap_or(buffer));
         }
         self.inner.consume(amount);
-    }
-}
-
-impl<R: BufRead> Parts for Digests<R> {
-    fn begin(&mut self) {
-        self.pair.begin();
-    }
-
-    fn end(&mut self) -> [u8; 32] {
-        self.pair.end()
     }
 }
 

@@ -574,10 +574,12 @@ fn commit(inner: &Inner, plan: Plan, pinned: bool) -> Result<Image, LoadError> {
         id: ImageId::new(id.clone()),
         manifest: plan.manifest.0.clone(),
         repo_digests: plan.names.iter().map(|n| n.with_digest(top.clone())).collect(),
-        references: plan.names.into_iter().filter(|n| n.digest().is_none()).collect(),
+        references: plan.names.iter().filter(|n| n.digest().is_none()).cloned().collect(),
         blobs,
         config: plan.config,
         pinned,
     };
-    inner.commit_blocking(new).map_err(|e| place_error(&id, e))
+    let mut image = inner.commit_blocking(new).map_err(|e| place_error(&id, e))?;
+    image.references.retain(|name| plan.names.contains(name));
+    Ok(image)
 }

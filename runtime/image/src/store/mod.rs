@@ -325,7 +325,8 @@ impl Store {
         self.inner.remove_image(id)
     }
 
-    /// Reads an OCI layout or a docker-archive out of a tar stream (also compressed) into the store.
+    /// Reads an OCI layout or a docker-archive out of a tar stream (also compressed) into the store. What it returns has
+    /// of an image's names those that the archive gave it.
     ///
     /// # Errors
     /// When the archive is neither, is damaged, or does not fit the disk.

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, BufReader},
+    io::BufReader,
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
         layers::{PlaceError, place_blocking, read_layer},
         layout::Layout,
         meta::finish_blocking,
+        verify::{self, Finding},
     },
 };
 
@@ -74,15 +75,14 @@ pub(crate) fn restore(
     record.root = finish.root;
     // Those of its layers were verified just now; indexes and signatures may be lost without harm.
     let layers: BTreeSet<&Digest> = parsed.layers.iter().map(|blob| &blob.digest).collect();
-    record.blobs.retain(|digest| layers.contains(digest) || is_whole(layout, digest).unwrap_or(false));
-    if record.signatures.as_ref().is_some_and(|digest| !is_whole(layout, digest).unwrap_or(false)) {
+    record.blobs.retain(|digest| layers.contains(digest) || is_whole(layout, digest));
+    if record.signatures.as_ref().is_some_and(|digest| !is_whole(layout, digest)) {
         record.signatures = None;
     }
     record.unsynced_boot = Some(boot.to_owned());
     Ok(record)
 }
 
-fn is_whole(layout: &Layout, digest: &Digest) -> io::Result<bool> {
-    let (actual, _) = crate::digest::Hashed::new(File::open(layout.blob(digest))?).finish()?;
-    Ok(actual == *digest)
+fn is_whole(layout: &Layout, digest: &Digest) -> bool {
+    matches!(verify::blob(&layout.blob(digest), digest), Finding::Whole(_))
 }

@@ -121,7 +121,8 @@ fn tree(directory: &Path, record: &Path, digest: &Digest, bytes: u64) -> Finding
     }
 }
 
-fn blob(path: &Path, digest: &Digest) -> Finding {
+/// Whether the file has what its digest says.
+pub(super) fn blob(path: &Path, digest: &Digest) -> Finding {
     let read = File::open(path).and_then(|file| Hashed::new(file).finish());
     match read {
         Ok((actual, length)) if actual == *digest => Finding::Whole(length),

@@ -39,8 +39,8 @@ pub(super) async fn save(
         let mut answer = ask(client, references, logins).await?;
         return copy(&mut answer, &mut io::stdout().lock()).await;
     };
-    // Before anything is fetched: what cannot be written to costs nothing then.
     let mut interrupts = Interrupts::new()?;
+    // Before anything is fetched: what cannot be written to costs nothing then.
     let mut file = Unfinished::new(&path)?;
     let work = async {
         let mut answer = ask(client, references, logins).await?;
