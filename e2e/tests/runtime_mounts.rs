@@ -578,6 +578,60 @@ fn a_mapped_mount_shows_other_owners() {
 }
 
 #[test]
+fn flags_of_a_mount_cannot_be_taken_back_by_users_of_their_own() {
+    let Some(runtime) = Runtime::for_test("flags_of_a_mount_cannot_be_taken_back_by_users_of_their_own") else {
+        return;
+    };
+    let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    let given = json!({ "process": { "capabilities": { "bounding": all, "effective": all, "permitted": all } } });
+    // Taken back where it is, in a copy of it elsewhere, and below it.
+    let elsewhere = "mount /mnt /tmp none 20480";
+    let tries = [
+        "writable /mnt",
+        "create /mnt/made x",
+        "writable /mnt/sub",
+        "create /mnt/sub/made x",
+        elsewhere,
+        "writable /tmp",
+        "create /tmp/made x",
+        "writable /single",
+        "write /single x",
+        "umount /mnt/sub",
+    ];
+    let mounted = |name: &str| {
+        let bundle = runtime.bundle(&[&["try"], &tries[..]].concat()).with(given.clone());
+        bundle.file("/tmp/below", "");
+        let tree = tree(&runtime, &bundle, "rw,mode=777");
+        let single = bundle.folder("alone").join("single");
+        std::fs::write(&single, name).unwrap();
+        std::fs::set_permissions(&single, PermissionsExt::from_mode(0o666)).unwrap();
+        let file =
+            json!({ "destination": "/single", "type": "bind", "source": single, "options": ["bind", "ro", "nosuid"] });
+        (bundle.with_mount(bind(&tree, &["rbind", "rro", "nosuid", "nodev"])).with_mount(file), tree)
+    };
+    // What it would come to without users of its own, as with other runtimes: these tries are worth something.
+    let (bundle, open) = mounted("open");
+    let attempts = runtime.attempts(&bundle);
+    for what in ["writable /mnt", "create /mnt/made x", "writable /tmp", "writable /single", "umount /mnt/sub"] {
+        assert_eq!(attempts.errno(what), "ok", "{what}");
+    }
+    fell(&runtime, &open);
+
+    let (bundle, locked) = mounted("locked");
+    let bundle = bundle.with_users(100_000, 65536);
+    let attempts = runtime.attempts(&bundle);
+    assert_eq!(attempts.errno(elsewhere), "ok", "a copy is no harm");
+    for what in ["writable /mnt", "writable /mnt/sub", "writable /tmp", "writable /single"] {
+        assert_eq!(attempts.errno(what), "EPERM", "{what}");
+    }
+    for what in ["create /mnt/made x", "create /mnt/sub/made x", "create /tmp/made x", "write /single x"] {
+        assert_eq!(attempts.errno(what), "EROFS", "{what}");
+    }
+    assert_eq!(attempts.errno("umount /mnt/sub"), "EINVAL", "what it covers stays covered");
+    fell(&runtime, &locked);
+}
+
+#[test]
 fn the_cgroup_file_system_shows_the_containers_own() {
     let Some(runtime) = Runtime::for_test("the_cgroup_file_system_shows_the_containers_own") else { return };
     let (procs, made) = if cgroup_version() == 2 {

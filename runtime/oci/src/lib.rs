@@ -27,6 +27,7 @@ pub mod config;
 pub mod features;
 pub mod kernel;
 pub mod lifecycle;
+mod locks;
 pub mod plan;
 pub mod rdt;
 pub mod seccomp;

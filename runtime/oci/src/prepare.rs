@@ -20,6 +20,7 @@ use crate::create::RootFs;
 use crate::error::{CreateError, SetupError, Step, Warning};
 use crate::init::private_procfs;
 use crate::lifecycle::Rootless;
+use crate::locks::lock;
 use crate::plan::identity::{self, CapabilityMasks, Identity};
 use crate::plan::mounts::{IdMap, MountOp, What};
 use crate::plan::namespaces::Namespaces;
@@ -157,7 +158,21 @@ impl Wanted<'_> {
     /// Opens the sources of every mount.
     fn sources(&self) -> Result<Vec<Source>, SetupError> {
         let mut maps = MapNamespaces::default();
-        self.mounts.iter().map(|op| self.source(op, &mut maps)).collect()
+        let sources = self.mounts.iter().map(|op| self.source(op, &mut maps));
+        let mut sources = sources.collect::<Result<Vec<_>, SetupError>>()?;
+        // Who makes containers in a user namespace that is not the machine's has mounts that are locked already.
+        if self.user_namespace.is_some() && self.rootless == Rootless::No {
+            let restricted = self.mounts.iter().zip(&mut sources).filter(|(op, _)| has_flags_to_lock(op));
+            let mut trees: Vec<&mut OwnedFd> = restricted
+                .flat_map(|(_, source)| match source {
+                    Source::None => Vec::new(),
+                    Source::Tree { tree, .. } => vec![tree],
+                    Source::Cgroups(trees) => trees.iter_mut().map(|(_, tree)| tree).collect(),
+                })
+                .collect();
+            lock(&mut trees).step("locking the flags of the container's mounts", "")?;
+        }
+        Ok(sources)
     }
 
     fn source(&self, op: &MountOp, maps: &mut MapNamespaces) -> Result<Source, SetupError> {
@@ -231,6 +246,20 @@ impl Wanted<'_> {
         mount::set_attributes(tree.as_fd(), &change).step("making read-only", PLACE)?;
         Ok(Source::Tree { tree, directory: true })
     }
+}
+
+/// Whether a mount has flags that the container must not take back. One that is to be shared with the host would be its
+/// slave, and of an unbindable one there is no copy: these stay as they are.
+fn has_flags_to_lock(op: &MountOp) -> bool {
+    let set = match &op.what {
+        What::Filesystem { .. } => 0,
+        What::Bind { own, tree, .. } => own.set | tree.set,
+        What::Layers { attributes, .. } => *attributes,
+        What::Cgroup { own } => own.set,
+    };
+    let lockable = READ_ONLY | mount::NO_SUID | mount::NO_DEV | mount::NO_EXEC;
+    let movable = !matches!(op.propagation, Some((Propagation::Shared | Propagation::Unbindable, _)));
+    set & lockable != 0 && movable
 }
 
 /// What the kernel means by EINVAL about a copy of one mount without those below it.
