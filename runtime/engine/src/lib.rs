@@ -43,6 +43,7 @@ pub use engine::{Engine, Resizer};
 pub use error::{EngineError, Retry, chain};
 pub use event::EngineEvent;
 pub use id::{ContainerId, IdError, Owner, SandboxId};
+pub use portreeve_sys::tree::remove as remove_tree;
 pub use sandbox::{
     DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig, SandboxMetadata,
     SandboxState, SandboxStatus, UserNamespace,

@@ -555,6 +555,35 @@ fn an_image_goes_from_a_disk_on_which_nothing_can_be_written_any_more() {
     });
 }
 
+/// Makes a directory in which another one is, and so on: more of them than a stack or a limit of descriptors can take.
+fn dig(directory: &Path) {
+    let mode = rustix::fs::Mode::RWXU;
+    let mut at: std::os::fd::OwnedFd = File::open(directory).unwrap().into();
+    for _ in 0..25_000 {
+        rustix::fs::mkdirat(&at, "d", mode).unwrap();
+        at = rustix::fs::openat(&at, "d", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+    }
+}
+
+#[test]
+fn directories_of_any_depth_go() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let opened = store(root.path());
+    let image = runtime.block_on(load(&opened, &two_layers(), "a", "a"));
+    dig(&opened.snapshot("c", &image, &[]).unwrap().upper);
+    opened.remove_snapshot("c").unwrap();
+    assert_eq!(fs::read_dir(root.path().join("snapshots")).unwrap().count(), 0);
+    support::nothing_unfinished(root.path());
+    drop(opened);
+    // What an older version has left.
+    let left = root.path().join("staging/trash-1");
+    fs::create_dir(&left).unwrap();
+    dig(&left);
+    drop(store(root.path()));
+    support::nothing_unfinished(root.path());
+}
+
 #[tokio::test]
 async fn a_whole_id_is_that_image_whatever_another_one_is_called() {
     let root = tempfile::tempdir().unwrap();

@@ -24,5 +24,6 @@ pub mod sha256;
 pub mod socket;
 pub mod terminal;
 pub mod time;
+pub mod tree;
 
 mod raw;

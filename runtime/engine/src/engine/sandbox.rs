@@ -568,12 +568,5 @@ pub(super) fn remove_tree(path: &Path) -> Result<(), EngineError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(EngineError::file("removing", path)(error)),
     }
-    let removed = match fs::remove_dir_all(aside) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => fs::remove_file(aside),
-        removed => removed,
-    };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(EngineError::file("removing", aside)(error)),
-        _ => Ok(()),
-    }
+    portreeve_sys::tree::remove(aside).map_err(EngineError::file("removing", aside))
 }

@@ -6,13 +6,12 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
+    ffi::{CString, OsStr},
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
 };
 
 use nix::{
@@ -20,6 +19,8 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat},
     sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat},
 };
+
+use portreeve_sys::tree;
 
 use crate::layer::{
     LayerError,
@@ -319,11 +320,7 @@ pub(crate) fn unlink(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 /// Removes whatever `name` is, a whole tree too; symbolic links are not followed.
 pub(crate) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     match unlink(parent, name) {
-        Err(e) if e.raw_os_error() == Some(Errno::EISDIR as i32) => {
-            // The link names our own descriptor, and the standard library walks by descriptors from there.
-            let path = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string());
-            std::fs::remove_dir_all(path.join(OsStr::from_bytes(name)))
-        }
+        Err(e) if e.raw_os_error() == Some(Errno::EISDIR as i32) => tree::remove_at(parent, &CString::new(name)?),
         other => other,
     }
 }

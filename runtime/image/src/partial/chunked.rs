@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     digest::Digest,
+    layer::USUAL_WINDOW_LOG,
     partial::{
         PartialError,
         offer::Part,
@@ -37,8 +38,9 @@ impl Chunked {
         tar_split_digest: Option<Digest>,
     ) -> Result<Self, PartialError> {
         verify("the table of contents", "the manifest", packed, digest)?;
-        let json = zstd::stream::read::Decoder::with_buffer(packed);
-        let json = json.map_err(|source| PartialError::Read { what: "the table of contents", source })?;
+        let unread = |source| PartialError::Read { what: "the table of contents", source };
+        let mut json = zstd::stream::read::Decoder::with_buffer(packed).map_err(unread)?;
+        json.window_log_max(USUAL_WINDOW_LOG).map_err(unread)?;
         let read = Table::read(json.take(table.unpacked))?;
         let behind = tar_split.map_or(table.at.start, |part| part.at.start.min(table.at.start));
         let archive = 0..behind.saturating_sub(FRAME_HEADER);

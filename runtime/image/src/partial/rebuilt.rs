@@ -105,7 +105,9 @@ impl<R: BufRead> Rebuilt<R> {
                 let fetched = self.fetched.take().ok_or(io::ErrorKind::UnexpectedEof)?;
                 Now::Packed(Box::new(Unpacking::new(fetched, range, content)?))
             }
-            Step::Held(bytes) => Now::Held(Box::new(Decompressor::new(Cursor::new(bytes)).map_err(io::Error::other)?)),
+            Step::Held(bytes) => {
+                Now::Held(Box::new(Decompressor::of_part(Cursor::new(bytes)).map_err(io::Error::other)?))
+            }
         };
         Ok(true)
     }
@@ -177,7 +179,7 @@ const WHAT: &str = "what was fetched of a file";
 impl<R: BufRead> Unpacking<R> {
     fn new(mut fetched: Fetched<R>, range: Range<u64>, content: Option<Content>) -> io::Result<Self> {
         fetched.go_to(range.start)?;
-        let packed = Decompressor::new(fetched.take(range.end - range.start)).map_err(io::Error::other)?;
+        let packed = Decompressor::of_part(fetched.take(range.end - range.start)).map_err(io::Error::other)?;
         Ok(Self { packed, verified: content.map(|content| (content, Hasher::new())), length: 0 })
     }
 

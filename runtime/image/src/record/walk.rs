@@ -20,7 +20,7 @@ use rustix::fs::{lgetxattr, llistxattr};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    layer::{DIRECTORY, open_beneath},
+    layer::{DIRECTORY, open_beneath, shown},
     record::{
         FILE, Root,
         line::{Entry, write},
@@ -104,7 +104,7 @@ fn by_name(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
 
 /// An error with the path that it is about.
 fn named(path: &[u8], error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", String::from_utf8_lossy(path)))
+    io::Error::new(error.kind(), format!("{}: {error}", shown(path)))
 }
 
 /// Names in a directory, the first of them last.

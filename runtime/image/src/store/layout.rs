@@ -11,6 +11,8 @@ use std::{
 
 use nix::fcntl::{RenameFlags, renameat2};
 
+use portreeve_sys::tree;
+
 use crate::{digest::Digest, record, store::StoreError};
 
 /// Paths below the root.
@@ -147,7 +149,7 @@ impl Layout {
     /// Empties the staging directory. What cannot be removed is reported, and tried again next time.
     pub(crate) fn clear_staging(&self) -> Result<(), StoreError> {
         for path in entries(&self.staging())? {
-            if let Err(error) = remove_all(&path) {
+            if let Err(error) = tree::remove(&path) {
                 tracing::debug!(path = %path.display(), %error, "unfinished work could not be removed");
             }
         }
@@ -191,24 +193,9 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         // Committed: then the path is gone. Not removable: then the next start tries again.
-        if let Err(error) = remove_all(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::debug!(path = %self.path.display(), %error, "unfinished work could not be removed");
+        if let Err(error) = tree::remove(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "what nothing needs any more could not be removed");
         }
-    }
-}
-
-/// Removes a file, link or tree; what is absent is removed.
-pub(crate) fn remove_all(path: &Path) -> io::Result<()> {
-    let result = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(e) => Err(e),
-    };
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 

@@ -13,13 +13,15 @@ use nix::{
     unistd::{Gid, Uid, fchown},
 };
 
+use portreeve_sys::tree;
+
 use crate::{
     digest::Digest,
     image::{Image, ImageId},
     store::{
         Inner, SnapshotError, StoreError,
         catalog::RootMeta,
-        layout::{Layout, entries, name_of, remove_all},
+        layout::{Layout, entries, name_of},
     },
 };
 
@@ -71,7 +73,7 @@ impl Inner {
         let made = fill(&path, image, entry.record.root, shown);
         if made.is_err() {
             // What could not be made is no snapshot; the first error is the one that matters.
-            let _incomplete = remove_all(&path);
+            let _incomplete = tree::remove(&path);
         }
         made?;
         for image in std::iter::once(image).chain(shown) {
@@ -99,7 +101,7 @@ impl Inner {
         else {
             return Ok(());
         };
-        remove_all(trash.path()).map_err(failed("removing", trash.path()))
+        tree::remove(trash.path()).map_err(failed("removing", trash.path()))
     }
 
     pub(crate) fn snapshots(&self) -> Result<BTreeSet<String>, SnapshotError> {
