@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use portreeve_image::{Config, Credential, Digest, Image, ImageRef, Progress, PushError, Store};
@@ -378,6 +379,34 @@ async fn an_upload_goes_on_where_the_registry_says_that_it_broke_off() {
     server.on(&uploaded("1"), Answer::status(503));
     let (refused, _) = push(&store, &image, &format!("127.0.0.1:{}/r:x", server.port).parse().unwrap(), &[]).await;
     assert!(matches!(refused, Err(PushError::Registry { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_to_wait_goes_on_after_the_pause() {
+    let layout = Layout::new(&[large_layer()], Pack::Plain);
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &layout).await;
+    for (pause, waits) in [("1", true), ("3600", false)] {
+        let server = Scripted::start();
+        let upload = "/v2/r/blobs/uploads/1";
+        server.on(&format!("/v2/r/blobs/{}", layout.config), Answer::ok(""));
+        server.on("/v2/r/blobs/uploads/", Answer::status(202).header("Location", upload));
+        server.on(upload, Answer::status(429).header("Retry-After", pause));
+        server.on(upload, Answer::status(204).header("Range", "0-4999999"));
+        server.on(upload, Answer::status(202).header("Location", "/v2/r/blobs/uploads/2"));
+        server.on("/v2/r/blobs/uploads/2", Answer::status(201));
+        server.on("/v2/r/manifests/x", Answer::status(201));
+        let begun = Instant::now();
+        let (pushed, _) = push(&store, &image, &format!("127.0.0.1:{}/r:x", server.port).parse().unwrap(), &[]).await;
+        assert_eq!(pushed.is_ok(), waits, "{pushed:?}");
+        assert!(!waits || begun.elapsed() >= Duration::from_secs(1));
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        let patches: Vec<_> = server.requests().into_iter().filter(|request| request.method == "PATCH").collect();
+        assert_eq!(patches.len(), if waits { 2 } else { 1 });
+        let taken_up = |(name, value): &(String, String)| name == "content-range" && value.starts_with("5000000-");
+        assert_eq!(patches.last().unwrap().headers.iter().any(taken_up), waits, "{patches:?}");
+    }
 }
 
 fn blob_path(layout: &Layout, layer: usize) -> std::path::PathBuf {

@@ -1,6 +1,6 @@
 //! What a registry, or the way to it, did wrong.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use portreeve_network::ResolveError;
 
@@ -44,7 +44,7 @@ pub enum RegistryError {
         /// What would have been enough.
         bytes: u64,
         /// The time for that.
-        window: std::time::Duration,
+        window: Duration,
     },
     /// A mirror did not answer while others wait for their turn.
     #[error("{host} did not say within {limit:?} what it has")]
@@ -52,7 +52,7 @@ pub enum RegistryError {
         /// Host and port.
         host: String,
         /// What it had.
-        limit: std::time::Duration,
+        limit: Duration,
     },
     /// An answer with a status that does not help.
     #[error("{url} answered {status}: {message}")]
@@ -96,6 +96,14 @@ impl RegistryError {
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
             Self::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// For how long the registry asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => retry_after.map(|seconds| Duration::from_secs(seconds.into())),
             _ => None,
         }
     }

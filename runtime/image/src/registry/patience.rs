@@ -19,21 +19,38 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// A date is a date, whatever day of the week it is said to be.
 static DATES: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
 
+/// What is left of the time that a request may wait for because it was asked to.
+pub(crate) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(PATIENCE)
+    }
+}
+
+impl Patience {
+    /// How long to wait when a registry asks for `pause`; none when that is more than is left.
+    pub(crate) fn take(&mut self, pause: Duration) -> Option<Duration> {
+        let pause = pause.max(SHORTEST);
+        self.0 = self.0.checked_sub(pause)?;
+        Some(pause)
+    }
+}
+
 /// Sends a request, again when it is answered that it comes too early, as long as that takes little time.
 pub(crate) async fn send(url: &str, request: reqwest::RequestBuilder) -> Result<Response, RegistryError> {
     let mut request = request;
-    let mut left = PATIENCE;
+    let mut patience = Patience::default();
     loop {
         let again = request.try_clone();
         let answer = request.send().await.map_err(|e| RegistryError::from_request(url, e))?;
         let (Some(pause), Some(again)) = (asked_for(&answer), again) else { return Ok(answer) };
-        let pause = pause.max(SHORTEST);
-        let Some(rest) = left.checked_sub(pause) else { return Ok(answer) };
+        let Some(pause) = patience.take(pause) else { return Ok(answer) };
         tracing::debug!(url, ?pause, status = answer.status().as_u16(), "registry wants to be asked later");
         // Its connection is not of use any more than its body.
         drop(answer);
         tokio::time::sleep(pause).await;
-        (request, left) = (again, rest);
+        request = again;
     }
 }
 

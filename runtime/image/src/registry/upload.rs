@@ -32,6 +32,7 @@ use crate::{
     registry::{
         Needs, RegistryError, Session,
         follow::{self, Sent},
+        patience::Patience,
     },
 };
 
@@ -125,31 +126,50 @@ impl Session {
         file: &Path,
         sent: &impl Fn(u64),
     ) -> Result<(), RegistryError> {
-        let (mut offset, mut best, mut resumptions) = (0, 0, 0);
-        while offset < blob.size {
-            match self.send_from(upload, blob, file, offset, sent).await {
-                Ok(()) => return Ok(()),
-                Err(error) if error.is_transient() && resumptions < MAX_RESUMPTIONS => {
-                    tracing::debug!(digest = %blob.digest, offset, %error, "upload was cut off");
-                    tokio::time::sleep(Duration::from_millis(200) * 2_u32.pow(resumptions)).await;
-                    offset = match self.has_come(upload).await {
-                        Ok(come) => come.min(blob.size),
-                        // Many registries forget what broke off in the middle of a request.
-                        Err(e) if e.status().is_some_and(|status| (400..500).contains(&status)) => {
-                            *upload = self.begin().await?;
-                            0
-                        }
-                        Err(e) => return Err(e),
-                    };
+        let (mut best, mut resumptions, mut patience) = (0, 0, Patience::default());
+        let mut sending = self.send_from(upload, blob, file, 0, sent).await;
+        while let Err(error) = sending {
+            if resumptions >= MAX_RESUMPTIONS {
+                return Err(error);
+            }
+            let pause = match error.retry_after() {
+                Some(pause) => patience.take(pause),
+                None => error.is_transient().then(|| Duration::from_millis(200) * 2_u32.pow(resumptions)),
+            };
+            let Some(pause) = pause else { return Err(error) };
+            tracing::debug!(digest = %blob.digest, ?pause, %error, "upload was cut off");
+            tokio::time::sleep(pause).await;
+            resumptions += 1;
+            sending = match self.take_up(upload).await {
+                Ok(offset) => {
+                    let offset = offset.min(blob.size);
                     sent(offset);
                     // What was had before and forgotten is no progress, nor are a few bytes.
-                    resumptions = if offset >= best + WORTHWHILE { 0 } else { resumptions + 1 };
+                    if offset >= best + WORTHWHILE {
+                        (resumptions, patience) = (0, Patience::default());
+                    }
                     best = best.max(offset);
+                    if offset == blob.size {
+                        return Ok(());
+                    }
+                    self.send_from(upload, blob, file, offset, sent).await
                 }
-                Err(error) => return Err(error),
-            }
+                Err(error) => Err(error),
+            };
         }
         Ok(())
+    }
+
+    /// Finds out where an upload goes on that was cut off, or begins it anew.
+    async fn take_up(&self, upload: &mut Upload) -> Result<u64, RegistryError> {
+        match self.has_come(upload).await {
+            // Many registries forget what broke off in the middle of a request.
+            Err(e) if e.status().is_some_and(|status| (400..500).contains(&status)) => {
+                *upload = self.begin().await?;
+                Ok(0)
+            }
+            other => other,
+        }
     }
 
     async fn send_from(
