@@ -95,6 +95,32 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_stopped() {
     drop((server, reference));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_away_for_a_moment_in_the_middle_of_a_layer_costs_only_time() {
+    let layout = Layout::new(&two_layers()[..1], Pack::Plain);
+    let (server, reference) = serve(&layout);
+    let path = format!("/v2/r/blobs/{}", layout.layers[0]);
+    let whole = fs::read(layout.dir.path().join("blobs/sha256").join(layout.layers[0].hex())).unwrap();
+    // Once with enough to count as a step forward, once without.
+    for cut_at in [100_000, 1000] {
+        let away = Some(Duration::from_millis(1200));
+        server.replace(&path, Answer { cut_at: Some(cut_at), ranges: true, away, ..Answer::ok(whole.clone()) });
+        server.on(&path, Answer { ranges: true, ..Answer::ok(whole.clone()) });
+        let (begun, before) = (Instant::now(), server.requests().len());
+        pull(&reference, &[]).await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(1200));
+        let requests = server.requests().split_off(before);
+        let ranges: Vec<_> = requests.into_iter().filter(|r| r.path == path).filter_map(|r| r.range).collect();
+        assert_eq!(ranges, ["bytes=0-".to_owned(), format!("bytes={cut_at}-")]);
+    }
+    // Where it is not to be found at all nobody tries for long.
+    drop(server);
+    let closed = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let begun = Instant::now();
+    let error = pull(&format!("127.0.0.1:{closed}/r:x").parse().unwrap(), &[]).await.unwrap_err();
+    assert!(matches!(error, PullError::CannotConnect { .. }) && begun.elapsed() < Duration::from_secs(1), "{error:?}");
+}
+
 #[tokio::test]
 async fn documents_without_end_are_not_read_to_their_end() {
     let layout = Layout::new(&two_layers(), Pack::Gzip);

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{fs, io::Write, path::Path, process::Command};
+use std::{fs, io::Write, path::Path, process::Command, time::Duration};
 
 use portreeve_image::{Config, Image, ImageRef, KeepBlobs, LayerProgress, Progress, Store};
 use serde_json::Value;
@@ -442,6 +442,22 @@ async fn a_part_that_is_cut_off_is_asked_for_again_from_there() {
     let begins = |range: &str| range.strip_prefix("bytes=").unwrap().split_once('-').unwrap().0.parse::<u64>().unwrap();
     let steps: Vec<u64> = ranges.windows(2).take(3).map(|two| begins(&two[1]) - begins(&two[0])).collect();
     assert_eq!(steps, [2000, 2000, 2000], "{ranges:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_away_for_a_moment_sends_the_rest_of_the_parts_later() {
+    let server = Scripted::start();
+    serve(&server, "1", &parts::layout(&[chunked(&version(1), true, as_is)], ""), |answer| answer);
+    let layout = parts::layout(&[chunked(&version(2), true, as_is)], "");
+    serve(&server, "2", &layout, |answer| answer);
+    let path = format!("/v2/r/blobs/{}", layout.layers[0]);
+    let bytes = fs::read(layout.dir.path().join("blobs/sha256").join(layout.layers[0].hex())).unwrap();
+    let away = Some(Duration::from_millis(1200));
+    server.before(&path, [Answer { ranges: true, cut_at: Some(2000), away, ..Answer::ok(bytes) }]);
+    let place = Place::new(|_| ());
+    place.pull(&reference(&server, "1")).await;
+    let (_, layer) = place.pull(&reference(&server, "2")).await;
+    assert!(layer.whole.is_none() && layer.reused_bytes > 0, "{layer:?}");
 }
 
 #[tokio::test]

@@ -409,6 +409,29 @@ async fn an_upload_that_is_to_wait_goes_on_after_the_pause() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_outlives_that_the_registry_is_away_for_a_moment() {
+    let layout = Layout::new(&[large_layer()], Pack::Plain);
+    let server = Scripted::start();
+    let upload = "/v2/r/blobs/uploads/1";
+    server.on(&format!("/v2/r/blobs/{}", layout.config), Answer::ok(""));
+    server.on("/v2/r/blobs/uploads/", Answer::status(202).header("Location", upload));
+    server.on(upload, Answer { away: Some(Duration::from_millis(1200)), ..Answer::status(500) });
+    server.on(upload, Answer::status(204).header("Range", "0-4999999"));
+    server.on(upload, Answer::status(202).header("Location", "/v2/r/blobs/uploads/2"));
+    server.on("/v2/r/blobs/uploads/2", Answer::status(201));
+    server.on("/v2/r/manifests/x", Answer::status(201));
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = load(&store, &layout).await;
+    let (pushed, _) = push(&store, &image, &format!("127.0.0.1:{}/r:x", server.port).parse().unwrap(), &[]).await;
+    pushed.unwrap();
+    let patches = server.requests().into_iter().filter(|request| request.method == "PATCH");
+    let begins = patches.map(|patch| patch.headers.into_iter().find(|(name, _)| name == "content-range"));
+    let begins: Vec<_> = begins.map(|range| range.map_or(0, |(_, range)| range[..7].parse().unwrap())).collect();
+    assert_eq!(begins, [0, 5_000_000]);
+}
+
 fn blob_path(layout: &Layout, layer: usize) -> std::path::PathBuf {
     Path::new(layout.dir.path()).join("blobs/sha256").join(layout.layers[layer].hex())
 }

@@ -119,6 +119,11 @@ impl RegistryError {
         }
     }
 
+    /// The same in the middle of a transfer: a registry that has just been there and lets nobody in starts anew, as a rule.
+    pub(crate) fn is_transient_midway(&self) -> bool {
+        self.is_transient() || matches!(self, Self::Connect { .. })
+    }
+
     /// The deepest cause of a failed connection in a few words.
     pub(crate) fn cause(&self) -> String {
         let mut error: &dyn Error = self;

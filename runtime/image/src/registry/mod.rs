@@ -31,7 +31,7 @@ use crate::hosts::Access;
 use follow::Sent;
 use throttle::Throttle;
 
-pub(crate) use body::Body;
+pub(crate) use body::{Body, Pieces};
 pub use error::RegistryError;
 pub use lists::Referrer;
 pub(crate) use session::{Fetched, Session, describe};

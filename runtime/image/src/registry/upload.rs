@@ -127,6 +127,7 @@ impl Session {
         sent: &impl Fn(u64),
     ) -> Result<(), RegistryError> {
         let (mut best, mut resumptions, mut patience) = (0, 0, Patience::default());
+        let mut taken_up = false;
         let mut sending = self.send_from(upload, blob, file, 0, sent).await;
         while let Err(error) = sending {
             if resumptions >= MAX_RESUMPTIONS {
@@ -134,12 +135,15 @@ impl Session {
             }
             let pause = match error.retry_after() {
                 Some(pause) => patience.take(pause),
-                None => error.is_transient().then(|| Duration::from_millis(200) * 2_u32.pow(resumptions)),
+                None => {
+                    let passes = if taken_up { error.is_transient_midway() } else { error.is_transient() };
+                    passes.then(|| Duration::from_millis(200) * 2_u32.pow(resumptions))
+                }
             };
             let Some(pause) = pause else { return Err(error) };
             tracing::debug!(digest = %blob.digest, ?pause, %error, "upload was cut off");
             tokio::time::sleep(pause).await;
-            resumptions += 1;
+            (taken_up, resumptions) = (true, resumptions + 1);
             sending = match self.take_up(upload).await {
                 Ok(offset) => {
                     let offset = offset.min(blob.size);

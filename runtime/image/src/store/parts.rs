@@ -3,10 +3,12 @@
 //! **Invariant:** whatever goes wrong here, the layer is pulled whole; only a full disk fails the pull, as it would then.
 
 use std::{
+    future::ready,
     io::{self, BufReader},
     ops::Range,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -20,7 +22,7 @@ use crate::{
     partial::{Chunked, FOOTER, Offer, PartialError, Prepared, Stargz, check_worth, tar_split},
     progress::LayerProgress,
     record,
-    registry::{Body, RegistryError, Session},
+    registry::{Body, Pieces, RegistryError, Session},
     store::{
         KeepBlobs, PullError,
         chunks::Chunks,
@@ -34,6 +36,8 @@ use crate::{
 
 /// How often a part is asked for again from where it broke off.
 const MAX_RESUMPTIONS: u32 = 3;
+/// What is waited before the first of them, then twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
 /// Parts that are nearer to each other than so many bytes come with one request.
 const NEAR: u64 = 64 << 10;
 
@@ -235,6 +239,7 @@ impl Pull {
     ) -> Result<(), RegistryError> {
         let ask = |range: Range<u64>| async move { (part_of(session, blob, &range).await, range) };
         let mut answers = stream::iter(requests).map(ask).buffered(self.inner.config.connections_per_layer.max(1));
+        let mut begun = false;
         loop {
             let next = tokio::select! {
                 // cancel-safe: the answers are not used again.
@@ -242,7 +247,11 @@ impl Pull {
                 next = answers.next() => next,
             };
             let Some((answer, mut left)) = next else { return Ok(()) };
-            let mut pieces = answer?.pieces();
+            let mut pieces = match answer {
+                // It was asked for beside others of which something came.
+                Err(error) if !(begun && error.is_transient_midway()) => return Err(error),
+                answer => pieces_of(answer),
+            };
             let mut resumptions = 0;
             while !left.is_empty() {
                 let next = tokio::select! {
@@ -255,6 +264,7 @@ impl Pull {
                         piece.truncate(usize::try_from(left.end - left.start).unwrap_or(usize::MAX));
                         let length = piece.len() as u64;
                         left.start += length;
+                        begun = true;
                         if sink.send(Ok(piece)).await.is_err() {
                             // Whoever reads them has given up, and says why himself.
                             return Ok(());
@@ -268,12 +278,13 @@ impl Pull {
                         source: Arc::new(io::Error::from(io::ErrorKind::UnexpectedEof)),
                     },
                 };
-                resumptions += 1;
-                if resumptions > MAX_RESUMPTIONS {
+                if resumptions >= MAX_RESUMPTIONS || !error.is_transient_midway() {
                     return Err(error);
                 }
                 tracing::debug!(digest = %blob.digest, ?left, error = %chain(&error), "a part of a layer was cut off");
-                pieces = part_of(session, blob, &left).await?.pieces();
+                tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(resumptions)).await;
+                resumptions += 1;
+                pieces = pieces_of(part_of(session, blob, &left).await);
             }
         }
     }
@@ -287,6 +298,14 @@ async fn part_of(session: &Session, blob: &Descriptor, range: &Range<u64>) -> Re
         return Err(RegistryError::Protocol { url: session.url("blobs", blob.digest.as_str()), problem });
     }
     Ok(body)
+}
+
+/// What came of a request, which may be nothing but why.
+fn pieces_of(answer: Result<Body, RegistryError>) -> Pieces {
+    match answer {
+        Ok(body) => body.pieces(),
+        Err(error) => stream::once(ready(Err(error))).boxed(),
+    }
 }
 
 /// The layers that are here with a record of their files.

@@ -446,9 +446,10 @@ impl Pull {
         offset: &mut u64,
         sink: &mpsc::Sender<Result<Bytes, LayerError>>,
     ) -> Result<(), Failure> {
-        let mut resumptions = 0;
+        let (first, mut resumptions) = (*offset, 0);
         while *offset < blob.size {
             let begun_at = *offset;
+            let midway = resumptions > 0 || begun_at > first;
             let error = match session.layer(blob, *offset).await {
                 Ok((mut stream, from_beginning)) => {
                     let mut skip = if from_beginning { *offset } else { 0 };
@@ -476,8 +477,13 @@ impl Pull {
                         }
                     }
                 }
-                Err(e) if e.is_transient() && resumptions < patience => io::Error::other(e),
-                Err(e) => return Err(Failure::Refused(e)),
+                Err(e) => {
+                    let passes = if midway { e.is_transient_midway() } else { e.is_transient() };
+                    if !passes || resumptions >= patience {
+                        return Err(Failure::Refused(e));
+                    }
+                    io::Error::other(e)
+                }
             };
             if *offset >= blob.size {
                 break;

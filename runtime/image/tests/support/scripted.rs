@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Barrier, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// What stands for a body without an end: far more than any bound, and less than a machine's memory.
@@ -32,6 +32,8 @@ pub struct Answer {
     pub paced: Option<usize>,
     /// Send nothing before this many answers that share it were asked for.
     pub together: Option<Arc<Barrier>>,
+    /// Be away for so long from then on, as one that starts anew: nobody listens, and no connection stays.
+    pub away: Option<Duration>,
 }
 
 impl Answer {
@@ -46,6 +48,7 @@ impl Answer {
             trickle: None,
             paced: None,
             together: None,
+            away: None,
         }
     }
 
@@ -83,6 +86,7 @@ pub struct Scripted {
     script: Arc<Mutex<Script>>,
     endless_bytes: Arc<AtomicU64>,
     sending: Arc<Sending>,
+    away_until: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Paced answers under way, now and at most.
@@ -116,11 +120,21 @@ impl Scripted {
             script: Arc::default(),
             endless_bytes: Arc::default(),
             sending: Arc::default(),
+            away_until: Arc::default(),
         };
         this.on("/v2/", Answer::ok("{}"));
         let serving = this.clone();
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            let mut listener = listener;
+            loop {
+                let Ok((stream, _)) = listener.accept() else { continue };
+                if let Some(away) = serving.away_for() {
+                    // Nobody may listen, nor wait to be let in.
+                    drop((stream, listener));
+                    std::thread::sleep(away);
+                    listener = TcpListener::bind((address, serving.port)).unwrap();
+                    continue;
+                }
                 let serving = serving.clone();
                 std::thread::spawn(move || serving.serve(stream));
             }
@@ -158,6 +172,19 @@ impl Scripted {
         self.sending.most.load(Ordering::SeqCst)
     }
 
+    fn away_for(&self) -> Option<Duration> {
+        let until = (*self.away_until.lock().unwrap())?;
+        until.checked_duration_since(Instant::now())
+    }
+
+    /// Returns when nobody listens any more.
+    fn go_away(&self, address: SocketAddr, how_long: Duration) {
+        *self.away_until.lock().unwrap() = Some(Instant::now() + how_long);
+        while TcpStream::connect(address).is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn serve(&self, stream: TcpStream) {
         let mut reader = BufReader::new(stream.try_clone().unwrap());
         let mut stream = stream;
@@ -187,7 +214,7 @@ impl Scripted {
             if reader.read_exact(&mut body).is_err() {
                 return;
             }
-            if !self.answer(&mut stream, request) {
+            if self.away_for().is_some() || !self.answer(&mut stream, request) {
                 return;
             }
         }
@@ -206,6 +233,9 @@ impl Scripted {
         };
         if let Some(together) = &answer.together {
             together.wait();
+        }
+        if let Some(how_long) = answer.away {
+            self.go_away(stream.local_addr().unwrap(), how_long);
         }
         let (mut status, mut body) = (answer.status, answer.body.clone());
         if let (true, Some(range)) = (answer.ranges, &request.range) {
@@ -249,19 +279,17 @@ impl Scripted {
             return true;
         }
         if let Some(bytes) = answer.paced {
-            let (mut whole, begun) = (true, std::time::Instant::now());
+            let (mut whole, begun) = (true, Instant::now());
             self.sending.begin();
             for (number, block) in (1..).zip(body.chunks(bytes)) {
                 whole = whole && stream.write_all(block).is_ok();
-                std::thread::sleep(
-                    (begun + Duration::from_millis(number)).saturating_duration_since(std::time::Instant::now()),
-                );
+                std::thread::sleep((begun + Duration::from_millis(number)).saturating_duration_since(Instant::now()));
             }
             self.sending.end();
             return whole;
         }
         let end = answer.cut_at.unwrap_or(body.len()).min(body.len());
-        let whole = stream.write_all(&body[..end]).is_ok() && end == body.len();
+        let whole = stream.write_all(&body[..end]).is_ok() && end == body.len() && answer.away.is_none();
         if !whole {
             let _ = stream.flush();
             let _ = stream.shutdown(std::net::Shutdown::Both);
