@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use base64::Engine as _;
 use serde::Deserialize;
 
+use crate::reference::is_docker_hub;
+
 /// Largest `.dockerconfigjson` that is read: what a Kubernetes Secret can hold.
 const MAX_CONFIG: usize = 1 << 20;
 
@@ -137,10 +139,7 @@ impl Credential {
         let (host, path) = server.split_once('/').unwrap_or((server, ""));
         let path = path.trim_end_matches('/');
         // Docker Hub's historical key is https://index.docker.io/v1/.
-        let (host, path) = match host {
-            "index.docker.io" | "registry-1.docker.io" => ("docker.io", path),
-            other => (other, path),
-        };
+        let host = if is_docker_hub(host) { "docker.io" } else { host };
         let path = if matches!(path, "v1" | "v2") { "" } else { path };
         let inside = path.is_empty()
             || repository == path
@@ -218,6 +217,7 @@ mod tests {
             Credential::basic(server, "a", "b").matches(registry, repository).is_some()
         };
         assert!(matches("https://index.docker.io/v1/", "docker.io", "library/busybox"));
+        assert!(matches("https://Registry-1.docker.io:443/v2/", "docker.io", "library/busybox"));
         assert!(matches("host:5000", "host:5000", "x"));
         assert!(!matches("host:5000", "host:5001", "x"));
         assert!(!matches("host", "host:5000", "x"));

@@ -180,10 +180,7 @@ impl FromStr for ImageRef {
             return Err(ReferenceError::LooksLikeId { text: shown() });
         }
         let (registry, path) = split_registry(name);
-        let registry = match registry {
-            "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY,
-            other => other,
-        };
+        let registry = if is_docker_hub(registry) { DEFAULT_REGISTRY } else { registry };
         let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
             format!("library/{path}")
         } else {
@@ -222,6 +219,13 @@ fn split_registry(name: &str) -> (&str, &str) {
         }
         _ => (DEFAULT_REGISTRY, name),
     }
+}
+
+/// Whether this is Docker Hub by any of its names, so that what is said of one is not got around by another: in large
+/// letters or with the port that is meant without one it is the same place.
+pub(crate) fn is_docker_hub(registry: &str) -> bool {
+    let host = registry.strip_suffix(":443").unwrap_or(registry);
+    [DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"].iter().any(|name| host.eq_ignore_ascii_case(name))
 }
 
 fn is_hex_id(name: &str) -> bool {
@@ -333,6 +337,13 @@ mod tests {
             ("me/app", "docker.io/me/app:latest"),
             ("docker.io/busybox", "docker.io/library/busybox:latest"),
             ("index.docker.io/library/busybox", "docker.io/library/busybox:latest"),
+            ("Index.docker.io/library/busybox", "docker.io/library/busybox:latest"),
+            ("index.docker.io:443/me/app:1", "docker.io/me/app:1"),
+            ("registry-1.docker.io:443/busybox", "docker.io/library/busybox:latest"),
+            ("REGISTRY-1.DOCKER.IO:443/busybox", "docker.io/library/busybox:latest"),
+            ("Docker.io/busybox", "docker.io/library/busybox:latest"),
+            ("docker.io:443/busybox:1", "docker.io/library/busybox:1"),
+            ("index.docker.io:444/x", "index.docker.io:444/x:latest"),
             ("localhost/x", "localhost/x:latest"),
             ("localhost:5000/x:y", "localhost:5000/x:y"),
             ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest"),

@@ -152,6 +152,16 @@ mod tests {
     }
 
     #[test]
+    fn docker_hub_is_one_scope_by_whatever_name() {
+        for host in
+            ["index.docker.io", "Index.Docker.io", "registry-1.docker.io:443", "INDEX.docker.io:443", "docker.io:443"]
+        {
+            let reference = format!("{host}/library/busybox").parse().unwrap();
+            assert_eq!(scopes(&reference), scopes(&"busybox".parse().unwrap()), "{host}");
+        }
+    }
+
+    #[test]
     fn every_scope_of_an_image_is_one_that_may_be_written() {
         for reference in ["a.b.example:5000/ns/repo:1", "busybox", &format!("r.example/x@{DIGEST}"), "[::1]:5000/x"] {
             for scope in scopes(&reference.parse().unwrap()) {
@@ -167,6 +177,7 @@ mod tests {
             ("library", "docker.io/library/x/x"),
             ("docker.io/busybox:1", "write \"docker.io/library/busybox:1\""),
             ("index.docker.io/library", "would be \"docker.io/library/x/x\""),
+            ("docker.io:443/library", "would be \"docker.io/library/x/x\""),
             ("https://r.example/ns", "is a URL"),
             ("r.example/", "not a repository name component"),
             ("r.example/NS", "not a repository name component"),
