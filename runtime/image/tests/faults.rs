@@ -664,6 +664,42 @@ async fn a_token_is_asked_for_only_where_a_login_may_go() {
     }
 }
 
+/// A name besides `localhost` that this machine's file of hosts gives to it.
+fn another_name_of_this_machine() -> Option<String> {
+    let hosts = fs::read_to_string("/etc/hosts").ok()?;
+    let names = hosts.lines().filter_map(|line| line.strip_prefix("127.0.0.1")).flat_map(str::split_whitespace);
+    names.map(str::to_owned).find(|name| !name.contains("localhost") && !name.starts_with('#'))
+}
+
+#[tokio::test]
+async fn a_token_realm_leads_to_this_machine_by_no_name_either() {
+    let (Some(address), Some(name)) = (support::own_address(), another_name_of_this_machine()) else {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this machine has one address only, or no name besides localhost");
+        return;
+    };
+    let tokens = Scripted::start();
+    tokens.on("/token", Answer::ok(r#"{"token":"t"}"#));
+    let root = tempfile::tempdir().unwrap();
+    let insecure_registries = vec![address.to_string(), name.clone()];
+    let store = Store::open(Config { insecure_registries, ..Config::new(root.path()) }).unwrap();
+    let realm = format!(r#"Bearer realm="http://{name}:{}/token""#, tokens.port);
+    let refusal = || Answer::status(401).header("WWW-Authenticate", &realm);
+    for path in ["/v2/", "/v2/r/manifests/x"] {
+        let registry = Scripted::start_at(address);
+        registry.replace(path, refusal());
+        let host = format!("{address}:{}", registry.port);
+        let login = Credential::basic(&host, "me", "pw");
+        let error = store.pull(&format!("{host}/r:x").parse().unwrap(), &[login], None).await.unwrap_err();
+        assert!(chain(&error).contains("a token realm led to it"), "{}", chain(&error));
+        assert!(tokens.requests().is_empty(), "{:?}", tokens.requests());
+    }
+    // A registry of this machine may.
+    let (registry, reference) = serve(&Layout::new(&two_layers(), Pack::Gzip));
+    registry.before("/v2/", [refusal()]);
+    store.pull(&reference, &[Credential::basic("", "me", "pw")], None).await.unwrap();
+    assert_eq!(tokens.requests().len(), 1);
+}
+
 /// Each layer stays below what one layer may always unpack to; all together would fill the disk.
 #[tokio::test]
 async fn many_small_bombs_are_one() {

@@ -25,7 +25,7 @@ use reqwest::{
 use crate::hosts::Access;
 use crate::registry::{
     Needs, Registries, RegistryError, patience,
-    realm::{is_local, is_local_address},
+    realm::{host_name, is_local, is_local_address},
 };
 
 /// More than that are a circle.
@@ -97,13 +97,31 @@ fn next(url: &str, answer: &Response, method: &Method) -> Result<Option<Url>, Re
 
 /// The address of who answers. Behind a proxy, which every answer comes from, only one that its name says.
 pub(super) fn sender(answer: &Response) -> Option<IpAddr> {
-    let proxies = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
-    if proxies.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
+    if proxies().next().is_some() {
         let name = answer.url().host_str()?;
         let here = is_local(name).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
         return address_of(name).or(here);
     }
     answer.remote_addr().map(|address| address.ip())
+}
+
+/// The proxies that the environment names.
+fn proxies() -> impl Iterator<Item = String> {
+    let names = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    let values = names.into_iter().filter_map(std::env::var_os).filter(|value| !value.is_empty());
+    values.map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Whether a proxy is reached by this name.
+pub(super) fn is_proxy(name: &str) -> bool {
+    proxies().any(|proxy| host_of_proxy(&proxy).eq_ignore_ascii_case(name))
+}
+
+/// The host of `[scheme://][login@]host[:port][/]`.
+fn host_of_proxy(proxy: &str) -> &str {
+    let authority = proxy.split_once("://").map_or(proxy, |(_, rest)| rest);
+    let authority = authority.split('/').next().unwrap_or(authority);
+    host_name(authority.rsplit('@').next().unwrap_or(authority))
 }
 
 /// Who sends us somewhere.
@@ -200,6 +218,14 @@ mod tests {
         let plain = Access { plain: true, ..given.clone() };
         let first: Url = "http://reg.lan:5000/v2/".parse().unwrap();
         assert!(access(&plain, &first, &"http://store.lan/".parse().unwrap()).identity.is_none());
+    }
+
+    #[test]
+    fn a_proxy_is_known_by_its_host() {
+        for proxy in ["http://localhost:3128", "localhost:3128", "http://me:p@w@localhost:3128/", "socks5h://localhost"]
+        {
+            assert_eq!(host_of_proxy(proxy), "localhost", "{proxy}");
+        }
     }
 
     #[test]

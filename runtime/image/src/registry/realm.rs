@@ -10,7 +10,7 @@
 //!   is plain itself, and to hosts that plain HTTP is spoken to anyway; never when the registry has TLS.
 //! - To a host with TLS only when its certificate is right, also on the word of a plain registry.
 //! - Not to this machine, nor to link-local addresses (clouds keep their keys there), unless the
-//!   registry itself is there.
+//!   registry itself is there: neither by address nor by a name that leads there.
 //!
 //! Rejected: only the registry's own host or domain, which none of those three registries passes; all
 //! private addresses, where a company's registry and token server often are.

@@ -18,7 +18,8 @@ use crate::{
         Needs, Registries, RegistryError,
         body::{Body, Pieces},
         challenge::{self, Challenge},
-        follow, patience, realm,
+        follow::{self, Sent},
+        patience, realm,
     },
     text::shown,
 };
@@ -122,7 +123,7 @@ impl Session {
             _ => return Ok(RegistryAuth::Anonymous),
         }
         match challenge_of(answer.headers()) {
-            Some(Challenge::Bearer { realm, service }) => self.token(&realm, service.as_deref()).await,
+            Some(Challenge::Bearer { realm, service }) => self.token(&answer, &realm, service.as_deref()).await,
             Some(Challenge::Basic) => {
                 let Some(login) = &self.credential else {
                     return Err(self.complaint(url, answer).await);
@@ -150,7 +151,7 @@ impl Session {
         let asks = answer.status() == StatusCode::UNAUTHORIZED && self.is_own(answer.url());
         let challenge = challenge_of(answer.headers()).filter(|_| asks && anonymous);
         let access = match (challenge, &self.credential) {
-            (Some(Challenge::Bearer { realm, service }), _) => self.token(&realm, service.as_deref()).await?,
+            (Some(Challenge::Bearer { realm, service }), _) => self.token(&answer, &realm, service.as_deref()).await?,
             // Whether it is accepted is seen by the next answer.
             (Some(Challenge::Basic), Some(login)) => {
                 RegistryAuth::Basic(login.username.clone(), login.password.reveal().to_owned())
@@ -161,7 +162,13 @@ impl Session {
         Ok(None)
     }
 
-    async fn token(&self, realm: &str, service: Option<&str>) -> Result<RegistryAuth, RegistryError> {
+    /// Asks for a token where an answer of the registry says.
+    async fn token(
+        &self,
+        answer: &reqwest::Response,
+        realm: &str,
+        service: Option<&str>,
+    ) -> Result<RegistryAuth, RegistryError> {
         let asked = shown(realm);
         let Endpoint { api, host, access, .. } = &self.endpoint;
         let (mut url, access) = realm::check(realm, host, access, &self.registries).map_err(|problem| {
@@ -176,7 +183,7 @@ impl Session {
                 query.append_pair("scope", scope);
             }
         }
-        let needs = Needs::new(&access, None, false);
+        let needs = Needs { sent: Sent::by(follow::sender(answer)), ..Needs::new(&access, None, false) };
         let mut request = self.registries.client(&asked, &needs)?.get(url);
         if let Some(login) = &self.credential {
             request = request.basic_auth(&login.username, Some(login.password.reveal()));
