@@ -402,6 +402,25 @@ async fn what_a_manifest_calls_its_configuration_is_no_longer_than_it_says() {
 }
 
 #[tokio::test]
+async fn a_configuration_is_as_long_as_the_manifest_says() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let text = fs::read_to_string(layout.dir.path().join("blobs/sha256").join(layout.manifest.hex())).unwrap();
+    let true_size = fs::metadata(layout.dir.path().join("blobs/sha256").join(layout.config.hex())).unwrap().len();
+    for (size, told) in [
+        (8 << 20, format!("has {true_size} bytes where 8388608 are promised")),
+        (true_size + 1, format!("has {true_size} bytes where {} are promised", true_size + 1)),
+        (true_size - 1, format!("more than the {} bytes promised", true_size - 1)),
+    ] {
+        let (server, reference) = serve(&layout);
+        let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+        manifest["config"]["size"] = size.into();
+        server.replace("/v2/r/manifests/x", Answer::ok(manifest.to_string()).header("Content-Type", MANIFEST));
+        let error = pull(&reference, &[]).await.unwrap_err();
+        assert!(matches!(error, PullError::Invalid { .. }) && chain(&error).contains(&told), "{}", chain(&error));
+    }
+}
+
+#[tokio::test]
 async fn too_many_requests_and_broken_servers_are_worth_another_try() {
     for status in [429, 500, 503] {
         let server = Scripted::start();

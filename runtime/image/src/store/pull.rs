@@ -280,6 +280,10 @@ impl Pull {
                 return Err(self.invalid("configuration", format!("has more than the {limit} bytes promised")));
             }
         }
+        if bytes.len() as u64 != blob.size {
+            let problem = format!("has {} bytes where {} are promised", bytes.len(), blob.size);
+            return Err(self.invalid("configuration", problem));
+        }
         Ok(bytes)
     }
 
