@@ -173,9 +173,7 @@ impl axum::extract::FromRequest<App> for Auth {
             return Ok(Self(Vec::new()));
         }
         let logins = Credential::from_docker_config(&bytes);
-        logins
-            .map(|(logins, _)| Self(logins))
-            .map_err(|error| Failure::bad_request(format!("logins: {}", chain(&error))))
+        logins.map(Self).map_err(|error| Failure::bad_request(format!("logins: {}", chain(&error))))
     }
 }
 

@@ -203,17 +203,7 @@ pub(crate) fn credentials(pod: &k8s_openapi::api::core::v1::Pod, configs: &Confi
             continue;
         };
         match Credential::from_docker_config(bytes) {
-            Ok((credentials, unsupported)) => {
-                found.extend(credentials);
-                problems.extend(unsupported.iter().map(|server| {
-                    let hint = "log in with a password or key";
-                    format!(
-                        "{} {:?} has an identity token for {server}, which is not supported: {hint}",
-                        Kind::Secret,
-                        secret.name
-                    )
-                }));
-            }
+            Ok(credentials) => found.extend(credentials),
             Err(error) => {
                 problems.push(format!("{} {:?}: {}", Kind::Secret, secret.name, portreeve_engine::chain(&error)));
             }

@@ -44,6 +44,8 @@ pub struct Credential {
     pub password: Secret,
     /// A token to be sent as it is, instead of name and password.
     pub registry_token: Option<Secret>,
+    /// A token for which a token server gives others, instead of name and password. No registry sees it.
+    pub identity_token: Option<Secret>,
 }
 
 /// Why a `config.json` cannot be used.
@@ -93,16 +95,16 @@ impl Credential {
             username: username.to_owned(),
             password: Secret::new(password),
             registry_token: None,
+            identity_token: None,
         }
     }
 
     /// Reads the logins out of a Docker `config.json` (`.dockerconfigjson`), or of the older
-    /// `.dockercfg`, which is the inner map alone. Entries without a login are left out; the servers of those that have
-    /// an identity token instead, which is not supported, are told beside.
+    /// `.dockercfg`, which is the inner map alone. Entries without a login are left out.
     ///
     /// # Errors
     /// When it is too long, is not such JSON, or an `auth` cannot be decoded.
-    pub fn from_docker_config(bytes: &[u8]) -> Result<(Vec<Self>, Vec<String>), CredentialError> {
+    pub fn from_docker_config(bytes: &[u8]) -> Result<Vec<Self>, CredentialError> {
         if bytes.len() > MAX_CONFIG {
             return Err(CredentialError::TooLong { length: bytes.len() });
         }
@@ -112,16 +114,13 @@ impl Credential {
         } else {
             serde_json::from_value(value).map_err(CredentialError::Parse)?
         };
-        let (mut found, mut unsupported) = (Vec::new(), Vec::new());
-        for (server, entry) in auths {
-            let has_identity = entry.identity_token.as_ref().is_some_and(|token| !token.is_empty());
-            match entry.into_credential(server.clone())? {
-                Some(credential) => found.push(credential),
-                None if has_identity => unsupported.push(server),
-                None => {}
-            }
-        }
-        Ok((found, unsupported))
+        auths.into_iter().filter_map(|(server, entry)| entry.into_credential(server).transpose()).collect()
+    }
+
+    /// Name and password, unless there is an identity token in place of the password.
+    pub(crate) fn basic_login(&self) -> Option<(&str, &str)> {
+        let password = self.password.reveal();
+        (self.identity_token.is_none() || !password.is_empty()).then_some((self.username.as_str(), password))
     }
 
     /// It names no registry.
@@ -166,15 +165,16 @@ fn host_matches(pattern: &str, registry: &str) -> bool {
 
 impl Entry {
     fn into_credential(self, server: String) -> Result<Option<Credential>, CredentialError> {
-        let registry_token = self.registry_token.filter(|t| !t.is_empty()).map(Secret::new);
+        let secret = |token: Option<String>| token.filter(|t| !t.is_empty()).map(Secret::new);
+        let (registry_token, identity_token) = (secret(self.registry_token), secret(self.identity_token));
         let (username, password) = match self.auth.filter(|a| !a.is_empty()) {
             Some(auth) => decode_auth(&auth).ok_or_else(|| CredentialError::Auth { server: server.clone() })?,
             None => (self.username.unwrap_or_default(), self.password.unwrap_or_default()),
         };
-        if username.is_empty() && registry_token.is_none() {
+        if username.is_empty() && registry_token.is_none() && identity_token.is_none() {
             return Ok(None);
         }
-        Ok(Some(Credential { server, username, password: Secret::new(password), registry_token }))
+        Ok(Some(Credential { server, username, password: Secret::new(password), registry_token, identity_token }))
     }
 }
 
@@ -201,14 +201,27 @@ mod tests {
         let new = format!(r#"{{"auths":{{"host:5000":{{"auth":"{auth}"}},"empty":{{}}}},"credsStore":"x"}}"#);
         let old = r#"{"host:5000":{"username":"me","password":"se:cret","email":"x"}}"#;
         for text in [new.as_str(), old] {
-            let (found, _) = Credential::from_docker_config(text.as_bytes()).unwrap();
+            let found = Credential::from_docker_config(text.as_bytes()).unwrap();
             assert_eq!(found, [Credential::basic("host:5000", "me", "se:cret")]);
         }
         assert!(Credential::from_docker_config(br#"{"auths":{"h":{"auth":"%%"}}}"#).is_err());
         assert!(Credential::from_docker_config(b"[]").is_err());
-        let text = br#"{"auths":{"a":{"identitytoken":"t"},"b":{"auth":"bWU6cHc="},"c":{}}}"#;
-        let (found, unsupported) = Credential::from_docker_config(text).unwrap();
-        assert_eq!((found.len(), unsupported), (1, vec!["a".to_owned()]));
+    }
+
+    #[test]
+    fn an_identity_token_is_no_password() {
+        // Docker writes the name beside it with an empty password; `b` has a password as well.
+        let text = br#"{"auths":{"a":{"auth":"bWU6","identitytoken":"t"},"b":{"auth":"bWU6cHc=","identitytoken":"t"},
+            "c":{"identitytoken":"t"},"d":{"identitytoken":""},"e":{"auth":"bWU6cHc="},"f":{}}}"#;
+        let found = Credential::from_docker_config(text).unwrap();
+        let read: Vec<_> = found
+            .iter()
+            .map(|login| {
+                (login.server.as_str(), login.identity_token.as_ref().map(Secret::reveal), login.basic_login())
+            })
+            .collect();
+        let (token, password) = (Some("t"), Some(("me", "pw")));
+        assert_eq!(read, [("a", token, None), ("b", token, password), ("c", token, None), ("e", None, password)]);
     }
 
     #[test]

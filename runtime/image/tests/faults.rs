@@ -248,6 +248,52 @@ async fn a_token_is_fetched_used_and_renewed_when_it_expires() {
     assert!(used.iter().all(|a| a.starts_with("Bearer ")), "the password went to the registry: {used:?}");
 }
 
+#[tokio::test]
+async fn an_identity_token_is_exchanged_for_others_and_goes_nowhere_else() {
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    let login = br#"{"auths":{"127.0.0.1:PORT":{"auth":"bWU6","identitytoken":"s3cret/id"}}}"#;
+    let login = |server: &Scripted| {
+        let text = String::from_utf8_lossy(login).replace("PORT", &server.port.to_string());
+        Credential::from_docker_config(text.as_bytes()).unwrap()
+    };
+    let tokens = Scripted::start();
+    let bearer = format!(r#"Bearer realm="http://127.0.0.1:{}/token?account=me",service="svc""#, tokens.port);
+    let seen = |server: &Scripted| format!("{:?}", server.requests());
+    // At the door, and in a room.
+    for path in ["/v2/", "/v2/r/manifests/x"] {
+        let (server, reference) = serve(&layout);
+        server.before(path, [Answer::status(401).header("WWW-Authenticate", &bearer)]);
+        tokens.replace("/token", Answer::ok(r#"{"access_token":"t","refresh_token":"another","expires_in":300}"#));
+        pull(&reference, &login(&server)).await.unwrap();
+        let asked = tokens.requests().pop().unwrap();
+        assert_eq!((asked.method.as_str(), asked.path.as_str()), ("POST", "/token?account=me"));
+        assert!(asked.authorization.is_none());
+        let form = ("content-type".to_owned(), "application/x-www-form-urlencoded".to_owned());
+        assert!(asked.headers.contains(&form), "{asked:?}");
+        let expected = "grant_type=refresh_token&refresh_token=s3cret%2Fid&service=svc\
+                        &scope=repository%3Ar%3Apull&client_id=portreeve";
+        assert_eq!(asked.body, expected);
+        let used: Vec<_> = server.requests().into_iter().filter_map(|r| r.authorization).collect();
+        assert!(!used.is_empty() && used.iter().all(|token| token == "Bearer t"), "{used:?}");
+        assert!(!seen(&server).contains("s3cret"), "{}", seen(&server));
+    }
+    // Not to a registry that wants a name and a password, nor along a redirect.
+    for path in ["/v2/", "/v2/r/manifests/x"] {
+        let (server, reference) = serve(&layout);
+        server.replace(path, Answer::status(401).header("WWW-Authenticate", r#"Basic realm="x""#));
+        let error = pull(&reference, &login(&server)).await.unwrap_err();
+        assert!(matches!(&error, PullError::Unauthorized { detail, .. } if detail.contains("identity")), "{error:?}");
+        assert!(server.requests().iter().all(|request| request.authorization.is_none()), "{}", seen(&server));
+    }
+    let (server, reference) = serve(&layout);
+    server.before("/v2/", [Answer::status(401).header("WWW-Authenticate", &bearer)]);
+    let elsewhere = format!("http://localhost:{}/token", server.port);
+    tokens.replace("/token", Answer::status(307).header("Location", &elsewhere));
+    let error = pull(&reference, &login(&server)).await.unwrap_err();
+    assert!(chain(&error).contains("307") && !chain(&error).contains("s3cret"), "{}", chain(&error));
+    assert!(!server.requests().iter().any(|request| request.path.contains("/token")), "{}", seen(&server));
+}
+
 /// A plain GET, for its side effect.
 fn reqwest_get(port: u16, path: &str) -> String {
     use std::io::{Read, Write};

@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_client::{errors::OciEnvelope, secrets::RegistryAuth};
 use reqwest::{
-    Method, StatusCode,
+    Method, StatusCode, Url,
     header::{ACCEPT, CONTENT_TYPE, HeaderMap, RANGE, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
 
 use crate::{
-    credential::Credential,
+    credential::{Credential, Secret},
     digest::Digest,
     hosts::Endpoint,
     manifest::{self, Descriptor, MAX_MANIFEST},
@@ -24,6 +24,8 @@ use crate::{
     text::shown,
 };
 
+/// What token servers know us as.
+const CLIENT: &str = "portreeve";
 const MAX_TOKEN: u64 = 1 << 20;
 /// What of a refusal is read.
 const MAX_COMPLAINT: usize = 64 << 10;
@@ -125,16 +127,15 @@ impl Session {
         match challenge_of(answer.headers()) {
             Some(Challenge::Bearer { realm, service }) => self.token(&answer, &realm, service.as_deref()).await,
             Some(Challenge::Basic) => {
-                let Some(login) = &self.credential else {
+                let Some((username, password)) = self.basic_login() else {
                     return Err(self.complaint(url, answer).await);
                 };
-                let request = self.get(&url);
-                let request = request.basic_auth(&login.username, Some(login.password.reveal()));
+                let request = self.get(&url).basic_auth(username, Some(password));
                 let answer = self.send(&url, request).await?;
                 if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                     return Err(self.complaint(url, answer).await);
                 }
-                Ok(RegistryAuth::Basic(login.username.clone(), login.password.reveal().to_owned()))
+                Ok(RegistryAuth::Basic(username.to_owned(), password.to_owned()))
             }
             None => Err(RegistryError::Protocol {
                 url,
@@ -150,16 +151,21 @@ impl Session {
         // Where it redirects to is no matter of its login.
         let asks = answer.status() == StatusCode::UNAUTHORIZED && self.is_own(answer.url());
         let challenge = challenge_of(answer.headers()).filter(|_| asks && anonymous);
-        let access = match (challenge, &self.credential) {
+        let access = match (challenge, self.basic_login()) {
             (Some(Challenge::Bearer { realm, service }), _) => self.token(&answer, &realm, service.as_deref()).await?,
             // Whether it is accepted is seen by the next answer.
-            (Some(Challenge::Basic), Some(login)) => {
-                RegistryAuth::Basic(login.username.clone(), login.password.reveal().to_owned())
+            (Some(Challenge::Basic), Some((username, password))) => {
+                RegistryAuth::Basic(username.to_owned(), password.to_owned())
             }
             (Some(Challenge::Basic), None) | (None, _) => return Ok(Some(answer)),
         };
         *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
         Ok(None)
+    }
+
+    /// What may be sent as name and password.
+    fn basic_login(&self) -> Option<(&str, &str)> {
+        self.credential.as_ref().and_then(Credential::basic_login)
     }
 
     /// Asks for a token where an answer of the registry says.
@@ -171,24 +177,22 @@ impl Session {
     ) -> Result<RegistryAuth, RegistryError> {
         let asked = shown(realm);
         let Endpoint { api, host, access, .. } = &self.endpoint;
-        let (mut url, access) = realm::check(realm, host, access, &self.registries).map_err(|problem| {
+        let (url, access) = realm::check(realm, host, access, &self.registries).map_err(|problem| {
             RegistryError::Protocol { url: api.clone(), problem: format!("{problem}: {asked:?}") }
         })?;
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = service {
-                query.append_pair("service", service);
-            }
-            for scope in &self.scopes {
-                query.append_pair("scope", scope);
-            }
-        }
         let needs = Needs { sent: Sent::by(follow::sender(answer)), ..Needs::new(&access, None, false) };
-        let mut request = self.registries.client(&asked, &needs)?.get(url);
-        if let Some(login) = &self.credential {
-            request = request.basic_auth(&login.username, Some(login.password.reveal()));
-        }
-        let answer = follow::send(&self.registries, &needs, &asked, request).await?;
+        let client = self.registries.client(&asked, &needs)?;
+        let answer = match self.credential.as_ref().and_then(|login| login.identity_token.as_ref()) {
+            Some(token) => {
+                let request = self.exchange(&client, url, service, token);
+                // Not where it redirects to: what must not get there is in the body.
+                patience::send(&asked, request).await?
+            }
+            None => {
+                let request = self.ask_for_token(&client, url, service);
+                follow::send(&self.registries, &needs, &asked, request).await?
+            }
+        };
         if !answer.status().is_success() {
             return Err(self.complaint(asked, answer).await);
         }
@@ -201,6 +205,37 @@ impl Session {
             Some(token) => Ok(RegistryAuth::Bearer(token)),
             None => Err(RegistryError::Protocol { url: asked, problem: "it has no token".to_owned() }),
         }
+    }
+
+    /// Source: distribution `docs/spec/auth/token.md`.
+    fn ask_for_token(&self, client: &reqwest::Client, mut url: Url, service: Option<&str>) -> reqwest::RequestBuilder {
+        let pairs = service.map(|service| ("service", service)).into_iter();
+        let pairs = pairs.chain(self.scopes.iter().map(|scope| ("scope", scope.as_str())));
+        url.query_pairs_mut().extend_pairs(pairs);
+        let request = client.get(url);
+        match self.basic_login() {
+            Some((username, password)) => request.basic_auth(username, Some(password)),
+            None => request,
+        }
+    }
+
+    /// Source: distribution `docs/spec/auth/oauth.md`.
+    fn exchange(
+        &self,
+        client: &reqwest::Client,
+        url: Url,
+        service: Option<&str>,
+        identity: &Secret,
+    ) -> reqwest::RequestBuilder {
+        let scopes = self.scopes.join(" ");
+        let mut form = url.clone();
+        form.set_query(None);
+        form.query_pairs_mut()
+            .extend_pairs([("grant_type", "refresh_token"), ("refresh_token", identity.reveal())])
+            .extend_pairs(service.map(|service| ("service", service)))
+            .extend_pairs([("scope", scopes.as_str()), ("client_id", CLIENT)]);
+        let body = form.query().unwrap_or_default().to_owned();
+        client.post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
     }
 
     /// The manifest or index that a tag or digest means.
@@ -362,6 +397,7 @@ impl Session {
 pub(crate) fn describe(credential: Option<&Credential>) -> String {
     match credential {
         None => "no login was given for it".to_owned(),
+        Some(c) if c.basic_login().is_none() => "the identity token given for it was not accepted".to_owned(),
         Some(c) if c.username.is_empty() => "the token given for it was not accepted".to_owned(),
         Some(c) => format!("the login of user {:?} was not accepted", c.username),
     }

@@ -77,6 +77,8 @@ pub struct Request {
     pub range: Option<String>,
     /// All of them, in order, with names in small letters.
     pub headers: Vec<(String, String)>,
+    /// What came with it, when that is short.
+    pub body: String,
 }
 
 /// Serves on 127.0.0.1 until the test ends.
@@ -195,7 +197,8 @@ impl Scripted {
             }
             let method = line.split(' ').next().unwrap_or_default().to_owned();
             let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            let mut request = Request { method, path, authorization: None, range: None, headers: Vec::new() };
+            let mut request =
+                Request { method, path, authorization: None, range: None, headers: Vec::new(), body: String::new() };
             loop {
                 let mut header = String::new();
                 if reader.read_line(&mut header).unwrap_or(0) == 0 || header.trim().is_empty() {
@@ -213,6 +216,9 @@ impl Scripted {
             let mut body = vec![0; length.map_or(0, |(_, length)| length.parse().unwrap())];
             if reader.read_exact(&mut body).is_err() {
                 return;
+            }
+            if body.len() < 1 << 10 {
+                request.body = String::from_utf8_lossy(&body).into_owned();
             }
             if self.away_for().is_some() || !self.answer(&mut stream, request) {
                 return;

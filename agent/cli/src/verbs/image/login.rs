@@ -134,10 +134,11 @@ fn ask(helper: &str, registry: &str) -> anyhow::Result<Option<Value>> {
         return Err(anyhow!("{}: {}", output.status, said.trim())).with_context(failed);
     }
     let Secret { username, secret } = serde_json::from_slice(&output.stdout).with_context(failed)?;
-    if username == "<token>" {
-        bail!("{helper} has an identity token for {registry}, which is not supported: log in with a password or key");
-    }
-    Ok(Some(json!({ "auth": STANDARD.encode(format!("{username}:{secret}")) })))
+    Ok(Some(match username.as_str() {
+        // It is no password, and goes to a token server alone.
+        "<token>" => json!({ "identitytoken": secret }),
+        _ => json!({ "auth": STANDARD.encode(format!("{username}:{secret}")) }),
+    }))
 }
 
 #[cfg(test)]
@@ -181,11 +182,12 @@ mod tests {
         let logins = Logins { authfile: Some(file.clone()) };
         assert!(logins.body(&["x"]).is_err());
         let helper = directory.path().join("docker-credential-test");
-        let script = "#!/bin/sh\nread -r server\n[ \"$server\" = reg.lan ] || { echo 'credentials not found in keychain'; exit 1; }\n\
+        let script = "#!/bin/sh\nread -r server\n[ \"$server\" = tokens.lan ] && { echo '{\"Username\":\"<token>\",\"Secret\":\"id\"}'; exit; }\n\
+                      [ \"$server\" = reg.lan ] || { echo 'credentials not found in keychain'; exit 1; }\n\
                       echo '{\"ServerURL\":\"reg.lan\",\"Username\":\"me\",\"Secret\":\"pw\"}'\n";
         std::fs::write(&helper, script).unwrap();
         std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let text = r#"{"auths": {"a.lan": {"auth": "eDp5"}, "reg.lan": {}}, "credHelpers": {"reg.lan": "HELPER", "docker.io": "HELPER"}}"#;
+        let text = r#"{"auths": {"a.lan": {"auth": "eDp5"}, "reg.lan": {}}, "credHelpers": {"reg.lan": "HELPER", "tokens.lan": "HELPER", "docker.io": "HELPER"}}"#;
         std::fs::write(&file, text.replace("HELPER", "test")).unwrap();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut with_ours = directory.path().as_os_str().to_owned();
@@ -204,6 +206,8 @@ mod tests {
         }
         let sent: Value = serde_json::from_slice(&logins.body(&["reg.lan/x:1", "busybox"]).unwrap()).unwrap();
         assert_eq!(sent, json!({ "auths": { "a.lan": { "auth": "eDp5" }, "reg.lan": { "auth": "bWU6cHc=" } } }));
+        let sent: Value = serde_json::from_slice(&logins.body(&["tokens.lan/x"]).unwrap()).unwrap();
+        assert_eq!(sent["auths"]["tokens.lan"], json!({ "identitytoken": "id" }));
         std::fs::write(&file, text.replace("HELPER", "none-such")).unwrap();
         assert!(format!("{:#}", logins.body(&["reg.lan/x"]).unwrap_err()).contains("docker-credential-none-such"));
         std::fs::write(&file, text.replace("HELPER", "../x")).unwrap();
