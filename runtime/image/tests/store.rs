@@ -314,6 +314,33 @@ async fn bad_archives_say_what_is_wrong_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn of_names_that_an_archive_has_twice_the_last_one_counts() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let old = Tar::new().file("x", b"old").bytes();
+    let new = Tar::new().file("x", b"new").bytes();
+    let config = support::config_json(&[portreeve_image::Digest::of(&new)], support::arch(), "");
+    let manifest = |name: &str| {
+        serde_json::json!([{"Config": "c.json", "RepoTags": [name], "Layers": ["a/layer.tar"]}]).to_string()
+    };
+    // As `tar -r` makes it: behind what was there, also where that was a link, and once more.
+    let tar = Tar::new()
+        .file("old.tar", &old)
+        .symlink("a/layer.tar", "../old.tar")
+        .file("manifest.json", manifest("first:1").as_bytes())
+        .file("c.json", config.as_bytes())
+        .file("a/layer.tar", &old)
+        .file("a/layer.tar", &new)
+        .file("manifest.json", manifest("last:1").as_bytes())
+        .file("readme", b"x")
+        .bytes();
+    let image = store.load(std::io::Cursor::new(tar)).await.unwrap().remove(0);
+    assert_eq!(image.references, ["last:1".parse().unwrap()]);
+    assert_eq!(tree(&image.layers[0]), ["x = new"]);
+    support::nothing_unfinished(root.path());
+}
+
+#[tokio::test]
 async fn an_archive_with_more_than_can_be_used_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());

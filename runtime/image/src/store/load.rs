@@ -202,7 +202,7 @@ fn spool(inner: &Inner, tar: impl Read) -> Result<Spool, LoadError> {
         let Some(name) = inside(b"", &member.path) else { continue };
         let item = match member.kind {
             Kind::File if member.sparse.is_none() => {
-                let path = directory.path().join(items.len().to_string());
+                let path = directory.path().join(archive.entries().to_string());
                 write_out(&mut archive, &path, |bytes| {
                     total += bytes;
                     let by_ratio = taken.get().saturating_mul(limits.ratio).max(limits.ratio_floor_bytes);
@@ -229,7 +229,12 @@ fn spool(inner: &Inner, tar: impl Read) -> Result<Spool, LoadError> {
             let limit = MAX_NAMES as u64;
             return Err(LoadError::Archive(LayerError::Limit { what: "bytes of file names", limit }));
         }
-        items.insert(name, item);
+        // `tar -r` and `tar -u` put the newer one behind the older one; the last one counts.
+        if let Some(Item::File { path, .. }) = items.insert(name, item) {
+            let failed =
+                |source| LoadError::Store(StoreError::Io { operation: "removing", path: path.clone(), source });
+            fs::remove_file(&path).map_err(failed)?;
+        }
     }
     Ok(Spool { _directory: directory, items })
 }
