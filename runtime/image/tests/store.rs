@@ -643,6 +643,42 @@ async fn a_layer_that_is_here_is_kept_only_as_its_digest_says() {
 }
 
 #[tokio::test]
+async fn a_blob_that_is_not_the_layer_is_not_kept_for_one_that_is_here() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let layer = Tar::new().file("x", b"1").bytes();
+    let other = Tar::new().file("y", b"2").bytes();
+    load(&store, std::slice::from_ref(&layer), "a:1", "1").await;
+    let before = fs::read_dir(root.path().join("blobs/sha256")).unwrap().count();
+    let is_diff_id = |error: &LoadError| {
+        matches!(error, LoadError::Layer { source: portreeve_image::LayerError::DiffId { .. }, .. })
+    };
+    let config = |salt: &str| support::config_json(&[portreeve_image::Digest::of(&layer)], support::arch(), salt);
+    for blob in [other.clone(), pack(&other, Pack::Gzip)] {
+        let manifest = r#"[{"Config":"c.json","RepoTags":null,"Layers":["l"]}]"#;
+        let tar = Tar::new().file("c.json", config("2").as_bytes()).file("l", &blob);
+        let tar = tar.file("manifest.json", manifest.as_bytes()).bytes();
+        let error = store.load(std::io::Cursor::new(tar)).await.unwrap_err();
+        assert!(is_diff_id(&error), "{error:?}");
+        assert_eq!(fs::read_dir(root.path().join("blobs/sha256")).unwrap().count(), before);
+    }
+    // Nor one that the archive's first image has kept, of which it is a layer.
+    let manifest = r#"[{"Config":"o.json","RepoTags":null,"Layers":["l"]},
+                       {"Config":"c.json","RepoTags":null,"Layers":["l"]}]"#;
+    let others = support::config_json(&[portreeve_image::Digest::of(&other)], support::arch(), "3");
+    let tar = Tar::new().file("c.json", config("2").as_bytes()).file("o.json", others.as_bytes());
+    let tar = tar.file("l", &other).file("manifest.json", manifest.as_bytes()).bytes();
+    let error = store.load(std::io::Cursor::new(tar)).await.unwrap_err();
+    assert!(is_diff_id(&error), "{error:?}");
+    assert_eq!(store.list().len(), 2);
+    // As it should be, packed in another way.
+    let tar = Tar::new().file("c.json", config("2").as_bytes()).file("l", &pack(&layer, Pack::Zstd));
+    let manifest = r#"[{"Config":"c.json","RepoTags":null,"Layers":["l"]}]"#;
+    let tar = tar.file("manifest.json", manifest.as_bytes()).bytes();
+    store.load(std::io::Cursor::new(tar)).await.unwrap();
+}
+
+#[tokio::test]
 async fn who_needs_what_is_asked_when_it_would_go() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());

@@ -23,5 +23,5 @@ pub(crate) use archive::{Archive, Kind};
 pub(crate) use decompress::{Decompressor, USUAL_WINDOW_LOG};
 pub(crate) use error::is_disk_full;
 pub(crate) use place::{DIRECTORY, is_whiteout, open_beneath, remove, shown};
-pub(crate) use stream::{Expected, read_filled, unpack};
+pub(crate) use stream::{Expected, check, read_filled, unpack};
 pub(crate) use xattr::{is_opaque, set_opaque};

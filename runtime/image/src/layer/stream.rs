@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What a layer must turn out to be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Expected {
     /// Digest of the bytes as they come; `None` when these are not the blob, but the archive rebuilt from parts of it:
     /// then only the diff id is verified.
@@ -49,10 +49,19 @@ pub(crate) fn unpack(
 ) -> Result<Applied, LayerError> {
     let spare = Spare { left: spare, taken: AtomicU64::new(0) };
     let unpacked = unpack_within(input, expected, root, limits, &spare);
-    if unpacked.is_err() {
-        spare.left.fetch_add(spare.taken.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-    unpacked
+    spare.settle(unpacked)
+}
+
+/// Reads a compressed layer to its end without unpacking it, verifying both digests. It may cost what [`unpack`] may.
+pub(crate) fn check(
+    input: impl BufRead,
+    expected: &Expected,
+    limits: &Limits,
+    spare: &AtomicU64,
+) -> Result<(), LayerError> {
+    let spare = Spare { left: spare, taken: AtomicU64::new(0) };
+    let checked = plain(input, expected, limits, &spare).and_then(|plain| verify(plain, expected, Ok(())));
+    spare.settle(checked)
 }
 
 /// What the layers of an image share.
@@ -69,6 +78,14 @@ impl Spare<'_> {
         self.taken.fetch_add(if enough { bytes } else { 0 }, Ordering::Relaxed);
         enough
     }
+
+    /// Gives back what was taken for nothing.
+    fn settle<T>(&self, result: Result<T, LayerError>) -> Result<T, LayerError> {
+        if result.is_err() {
+            self.left.fetch_add(self.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        result
+    }
 }
 
 fn unpack_within(
@@ -78,33 +95,57 @@ fn unpack_within(
     limits: &Limits,
     spare: &Spare<'_>,
 ) -> Result<Applied, LayerError> {
+    let limits = Limits { unpacked_bytes: unpacked_bytes(expected, limits), ..limits.clone() };
+    let mut archive = Archive::new(plain(input, expected, &limits, spare)?, &limits);
+    match apply(&mut archive, root, &limits) {
+        // A damaged blob most often fails as an archive first; that it is damaged is the better message,
+        // so after such an error the rest is still read for its digest.
+        applied @ (Ok(_) | Err(LayerError::Malformed { .. } | LayerError::Decompress(_))) => {
+            verify(archive.into_input(), expected, applied)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+type Plain<'a, R> = Digests<BufReader<Unpacked<'a, Decompressor<Counted<R>>>>>;
+
+/// How much a layer of this length may become.
+fn unpacked_bytes(expected: &Expected, limits: &Limits) -> u64 {
+    let by_ratio = expected.length.saturating_mul(limits.ratio).max(limits.ratio_floor_bytes);
+    limits.unpacked_bytes.min(by_ratio)
+}
+
+/// The decompressed archive, counted and hashed in both forms.
+fn plain<'a, R: BufRead>(
+    input: R,
+    expected: &Expected,
+    limits: &Limits,
+    spare: &'a Spare<'a>,
+) -> Result<Plain<'a, R>, LayerError> {
+    let inner = Decompressor::new(Counted::new(input, expected))?;
     let free = expected.length.saturating_mul(limits.ratio);
-    let by_ratio = free.max(limits.ratio_floor_bytes);
-    let limits = Limits { unpacked_bytes: limits.unpacked_bytes.min(by_ratio), ..limits.clone() };
-    let blob = Counted::new(input, expected);
-    let inner = Decompressor::new(blob)?;
-    let plain = Unpacked { inner, length: 0, limit: limits.unpacked_bytes, free, spare };
-    let mut archive = Archive::new(Digests::new(BufReader::with_capacity(1 << 18, plain)), &limits);
-    let applied = apply(&mut archive, root, &limits);
-    // A damaged blob most often fails as an archive first; that it is damaged is the better message,
-    // so after such an error the rest is still read for its digest.
-    let (mut rest, archive_error) = match applied {
-        Ok(applied) => (archive.into_input(), Ok(applied)),
-        Err(e @ (LayerError::Malformed { .. } | LayerError::Decompress(_))) => (archive.into_input(), Err(e)),
-        Err(e) => return Err(e),
-    };
+    let plain = Unpacked { inner, length: 0, limit: unpacked_bytes(expected, limits), free, spare };
+    Ok(Digests::new(BufReader::with_capacity(1 << 18, plain)))
+}
+
+/// Reads what is left and compares both digests; `archive` is what its reader made of the rest.
+fn verify<T, R: BufRead>(
+    mut rest: Plain<'_, R>,
+    expected: &Expected,
+    archive: Result<T, LayerError>,
+) -> Result<T, LayerError> {
     let drained = drain(&mut rest);
     let (rest, actual) = rest.finish();
     let mut blob = rest.into_inner().inner.into_inner();
     drain(&mut blob)?;
     blob.verify(expected)?;
-    let applied = archive_error?;
+    let archive = archive?;
     drained?;
     let actual = Digest::from_bytes(&actual);
     if actual != expected.diff_id {
         return Err(LayerError::DiffId { expected: expected.diff_id.clone(), actual });
     }
-    Ok(applied)
+    Ok(archive)
 }
 
 fn drain(input: &mut impl BufRead) -> Result<(), LayerError> {

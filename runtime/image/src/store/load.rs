@@ -22,7 +22,7 @@ use crate::{
     configuration::{ImageConfig, parse_config},
     digest::Digest,
     image::{Image, ImageId},
-    layer::{Archive, Decompressor, Expected, Kind, LayerError, Limits},
+    layer::{Archive, Decompressor, Expected, Kind, LayerError, Limits, check},
     manifest::{self, Descriptor, Document, IndexEntry, MAX_CONFIG, MAX_MANIFEST, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST},
     reference::ImageRef,
     slots::ARCHIVES,
@@ -101,11 +101,14 @@ pub(crate) async fn load(
         Ok((spool, plans))
     });
     let (_spool, plans) = planned.await.map_err(|e| told(inner, e))?;
-    let mut images = Vec::new();
+    // Of all images, so that a layer that was placed for one of them is there for the next.
+    let diff_ids: Vec<Digest> = plans.iter().flat_map(|plan| &plan.config.diff_ids).cloned().collect();
+    let lease = Arc::new(inner.catalog.lease(&diff_ids));
+    let (mut images, mut placed) = (Vec::new(), BTreeSet::new());
     for plan in plans {
-        let lease = inner.catalog.lease(&plan.config.diff_ids);
         let spare: Arc<AtomicU64> = Arc::new(inner.config.limits.ratio_floor_bytes.into());
-        let placing = plan.layers.iter().map(|(e, path)| layer(inner, e, path, &spare));
+        let new = plan.layers.iter().filter(|(expected, _)| placed.insert(expected.clone()));
+        let placing = new.map(|(e, path)| layer(inner, e, path, &spare));
         let mut work: FuturesUnordered<_> = placing.collect();
         // All are waited for, so that a failed one leaves none behind that still writes.
         let mut failure = None;
@@ -117,7 +120,7 @@ pub(crate) async fn load(
             return Err(told(inner, error));
         }
         // As long as it is written, also when nobody waits for it any more.
-        let (committing, leases) = (inner.clone(), (at_work.clone(), lease));
+        let (committing, leases) = (inner.clone(), (at_work.clone(), lease.clone()));
         let done = blocking(move || {
             let _leases = leases;
             commit(&committing, plan, pinned)
@@ -162,20 +165,27 @@ async fn layer(
     let _slot = inner.downloads.take(ARCHIVES).await;
     let (inner, expected, path, spare) = (inner.clone(), expected.clone(), path.to_owned(), spare.clone());
     blocking(move || {
+        let layout = &inner.catalog.layout;
+        // A file that two images of the archive share was kept with the first of them.
+        let kept = expected.blob.as_ref().map(|digest| layout.blob(digest)).filter(|_| !path.exists());
+        let path = kept.unwrap_or(path);
         let failed = |source| LoadError::Store(StoreError::Io { operation: "reading", path: path.clone(), source });
-        if is_here {
-            // It is not unpacked again, but it may be kept as it came.
-            // A file that two images of the archive share was kept with the first of them.
-            let Some(digest) = expected.blob.as_ref().filter(|_| path.exists()) else { return Ok(()) };
-            let (actual, _) = describe_file(&path)?;
-            let source = LayerError::Blob { expected: digest.clone(), actual: actual.clone() };
-            let wrong = LoadError::Layer { layer: digest.to_string(), source };
-            return if actual == *digest { Ok(()) } else { Err(wrong) };
-        }
         let input = BufReader::with_capacity(1 << 18, File::open(&path).map_err(failed)?);
         let limits = &inner.config.limits;
-        let placed = place_blocking(&inner.catalog.layout, input, &expected, limits, &spare, &inner.boot);
-        placed.map(drop).map_err(|e| place_error(expected.blob.as_ref().unwrap_or(&expected.diff_id), e))
+        let placed = match (is_here, &expected.blob) {
+            (false, _) => place_blocking(layout, input, &expected, limits, &spare, &inner.boot).map(drop),
+            // It is not unpacked again, but it is kept as it came: then it must be that layer.
+            _ if inner.config.keep_blobs != KeepBlobs::Never => {
+                check(input, &expected, limits, &spare).map_err(PlaceError::Layer)
+            }
+            (true, Some(digest)) => {
+                let (actual, _) = describe_file(&path)?;
+                let wrong = LayerError::Blob { expected: digest.clone(), actual: actual.clone() };
+                if actual == *digest { Ok(()) } else { Err(PlaceError::Layer(wrong)) }
+            }
+            (true, None) => Ok(()),
+        };
+        placed.map_err(|e| place_error(expected.blob.as_ref().unwrap_or(&expected.diff_id), e))
     })
     .await
 }
