@@ -132,7 +132,7 @@ fn make_room_blocking(
     if bounds.high_percent >= 100 || filesystem.used_percent() < bounds.high_percent {
         return Ok((Freed::default(), filesystem));
     }
-    let freed = store.collect(filesystem.bytes_above(bounds.low_percent), bounds.min_age, wanted)?;
+    let freed = store.collect(|now| now.used_percent() <= bounds.low_percent, bounds.min_age, wanted)?;
     Ok((freed, store.filesystem()?))
 }
 

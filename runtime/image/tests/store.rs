@@ -514,10 +514,13 @@ async fn a_collection_takes_what_was_used_longest_ago_and_no_more_than_it_must()
     }
     let [a, b, c, d, e] = <[Image; 5]>::try_from(images).unwrap();
     let none = BTreeSet::<portreeve_image::ImageId>::new;
-    let collect =
-        |bytes, in_use: BTreeSet<_>| store.collect(bytes, std::time::Duration::ZERO, &|_| in_use.clone()).unwrap();
+    // There is room when so many are gone.
+    let collect = |most: usize, in_use: BTreeSet<_>| {
+        let mut asked = 0..most;
+        store.collect(|_| asked.next().is_none(), std::time::Duration::ZERO, &|_| in_use.clone()).unwrap()
+    };
     assert!(
-        store.collect(1, std::time::Duration::from_secs(3600), &|_| none()).unwrap().images.is_empty(),
+        store.collect(|_| false, std::time::Duration::from_secs(3600), &|_| none()).unwrap().images.is_empty(),
         "all are young"
     );
     assert!(collect(0, none()).images.is_empty());
@@ -527,14 +530,48 @@ async fn a_collection_takes_what_was_used_longest_ago_and_no_more_than_it_must()
     store.remove_snapshot("x").unwrap();
     assert_eq!(collect(1, none()).images, std::slice::from_ref(&b.id));
     // One that is wanted and one that a container stands on are not among those that could go.
-    let freed = collect(300_000, BTreeSet::from([c.id.clone()]));
+    let freed = collect(2, BTreeSet::from([c.id.clone()]));
     assert_eq!((freed.images, freed.layers), (vec![d.id, a.id], 2));
     // Unpacked, and as they came.
     assert!((400_000..420_000).contains(&freed.bytes), "{}", freed.bytes);
-    assert_eq!(collect(u64::MAX, none()).images, [c.id]);
+    assert_eq!(collect(usize::MAX, none()).images, [c.id]);
     assert_eq!(store.list().len(), 1);
     store.remove_snapshot("y").unwrap();
     assert_eq!(collect(1, none()).images, [e.id]);
+}
+
+#[test]
+fn a_collection_asks_the_disk_after_each_image_for_bytes_and_for_inodes() {
+    support::in_mount_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let many = |name: &str| (0..100).fold(Tar::new(), |tar, n| tar.file(&format!("{name}{n}"), b""));
+        let large = |name: &str| Tar::new().file(name, &vec![7; 1 << 20]);
+        // On the one inodes are scarce, on the other bytes; five of nine images are to go.
+        for (options, fill) in [("nr_inodes=1k,size=64M", true), ("nr_inodes=64k,size=20M", false)] {
+            let root = tempfile::tempdir().unwrap();
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("tmpfs"), root.path(), Some("tmpfs"), flags, Some(options)).unwrap();
+            let store = store(&root.path().join("images"));
+            for name in ["a", "b", "c", "d", "e", "f", "g", "h", "i"] {
+                let layer = if fill { many(name) } else { large(name) };
+                runtime.block_on(load(&store, &[layer.bytes()], name, name));
+            }
+            let full = store.filesystem().unwrap().used_percent();
+            assert!(full >= 85, "{full}%");
+            let mut told = Vec::new();
+            let room = |now: &portreeve_image::Filesystem| {
+                told.push(now.used_percent());
+                now.used_percent() <= 50
+            };
+            let freed = store.collect(room, std::time::Duration::ZERO, &|_| BTreeSet::new()).unwrap();
+            assert!((3..6).contains(&freed.images.len()), "{told:?}");
+            assert_eq!(told.len(), freed.images.len() + 1);
+            let (last, before) = told.split_last().unwrap();
+            assert!(*last <= 50 && before.iter().all(|percent| *percent > 50), "{told:?}");
+            drop(store);
+            nix::mount::umount2(root.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        }
+    });
 }
 
 #[tokio::test]
@@ -688,7 +725,7 @@ async fn who_needs_what_is_asked_when_it_would_go() {
         find(&name).into_iter().collect::<BTreeSet<_>>()
     };
     assert!(store.gc(Unneeded::All, &wanted).unwrap().images.is_empty());
-    assert!(store.collect(u64::MAX, std::time::Duration::ZERO, &wanted).unwrap().images.is_empty());
+    assert!(store.collect(|_| false, std::time::Duration::ZERO, &wanted).unwrap().images.is_empty());
     assert_eq!(store.usage(&wanted).unwrap().images_needed, 1);
     let newer = load(&store, &[two_layers(), two_layers()].concat(), "web:1", "2").await;
     assert_eq!(store.gc(Unneeded::All, &wanted).unwrap().images, [image.id]);

@@ -3,7 +3,7 @@
 //! An image stays while it is pinned, named by the caller as in use, or under a snapshot; a layer
 //! while a record or a lease (a pull at work) needs it.
 
-use std::{collections::BTreeSet, ops::AddAssign, sync::PoisonError, time::Duration};
+use std::{collections::BTreeSet, fs::File, ops::AddAssign, sync::PoisonError, time::Duration};
 
 use jiff::Timestamp;
 
@@ -12,7 +12,7 @@ use crate::{
     image::ImageId,
     reference::ImageRef,
     store::{
-        InUse, Inner, StoreError,
+        Filesystem, InUse, Inner, StoreError,
         catalog::{Record, State},
         layers::read_layer_at,
         layout::{Layout, Staging, entries, name_of},
@@ -120,7 +120,12 @@ impl Inner {
         Ok(removed)
     }
 
-    pub(crate) fn collect(&self, bytes: u64, min_age: Duration, in_use: InUse<'_>) -> Result<Freed, StoreError> {
+    pub(crate) fn collect(
+        &self,
+        mut has_room: impl FnMut(&Filesystem) -> bool,
+        min_age: Duration,
+        in_use: InUse<'_>,
+    ) -> Result<Freed, StoreError> {
         let layout = &self.catalog.layout;
         let now = Timestamp::now();
         {
@@ -128,10 +133,11 @@ impl Inner {
             self.used.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| state.images.contains_key(id));
         }
         let mut freed = Freed::default();
-        while freed.bytes < bytes {
+        // What an image gives back is known when it is gone: files share blocks, have holes, and take inodes.
+        while !has_room(&self.filesystem()?) {
             let used = self.used.lock().unwrap_or_else(PoisonError::into_inner).clone();
             // Also what interrupted pulls have left.
-            let (oldest, swept) = self.catalog.change_and_sweep(|state| {
+            let (oldest, mut swept) = self.catalog.change_and_sweep(|state| {
                 let users = snapshot::users(layout)?;
                 let wanted = state.in_use(in_use);
                 let needed = |id: &ImageId| wanted.contains(id) || users.iter().any(|(_, image)| image == id);
@@ -148,6 +154,8 @@ impl Inner {
                 }
                 Ok(oldest)
             })?;
+            swept.delete();
+            settle(layout);
             freed.layers += swept.layers;
             freed.bytes += swept.bytes;
             let Some(oldest) = oldest else { break };
@@ -177,6 +185,14 @@ impl Inner {
             Ok(images)
         })?;
         Ok(Freed { images, layers: swept.layers, bytes: swept.bytes })
+    }
+}
+
+/// Waits until the filesystem counts as free what was deleted: btrfs and XFS do so some time after. One that cannot
+/// be synced is asked all the same.
+fn settle(layout: &Layout) {
+    if let Err(error) = File::open(layout.root()).and_then(|root| Ok(nix::unistd::syncfs(&root)?)) {
+        tracing::debug!(%error, "what was removed may not count as free yet");
     }
 }
 

@@ -449,13 +449,19 @@ impl Store {
         self.inner.gc(which, in_use)
     }
 
-    /// Removes images that were not used for the longest time, until so many bytes are free again: of those that
-    /// [`Store::gc`] would remove only such as came, and were last used, at least `min_age` ago. Blocks on the disk.
+    /// Removes images that were not used for the longest time, one by one until the store's filesystem `has_room`: of
+    /// those that [`Store::gc`] would remove only such as came, and were last used, at least `min_age` ago. Blocks on
+    /// the disk.
     ///
     /// # Errors
     /// When the disk refuses; what was removed before is gone.
-    pub fn collect(&self, bytes: u64, min_age: Duration, in_use: InUse<'_>) -> Result<Freed, StoreError> {
-        self.inner.collect(bytes, min_age, in_use)
+    pub fn collect(
+        &self,
+        has_room: impl FnMut(&Filesystem) -> bool,
+        min_age: Duration,
+        in_use: InUse<'_>,
+    ) -> Result<Freed, StoreError> {
+        self.inner.collect(has_room, min_age, in_use)
     }
 
     /// How full the store's filesystem is.

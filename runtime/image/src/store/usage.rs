@@ -52,17 +52,6 @@ impl Filesystem {
         };
         used(self.capacity_bytes, self.available_bytes).max(used(self.inodes, self.inodes_free))
     }
-
-    /// Bytes that have to go until it is full to no more than so many percent; all, when inodes are what it lacks.
-    #[must_use]
-    pub fn bytes_above(&self, percent: u64) -> u64 {
-        let may_be_free = u128::from(self.inodes) * u128::from(100 - percent.min(100)) / 100;
-        if u128::from(self.inodes_free) < may_be_free {
-            return u64::MAX;
-        }
-        let free = u128::from(self.capacity_bytes) * u128::from(100 - percent.min(100)) / 100;
-        u64::try_from(free).unwrap_or(u64::MAX).saturating_sub(self.available_bytes)
-    }
 }
 
 impl Inner {
@@ -131,19 +120,19 @@ mod tests {
 
     #[test]
     fn how_full_it_is_counts_bytes_and_inodes() {
-        for (capacity, available, inodes, inodes_free, percent, above_80) in [
-            (1000, 1000, 0, 0, 0, 0),
-            (1000, 151, 0, 0, 85, 49),
-            (1000, 150, 10, 10, 85, 50),
-            (1000, 200, 10, 10, 80, 0),
-            (1000, 0, 0, 0, 100, 200),
-            (1000, 900, 100, 10, 90, u64::MAX),
-            (0, 0, 0, 0, 0, 0),
-            (u64::MAX, 1, 0, 0, 100, u64::MAX / 5 - 1),
+        for (capacity, available, inodes, inodes_free, percent) in [
+            (1000, 1000, 0, 0, 0),
+            (1000, 151, 0, 0, 85),
+            (1000, 150, 10, 10, 85),
+            (1000, 200, 10, 10, 80),
+            (1000, 199, 10, 10, 81),
+            (1000, 0, 0, 0, 100),
+            (1000, 900, 100, 10, 90),
+            (0, 0, 0, 0, 0),
+            (u64::MAX, 1, 0, 0, 100),
         ] {
             let filesystem = Filesystem { capacity_bytes: capacity, available_bytes: available, inodes, inodes_free };
             assert_eq!(filesystem.used_percent(), percent, "{filesystem:?}");
-            assert_eq!(filesystem.bytes_above(80), above_80, "{filesystem:?}");
         }
     }
 }
