@@ -540,6 +540,30 @@ async fn a_collection_takes_what_was_used_longest_ago_and_no_more_than_it_must()
     assert_eq!(collect(1, none()).images, [e.id]);
 }
 
+#[tokio::test]
+async fn what_was_used_before_the_store_was_opened_counts_as_used_then() {
+    let root = tempfile::tempdir().unwrap();
+    let (first, second) = {
+        let store = store(root.path());
+        (load(&store, &two_layers(), "a", "1").await, load(&store, &two_layers(), "b", "2").await)
+    };
+    let index = root.path().join("index.json");
+    let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    for image in text["images"].as_array_mut().unwrap() {
+        let is_first = image["id"] == first.id.to_string();
+        image["added_at"] = if is_first { "2020-01-02T00:00:00Z" } else { "2020-01-01T00:00:00Z" }.into();
+    }
+    fs::write(&index, text.to_string()).unwrap();
+    let store = store(root.path());
+    let collect = |age| {
+        let mut asked = 0..1;
+        store.collect(|_| asked.next().is_none(), age, &|_| BTreeSet::new()).unwrap().images
+    };
+    assert!(collect(std::time::Duration::from_secs(3600)).is_empty());
+    // Which goes first is still told by when they came.
+    assert_eq!(collect(std::time::Duration::ZERO), [second.id]);
+}
+
 #[test]
 fn a_collection_asks_the_disk_after_each_image_for_bytes_and_for_inodes() {
     support::in_mount_namespace(|| {

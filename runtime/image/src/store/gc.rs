@@ -143,8 +143,10 @@ impl Inner {
                 let needed = |id: &ImageId| wanted.contains(id) || users.iter().any(|(_, image)| image == id);
                 let last_used =
                     |record: &Record| used.get(&record.id).copied().unwrap_or(record.added_at).max(record.added_at);
+                // As with a kubelet: what was used just before this process began is not known to it.
                 let old = |record: &Record| {
-                    Duration::try_from(now.duration_since(last_used(record))).is_ok_and(|age| age >= min_age)
+                    let since = last_used(record).max(self.opened);
+                    Duration::try_from(now.duration_since(since)).is_ok_and(|age| age >= min_age)
                 };
                 let records = state.images.values().map(|entry| &entry.record);
                 let may_go = records.filter(|record| !record.pinned && !needed(&record.id) && old(record));

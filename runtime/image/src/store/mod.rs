@@ -122,6 +122,8 @@ struct Inner {
     flights: Flights<PullKey, Progress, Result<Image, PullError>>,
     /// When containers of images began or ended, as far as this process saw it.
     used: Mutex<HashMap<ImageId, Timestamp>>,
+    /// Since when this process would have seen it.
+    opened: Timestamp,
     boot: String,
     config: Config,
     _lock: Flock<File>,
@@ -450,8 +452,8 @@ impl Store {
     }
 
     /// Removes images that were not used for the longest time, one by one until the store's filesystem `has_room`: of
-    /// those that [`Store::gc`] would remove only such as came, and were last used, at least `min_age` ago. Blocks on
-    /// the disk.
+    /// those that [`Store::gc`] would remove only such as came, and were last used, at least `min_age` ago; what was used
+    /// before the store was opened is not known, so that this counts as a use of all. Blocks on the disk.
     ///
     /// # Errors
     /// When the disk refuses; what was removed before is gone.

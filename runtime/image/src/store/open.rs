@@ -115,6 +115,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         artifacts: Arc::new(Semaphore::new(SAVES_AT_ONCE)),
         flights: crate::flight::Flights::default(),
         used: std::sync::Mutex::default(),
+        opened: jiff::Timestamp::now(),
         boot,
         config,
         _lock: lock,
