@@ -161,10 +161,14 @@ async fn layers_of_a_pulled_image_are_fetched_again_and_not_kept() {
     }
     assert_eq!(blobs(root.path()), before);
     support::nothing_unfinished(root.path());
-    // A blob that was changed there is not saved.
-    fs::write(registry.blob_file(&layout.layers[0]), b"another").unwrap();
-    let error = store.save(std::slice::from_ref(&name), &[]).await.unwrap_err();
-    assert!(matches!(&error, SaveError::Layer { source: Some(_), .. }), "{error:?}");
+    // A blob that was changed there is not saved, and is named.
+    for changed in &layout.layers {
+        let whole = fs::read(registry.blob_file(changed)).unwrap();
+        fs::write(registry.blob_file(changed), b"another").unwrap();
+        let error = store.save(std::slice::from_ref(&name), &[]).await.unwrap_err();
+        assert!(matches!(&error, SaveError::Layer { layer, source: Some(_), .. } if layer == changed), "{error:?}");
+        fs::write(registry.blob_file(changed), whole).unwrap();
+    }
     // Nor does an image whose registry is gone become half an archive.
     let host = registry.reference("r:x").registry().to_owned();
     drop(registry);

@@ -248,10 +248,6 @@ impl Inner {
         staging: &Staging,
         auth: &[Credential],
     ) -> Result<(), SaveError> {
-        let failed = |source| {
-            let layer = missing.first().map_or_else(|| documents.manifest.clone(), |blob| blob.digest.clone());
-            SaveError::Layer { image: image.clone(), layer, source }
-        };
         let repositories: BTreeMap<String, &ImageRef> = documents.sources.iter().map(|r| (r.name(), r)).collect();
         let mut refused = None;
         for source in repositories.into_values() {
@@ -261,14 +257,23 @@ impl Inner {
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        Err(failed(refused.map(Box::new)))
+        let (layer, source) = refused.map_or((None, None), |(layer, source)| (layer, Some(Box::new(source))));
+        // Who refuses the image has none of them.
+        let first = || missing.first().map_or_else(|| documents.manifest.clone(), |blob| blob.digest.clone());
+        Err(SaveError::Layer { image: image.clone(), layer: layer.unwrap_or_else(first), source })
     }
 }
 
 impl Pull {
-    /// Brings blobs as they are into a directory, each under its digest's digits.
-    async fn copy_blobs(&self, blobs: &[Descriptor], to: &Staging, auth: &[Credential]) -> Result<(), PullError> {
-        let (resolved, sources) = self.resolve(auth).await?;
+    /// Brings blobs as they are into a directory, each under its digest's digits. With an error it tells which of them
+    /// cannot be had, when it is one of them.
+    async fn copy_blobs(
+        &self,
+        blobs: &[Descriptor],
+        to: &Staging,
+        auth: &[Credential],
+    ) -> Result<(), (Option<Digest>, PullError)> {
+        let (resolved, sources) = self.resolve(auth).await.map_err(|error| (None, error))?;
         let name = resolved.manifest_digest.to_string();
         self.progress.send_modify(|progress| {
             progress.phase = Phase::Fetching;
@@ -278,7 +283,8 @@ impl Pull {
             let _slot = self.inner.downloads.take(self.reference.registry()).await;
             let (path, digest, size) = (to.path().join(blob.digest.hex()), blob.digest.clone(), blob.size);
             let take = move |chunks: Chunks| copy_verified(chunks, &path, &digest, size);
-            self.bring(&sources, &name, number, blob, take).await?;
+            let brought = self.bring(&sources, &name, number, blob, take).await;
+            brought.map_err(|error| (Some(blob.digest.clone()), error))?;
             self.progress.send_modify(|p| {
                 if let Some(layer) = p.layers.get_mut(number) {
                     layer.done = true;
