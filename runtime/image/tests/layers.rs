@@ -584,6 +584,24 @@ fn a_full_disk_is_said_and_leaves_nothing_behind() {
     });
 }
 
+#[test]
+fn attributes_that_do_not_fit_one_file_are_no_full_disk() {
+    let records: Vec<(String, Vec<u8>)> =
+        (0..50).map(|n| (format!("SCHILY.xattr.user.{n}"), vec![b'v'; 200])).collect();
+    let records: Vec<(&str, &[u8])> = records.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+    let mut many = Tar::new();
+    many.pax(&records);
+    let ground = Ground::new();
+    let Err(error) = ground.apply(&many.file("dir/many", b"x").bytes()) else {
+        eprintln!("SKIPPED: the temporary directory's filesystem keeps any number of attributes; ext4 does not");
+        return;
+    };
+    assert!(!error.is_disk_full(), "{error:?}");
+    let (text, cause) = (error.to_string(), std::error::Error::source(&error).unwrap().to_string());
+    assert!(text.contains("dir/many") && text.contains("attributes"), "{text}");
+    assert!(cause.contains("more than this filesystem keeps for one file"), "{cause}");
+}
+
 /// One step of a random archive, over few names so that they meet.
 #[derive(Debug, Clone)]
 enum Step {

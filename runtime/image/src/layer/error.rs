@@ -75,7 +75,7 @@ pub enum LayerError {
 }
 
 impl LayerError {
-    /// The disk, or the quota on it, is full.
+    /// The disk, or the quota on it, is full; not so when attributes do not fit one file.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         let Self::Write { source, .. } = self else {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{XattrFlags, fgetxattr, fsetxattr, lsetxattr},
+    fs::{StatVfs, XattrFlags, fgetxattr, fsetxattr, fstatvfs, lsetxattr},
     io::Errno,
 };
 
@@ -45,7 +45,8 @@ fn is_kept(name: &[u8]) -> bool {
 /// Sets an archive's attributes on an open file or directory.
 pub(crate) fn set_all(file: impl AsFd, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> io::Result<()> {
     for (name, value) in xattrs.iter().filter(|(n, _)| is_kept(n)) {
-        tolerate(fsetxattr(file.as_fd(), OsStr::from_bytes(name), value, XattrFlags::empty()))?;
+        let set = fsetxattr(file.as_fd(), OsStr::from_bytes(name), value, XattrFlags::empty());
+        tolerate(set, file.as_fd())?;
     }
     Ok(())
 }
@@ -60,16 +61,27 @@ pub(crate) fn set_all_at(parent: BorrowedFd<'_>, name: &[u8], xattrs: &BTreeMap<
         match lsetxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty()) {
             // `user.` attributes exist only on files and directories.
             Err(Errno::PERM) if name.starts_with(b"user.") => {}
-            other => tolerate(other)?,
+            other => tolerate(other, parent)?,
         }
     }
     Ok(())
 }
 
 /// A file system without attributes holds the image all the same, as with every other tool.
-fn tolerate(result: rustix::io::Result<()>) -> io::Result<()> {
+///
+/// One that keeps a file's attributes in its inode and one more block, as ext4 does, says of more of them what it says
+/// of a full disk. Nothing that is removed makes room for these.
+fn tolerate(result: rustix::io::Result<()>, on: BorrowedFd<'_>) -> io::Result<()> {
     match result {
         Err(Errno::OPNOTSUPP) => Ok(()),
+        Err(Errno::NOSPC) if fstatvfs(on).is_ok_and(|now| has_room(&now)) => {
+            Err(io::Error::other("they are more than this filesystem keeps for one file"))
+        }
         other => Ok(other?),
     }
+}
+
+/// Some makes inodes as they are needed, and says that it has none.
+fn has_room(filesystem: &StatVfs) -> bool {
+    filesystem.f_bavail > 0 && (filesystem.f_files == 0 || filesystem.f_favail > 0)
 }
