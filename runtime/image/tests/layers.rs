@@ -602,6 +602,30 @@ fn attributes_that_do_not_fit_one_file_are_no_full_disk() {
     assert!(cause.contains("more than this filesystem keeps for one file"), "{cause}");
 }
 
+#[test]
+fn an_entry_of_an_owner_that_cannot_be_does_not_become_roots() {
+    let kinds = [EntryType::Regular, EntryType::Directory, EntryType::Symlink, EntryType::Fifo];
+    for (kind, id) in kinds.into_iter().flat_map(|kind| [(kind, "uid"), (kind, "gid")]) {
+        for name in ["x", "./"] {
+            let mut tar = Tar::new();
+            tar.pax(&[(id, b"4294967295")]);
+            tar.raw(Tar::header(kind, 0o6755, 0), name.as_bytes(), b"target", b"");
+            let ground = Ground::new();
+            let error = ground.apply(&tar.bytes()).unwrap_err();
+            assert!(matches!(error, LayerError::Refused { .. }), "{kind:?} {id} {name}: {error:?}");
+            assert!(tree(&ground.root()).is_empty());
+        }
+        // The largest that can be.
+        let mut tar = Tar::new();
+        tar.pax(&[(id, b"4294967294")]);
+        tar.raw(Tar::header(kind, 0o6755, 0), b"x", b"target", b"");
+        let ground = Ground::new();
+        ground.apply(&tar.bytes()).unwrap();
+        let facts = fs::symlink_metadata(ground.root().join("x")).unwrap();
+        assert_eq!(if id == "uid" { facts.uid() } else { facts.gid() }, u32::MAX - 1, "{kind:?}");
+    }
+}
+
 /// One step of a random archive, over few names so that they meet.
 #[derive(Debug, Clone)]
 enum Step {

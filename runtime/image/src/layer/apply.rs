@@ -123,6 +123,11 @@ impl Layer<'_> {
         let place = Place::new(&member.path, self.limits.path_bytes)?;
         self.contents.attributes |= !member.xattrs.is_empty();
         let refused = |problem| LayerError::Refused { path: shown(&member.path), problem };
+        // To chown(2) this means to leave the owner as it is: ours, with whatever set-id bits the entry has.
+        let has_owner = !matches!(member.kind, Kind::HardLink | Kind::Other);
+        if has_owner && [member.uid, member.gid].contains(&u32::MAX) {
+            return Err(refused("nobody can have the id 4294967295"));
+        }
         let Some((directory, name)) = place.split() else {
             return match member.kind {
                 Kind::Directory => {
