@@ -471,6 +471,28 @@ async fn usage_counts_shared_layers_once() {
 }
 
 #[tokio::test]
+async fn a_staging_directory_that_was_cleared_away_is_made_again() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let staging = root.path().join("staging");
+    let image = load(&store, &two_layers(), "a:1", "1").await;
+    support::nothing_unfinished(root.path());
+    for what in ["a load", "an index", "a removal"] {
+        // The last index may still be on its way.
+        while fs::remove_dir(&staging).is_err() {}
+        match what {
+            "a load" => drop(load(&store, &[Tar::new().file("x", b"1").bytes()], "b:1", "2").await),
+            "an index" => drop(store.tag(&image.id, &"a:2".parse().unwrap()).unwrap()),
+            _ => {
+                assert_eq!(store.remove_image(&image.id).unwrap().deleted, Some(image.id.clone()));
+                assert!(image.layers.iter().all(|layer| !layer.exists()), "{what}");
+            }
+        }
+        assert_eq!(fs::metadata(&staging).unwrap().permissions().mode() & 0o7777, 0o700, "{what}");
+    }
+}
+
+#[tokio::test]
 async fn a_tag_moves_and_what_it_leaves_without_a_name_can_be_collected() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());

@@ -88,21 +88,27 @@ impl Layout {
         if marker.exists() { Ok(()) } else { self.write(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#, false) }
     }
 
-    fn unique(&self, what: &str) -> PathBuf {
+    /// A name in staging that nobody has. Who clears away what was not used for long may have taken the directory, which
+    /// is empty most of the time.
+    fn unique(&self, what: &str) -> Result<PathBuf, StoreError> {
+        let staging = self.staging();
+        if !staging.is_dir() {
+            make_private(&staging, false)?;
+        }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.staging().join(format!("{what}-{number}"))
+        Ok(staging.join(format!("{what}-{number}")))
     }
 
     /// A new private directory that is removed again unless it is committed.
     pub(crate) fn stage(&self, what: &str) -> Result<Staging, StoreError> {
-        let path = self.unique(what);
+        let path = self.unique(what)?;
         make_private(&path, false)?;
         Ok(Staging { path })
     }
 
     /// Moves something finished out of sight, to be deleted without haste.
     pub(crate) fn discard(&self, path: &Path) -> Result<Option<Staging>, StoreError> {
-        let to = self.unique("trash");
+        let to = self.unique("trash")?;
         match fs::rename(path, &to) {
             Ok(()) => Ok(Some(Staging { path: to })),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -121,7 +127,7 @@ impl Layout {
 
     /// Replaces a file so that it always is either the old or the new one.
     pub(crate) fn write(&self, path: &Path, content: &[u8], durable: bool) -> Result<(), StoreError> {
-        let temporary = self.unique("file");
+        let temporary = self.unique("file")?;
         let failed = |operation| {
             let path = path.to_owned();
             move |source| StoreError::Io { operation, path, source }
