@@ -284,6 +284,39 @@ mod tests {
     }
 
     #[test]
+    fn of_an_index_the_best_variant_that_runs_is_chosen() {
+        let entry = |variant: &str| {
+            let d = Digest::of(variant.as_bytes());
+            let said = if variant.is_empty() { String::new() } else { format!(r#","variant":"{variant}""#) };
+            format!(
+                r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{d}","size":1,
+                    "platform":{{"os":"linux","architecture":"amd64"{said}}}}}"#
+            )
+        };
+        let index = |variants: &[&str]| {
+            let entries: Vec<String> = variants.iter().map(|variant| entry(variant)).collect();
+            let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
+            let Ok(Document::Index(entries)) = parse(text.as_bytes(), None) else { panic!("no index") };
+            entries
+        };
+        for (own, offered, expect) in [
+            (None, &["v4", "v3", "v2", ""][..], Some("")),
+            (None, &["v3", "v1"], Some("v1")),
+            (None, &["v2", "v3"], None),
+            (Some("v2"), &["", "v2", "v3"], Some("v2")),
+            (Some("v3"), &["", "v2", "v4"], Some("v2")),
+            (Some("v3"), &["", "v4"], Some("")),
+            (Some("v4"), &["", "v2", "v3", "v4"], Some("v4")),
+        ] {
+            let variant = own.map(str::to_owned);
+            let here = Platform { os: "linux".into(), architecture: "amd64".into(), variant };
+            let entries = index(offered);
+            let chosen = choose(&entries, &here).ok().map(|entry| entry.descriptor.digest.clone());
+            assert_eq!(chosen, expect.map(|variant| Digest::of(variant.as_bytes())), "{here}: {offered:?}");
+        }
+    }
+
+    #[test]
     fn remarks_on_a_layer_are_kept_when_they_are_text_and_never_refused() {
         let told = |annotations: &str| {
             let text = descriptor(OCI_LAYER).replace("\"size\"", &format!("\"annotations\":{annotations},\"size\""));
