@@ -8,7 +8,6 @@ use portreeve_engine::image::{Credential, ImageRef, Progress, ProgressSink, Regi
 use portreeve_manifests::Kind;
 use portreeve_plan::{Config, Configs, Failure, retry_at};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::report::PullReport;
 use crate::runtime::{ImageFacts, PullFailure, Runtime};
@@ -31,15 +30,13 @@ enum Shown {
 #[derive(Debug, Clone)]
 pub(crate) struct Watched {
     progress: watch::Receiver<Progress>,
-    /// When it was asked for.
-    began: Instant,
 }
 
 impl Watched {
     /// Where a pull shows how far it is, and where that is seen.
     pub(crate) fn new() -> (ProgressSink, Self) {
         let (sink, progress) = watch::channel(Progress::default());
-        (sink, Self { progress, began: Instant::now() })
+        (sink, Self { progress })
     }
 
     /// Waits until it is further than when it was looked at; `false` when it has ended.
@@ -47,7 +44,7 @@ impl Watched {
         self.progress.changed().await.is_ok()
     }
 
-    /// How far it is: layers, bytes, and bytes per second since it was asked for; nothing before layers are fetched.
+    /// How far it is: layers, bytes, and bytes per second since the first was asked for; nothing before layers are fetched.
     pub(crate) fn words(&self) -> String {
         let report = report("", &Shown::Running(self.clone()));
         if report.layers == 0 {
@@ -87,7 +84,7 @@ impl Pulls {
         sink: ProgressSink,
     ) -> Result<ImageFacts, PullFailure> {
         let progress = sink.subscribe();
-        let watched = Watched { progress: progress.clone(), began: Instant::now() };
+        let watched = Watched { progress: progress.clone() };
         self.show(&uid, &image, Some(Shown::Running(watched)));
         let _shown = Hide { pulls: &self, uid: &uid, image: &image };
         // A name that is no reference has no registry to wait for: the pull says so.
@@ -150,15 +147,14 @@ fn report(image: &str, shown: &Shown) -> PullReport {
         next_try: None,
     };
     match shown {
-        Shown::Running(Watched { progress, began }) => {
+        Shown::Running(Watched { progress }) => {
             let progress = progress.borrow();
             "Pulling".clone_into(&mut report.state);
             report.layers = progress.layers.len() as u64;
             report.layers_done = progress.layers.iter().filter(|layer| layer.done).count() as u64;
             report.bytes = progress.fetched_bytes();
             report.total_bytes = progress.total_bytes();
-            let millis = began.elapsed().as_millis().max(1);
-            report.bytes_per_second = u64::try_from(u128::from(report.bytes) * 1000 / millis).unwrap_or(u64::MAX);
+            report.bytes_per_second = progress.bytes_per_second();
         }
         Shown::Failed(failure) => {
             "Failed".clone_into(&mut report.state);
@@ -223,6 +219,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::fake::{FakeRuntime, Script};
     use portreeve_engine::image::{Digest, LayerProgress};
+    use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
     async fn a_pull_tells_its_layers_bytes_and_rate() {
@@ -239,10 +236,16 @@ mod tests {
             whole: None,
         };
         let layers = vec![layer(b"a", 3_000_000, true), layer(b"b", 1_000_000, false)];
-        sink.send_modify(|progress| progress.layers = layers);
+        // The wait for a slot is no time in which bytes come.
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        sink.send_modify(|progress| (progress.layers, progress.began) = (layers, Some(Instant::now())));
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         assert!(watched.changed().await);
         assert_eq!(watched.words(), "1 of 2 layers, 4.0MB of 6.0MB, 2.0MB/s");
+        // Who joins late is told what the pull shows to all.
+        let (late_sink, late) = Watched::new();
+        late_sink.send_replace(sink.borrow().clone());
+        assert_eq!(late.words(), watched.words());
         drop(sink);
         assert!(!watched.changed().await);
     }

@@ -356,7 +356,7 @@ pub struct PullReport {
     pub bytes: u64,
     /// Bytes in all, 0 while unknown.
     pub total_bytes: u64,
-    /// Bytes received in each second since it began.
+    /// Bytes received in each second since the first layer was asked for.
     pub bytes_per_second: u64,
     /// Attempts that failed.
     pub attempts: u32,

@@ -1,6 +1,6 @@
 //! How far a pull is.
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{digest::Digest, manifest::Descriptor};
 
@@ -63,6 +63,8 @@ pub struct Progress {
     pub phase: Phase,
     /// Every layer, lowest first; empty while resolving.
     pub layers: Vec<LayerProgress>,
+    /// When the first layer was asked for, after any wait for its turn; `None` while nothing is fetched.
+    pub began: Option<Instant>,
     /// The host that has the image.
     pub host: Option<String>,
     /// Hosts that were asked in vain, in order, and what was wrong there.
@@ -89,5 +91,13 @@ impl Progress {
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.layers.iter().filter(|l| !l.present).map(|l| l.total_bytes).sum()
+    }
+
+    /// Bytes fetched in each second since the first layer was asked for; the same for everyone who looks now.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> u64 {
+        let Some(began) = self.began else { return 0 };
+        let millis = began.elapsed().as_millis().max(1);
+        u64::try_from(u128::from(self.fetched_bytes()) * 1000 / millis).unwrap_or(u64::MAX)
     }
 }

@@ -38,6 +38,7 @@ async fn oci_and_docker_images_in_every_compression_unpack_to_the_same_layers() 
         let progress = progress.borrow().clone();
         assert_eq!(progress.phase, Phase::Done);
         assert!(progress.layers.iter().all(|l| l.done && l.fetched_bytes == l.total_bytes), "{progress:?}");
+        assert!(progress.began.is_some());
         trees.push(image.layers.iter().map(|l| tree(l)).collect::<Vec<_>>());
         // A second time nothing is fetched, and the image is found by tag, digest and id.
         let again = store.pull(&reference, &[], None).await.unwrap();

@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -322,6 +325,11 @@ impl Pull {
         if self.broken_off.is_cancelled() {
             return Err(PullError::Interrupted { image: self.reference.to_string() });
         }
+        self.progress.send_if_modified(|p| {
+            let first = p.began.is_none();
+            p.began.get_or_insert_with(Instant::now);
+            first
+        });
         if self.place_in_parts(sources, manifest, number, blob, diff_id).await? {
             self.show(number, |l| l.done = true);
             return Ok(());
