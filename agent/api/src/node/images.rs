@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use portreeve_engine::chain;
 use portreeve_engine::image::{
-    self, Credential, ImageRef, ProgressSink, PullError, PushError, Referrer, SaveError, Saving, Store, StoreError,
-    Unneeded,
+    self, Credential, ImageRef, LayerError, LoadError, ProgressSink, PullError, PushError, Referrer, SaveError, Saving,
+    Store, StoreError, Unneeded,
 };
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::{self, error::SendTimeoutError};
@@ -94,7 +94,7 @@ impl NodeBackend {
     pub(super) async fn load_images(&self, tar: mpsc::Receiver<io::Result<Bytes>>) -> Result<Vec<Image>, BackendError> {
         let tar = TarReader { pieces: tar, current: Bytes::new() };
         let loaded = self.engine()?.images().load(tar).await;
-        let loaded = loaded.map_err(|error| BackendError::Invalid { message: chain(&error), causes: Vec::new() })?;
+        let loaded = loaded.map_err(not_loaded)?;
         Ok(loaded.iter().flat_map(each_name).collect())
     }
 
@@ -267,6 +267,18 @@ fn refused(error: &PullError) -> BackendError {
     BackendError::Unavailable(format!("{}; {}", chain(error), error.advice()))
 }
 
+/// Only what is wrong with the archive is the client's to mend.
+fn not_loaded(error: LoadError) -> BackendError {
+    match &error {
+        // As with a pull.
+        LoadError::DiskFull { .. } => BackendError::Unavailable(chain(&error)),
+        LoadError::Store(_) | LoadError::Open { .. } | LoadError::Layer { source: LayerError::Write { .. }, .. } => {
+            internal(error)
+        }
+        _ => BackendError::Invalid { message: chain(&error), causes: Vec::new() },
+    }
+}
+
 fn absent(reference: &str) -> BackendError {
     BackendError::NotFound(format!("image \"{reference}\" not found"))
 }
@@ -352,6 +364,23 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn a_load_that_fails_here_is_no_fault_of_the_archive() {
+        let full = LoadError::DiskFull { path: "/store".into() };
+        assert!(matches!(not_loaded(full), BackendError::Unavailable(_)));
+        let broken = || io::Error::from_raw_os_error(5);
+        let store = StoreError::Io { operation: "writing", path: "/store/index".into(), source: broken() };
+        let write = LayerError::Write { path: "a".to_owned(), operation: "write", source: Arc::new(broken()) };
+        let layer = |source| LoadError::Layer { layer: "0/layer.tar".to_owned(), source };
+        for error in [LoadError::Store(store), layer(write)] {
+            assert!(matches!(not_loaded(error), BackendError::Internal(text) if text.contains("os error 5")));
+        }
+        let limit = LayerError::Limit { what: "entries", limit: 1 };
+        for error in [LoadError::NotAnImage, layer(limit)] {
+            assert!(matches!(not_loaded(error), BackendError::Invalid { .. }));
+        }
+    }
 
     #[test]
     fn an_image_is_listed_under_each_of_its_names_with_the_age_that_is_known() {
