@@ -41,23 +41,11 @@ pub(crate) struct Collector {
 
 impl Collector {
     pub(crate) async fn run(self) {
-        let mut images = self.engine.images().changes();
-        let mut clock = tokio::time::interval(EVERY);
-        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                // cancel-safe: all three only observe.
-                () = self.stop.cancelled() => return,
-                _ = clock.tick() => {}
-                changed = images.changed() => if changed.is_err() { return },
-            }
-            self.check().await;
-            // What was removed here is no news.
-            images.mark_unchanged();
-        }
+        check_at_changes(self.engine.images().changes(), &self.stop, || self.check()).await;
     }
 
-    async fn check(&self) {
+    /// Whether it could be done.
+    async fn check(&self) -> bool {
         let store = self.engine.images().clone();
         let (shared, ledger, bounds) = (self.shared.clone(), self.ledger.clone(), self.bounds);
         let done = tokio::task::spawn_blocking(move || {
@@ -69,10 +57,11 @@ impl Collector {
             Ok(Ok(done)) => done,
             Ok(Err(error)) => {
                 warn!(error = %chain(&error), "room for images could not be made");
-                return self.tell(Some(format!("room for images could not be made: {}", chain(&error))));
+                self.tell(Some(format!("room for images could not be made: {}", chain(&error))));
+                return false;
             }
             // The agent ends.
-            Err(_) => return,
+            Err(_) => return false,
         };
         let node = Subject::node(&self.shared.node.name);
         if !freed.images.is_empty() {
@@ -90,6 +79,7 @@ impl Collector {
             )
         });
         self.tell(problem);
+        true
     }
 
     fn tell(&self, problem: Option<String>) {
@@ -118,6 +108,31 @@ impl Collector {
             *room = new;
             changed
         });
+    }
+}
+
+/// Checks once a minute and when images change, also when they do so during a check.
+async fn check_at_changes<C: Future<Output = bool>>(
+    mut images: watch::Receiver<()>,
+    stop: &CancellationToken,
+    check: impl Fn() -> C,
+) {
+    let mut clock = tokio::time::interval(EVERY);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            // cancel-safe: all three only observe.
+            () = stop.cancelled() => return,
+            _ = clock.tick() => {}
+            changed = images.changed() => if changed.is_err() { return },
+        }
+        // Before the check: what comes while it works is looked at next. What it removes itself is looked at once more
+        // as well, and then it removes nothing.
+        images.mark_unchanged();
+        if !check().await {
+            // A failure changes images for a moment, and is tried again by the clock alone.
+            images.mark_unchanged();
+        }
     }
 }
 
@@ -157,6 +172,26 @@ mod tests {
 
     use super::*;
     use crate::desired::Record;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_during_a_check_is_looked_at_at_once() {
+        let (changed, images) = watch::channel(());
+        let checks = std::cell::RefCell::new(Vec::new());
+        let begun = tokio::time::Instant::now();
+        // Of which check images change meanwhile, and which fails.
+        let check = async || {
+            let number = checks.borrow().len();
+            checks.borrow_mut().push(begun.elapsed().as_secs());
+            if number < 3 {
+                changed.send_replace(());
+            }
+            number != 2
+        };
+        let stop = CancellationToken::new();
+        let running = check_at_changes(images, &stop, check);
+        let _ended = tokio::time::timeout(EVERY + EVERY / 2, running).await;
+        assert_eq!(*checks.borrow(), [0, 0, 0, 60], "a change is looked at, a failure waits for the clock");
+    }
 
     #[test]
     fn the_images_of_pods_that_are_not_shown_yet_are_wanted_too() {

@@ -169,7 +169,7 @@ impl Catalog {
             }
             self.put_down(&file, before)?;
         } else {
-            self.changed.send_replace(());
+            self.tell(&before);
         }
         swept += sweep(&self.layout, &self.write());
         Ok((result, swept))
@@ -188,15 +188,28 @@ impl Catalog {
 
     fn put_down(&self, file: &IndexFile, before: Before) -> Result<(), StoreError> {
         let written = self.write_index(file);
-        if written.is_err() {
+        if written.is_ok() {
+            self.tell(&before);
+        } else {
             let mut state = self.write();
             (state.images, state.preloaded) = before;
             // What made room on a full disk does not come back: an image without it is none.
             state.images.retain(|_, entry| entry.record.is_in_place(&self.layout));
+            drop(state);
+            // What was visible for a moment is not any more.
+            self.changed.send_replace(());
         }
-        // Also after a failure: what was visible for a moment is not any more.
-        self.changed.send_replace(());
         written
+    }
+
+    /// Wakes those who look, when something is another than before: whoever removes images when they change would
+    /// otherwise wake itself for ever.
+    fn tell(&self, (images, _): &Before) {
+        let before = images.values().map(|entry| &entry.record);
+        let changed = !before.eq(self.read().images.values().map(|entry| &entry.record));
+        if changed {
+            self.changed.send_replace(());
+        }
     }
 
     /// Wakes after every change of the images.
