@@ -86,6 +86,8 @@ pub struct Script {
     pub registry_pause: Option<Duration>,
     /// A pull fails because the agent is set to fetch at another time.
     pub outside_window: bool,
+    /// How long a pull takes beside the time of a verb.
+    pub pull_takes: Duration,
 }
 
 impl Default for Script {
@@ -100,6 +102,7 @@ impl Default for Script {
             refused: BTreeMap::new(),
             registry_pause: None,
             outside_window: false,
+            pull_takes: Duration::ZERO,
         }
     }
 }
@@ -117,6 +120,8 @@ struct World {
     /// `cpu.shares` of the cgroups above pods.
     shares: BTreeMap<String, u64>,
     log: Vec<String>,
+    /// Each pull that was begun, and its logins.
+    pulls_begun: Vec<(String, usize)>,
     violations: Vec<String>,
 }
 
@@ -152,6 +157,7 @@ impl FakeRuntime {
                 dead: false,
                 shares: BTreeMap::new(),
                 log: Vec::new(),
+                pulls_begun: Vec::new(),
                 violations: Vec::new(),
             }),
             clock,
@@ -200,6 +206,16 @@ impl FakeRuntime {
     /// Whom the registry refuses, it asks not to come back before that.
     pub fn make_registry_busy(&self, pause: Duration) {
         self.world().script.registry_pause = Some(pause);
+    }
+
+    /// From now on pulls take so long.
+    pub fn slow_pulls(&self, takes: Duration) {
+        self.world().script.pull_takes = takes;
+    }
+
+    /// Each pull that was begun, whether it ended or not: the image, and the number of logins.
+    pub fn pulls_begun(&self) -> Vec<(String, usize)> {
+        self.world().pulls_begun.clone()
     }
 
     /// Whether the agent is set to fetch at another time.

@@ -86,7 +86,7 @@ impl Pulls {
         let progress = sink.subscribe();
         let watched = Watched { progress: progress.clone() };
         self.show(&uid, &image, Some(Shown::Running(watched)));
-        let _shown = Hide { pulls: &self, uid: &uid, image: &image };
+        let _shown = Hide { pulls: &self, uid: &uid, image: &image, progress: &progress };
         // A name that is no reference has no registry to wait for: the pull says so.
         let registry = image.parse::<ImageRef>().map(|name| name.registry().to_owned()).unwrap_or_default();
         let _slot = self.slots.take(&registry).await;
@@ -176,11 +176,17 @@ struct Hide<'a> {
     pulls: &'a Pulls,
     uid: &'a str,
     image: &'a str,
+    progress: &'a watch::Receiver<Progress>,
 }
 
 impl Drop for Hide<'_> {
     fn drop(&mut self) {
-        self.pulls.show(self.uid, self.image, None);
+        let mut all = self.pulls.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was given up may end after its successor began.
+        all.retain(|(uid, image), shown| {
+            let own = matches!(shown, Shown::Running(watched) if watched.progress.same_channel(self.progress));
+            uid != self.uid || image != self.image || !own
+        });
     }
 }
 

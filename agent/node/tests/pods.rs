@@ -285,6 +285,46 @@ async fn a_missing_pull_secret_is_an_event() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edit_leaves_a_pull_alone_that_the_pod_wants_as_before() {
+    let with = |metadata: &str, spec: &str| {
+        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p{metadata}}}\nspec:\n{spec}")
+    };
+    let slow = "  containers: [{name: c, image: \"slow:1\"}]\n";
+    let world = World::new(&with("", slow));
+    world.runtime.slow_pulls(Duration::from_secs(60));
+    world.runtime.publish("slow:1");
+    world.runtime.publish("slow:2");
+    let begun = |w: &World| w.runtime.pulls_begun();
+    world.until("it is pulled", |w| begun(w).len() == 1).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // Another label.
+    let edit = |text: &str| world.sets.send_replace(set(&[("p.yaml", text)]));
+    edit(&with(", labels: {a: b}", slow));
+    let labelled = |w: &World| w.pod().is_some_and(|pod| pod.metadata.labels.is_some());
+    world.until("it is seen", labelled).await;
+    world.until("it runs", |w| w.running("c") == 1).await;
+    assert_eq!(begun(&world), [("slow:1".to_owned(), 0)]);
+    assert_eq!(world.events("Pulling").len(), 1);
+    // Another image, and then another login for it.
+    let other = "  containers: [{name: c, image: \"slow:2\"}]\n";
+    edit(&with("", other));
+    world.until("it is pulled", |w| begun(w).len() == 2).await;
+    let login = "apiVersion: v1\nkind: Secret\nmetadata: {name: login}\ntype: kubernetes.io/dockerconfigjson\nstringData: \
+                 {.dockerconfigjson: '{\"auths\": {\"r.example\": {\"username\": \"u\", \"password\": \"p\"}}}'}\n";
+    let pod = with("", &format!("  imagePullSecrets: [{{name: login}}]\n{other}"));
+    edit(&format!("{login}---\n{pod}"));
+    world.until("it is pulled with it", |w| begun(w).len() == 3).await;
+    // The first image is wanted again: the pull of the other is given up.
+    edit(&with("", slow));
+    world.until("it runs", |w| w.running("c") == 1).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(begun(&world), [("slow:1".to_owned(), 0), ("slow:2".to_owned(), 0), ("slow:2".to_owned(), 1)]);
+    assert!(!world.runtime.log().contains(&"pull slow:2".to_owned()), "{:?}", world.runtime.log());
+    assert_eq!(world.runtime.violations(), [""; 0]);
+    world.node.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_sandbox_is_an_event() {
     let world = World::new(&pod(GOOD));
     world.until("it runs", |w| w.running("good") == 1).await;

@@ -231,6 +231,7 @@ async fn simulate(seed: u64) -> Result<(), String> {
         refused: BTreeMap::new(),
         registry_pause: None,
         outside_window: false,
+        pull_takes: Duration::ZERO,
     };
     let runtime = FakeRuntime::new(seed, script, clock.clone());
     let mut config = NodeConfig::new("sim", "/manifests", dir.path().join("root"), dir.path().join("run"));

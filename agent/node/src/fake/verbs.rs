@@ -350,10 +350,18 @@ impl Runtime for FakeRuntime {
     fn pull<'a>(
         &'a self,
         reference: &'a str,
-        _credentials: Vec<Credential>,
+        credentials: Vec<Credential>,
         _progress: Option<ProgressSink>,
     ) -> BoxFuture<'a, Result<ImageFacts, PullFailure>> {
         Box::pin(async move {
+            let takes = {
+                let mut world = self.world();
+                world.pulls_begun.push((reference.to_owned(), credentials.len()));
+                world.script.pull_takes
+            };
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
             let pulled = self
                 .verb(format!("pull {reference}"), |world| {
                     if world.script.in_registry.contains(reference) {

@@ -19,6 +19,7 @@ use tracing::debug;
 use super::{Outcome, Worker, WorkerNews};
 use crate::events::EventKind;
 use crate::volumes::Facts;
+pub(super) use pull::Running;
 
 /// A step that failed: what it was about, the planner's reason, the event's reason, the error.
 struct StepFailure {

@@ -96,9 +96,12 @@ pub(crate) enum WorkerNews {
 /// A pull of this pod.
 #[derive(Debug)]
 enum PullState {
-    Running { after: Option<Failure>, progress: Watched },
+    Running { after: Option<Failure>, progress: Watched, running: execute::Running },
     Failed(Failure),
 }
+
+/// How long a pull took, and what came of it.
+type PullDone = (Duration, Result<ImageFacts, PullFailure>);
 
 /// How executing a plan ended.
 enum Outcome {
@@ -123,7 +126,7 @@ pub(crate) struct Worker {
     past: PastBook,
     failures: BTreeMap<Attempted, Failure>,
     pulls: BTreeMap<ImageName, PullState>,
-    pull_tasks: JoinSet<(ImageName, Duration, Result<ImageFacts, PullFailure>)>,
+    pull_tasks: JoinSet<PullDone>,
     kills: kill::Kills,
     probes: Probes,
     probe_inbox: mpsc::Receiver<ProbeReport>,
@@ -235,7 +238,8 @@ impl Worker {
     async fn reconcile(&mut self, desired: &Arc<DesiredPod>) -> Round {
         let timer = self.shared.metrics.reconciles.start_timer();
         self.take_reports();
-        self.take_pulls(desired);
+        self.drop_unwanted_pulls(desired);
+        self.take_pulls();
         self.drop_settled_pulls(desired);
         self.take_kills();
         let observed = Arc::new(self.observe(desired));
@@ -318,10 +322,8 @@ impl Worker {
                 Some("probe")
             }
             // cancel-safe: a finished task stays in the set until it is joined.
-            Some(done) = self.pull_tasks.join_next() => {
-                if let Ok(done) = done {
-                    self.note_pull(done);
-                }
+            Some(ended) = self.pull_tasks.join_next_with_id() => {
+                self.note_pull(ended);
                 Some("pull")
             }
             // cancel-safe: see there.

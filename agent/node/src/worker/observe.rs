@@ -192,7 +192,7 @@ impl Worker {
             let pull = self.pulls.get(&name);
             let view = match (self.shared.runtime.lookup_image(&name.0), pull) {
                 (Err(message), _) => ImageView::Invalid { message },
-                (Ok(_), Some(PullState::Running { after, progress })) => {
+                (Ok(_), Some(PullState::Running { after, progress, .. })) => {
                     ImageView::Pulling { after: after.clone(), progress: progress.words() }
                 }
                 (Ok(Some(facts)), pull) => {

@@ -6,17 +6,46 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use portreeve_plan::{Action, DesiredPod, ImageName, Step};
+use portreeve_engine::image::Credential;
+use portreeve_plan::{Action, DesiredPod, ImageName, Intent, Step};
+use tokio::task::{AbortHandle, Id, JoinError};
 
 use super::super::observe::needing;
-use super::super::{PullState, Worker, next_failure, still_to_pull};
+use super::super::{PullDone, PullState, Worker, next_failure, still_to_pull};
 use super::StepResult;
 use crate::events::EventKind;
 use crate::pulls::{self, Watched};
-use crate::runtime::{ImageFacts, PullFailure};
 
 /// How often a pod's status says how far its pulls are.
 const SHOWN_EVERY: Duration = Duration::from_secs(2);
+
+/// A pull that runs, and what it was begun with.
+#[derive(Debug)]
+pub(in crate::worker) struct Running {
+    task: AbortHandle,
+    wanted: Wanted,
+}
+
+/// What of a pod's manifest, and of its Secrets, decides how an image is pulled.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    /// Of each thing that needs it.
+    policies: BTreeSet<String>,
+    credentials: Vec<Credential>,
+}
+
+impl Wanted {
+    /// With a word for each login that cannot be read; `None` when the pod does not need the image.
+    fn of(desired: &DesiredPod, image: &ImageName) -> Option<(Self, Vec<String>)> {
+        let policies: BTreeSet<String> =
+            needing(desired, &image.0).map(|(_, needed)| needed.policy.to_owned()).collect();
+        if desired.intent != Intent::Run || policies.is_empty() {
+            return None;
+        }
+        let (credentials, problems) = pulls::credentials(&desired.pod, &desired.configs);
+        Some((Self { policies, credentials }, problems))
+    }
+}
 
 /// Waits until a pull that runs is further than when it was looked at, and not before that time.
 async fn moved(pulls: &mut BTreeMap<ImageName, PullState>, not_before: tokio::time::Instant) {
@@ -43,8 +72,9 @@ impl Worker {
     pub(super) async fn pull(&mut self, desired: &Arc<DesiredPod>, batch: &[Step]) -> StepResult {
         let mut waiting = BTreeSet::new();
         for step in batch {
-            if let Action::PullImage { image, containers } = &step.action {
-                self.begin_pull(desired, image, containers);
+            if let Action::PullImage { image, containers } = &step.action
+                && self.begin_pull(desired, image, containers)
+            {
                 waiting.insert(image.clone());
             }
         }
@@ -53,15 +83,12 @@ impl Worker {
         while !waiting.is_empty() {
             tokio::select! {
                 // cancel-safe: a finished task stays in the set until it is joined.
-                done = self.pull_tasks.join_next() => match done {
+                done = self.pull_tasks.join_next_with_id() => match done {
                     None => return StepResult::Interrupted,
-                    Some(Ok(done)) => {
-                        waiting.remove(&done.0);
-                        failed |= done.2.is_err();
-                        self.note_pull(done);
-                    }
-                    // A pull that panicked: asked for again by the next plan.
-                    Some(Err(_)) => { self.pulls.retain(|_, state| matches!(state, PullState::Failed(_))); return StepResult::Interrupted; }
+                    Some(ended) => if let Some((image, pulled)) = self.note_pull(ended) {
+                        waiting.remove(&image);
+                        failed |= !pulled;
+                    },
                 },
                 // cancel-safe: a change stays unseen until it is looked at.
                 () = moved(&mut self.pulls, shown_at + SHOWN_EVERY) => {
@@ -70,7 +97,7 @@ impl Worker {
                     shown_at = tokio::time::Instant::now();
                 }
                 // cancel-safe: the value stays in the channel.
-                _ = self.mailbox.changed() => { self.mailbox.mark_changed(); self.keep_or_drop_pulls(); return StepResult::Interrupted; }
+                _ = self.mailbox.changed() => { self.mailbox.mark_changed(); return StepResult::Interrupted; }
                 // cancel-safe: a notification stays stored.
                 () = self.wake.notified() => return StepResult::Interrupted,
                 // cancel-safe: see there.
@@ -91,13 +118,14 @@ impl Worker {
         if failed { StepResult::Interrupted } else { StepResult::Done }
     }
 
-    fn begin_pull(&mut self, desired: &Arc<DesiredPod>, image: &ImageName, containers: &[String]) {
+    /// Whether there is something to wait for.
+    fn begin_pull(&mut self, desired: &Arc<DesiredPod>, image: &ImageName, containers: &[String]) -> bool {
         let after = match self.pulls.get(image) {
-            Some(PullState::Running { .. }) => return,
+            Some(PullState::Running { .. }) => return true,
             Some(PullState::Failed(failure)) => Some(failure.clone()),
             None => None,
         };
-        let (credentials, problems) = pulls::credentials(&desired.pod, &desired.configs);
+        let Some((wanted, problems)) = Wanted::of(desired, image) else { return false };
         for problem in &problems {
             let message = format!("unable to use an image pull secret: {problem}");
             self.event(desired, None, EventKind::Warning, "FailedToRetrieveImagePullSecret", &message);
@@ -107,34 +135,40 @@ impl Worker {
         }
         let pulls = Arc::clone(&self.shared.pulls);
         let runtime = Arc::clone(&self.shared.runtime);
-        let (uid, name) = (self.uid.0.clone(), image.clone());
+        let (uid, name) = (self.uid.0.clone(), image.0.clone());
         let (sink, progress) = Watched::new();
-        self.pull_tasks.spawn(async move {
+        let credentials = wanted.credentials.clone();
+        let task = self.pull_tasks.spawn(async move {
             let began = tokio::time::Instant::now();
-            let pull = pulls.pull(runtime, uid, name.0.clone(), credentials, sink);
+            let pull = pulls.pull(runtime, uid, name, credentials, sink);
             let result = pull.await.map_err(|mut failure| {
                 for problem in &problems {
                     failure.message.push_str(&format!("; imagePullSecrets: {problem}"));
                 }
                 failure
             });
-            (name, began.elapsed(), result)
+            (began.elapsed(), result)
         });
-        self.pulls.insert(image.clone(), PullState::Running { after, progress });
+        self.pulls.insert(image.clone(), PullState::Running { after, progress, running: Running { task, wanted } });
+        true
     }
 
-    /// An edit may want other images, or name other credentials: pulls begin anew.
-    fn keep_or_drop_pulls(&mut self) {
-        self.pull_tasks.abort_all();
-        self.pulls.retain(|_, state| matches!(state, PullState::Failed(_)));
-        while self.pull_tasks.try_join_next().is_some() {}
-    }
-
-    pub(in crate::worker) fn take_pulls(&mut self, _desired: &DesiredPod) {
-        while let Some(done) = self.pull_tasks.try_join_next() {
-            if let Ok(done) = done {
-                self.note_pull(done);
+    /// Gives up pulls of images that the pod does not want any more, or wants by other logins or another policy; the
+    /// next plan asks for those again. The others go on, whatever else was edited.
+    pub(in crate::worker) fn drop_unwanted_pulls(&mut self, desired: &DesiredPod) {
+        self.pulls.retain(|image, state| {
+            let PullState::Running { running, .. } = state else { return true };
+            let wanted = Wanted::of(desired, image).is_some_and(|(wanted, _)| wanted == running.wanted);
+            if !wanted {
+                running.task.abort();
             }
+            wanted
+        });
+    }
+
+    pub(in crate::worker) fn take_pulls(&mut self) {
+        while let Some(ended) = self.pull_tasks.try_join_next_with_id() {
+            self.note_pull(ended);
         }
     }
 
@@ -152,18 +186,26 @@ impl Worker {
         }
     }
 
-    /// Notes how a pull ended.
-    pub(in crate::worker) fn note_pull(&mut self, done: (ImageName, Duration, Result<ImageFacts, PullFailure>)) {
-        let (image, took, result) = done;
+    /// Notes how a pull ended: which, and whether the image is there; nothing when it was given up before.
+    pub(in crate::worker) fn note_pull(
+        &mut self,
+        ended: Result<(Id, PullDone), JoinError>,
+    ) -> Option<(ImageName, bool)> {
+        // By its task: one that was begun anew has the same name.
+        let task = ended.as_ref().map_or_else(JoinError::id, |(task, _)| *task);
+        let (image, before) = self.pulls.iter().find_map(|(image, state)| match state {
+            PullState::Running { after, running, .. } if running.task.id() == task => {
+                Some((image.clone(), after.clone()))
+            }
+            _ => None,
+        })?;
+        self.pulls.remove(&image);
+        // One that panicked is asked for again by the next plan.
+        let Ok((_, (took, result))) = ended else { return Some((image, false)) };
+        let pulled = result.is_ok();
         let desired = Arc::clone(&self.mailbox.borrow());
-        let label = if result.is_ok() { "success" } else { "failure" };
+        let label = if pulled { "success" } else { "failure" };
         self.shared.metrics.pulls.with_label_values(&[label]).observe(took.as_secs_f64());
-        let before = match self.pulls.remove(&image) {
-            Some(PullState::Running { after, .. }) => after,
-            Some(PullState::Failed(failure)) => Some(failure),
-            // Given up meanwhile.
-            None => return,
-        };
         let mut users: Vec<String> = needing(&desired, &image.0).map(|(container, _)| container.name.clone()).collect();
         users.dedup();
         match result {
@@ -204,8 +246,9 @@ impl Worker {
                 for user in &users {
                     self.back_off(&desired, Some(user), "Failed", &message, next);
                 }
-                self.pulls.insert(image, PullState::Failed(failure));
+                self.pulls.insert(image.clone(), PullState::Failed(failure));
             }
         }
+        Some((image, pulled))
     }
 }
