@@ -60,8 +60,17 @@ fn window_bytes(frame: &[u8]) -> Option<u64> {
         return Some(base + base / 8 * u64::from(window & 7));
     }
     // The content is the window. Its size stands behind the id of a dictionary.
-    let rest = rest.get([0, 1, 2, 4][usize::from(descriptor & 3)]..)?;
-    let (length, more) = [(1, 0), (2, 256), (4, 0), (8, 0)][usize::from(descriptor >> 6)];
+    let dictionary = match descriptor & 3 {
+        3 => 4,
+        length => usize::from(length),
+    };
+    let (length, more) = match descriptor >> 6 {
+        0 => (1, 0),
+        1 => (2, 256),
+        2 => (4, 0),
+        _ => (8, 0),
+    };
+    let rest = rest.get(dictionary..)?;
     let mut size = [0; 8];
     size.get_mut(..length)?.copy_from_slice(rest.get(..length)?);
     Some(u64::from_le_bytes(size).saturating_add(more))
