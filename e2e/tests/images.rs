@@ -608,7 +608,9 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     assert!(value(&metrics, "portreeve_image_pull_remaining_bytes ") > 0);
     agent.wait_ready("a");
     agent.wait_ready("twin");
-    assert_eq!(agent.client(&["image", "pulls"]).ok().lines().count(), 1, "titles alone");
+    let pulls = json(&agent.client(&["image", "pulls", "-o", "json"]).ok());
+    assert_eq!((pulls.as_array().unwrap().len(), &pulls[0]["state"]), (1, &json!("Pulled")), "{pulls}");
+    assert!(pulls[0]["message"].as_str().unwrap().starts_with("from "), "{pulls}");
     let metrics = metrics_of(&world, &agent);
     // Its configuration comes besides.
     let fetched = value(&metrics, "portreeve_image_pulled_bytes_total ");

@@ -152,7 +152,11 @@ impl Metrics {
             let here = reports.iter().filter(|report| report.state == state).count();
             self.pulls_now.with_label_values(&[&state.to_lowercase()]).set(count(here as u64));
         }
-        let left = reports.iter().map(|report| report.total_bytes.saturating_sub(report.bytes)).sum();
+        let left = reports
+            .iter()
+            .filter(|report| report.state == "Pulling")
+            .map(|report| report.total_bytes.saturating_sub(report.bytes))
+            .sum();
         self.pulls_left.set(count(left));
     }
 

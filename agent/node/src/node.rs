@@ -152,7 +152,7 @@ impl Node {
         )?);
         let (outbox, news) = mpsc::unbounded_channel();
         let metrics = Metrics::new(&config.version)?;
-        let pulls = Pulls::new(config.max_concurrent_pulls);
+        let pulls = Pulls::new(config.max_concurrent_pulls, clock.clone());
         let shared = Arc::new(Shared {
             place: Place {
                 cgroup_root: config.cgroup_root.clone(),
@@ -402,7 +402,7 @@ impl Node {
         wanted_images(&self.pods().items, &self.inner.outlook.ledger.borrow().clone(), find)
     }
 
-    /// Pulls that run or wait for their next attempt.
+    /// Pulls that run or wait for their next attempt, and those that went well some minutes ago.
     pub fn pulls(&self) -> Vec<PullReport> {
         self.inner.shared.pulls.reports()
     }

@@ -1,7 +1,8 @@
 //! Pulls of the whole node: bounded in number, visible while they run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use portreeve_engine::image::{Credential, ImageRef, Progress, ProgressSink, RegistrySlots};
@@ -9,15 +10,23 @@ use portreeve_manifests::Kind;
 use portreeve_plan::{Config, Configs, Failure, retry_at};
 use tokio::sync::watch;
 
+use crate::clock::Clock;
 use crate::report::PullReport;
 use crate::runtime::{ImageFacts, PullFailure, Runtime};
 use crate::size::size;
+
+/// Pulls that went well are shown so long, and so many of them.
+const SHOWN_AFTERWARDS: Duration = Duration::from_secs(600);
+const MOST_SHOWN_AFTERWARDS: usize = 64;
 
 /// The pulls of a node.
 #[derive(Debug)]
 pub(crate) struct Pulls {
     slots: RegistrySlots,
+    clock: Clock,
     shown: Mutex<BTreeMap<(String, String), Shown>>,
+    /// Those that went well, the latest last; each image once.
+    pulled: Mutex<VecDeque<PullReport>>,
 }
 
 #[derive(Debug)]
@@ -61,8 +70,8 @@ impl Watched {
 }
 
 impl Pulls {
-    pub(crate) fn new(at_once: usize) -> Self {
-        Self { slots: RegistrySlots::new(at_once), shown: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(at_once: usize, clock: Clock) -> Self {
+        Self { slots: RegistrySlots::new(at_once), clock, shown: Mutex::default(), pulled: Mutex::default() }
     }
 
     fn show(&self, uid: &str, image: &str, shown: Option<Shown>) {
@@ -92,7 +101,21 @@ impl Pulls {
         let _slot = self.slots.take(&registry).await;
         let mut facts = runtime.pull(&image, credentials, Some(sink)).await?;
         facts.way = way(&progress.borrow());
+        self.pulled(&image, progress.clone());
         Ok(facts)
+    }
+
+    fn pulled(&self, image: &str, progress: watch::Receiver<Progress>) {
+        let from = progress.borrow().host.as_ref().map(|host| format!("from {host}"));
+        let message = way(&progress.borrow()).or(from);
+        let running = report(image, &Shown::Running(Watched { progress }));
+        let ended_at = Some(self.clock.now());
+        let mut pulled = self.pulled.lock().unwrap_or_else(PoisonError::into_inner);
+        pulled.retain(|known| known.image != image);
+        pulled.push_back(PullReport { state: "Pulled".to_owned(), message, ended_at, ..running });
+        if pulled.len() > MOST_SHOWN_AFTERWARDS {
+            pulled.pop_front();
+        }
     }
 
     /// Notes that a pull failed, until the pod is gone or the next try begins.
@@ -122,6 +145,12 @@ impl Pulls {
                 *known = report;
             }
         }
+        let mut pulled = self.pulled.lock().unwrap_or_else(PoisonError::into_inner);
+        pulled.retain(|report| report.ended_at.is_some_and(|at| self.clock.since(at) < SHOWN_AFTERWARDS));
+        for report in &*pulled {
+            // What is asked for now says more.
+            reports.entry(&report.image).or_insert_with(|| report.clone());
+        }
         reports.into_values().collect()
     }
 }
@@ -145,6 +174,7 @@ fn report(image: &str, shown: &Shown) -> PullReport {
         attempts: 0,
         message: None,
         next_try: None,
+        ended_at: None,
     };
     match shown {
         Shown::Running(Watched { progress }) => {
@@ -222,9 +252,8 @@ fn docker_config(config: &Config) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Clock;
     use crate::fake::{FakeRuntime, Script};
-    use portreeve_engine::image::{Digest, LayerProgress};
+    use portreeve_engine::image::{Digest, LayerProgress, Tried};
     use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
@@ -257,9 +286,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_pull_that_went_well_says_for_a_while_where_the_image_came_from() {
+        let clock = Clock::tokio_from(Timestamp::UNIX_EPOCH);
+        let runtime = FakeRuntime::new(1, Script::default(), clock.clone());
+        let pulls = Arc::new(Pulls::new(2, clock));
+        let pull = |image: &str, tried: Vec<Tried>| {
+            let (sink, _progress) = Watched::new();
+            sink.send_modify(|progress| (progress.host, progress.tried) = (Some("r.example".to_owned()), tried));
+            pulls.clone().pull(runtime.clone(), "uid".to_owned(), image.to_owned(), Vec::new(), sink)
+        };
+        let told = || pulls.reports().into_iter().map(|report| (report.image, report.state, report.message));
+        assert!(pull("a", Vec::new()).await.is_err());
+        assert_eq!(told().count(), 0, "it failed");
+        runtime.publish("a");
+        let tried = vec![Tried { host: "mirror.lan".to_owned(), problem: "timed out".to_owned() }];
+        assert!(pull("a", tried).await.is_ok());
+        let way = "from r.example (before: mirror.lan: timed out)".to_owned();
+        assert_eq!(told().collect::<Vec<_>>(), [("a".to_owned(), "Pulled".to_owned(), Some(way))]);
+        assert!(pulls.reports().iter().all(|report| report.ended_at.is_some()));
+        // Each once, and the last of them.
+        for number in 0..2 * MOST_SHOWN_AFTERWARDS {
+            let image = format!("i{:03}", number.min(100));
+            runtime.publish(&image);
+            assert!(pull(&image, Vec::new()).await.is_ok());
+        }
+        let all: Vec<_> = told().collect();
+        assert_eq!(all.len(), MOST_SHOWN_AFTERWARDS);
+        assert_eq!(all.last(), Some(&("i100".to_owned(), "Pulled".to_owned(), Some("from r.example".to_owned()))));
+        tokio::time::sleep(SHOWN_AFTERWARDS).await;
+        assert_eq!(told().count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn pulls_from_a_slow_registry_hold_up_no_other() {
         let runtime = FakeRuntime::new(1, Script::default(), Clock::system());
-        let pulls = Arc::new(Pulls::new(2));
+        let pulls = Arc::new(Pulls::new(2, Clock::system()));
         let _stuck = (pulls.slots.take("slow.example").await, pulls.slots.take("slow.example").await);
         let pull = |image: &str| {
             runtime.publish(image);

@@ -346,7 +346,7 @@ pub struct DeleteReport {
 pub struct PullReport {
     /// Reference as the manifest says it.
     pub image: String,
-    /// `Pulling` or `Failed`.
+    /// `Pulling`, `Failed`, or for some minutes afterwards `Pulled`.
     pub state: String,
     /// Layers of the image, 0 while unknown.
     pub layers: u64,
@@ -360,12 +360,15 @@ pub struct PullReport {
     pub bytes_per_second: u64,
     /// Attempts that failed.
     pub attempts: u32,
-    /// Why the last attempt failed.
+    /// Why the last attempt failed; of what was pulled: which host gave it, and which were asked in vain before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// When the next attempt is due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_try: Option<Timestamp>,
+    /// When it was pulled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
 }
 
 /// What a container or pod uses right now.

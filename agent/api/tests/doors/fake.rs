@@ -455,6 +455,7 @@ impl Backend for Fake {
             attempts: 0,
             message: None,
             next_try: None,
+            ended_at: None,
         }]
     }
 

@@ -104,7 +104,7 @@ enum ImageVerb {
         #[command(flatten)]
         logins: Logins,
     },
-    /// Tell how far the pulls of pods' images are, and why and until when others wait
+    /// Tell how far the pulls of pods' images are, why and until when others wait, and where the last ones came from
     Pulls {
         /// How to print
         #[arg(short, long, value_enum)]
@@ -430,7 +430,7 @@ async fn pulls(client: &Client, format: Option<Document>) -> anyhow::Result<()> 
             let counted = |text: String| if layers == 0 { "-".to_owned() } else { text };
             vec![
                 pull.image,
-                pull.state,
+                pull.ended_at.map_or(pull.state.clone(), |at| format!("{} {} ago", pull.state, age(at, now))),
                 counted(format!("{layers_done}/{layers}")),
                 counted(format!("{}/{}", size(bytes), size(total_bytes))),
                 counted(format!("{}/s", size(bytes_per_second))),
