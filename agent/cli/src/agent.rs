@@ -202,6 +202,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     images.download_rate_limit = downloads.bytes_per_second;
     images.download_window = downloads.window;
     images.stall_timeout = downloads.stall_timeout.unwrap_or(images.stall_timeout);
+    images.mirror_timeout = downloads.mirror_timeout.unwrap_or(images.mirror_timeout);
     images.trust_policy.clone_from(&config.image_policy);
     images.preload_dir.clone_from(&config.preload);
     EngineConfig {

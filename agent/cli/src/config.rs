@@ -133,6 +133,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FROM-TO", env = "PORTREEVE_DOWNLOAD_WINDOW", value_parser = value::window)]
     #[serde(deserialize_with = "file::window")]
     pub(crate) download_window: Option<DownloadWindow>,
+    /// How long a mirror may take to say what it has before the next host is asked [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "PORTREEVE_REGISTRY_MIRROR_TIMEOUT", value_parser = value::patience)]
+    #[serde(deserialize_with = "file::patience")]
+    pub(crate) registry_mirror_timeout: Option<Duration>,
     /// After how long a transfer is taken up anew that brings less than 1 KiB per second [default: 60s]
     #[arg(long, value_name = "DURATION", env = "PORTREEVE_DOWNLOAD_STALL_TIMEOUT", value_parser = value::patience)]
     #[serde(deserialize_with = "file::patience")]
@@ -214,6 +218,7 @@ pub(crate) struct Downloads {
     pub(crate) bytes_per_second: Option<u64>,
     pub(crate) window: Option<DownloadWindow>,
     pub(crate) stall_timeout: Option<Duration>,
+    pub(crate) mirror_timeout: Option<Duration>,
 }
 
 /// Reads the file, if one is named, lays `flags` over it and fills in what nobody said.
@@ -277,6 +282,7 @@ impl Settings {
             download_connections: self.download_connections.or(other.download_connections),
             download_rate_limit: self.download_rate_limit.or(other.download_rate_limit),
             download_window: self.download_window.or(other.download_window),
+            registry_mirror_timeout: self.registry_mirror_timeout.or(other.registry_mirror_timeout),
             download_stall_timeout: self.download_stall_timeout.or(other.download_stall_timeout),
             partial_pulls: self.partial_pulls.or(other.partial_pulls),
             image_gc_high_threshold_percent: self
@@ -338,6 +344,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
             bytes_per_second: settings.download_rate_limit,
             window: settings.download_window,
             stall_timeout: settings.download_stall_timeout,
+            mirror_timeout: settings.registry_mirror_timeout,
         },
         partial_pulls: settings.partial_pulls.unwrap_or(false),
         image_collection,
@@ -501,7 +508,7 @@ mod tests {
                     registriesConf: /c.conf\nimagePolicy: /p.json\nkeepBlobs: true\npartialPulls: true\n\
                     maxConcurrentDownloads: 2\n\
                     maxConcurrentDownloadsPerRegistry: 1\ndownloadConnections: 4\ndownloadRateLimit: 10Mi\n\
-                    downloadWindow: 22:00-06:30\ndownloadStallTimeout: 5s\nimageGCHighThresholdPercent: 70\n\
+                    downloadWindow: 22:00-06:30\ndownloadStallTimeout: 5s\nregistryMirrorTimeout: 3s\nimageGCHighThresholdPercent: 70\n\
                     imageGCLowThresholdPercent: 60\nimageMinimumGCAge: 1h\nlogFormat: json\nlog: debug\n";
         let config = config(text, Settings::default());
         assert_eq!(config.pod_cidr.unwrap().to_string(), "10.1.0.0/24");
@@ -516,6 +523,7 @@ mod tests {
             bytes_per_second: Some(10 << 20),
             window: Some("22:00-06:30".parse().unwrap()),
             stall_timeout: Some(Duration::from_secs(5)),
+            mirror_timeout: Some(Duration::from_secs(3)),
         };
         assert_eq!(config.downloads, downloads);
         let bounds = config.image_collection;
@@ -542,6 +550,10 @@ mod tests {
         (
             "downloadStallTimeout: 0s",
             "1:23: downloadStallTimeout: `0s` is no duration of a second or more, such as 60s",
+        ),
+        (
+            "registryMirrorTimeout: soon",
+            "1:24: registryMirrorTimeout: `soon` is no duration of a second or more, such as 60s",
         ),
         ("registryCas: /x", "1:14: registryCas: invalid type: string \"/x\", expected a list"),
         ("- a", "1:1: invalid type: sequence, expected keys with values, as in `root: /var/lib`"),

@@ -51,7 +51,7 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 30] = [
+pub(crate) const KEYS: [&str; 31] = [
     "manifests",
     "root",
     "run",
@@ -68,6 +68,7 @@ pub(crate) const KEYS: [&str; 30] = [
     "registryCas",
     "registryHosts",
     "registriesConf",
+    "registryMirrorTimeout",
     "imagePolicy",
     "keepBlobs",
     "maxConcurrentDownloads",
