@@ -325,7 +325,8 @@ fn a_pull_killed_at_any_moment_leaves_a_whole_store() {
         let image = runtime.block_on(store.pull(&reference, &[], None)).unwrap();
         image.layers.iter().map(|l| facts(l)).collect::<Vec<_>>()
     };
-    let usual = begun.elapsed();
+    // Within it pulls are killed; it follows the machine, so that about half of them are complete then.
+    let mut span = begun.elapsed();
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
     let rounds = number("PORTREEVE_ROUNDS").unwrap_or(40);
     let nanos = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
@@ -346,11 +347,12 @@ fn a_pull_killed_at_any_moment_leaves_a_whole_store() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(usual.mul_f64(f64::from(random >> 16) / 65536.0) + Duration::from_millis(2));
+        std::thread::sleep(span.mul_f64(f64::from(random >> 16) / 65536.0) + Duration::from_millis(2));
         child.kill().unwrap();
         child.wait().unwrap();
         let store = Store::open(keeping(root.path(), keeps)).unwrap();
         recorded += store.list().len();
+        span = span.mul_f64(if store.list().is_empty() { 1.2 } else { 0.85 });
         assert_eq!(wrong(&store), [], "round {round}: a recorded image is not whole");
         support::nothing_unfinished(root.path());
         let image = runtime.block_on(store.pull(&reference, &[], None)).unwrap();

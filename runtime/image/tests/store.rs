@@ -633,6 +633,9 @@ async fn an_index_that_cannot_be_written_takes_nothing_away() {
     let layer = |name: &str| Tar::new().dir("./", 0o755).file(name, b"x").bytes();
     let gone = load(&store, &[layer("a")], "a", "a").await;
     let kept = load(&store, &[layer("b")], "b", "b").await;
+    // Whatever was still to be written down about them is when the store is closed.
+    drop(store);
+    let store = support::store(root.path());
     // As a full disk does, it lets nobody replace the index.
     fs::remove_file(root.path().join("index.json")).unwrap();
     fs::create_dir(root.path().join("index.json")).unwrap();
