@@ -1,7 +1,7 @@
 //! Images on the command line of a real agent.
 
 use portreeve_e2e::{
-    Agent, Answer, BUSYBOX, Docker, Enclosure, Image, Peers, Podman, Registry, World, preload_busybox,
+    Agent, Answer, BUSYBOX, Docker, Enclosure, Image, Peers, Podman, Registry, World, preload_busybox, skipped,
     skipped_without_root, wait_until,
 };
 use serde_json::{Value, json};
@@ -795,4 +795,51 @@ fn a_pod_waits_until_its_image_is_signed_and_runs_on_when_the_policy_changes() {
     let (line, code) = doctor(&["--image-policy", &file]);
     assert!(line.starts_with("missing") && line.contains("default[0] is of type \"signedBy\""), "{line}");
     assert_eq!(code, Some(1));
+}
+
+/// Layers of zstd have the largest windows; each has more than one of them.
+#[test]
+fn twenty_pulls_at_once_take_no_more_memory_than_a_few() {
+    if skipped_without_root("images") {
+        return;
+    }
+    if std::env::var_os("PORTREEVE_GUEST").is_some() {
+        return skipped("twenty_pulls_at_once_take_no_more_memory_than_a_few", "the guest is too slow for its images");
+    }
+    let world = World::new("twenty");
+    let registry = Registry::start(&world, 5052);
+    let mut state = 1_u64;
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b' ' + (state >> 32) as u8 % 64)
+    };
+    let references: Vec<String> = (0..20)
+        .map(|number| {
+            let content: String = (0..12 << 20).map(|_| noise()).collect();
+            let layer = Image::layer(&[("noise", 0o644, &content)]);
+            let image = Image::archive(world.home(), &format!("local/m{number}:1"), &[layer]);
+            let (from, to) =
+                (format!("docker-archive:{}", image.tar.display()), format!("{}/m{number}:1", registry.host()));
+            let mut skopeo = world.command("skopeo");
+            skopeo.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]);
+            skopeo.args(["--dest-compress-format=zstd", "--dest-compress-level=1", &from, &format!("docker://{to}")]);
+            let output = skopeo.output().expect("skopeo is installed");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            std::fs::remove_file(&image.tar).expect("removing the archive");
+            to
+        })
+        .collect();
+    let agent = Agent::start(&world);
+    std::thread::scope(|scope| {
+        for reference in &references {
+            scope.spawn(|| agent.client(&["image", "pull", reference]).ok());
+        }
+    });
+    assert_eq!(json(&agent.client(&["image", "ls", "-o", "json"]).ok())["items"].as_array().unwrap().len(), 20);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")).unwrap();
+    let peak_bytes = peak.trim().parse::<u64>().unwrap() * 1024;
+    assert!(peak_bytes < 150_000_000, "the agent has had {peak_bytes} bytes");
 }
