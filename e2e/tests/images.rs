@@ -824,7 +824,7 @@ fn twenty_pulls_at_once_take_no_more_memory_than_a_few() {
                 (format!("docker-archive:{}", image.tar.display()), format!("{}/m{number}:1", registry.host()));
             let mut skopeo = world.command("skopeo");
             skopeo.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]);
-            skopeo.args(["--dest-compress-format=zstd", "--dest-compress-level=1", &from, &format!("docker://{to}")]);
+            skopeo.args(["--dest-compress-format=zstd", &from, &format!("docker://{to}")]);
             let output = skopeo.output().expect("skopeo is installed");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             std::fs::remove_file(&image.tar).expect("removing the archive");
@@ -841,5 +841,6 @@ fn twenty_pulls_at_once_take_no_more_memory_than_a_few() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")).unwrap();
     let peak_bytes = peak.trim().parse::<u64>().unwrap() * 1024;
-    assert!(peak_bytes < 150_000_000, "the agent has had {peak_bytes} bytes");
+    // The budget is 150 MB. It is 58 MB with three layers at a time, and 129 MB with all of them.
+    assert!(peak_bytes < 100_000_000, "the agent has had {peak_bytes} bytes");
 }
