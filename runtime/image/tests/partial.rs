@@ -423,14 +423,19 @@ async fn a_file_that_has_changed_on_the_disk_is_not_used() {
     }
 }
 
+/// Serves the images `1` and `2`; where the layer of the second is, and what it has.
+fn serve_two_versions(server: &Scripted) -> (String, Vec<u8>) {
+    serve(server, "1", &parts::layout(&[chunked(&version(1), true, as_is)], ""), |answer| answer);
+    let layout = parts::layout(&[chunked(&version(2), true, as_is)], "");
+    serve(server, "2", &layout, |answer| answer);
+    let bytes = fs::read(layout.dir.path().join("blobs/sha256").join(layout.layers[0].hex())).unwrap();
+    (format!("/v2/r/blobs/{}", layout.layers[0]), bytes)
+}
+
 #[tokio::test]
 async fn a_part_that_is_cut_off_is_asked_for_again_from_there() {
     let server = Scripted::start();
-    serve(&server, "1", &parts::layout(&[chunked(&version(1), true, as_is)], ""), |answer| answer);
-    let layout = parts::layout(&[chunked(&version(2), true, as_is)], "");
-    serve(&server, "2", &layout, |answer| answer);
-    let path = format!("/v2/r/blobs/{}", layout.layers[0]);
-    let bytes = fs::read(layout.dir.path().join("blobs/sha256").join(layout.layers[0].hex())).unwrap();
+    let (path, bytes) = serve_two_versions(&server);
     let cut = Answer { ranges: true, cut_at: Some(2000), ..Answer::ok(bytes) };
     server.before(&path, [cut.clone(), cut.clone(), cut]);
     let place = Place::new(|_| ());
@@ -447,11 +452,7 @@ async fn a_part_that_is_cut_off_is_asked_for_again_from_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_away_for_a_moment_sends_the_rest_of_the_parts_later() {
     let server = Scripted::start();
-    serve(&server, "1", &parts::layout(&[chunked(&version(1), true, as_is)], ""), |answer| answer);
-    let layout = parts::layout(&[chunked(&version(2), true, as_is)], "");
-    serve(&server, "2", &layout, |answer| answer);
-    let path = format!("/v2/r/blobs/{}", layout.layers[0]);
-    let bytes = fs::read(layout.dir.path().join("blobs/sha256").join(layout.layers[0].hex())).unwrap();
+    let (path, bytes) = serve_two_versions(&server);
     let away = Some(Duration::from_millis(1200));
     server.before(&path, [Answer { ranges: true, cut_at: Some(2000), away, ..Answer::ok(bytes) }]);
     let place = Place::new(|_| ());
