@@ -41,7 +41,7 @@ pub use credential::{Credential, CredentialError, Secret};
 pub use digest::{Digest, DigestError};
 pub use hosts::HostsError;
 pub use image::{Image, ImageId};
-pub use layer::{Applied, LayerError, Limits, apply_layer};
+pub use layer::{Applied, LayerError, Limits, apply_layer, write_diff};
 pub use platform::Platform;
 pub use progress::{LayerProgress, Phase, Progress, ProgressSink, Tried};
 pub use record::Damage;

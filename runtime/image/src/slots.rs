@@ -1,8 +1,8 @@
 //! Who may download now.
 //!
-//! **Invariant:** no registry waits for another. Each has one slot of its own; the others are shared by
-//! all. A registry that answers slowly can take all the shared ones, and then every other registry still
-//! goes on, one layer at a time.
+//! **Invariant:** a registry that answers slowly holds up no other. Each has one slot of its own; the others are shared
+//! by all. A slow one can take all the shared ones, and then every other registry still goes on, one layer at a time.
+//! In all it is never more than twice what one registry may have: only so many slow ones at once can hold up another.
 
 use std::{
     collections::BTreeMap,
@@ -14,12 +14,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Stands for archives that are loaded; no registry has an empty name.
 pub(crate) const ARCHIVES: &str = "";
 
-/// Places for a bounded number of downloads, given out so that no registry waits for another.
+/// Places for a bounded number of downloads, given out so that no registry waits for one that is slow.
 #[derive(Debug)]
 pub struct RegistrySlots {
     shared: Arc<Semaphore>,
     own: Mutex<BTreeMap<String, Weak<Own>>>,
     per_registry: usize,
+    /// The bound on what is given out in all, shared or not.
+    all: Arc<Semaphore>,
 }
 
 /// What one registry has.
@@ -32,7 +34,8 @@ struct Own {
 }
 
 impl RegistrySlots {
-    /// One registry alone gets `count` slots, and at least one; each further registry at work adds one.
+    /// One registry alone gets `count` slots, and at least one; each further registry at work adds one, up to twice as
+    /// many in all.
     #[must_use]
     pub fn new(count: usize) -> Self {
         Self::bounded(count, None)
@@ -41,9 +44,10 @@ impl RegistrySlots {
     /// The same, where no registry gets more than `per_registry` slots, if that is given, and at least one.
     #[must_use]
     pub fn bounded(count: usize, per_registry: Option<usize>) -> Self {
-        let shared = Arc::new(Semaphore::new(count.saturating_sub(1)));
+        let count = count.clamp(1, Semaphore::MAX_PERMITS / 2);
         let per_registry = per_registry.unwrap_or(Semaphore::MAX_PERMITS).clamp(1, Semaphore::MAX_PERMITS);
-        Self { shared, own: Mutex::default(), per_registry }
+        let (shared, all) = (Arc::new(Semaphore::new(count - 1)), Arc::new(Semaphore::new(2 * count)));
+        Self { shared, own: Mutex::default(), per_registry, all }
     }
 
     /// Waits for a slot of `registry` (host and port), which lasts as long as what is returned.
@@ -61,8 +65,10 @@ impl RegistrySlots {
             permit = own => permit,
             permit = shared => permit,
         };
-        let [_permit, _bound] = [permit, bound].map(|permit| permit.expect("nobody closes these semaphores"));
-        RegistrySlot { _permit, _bound, _own: of_registry }
+        // Last: who waits for it holds only what its registry would have in any case.
+        let in_all = self.all.clone().acquire_owned().await;
+        let permits = [permit, bound, in_all].map(|permit| permit.expect("nobody closes these semaphores"));
+        RegistrySlot { _permits: permits, _own: of_registry }
     }
 
     fn own_of(&self, registry: &str) -> Arc<Own> {
@@ -82,8 +88,7 @@ impl RegistrySlots {
 /// A slot that is taken; dropping it gives it back.
 #[derive(Debug)]
 pub struct RegistrySlot {
-    _permit: OwnedSemaphorePermit,
-    _bound: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 3],
     _own: Arc<Own>,
 }
 
@@ -108,19 +113,33 @@ mod tests {
     fn a_registry_that_holds_all_it_can_leaves_one_to_every_other() {
         for count in [0, 1, 3] {
             let slots = RegistrySlots::new(count);
-            let mut held: Vec<_> = (0..count.max(1)).filter_map(|_| slots.take("slow").now_or_never()).collect();
-            assert_eq!(held.len(), count.max(1));
+            let alone = count.max(1);
+            let mut held: Vec<_> = (0..alone).filter_map(|_| slots.take("slow").now_or_never()).collect();
+            assert_eq!(held.len(), alone);
             assert!(slots.take("slow").now_or_never().is_none());
-            for other in ["a", "b", ARCHIVES] {
+            for other in ["a", "b", ARCHIVES].iter().take(alone) {
                 held.extend(slots.take(other).now_or_never());
                 assert!(slots.take(other).now_or_never().is_none(), "{other}");
             }
-            assert_eq!(held.len(), count.max(1) + 3);
+            assert_eq!(held.len(), 2 * alone);
             drop(held);
-            assert_eq!(
-                (0..9).filter_map(|_| slots.take("slow").now_or_never().map(std::mem::forget)).count(),
-                1.max(count)
-            );
+            let again = (0..9).filter_map(|_| slots.take("slow").now_or_never().map(std::mem::forget)).count();
+            assert_eq!(again, alone);
         }
+    }
+
+    #[tokio::test]
+    async fn any_number_of_registries_get_no_more_than_twice_what_one_may_have() {
+        let slots = Arc::new(RegistrySlots::new(2));
+        let mut held: Vec<_> = (0..9).filter_map(|number| slots.take(&format!("r{number}")).now_or_never()).collect();
+        assert_eq!(held.len(), 4);
+        let waiting = tokio::spawn({
+            let slots = slots.clone();
+            async move { slots.take("last").await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        held.pop();
+        drop(waiting.await.unwrap());
     }
 }

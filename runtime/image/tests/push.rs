@@ -157,6 +157,7 @@ async fn a_pulled_image_goes_to_another_registry_by_fetching_what_that_lacks() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path());
     let image = store.pull(&from.reference("r:x"), &[], None).await.unwrap();
+    support::synced(root.path());
     // It has one of the two.
     let part = Layout::new(&two_layers()[..1], Pack::Gzip);
     to.push(part.dir.path(), "r:part", &[]);

@@ -14,7 +14,11 @@ use std::{
 
 use portreeve_image::{Chosen, Config, Digest, Image, KeepBlobs, SaveError, Store};
 use serde_json::Value;
-use support::{Layout, Pack, Registry, skopeo, store, tree, two_layers};
+use support::{
+    Layout, Pack, Registry,
+    held::{Held, until},
+    skopeo, store, tree, two_layers,
+};
 
 /// By the name that it has, or by none.
 fn chosen(image: &Image, name: &str) -> Chosen {
@@ -153,6 +157,7 @@ async fn layers_of_a_pulled_image_are_fetched_again_and_not_kept() {
     let image = store.pull(&registry.reference("r:x"), &[], None).await.unwrap();
     let before = blobs(root.path());
     assert!(layout.layers.iter().all(|layer| !before.contains(layer.hex())), "one copy on disk");
+    support::synced(root.path());
     let name = chosen(&image, &registry.reference("r:x").to_string());
     let saved = files(&save(&store, std::slice::from_ref(&name)).await);
     for layer in &layout.layers {
@@ -182,6 +187,36 @@ async fn layers_of_a_pulled_image_are_fetched_again_and_not_kept() {
 }
 
 #[tokio::test]
+async fn what_several_archives_need_is_fetched_once() {
+    let registry = Registry::start();
+    let layout = Layout::new(&two_layers(), Pack::Gzip);
+    registry.push(layout.dir.path(), "r:x", &[]);
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path());
+    let image = store.pull(&registry.reference("r:x"), &[], None).await.unwrap();
+    support::synced(root.path());
+    let name = [chosen(&image, &registry.reference("r:x").to_string())];
+    let other = Registry::start();
+    let target = other.reference("copy:x");
+    // Two archives and a push, at once: each has all that it needs, and one has asked for it.
+    let (first, second, pushed) =
+        tokio::join!(store.save(&name, &[]), store.save(&name, &[]), store.push(&image.id, &target, &[], None));
+    assert_eq!(pushed.unwrap(), layout.manifest);
+    for saving in [first.unwrap(), second.unwrap()] {
+        let mut tar = Vec::new();
+        saving.write_to(&mut tar).unwrap();
+        let saved = files(&tar);
+        for layer in &layout.layers {
+            assert_eq!(Digest::of(&saved[&format!("blobs/sha256/{}", layer.hex())]), *layer);
+        }
+    }
+    for layer in &layout.layers {
+        assert_eq!(registry.downloads(layer), 2, "for the pull, and for what followed");
+    }
+    support::nothing_unfinished(root.path());
+}
+
+#[tokio::test]
 async fn a_store_that_keeps_all_blobs_needs_nobody_to_save() {
     let registry = Registry::start();
     let layout = Layout::new(&two_layers(), Pack::Zstd);
@@ -200,6 +235,30 @@ async fn a_store_that_keeps_all_blobs_needs_nobody_to_save() {
     // They go with their image.
     store.remove_image(&image.id).unwrap();
     assert!(blobs(root.path()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blobs_are_kept_also_of_a_pull_that_goes_on_after_a_restart() {
+    for keeps in [true, false] {
+        let (registry, root) = (Held::new(), tempfile::tempdir().unwrap());
+        let config = || Config { keep_blobs: KeepBlobs::Always, ..Config::new(root.path()) };
+        // The first layer is in place, with or without its blob, when the program ends.
+        let keep_blobs = if keeps { KeepBlobs::Always } else { KeepBlobs::Never };
+        let store = Store::open(Config { keep_blobs, ..config() }).unwrap();
+        let (puller, reference) = (store.clone(), registry.reference());
+        let pulling = tokio::spawn(async move { puller.pull(&reference, &[], None).await });
+        until("the first layer is in place", || fs::read_dir(root.path().join("layers")).unwrap().count() == 1).await;
+        pulling.abort();
+        assert!(pulling.await.unwrap_err().is_cancelled());
+        drop(store);
+        registry.hold_nothing();
+        let store = Store::open(config()).unwrap();
+        store.pull(&registry.reference(), &[], None).await.unwrap();
+        let kept = blobs(root.path());
+        assert!(registry.layout.layers.iter().all(|layer| kept.contains(layer.hex())), "{keeps}: {kept:?}");
+        let index: Value = serde_json::from_slice(&fs::read(root.path().join("index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"][0]["digest"], registry.layout.manifest.to_string(), "{keeps}: it is kept whole");
+    }
 }
 
 #[tokio::test]

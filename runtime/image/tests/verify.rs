@@ -246,6 +246,7 @@ async fn documents_and_kept_blobs_are_checked_and_got_again() {
 async fn a_repair_that_cannot_be_leaves_what_is_there() {
     let (root, registry) = (tempfile::tempdir().unwrap(), Registry::start());
     let (store, image) = pulled(root.path(), &registry, &two_layers()).await;
+    support::synced(root.path());
     let file = layer(root.path(), &Digest::of(&two_layers()[0])).join("fs/etc/kept");
     fs::write(&file, b"bent").unwrap();
     let found = damaged(&store, &image).remove(0);

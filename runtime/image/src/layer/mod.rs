@@ -7,6 +7,7 @@
 mod apply;
 mod archive;
 mod decompress;
+mod diff;
 mod digests;
 mod error;
 mod limits;
@@ -16,6 +17,7 @@ mod stream;
 mod xattr;
 
 pub use apply::{Applied, apply_layer};
+pub use diff::write_diff;
 pub use error::LayerError;
 pub use limits::Limits;
 

@@ -17,12 +17,7 @@ use crate::{
     progress::{LayerProgress, Phase},
     reference::ImageRef,
     registry::{Fetched, Session},
-    store::{
-        Inner, PullError,
-        chunks::Chunks,
-        pull::Pull,
-        save::{Saving, copy_verified},
-    },
+    store::{Inner, PullError, again::copy_verified, chunks::Chunks, pull::Pull, save::Saving},
 };
 
 /// The file that a layer of an artifact is.

@@ -88,6 +88,9 @@ pub(crate) struct Record {
     pub(crate) added_at: jiff::Timestamp,
     /// The boot in which it was written, until the kernel has put all of it on the disk.
     pub(crate) unsynced_boot: Option<String>,
+    /// Blobs of its layers that are kept until then, where the disk had room for them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) until_synced: BTreeSet<Digest>,
     /// The blob with the signatures that came with it; see `trust`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) signatures: Option<Digest>,
@@ -297,6 +300,7 @@ impl State {
             entry.record.references.extend(old.references.iter().cloned());
             entry.record.repo_digests.extend(old.repo_digests.iter().cloned());
             entry.record.blobs.extend(old.blobs.iter().cloned());
+            entry.record.until_synced.extend(old.until_synced.iter().cloned());
             entry.record.pinned |= old.pinned;
             entry.record.added_at = old.added_at;
             entry.record.signatures = entry.record.signatures.or_else(|| old.signatures.clone());
@@ -313,6 +317,11 @@ impl State {
     pub(crate) fn needed_layers(&self) -> BTreeSet<Digest> {
         let recorded = self.images.values().flat_map(|e| e.record.layers.iter());
         recorded.chain(self.leases.keys()).cloned().collect()
+    }
+
+    /// Blobs that are kept for a record until that is on the disk for good.
+    pub(crate) fn until_synced(&self) -> BTreeSet<&Digest> {
+        self.images.values().flat_map(|e| &e.record.until_synced).collect()
     }
 
     /// Blobs that a record needs.

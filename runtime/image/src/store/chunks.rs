@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Chunks that wait between network and disk, per layer; each may have 400 KiB.
-const CHUNKS_IN_FLIGHT: usize = 2;
+const CHUNKS_IN_FLIGHT: usize = 1;
 
 /// Passes a blob's bytes on, and writes them into a file that may become one of the store's.
 pub(crate) struct Kept {
@@ -59,6 +59,10 @@ impl BufRead for Kept {
         if self.failed.is_none() {
             let taken = self.chunks.current.get(..amount).unwrap_or_default();
             self.failed = self.file.write_all(taken).err();
+            if self.failed.is_some() {
+                // The layer may need the room. That there is none is said by what failed.
+                let _room = self.file.set_len(0);
+            }
         }
         self.chunks.consume(amount);
     }

@@ -7,9 +7,10 @@ use crate::{layer::Limits, platform::Platform, window::DownloadWindow};
 /// Which layer blobs stay on disk beside the unpacked layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeepBlobs {
-    /// None: one copy of everything.
+    /// None: one copy of everything, also while it is not on the disk for good.
     Never,
-    /// Those of loaded images, which no registry has.
+    /// Those of loaded images, which no registry has; those of pulled ones until what was unpacked of them is on the disk
+    /// for good.
     #[default]
     Loaded,
     /// All that are fetched.
@@ -36,7 +37,8 @@ pub struct Config {
     /// How long a mirror may take to say what it has before the next host is asked.
     pub mirror_timeout: Duration,
     /// Layers that are downloaded and unpacked at once, over all pulls. When several registries are at
-    /// work each has at least one slot, so that there may be more: one for each of them but the first.
+    /// work each has at least one slot, so that there may be more: one for each of them but the first, up to twice as many
+    /// in all.
     pub max_concurrent_downloads: usize,
     /// How many of them may be of one registry; `None` for no bound of its own.
     pub max_concurrent_downloads_per_registry: Option<usize>,

@@ -3,7 +3,7 @@
 //! An image stays while it is pinned, named by the caller as in use, or under a snapshot; a layer
 //! while a record or a lease (a pull at work) needs it.
 
-use std::{collections::BTreeSet, fs::File, ops::AddAssign, sync::PoisonError, time::Duration};
+use std::{collections::BTreeSet, fs::File, ops::AddAssign, path::Path, sync::PoisonError, time::Duration};
 
 use jiff::Timestamp;
 
@@ -198,16 +198,31 @@ fn settle(layout: &Layout) {
     }
 }
 
-/// Moves everything that nothing needs out of sight. What cannot be moved now is met again next time.
+/// Moves everything that nothing needs out of sight. What cannot be moved now is met again next time. While a container
+/// stands on an image that was lost, every layer stays: it is not known which are its own.
 pub(crate) fn sweep(layout: &Layout, state: &State) -> Swept {
     let mut swept = Swept::default();
-    let layers: BTreeSet<String> = state.needed_layers().iter().map(|d| d.hex().to_owned()).collect();
-    let finishes: BTreeSet<String> = state.images.keys().map(|id| format!("finish-{}", id.digest().hex())).collect();
-    for path in entries(&layout.layers()).unwrap_or_default() {
-        let Some(name) = name_of(&path) else { continue };
-        if layers.contains(name) || finishes.contains(name) {
-            continue;
-        }
+    if !snapshot::stands_on_lost(layout, state) {
+        let layers: BTreeSet<String> = state.needed_layers().iter().map(|d| d.hex().to_owned()).collect();
+        let finishes: BTreeSet<String> =
+            state.images.keys().map(|id| format!("finish-{}", id.digest().hex())).collect();
+        swept += sweep_layers(layout, &layout.layers(), |name| layers.contains(name) || finishes.contains(name));
+        swept += sweep_layers(layout, &layout.aside(), |_| false);
+    }
+    // A pull writes its blobs just before its record; they stay while one is at work.
+    if state.working == 0 {
+        let needed = state.needed_blobs();
+        swept += sweep_files(layout, &layout.blobs(), |digest| needed.contains(digest));
+        let until_synced = state.until_synced();
+        swept += sweep_files(layout, &layout.unsynced(), |digest| until_synced.contains(digest));
+    }
+    swept
+}
+
+fn sweep_layers(layout: &Layout, directory: &Path, is_needed: impl Fn(&str) -> bool) -> Swept {
+    let mut swept = Swept::default();
+    for path in entries(directory).unwrap_or_default() {
+        let Some(name) = name_of(&path).filter(|name| !is_needed(name)) else { continue };
         let bytes = read_layer_at(&path).map_or(0, |l| l.size_bytes);
         if let Ok(Some(trash)) = layout.discard(&path) {
             swept.layers += usize::from(!name.starts_with("finish-"));
@@ -215,18 +230,20 @@ pub(crate) fn sweep(layout: &Layout, state: &State) -> Swept {
             swept.trash.push(trash);
         }
     }
-    // A pull writes its blobs just before its record; they stay while one is at work.
-    if state.working == 0 {
-        let blobs: BTreeSet<Digest> = state.needed_blobs();
-        for path in entries(&layout.blobs()).unwrap_or_default() {
-            let known = name_of(&path).and_then(|n| Digest::from_hex(n).ok());
-            let bytes = std::fs::metadata(&path).map_or(0, |blob| blob.len());
-            if !known.is_some_and(|d| blobs.contains(&d))
-                && let Ok(Some(trash)) = layout.discard(&path)
-            {
-                swept.bytes += bytes;
-                swept.trash.push(trash);
-            }
+    swept
+}
+
+/// Moves blobs that nothing needs out of sight, while nothing is at work.
+fn sweep_files(layout: &Layout, directory: &Path, is_needed: impl Fn(&Digest) -> bool) -> Swept {
+    let mut swept = Swept::default();
+    for path in entries(directory).unwrap_or_default() {
+        let known = name_of(&path).and_then(|n| Digest::from_hex(n).ok());
+        let bytes = std::fs::metadata(&path).map_or(0, |blob| blob.len());
+        if !known.is_some_and(|digest| is_needed(&digest))
+            && let Ok(Some(trash)) = layout.discard(&path)
+        {
+            swept.bytes += bytes;
+            swept.trash.push(trash);
         }
     }
     swept

@@ -47,6 +47,15 @@ impl Layout {
         self.blobs().join(digest.hex())
     }
 
+    /// Blobs of layers that are kept until what was unpacked of them is on the disk for good.
+    pub(crate) fn unsynced(&self) -> PathBuf {
+        self.root.join("unsynced")
+    }
+
+    pub(crate) fn unsynced_blob(&self, digest: &Digest) -> PathBuf {
+        self.unsynced().join(digest.hex())
+    }
+
     pub(crate) fn layers(&self) -> PathBuf {
         self.root.join("layers")
     }
@@ -70,6 +79,11 @@ impl Layout {
         self.finish(image).join(diff_id.hex())
     }
 
+    /// Layers that no image has any more, and that a container may stand on.
+    pub(crate) fn aside(&self) -> PathBuf {
+        self.root.join("aside")
+    }
+
     pub(crate) fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
     }
@@ -81,7 +95,7 @@ impl Layout {
     /// Makes the directories, all of them for our eyes only.
     pub(crate) fn create(&self) -> Result<(), StoreError> {
         make_private(&self.root, true)?;
-        for directory in ["blobs", "blobs/sha256", "layers", "snapshots", "staging"] {
+        for directory in ["blobs", "blobs/sha256", "unsynced", "layers", "aside", "snapshots", "staging"] {
             make_private(&self.root.join(directory), false)?;
         }
         let marker = self.root.join("oci-layout");
@@ -114,6 +128,15 @@ impl Layout {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StoreError::Io { operation: "removing", path: path.to_owned(), source }),
         }
+    }
+
+    /// Moves a layer to where nobody takes it for one that is in place, and where it stays.
+    pub(crate) fn put_aside(&self, path: &Path) -> Result<(), StoreError> {
+        let name = name_of(path).unwrap_or_default();
+        // The same one may be there since an earlier time.
+        let free = (0_u64..).map(|number| self.aside().join(format!("{name}.{number}"))).find(|to| !to.exists());
+        let moved = free.map_or(Ok(()), |to| fs::rename(path, to));
+        moved.map_err(|source| StoreError::Io { operation: "putting aside", path: path.to_owned(), source })
     }
 
     /// Writes a blob under its digest; the caller has verified it. `durable` when no sync of all will follow.

@@ -591,6 +591,7 @@ fn commit(inner: &Inner, plan: Plan, pinned: bool) -> Result<Image, LoadError> {
         repo_digests: plan.names.iter().map(|n| n.with_digest(top.clone())).collect(),
         references: plan.names.iter().filter(|n| n.digest().is_none()).cloned().collect(),
         blobs,
+        until_synced: BTreeSet::new(),
         config: plan.config,
         pinned,
     };

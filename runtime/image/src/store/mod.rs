@@ -7,6 +7,7 @@
 //!    lock                       held while the store is open
 //!    blobs/sha256/<hex>         manifests and configurations as they came (and layer blobs that are kept),
 //!                                and signatures of images, a document for each image that has some
+//!    unsynced/<hex>             blobs of layers until these are on the disk for good
 //!    layers/<diff id hex>/
 //!      fs/                      the unpacked layer: a lower directory of overlays
 //!      layer.json               its size, and what it only implies
@@ -15,12 +16,14 @@
 //!      fs/                      directories that must lie on top of all its layers
 //!      <diff id hex>/           what must lie on top of that layer: its things, where lower layers' links lead
 //!      files.mtree              what is in these
+//!    aside/                     layers that no image has any more, while a container may stand on them
 //!    snapshots/<container id>/
 //!      upper/ work/ image       the writable part of one container; `image` is a link naming what it stands on
 //!      shown.1 shown.2 ..       links naming the images that it shows as volumes
 //!    staging/                   whatever is not finished; emptied when the store is opened
 //! ```
 
+mod again;
 mod artifact;
 mod catalog;
 mod chunks;
@@ -117,6 +120,8 @@ struct Inner {
     downloads: RegistrySlots,
     layer_locks: LayerLocks,
     saves: Arc<Semaphore>,
+    /// Blobs that were fetched again for who holds them.
+    held: again::Held,
     /// The same for what is fetched for who asks alone.
     artifacts: Arc<Semaphore>,
     flights: Flights<PullKey, Progress, Result<Image, PullError>>,
@@ -140,6 +145,7 @@ struct NewImage {
     references: BTreeSet<ImageRef>,
     repo_digests: BTreeSet<ImageRef>,
     blobs: BTreeSet<Digest>,
+    until_synced: BTreeSet<Digest>,
     config: ImageConfig,
     pinned: bool,
 }
@@ -157,7 +163,7 @@ impl Store {
 
     /// Fetches an image that is complete when this returns. The same image asked for twice at once
     /// (with the same credentials) is fetched once; so is a layer that several images of one registry share.
-    /// No registry waits for another, however slow that is.
+    /// A registry that is slow holds up no other.
     /// `auth` are the logins that may be tried, the best match first; without a match it asks anonymously.
     ///
     /// # Errors
@@ -206,6 +212,7 @@ impl Store {
                 progress,
                 broken_off: tokio_util::sync::CancellationToken::new(),
                 spare: Arc::new(self.inner.config.limits.ratio_floor_bytes.into()),
+                until_synced: false.into(),
             };
             let auth = auth.to_vec();
             async move { pull.run(&auth).await }
@@ -509,6 +516,7 @@ impl Inner {
             pinned: new.pinned,
             added_at: jiff::Timestamp::now(),
             unsynced_boot: Some(self.boot.clone()),
+            until_synced: new.until_synced,
             signatures: None,
         };
         // From before the record is there until after it is: no sync that began earlier counts for it.

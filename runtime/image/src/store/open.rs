@@ -20,13 +20,15 @@ use crate::{
     slots::RegistrySlots,
     store::{
         Config, Inner, StoreError,
+        again::Held,
         catalog::{Catalog, Entry, IndexFile, Record, State, VERSION},
         layers::{LayerLocks, read_layer, read_layer_at},
         layout::{Layout, entries, name_of},
         restore::restore,
         save::SAVES_AT_ONCE,
+        snapshot,
         sources::chain,
-        sync::Syncer,
+        sync::{self, Syncer},
     },
 };
 
@@ -85,6 +87,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         }
     }
     remove_untrusted_layers(&layout, &state, &boot)?;
+    sync::remove_forgotten(&layout, &state);
     let registries = Registries::new(Terms {
         insecure: config.insecure_registries.iter().cloned().collect(),
         authorities,
@@ -112,6 +115,7 @@ pub(crate) fn open(config: Config) -> Result<Inner, StoreError> {
         ),
         layer_locks: LayerLocks::default(),
         saves: Arc::new(Semaphore::new(SAVES_AT_ONCE)),
+        held: Held::default(),
         artifacts: Arc::new(Semaphore::new(SAVES_AT_ONCE)),
         flights: crate::flight::Flights::default(),
         used: std::sync::Mutex::default(),
@@ -227,6 +231,11 @@ fn check(layout: &Layout, record: Record) -> Result<Entry, (Digest, &'static str
 /// Layers without a record are worth keeping for the pull that was broken off, but only when the
 /// kernel that wrote them still runs: else they may be incomplete on the disk.
 fn remove_untrusted_layers(layout: &Layout, state: &State, boot: &str) -> Result<(), StoreError> {
+    // Containers go on while the agent is away, also on an image whose record was damaged since.
+    let careful = snapshot::stands_on_lost(layout, state);
+    if careful {
+        tracing::warn!("a container stands on an image that was lost: no layer is removed before its pod is");
+    }
     let needed: std::collections::BTreeSet<String> = state.needed_layers().iter().map(|d| d.hex().to_owned()).collect();
     for path in entries(&layout.layers())? {
         let Some(name) = name_of(&path) else { continue };
@@ -237,7 +246,11 @@ fn remove_untrusted_layers(layout: &Layout, state: &State, boot: &str) -> Result
         if recorded || read_layer_at(&path).is_some_and(|l| l.boot == boot) {
             continue;
         }
-        drop(layout.discard(&path)?);
+        if careful {
+            layout.put_aside(&path)?;
+        } else {
+            drop(layout.discard(&path)?);
+        }
     }
     Ok(())
 }

@@ -265,11 +265,11 @@ impl Pull {
                         let length = piece.len() as u64;
                         left.start += length;
                         begun = true;
+                        self.show(number, |l| l.fetched_bytes += length);
                         if sink.send(Ok(piece)).await.is_err() {
-                            // Whoever reads them has given up, and says why himself.
+                            // Whoever reads them has all, or has given up and says why himself.
                             return Ok(());
                         }
-                        self.show(number, |l| l.fetched_bytes += length);
                         continue;
                     }
                     Some(Err(error)) => error,

@@ -1,9 +1,13 @@
 //! A pull: from a reference to an image that is complete.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    sync::{Arc, atomic::AtomicU64},
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use bytes::{Buf, Bytes};
@@ -26,11 +30,13 @@ use crate::{
     reference::ImageRef,
     registry::{Fetched, RegistryError, Session, describe},
     store::{
-        Inner, KeepBlobs, PullError, When,
+        Inner, KeepBlobs, PullError, StoreError, When,
+        again::{copy_verified, is_there},
         catalog::{Lease, Record},
         chunks::{Chunks, Kept},
         layers::{PlaceError, place_blocking, read_layer},
-        sources::Sources,
+        sources::{Sources, chain},
+        sync,
     },
     text::shown,
     trust::Signatures,
@@ -45,6 +51,9 @@ const MAX_RESUMPTIONS: u32 = 4;
 /// The same, at a host that another one can stand in for.
 const MIRROR_RESUMPTIONS: u32 = 1;
 
+/// How many times an image's blobs must fit on what is free of the disk to be kept until its layers are synced.
+const ROOM_UNTIL_SYNCED: u64 = 10;
+
 /// One pull at work.
 pub(crate) struct Pull {
     pub(crate) inner: Arc<Inner>,
@@ -55,6 +64,8 @@ pub(crate) struct Pull {
     pub(crate) broken_off: CancellationToken,
     /// What the layers may still unpack to beyond the ratio.
     pub(crate) spare: Arc<AtomicU64>,
+    /// Blobs of its layers stay until these are on the disk for good.
+    pub(crate) until_synced: AtomicBool,
 }
 
 /// Why a host does not send a blob.
@@ -77,6 +88,22 @@ pub(crate) struct Resolved {
 }
 
 impl Inner {
+    /// Whether blobs of layers stay until what is unpacked of them is on the disk for good: only where all of them leave
+    /// room for the rest.
+    fn may_keep_until_synced(&self, layers: &[Descriptor]) -> bool {
+        let all = layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+        self.config.keep_blobs == KeepBlobs::Loaded
+            && self.filesystem().is_ok_and(|disk| disk.available_bytes / ROOM_UNTIL_SYNCED >= all)
+    }
+
+    /// Makes room: what is kept of layers for a power cut alone goes, unless another image waits for it.
+    fn give_up_unsynced(&self, layers: &[Descriptor]) {
+        let state = self.catalog.read();
+        let needed = state.until_synced();
+        let given_up = layers.iter().map(|layer| &layer.digest).filter(|digest| !needed.contains(digest));
+        sync::remove(&self.catalog.layout, given_up);
+    }
+
     pub(crate) async fn bytes_to_fetch(
         self: &Arc<Self>,
         reference: &ImageRef,
@@ -102,6 +129,7 @@ impl Pull {
             progress: watch::Sender::default(),
             broken_off: CancellationToken::new(),
             spare: Arc::default(),
+            until_synced: AtomicBool::new(false),
         }
     }
 
@@ -133,6 +161,7 @@ impl Pull {
         config.check_platform(&self.inner.config.platform).map_err(|offered| self.platform(offered))?;
         let layers_lease = self.inner.catalog.lease(&config.diff_ids);
         self.wait_for_window(&config.diff_ids)?;
+        self.until_synced.store(self.inner.may_keep_until_synced(layers), Ordering::Relaxed);
         self.begin_layers(layers);
         let name = resolved.manifest_digest.as_str();
         let mut work: FuturesUnordered<_> = layers
@@ -151,6 +180,9 @@ impl Pull {
         }
         drop(work);
         if let Some(error) = failure {
+            if matches!(error, PullError::DiskFull { .. }) {
+                self.inner.give_up_unsynced(layers);
+            }
             return Err(error);
         }
         self.commit(resolved, config_bytes, config, (at_work, layers_lease)).await
@@ -317,7 +349,12 @@ impl Pull {
         let registry = self.reference.registry();
         let lock = self.inner.layer_locks.of(registry, diff_id);
         let _only_one = lock.lock().await;
-        if read_layer(&self.inner.catalog.layout, diff_id).is_some() {
+        let layout = &self.inner.catalog.layout;
+        let in_place = read_layer(layout, diff_id).is_some();
+        // An earlier pull may have been broken off, or have kept none.
+        let lacks_blob =
+            self.inner.config.keep_blobs == KeepBlobs::Always && !is_there(&layout.blob(&blob.digest), blob);
+        if in_place && !lacks_blob {
             self.show(number, |l| (l.done, l.present) = (true, true));
             return Ok(());
         }
@@ -330,26 +367,85 @@ impl Pull {
             p.began.get_or_insert_with(Instant::now);
             first
         });
-        if self.place_in_parts(sources, manifest, number, blob, diff_id).await? {
+        if in_place {
+            self.keep(sources, manifest, number, blob).await?;
             self.show(number, |l| l.done = true);
             return Ok(());
         }
         let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
+        if self.place_unsynced(expected.clone()).await? {
+            self.show(number, |l| (l.done, l.present) = (true, true));
+            return Ok(());
+        }
+        if self.place_in_parts(sources, manifest, number, blob, diff_id).await? {
+            self.show(number, |l| l.done = true);
+            return Ok(());
+        }
         let (inner, spare, blob_digest) = (self.inner.clone(), self.spare.clone(), blob.digest.clone());
+        let until_synced = self.until_synced.load(Ordering::Relaxed);
         let take = move |chunks: Chunks| {
             let (layout, limits) = (&inner.catalog.layout, &inner.config.limits);
-            if inner.config.keep_blobs != KeepBlobs::Always {
+            let keeps = inner.config.keep_blobs == KeepBlobs::Always;
+            if !keeps && !until_synced {
                 return place_blocking(layout, chunks, &expected, limits, &spare, &inner.boot);
             }
             let mut kept = Kept::new(layout, chunks)?;
             let placed = place_blocking(layout, &mut kept, &expected, limits, &spare, &inner.boot)?;
             // Its digest was verified with the layer's.
-            kept.commit(&layout.blob(&blob_digest))?;
+            if keeps {
+                kept.commit(&layout.blob(&blob_digest))?;
+            } else if let Err(error) = kept.commit(&layout.unsynced_blob(&blob_digest)) {
+                tracing::debug!(digest = %blob_digest, error = %chain(&error), "a layer is not kept until it is synced");
+            }
             Ok(placed)
         };
         self.bring(sources, manifest, number, blob, take).await?;
         self.show(number, |l| l.done = true);
         Ok(())
+    }
+
+    /// Brings a blob that is to be kept of a layer that is in place.
+    async fn keep(&self, sources: &Sources, manifest: &str, number: usize, blob: &Descriptor) -> Result<(), PullError> {
+        let (inner, digest, size) = (self.inner.clone(), blob.digest.clone(), blob.size);
+        let take = move |chunks: Chunks| {
+            let layout = &inner.catalog.layout;
+            let staging = layout.stage("blob")?;
+            let (path, target) = (staging.path().join("blob"), layout.blob(&digest));
+            copy_verified(chunks, &path, &digest, size)?;
+            let kept = std::fs::rename(&path, &target);
+            Ok(kept.map_err(|source| StoreError::Io { operation: "keeping", path: target, source })?)
+        };
+        self.bring(sources, manifest, number, blob, take).await
+    }
+
+    /// Unpacks a layer whose blob an earlier pull has left, before the machine went down. Whether there was a whole one.
+    async fn place_unsynced(&self, expected: Expected) -> Result<bool, PullError> {
+        let Some(digest) = expected.blob.clone() else { return Ok(false) };
+        let path = self.inner.catalog.layout.unsynced_blob(&digest);
+        if !std::fs::metadata(&path).is_ok_and(|file| file.len() == expected.length) {
+            return Ok(false);
+        }
+        let (inner, spare, from) = (self.inner.clone(), self.spare.clone(), path.clone());
+        let placed = self.blocking(move || -> Result<(), PlaceError> {
+            let failed = |source| LayerError::Read(Arc::new(source));
+            let input = BufReader::with_capacity(1 << 18, File::open(&from).map_err(failed)?);
+            let layout = &inner.catalog.layout;
+            place_blocking(layout, input, &expected, &inner.config.limits, &spare, &inner.boot)?;
+            if let (KeepBlobs::Always, Some(digest)) = (inner.config.keep_blobs, &expected.blob) {
+                let target = layout.blob(digest);
+                let kept = std::fs::rename(&from, &target);
+                kept.map_err(|source| StoreError::Io { operation: "keeping", path: target, source })?;
+            }
+            Ok(())
+        });
+        let Err(error) = placed.await? else { return Ok(true) };
+        if !error.is_of_its_bytes() && !matches!(error, PlaceError::Layer(LayerError::Read(_))) {
+            return Err(self.place_error(Some(&digest), error));
+        }
+        tracing::debug!(%digest, error = %chain(&error), "what was left of a layer is not whole, and is fetched");
+        // One that cannot be removed is replaced by what is fetched.
+        let _replaced = std::fs::remove_file(&path);
+        Ok(false)
     }
 
     /// Has a blob taken by who needs it; when what a host sent is not what was promised, all of it again from the next.
@@ -532,14 +628,17 @@ impl Pull {
                 let blob = std::fs::metadata(inner.catalog.layout.blob(&layer.digest));
                 blob.is_ok_and(|blob| blob.len() == layer.size)
             };
-            let layers = resolved.manifest.layers.into_iter().filter(is_kept).map(|layer| layer.digest);
-            let kept: BTreeSet<Digest> = layers.collect();
+            let (kept, passing): (Vec<_>, Vec<_>) = resolved.manifest.layers.into_iter().partition(is_kept);
+            let digests = |layers: Vec<Descriptor>| layers.into_iter().map(|layer| layer.digest);
+            let until_synced =
+                digests(passing).filter(|digest| inner.catalog.layout.unsynced_blob(digest).exists()).collect();
             let new = super::NewImage {
                 id: ImageId::new(config_digest),
                 manifest: resolved.manifest_digest,
                 references: tag.into_iter().collect(),
                 repo_digests: [pinned_to].into(),
-                blobs: documents.chain(kept).collect(),
+                blobs: documents.chain(digests(kept)).collect(),
+                until_synced,
                 config,
                 pinned: false,
             };

@@ -99,10 +99,14 @@ impl Inner {
         if let Ok(documents) = self.documents(&record.id)
             && let Some(layer) = documents.parsed.layers.iter().find(|layer| layer.digest == *digest)
         {
+            let fetched = self.fetch_again(&record.id, &documents, vec![layer.clone()], auth).await?;
+            let again = fetched.first().ok_or(RepairError::Gone)?;
             let staging = self.catalog.layout.stage("repair")?;
-            self.fetch_again(&record.id, &documents, std::slice::from_ref(layer), &staging, auth).await?;
-            let path = staging.path().join(digest.hex());
-            let replaced = File::open(&path).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&path, &target));
+            let path = staging.path().join("blob");
+            // Others may hold what was fetched.
+            let replaced = fs::hard_link(again.path(), &path)
+                .and_then(|()| File::open(&path)?.sync_all())
+                .and_then(|()| fs::rename(&path, &target));
             return Ok(replaced.map_err(|source| StoreError::Io { operation: "replacing", path: target, source })?);
         }
         let bytes = self.document_again(record, digest, auth).await?;

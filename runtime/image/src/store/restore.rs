@@ -50,17 +50,20 @@ pub(crate) fn restore(
         .flat_map(|entry| entry.record.layers.iter())
         .collect();
     let spare = config.limits.ratio_floor_bytes.into();
+    let mut verified = BTreeSet::new();
     for (diff_id, blob) in record.layers.iter().zip(&parsed.layers) {
         let unpacked_since = || read_layer(layout, diff_id).is_some_and(|layer| layer.boot == boot);
         if on_the_disk.contains(diff_id) || unpacked_since() {
             continue;
         }
-        let path = layout.blob(&blob.digest);
+        let kept = record.blobs.contains(&blob.digest);
+        let path = if kept { layout.blob(&blob.digest) } else { layout.unsynced_blob(&blob.digest) };
         let failed = |source| StoreError::Io { operation: "reading", path: path.clone(), source };
         let input = BufReader::with_capacity(1 << 18, File::open(&path).map_err(failed)?);
         drop(layout.discard(&layout.layer(diff_id))?);
         let expected = Expected { blob: Some(blob.digest.clone()), length: blob.size, diff_id: diff_id.clone() };
         place_blocking(layout, input, &expected, &config.limits, &spare, boot)?;
+        verified.insert(&blob.digest);
     }
     let target = layout.finish(record.id.digest());
     drop(layout.discard(&target)?);
@@ -73,9 +76,11 @@ pub(crate) fn restore(
     record.finish_record = finish.record;
     record.base = finish.base;
     record.root = finish.root;
-    // Those of its layers were verified just now; indexes and signatures may be lost without harm.
-    let layers: BTreeSet<&Digest> = parsed.layers.iter().map(|blob| &blob.digest).collect();
-    record.blobs.retain(|digest| layers.contains(digest) || is_whole(layout, digest));
+    // Indexes and signatures may be lost without harm, and so may blobs of layers that others vouch for.
+    record.blobs.retain(|digest| verified.contains(digest) || is_whole(layout, digest));
+    record.until_synced.retain(|digest| verified.contains(digest));
+    // Who lists the images asks anew.
+    record.kept_whole = None;
     if record.signatures.as_ref().is_some_and(|digest| !is_whole(layout, digest)) {
         record.signatures = None;
     }

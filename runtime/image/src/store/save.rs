@@ -1,7 +1,7 @@
 //! Images as archives that other tools read: an OCI layout that is a docker-archive, too.
 //!
 //! Layers are in it as their registry has them. Of an image that was pulled those blobs are not here any more: they
-//! are fetched again, from where the image came, and only for the archive.
+//! are fetched again, from where the image came, and only for the archive; see `again`.
 //! Source: OCI image-spec `image-layout.md`, `annotations.md`; Docker image spec v1.2 §Combined Image JSON.
 
 use std::{
@@ -13,25 +13,15 @@ use std::{
 };
 
 use serde_json::json;
-use sha2::Digest as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     credential::Credential,
     digest::{Digest, Hashed},
     image::ImageId,
-    layer::LayerError,
     manifest::{self, Descriptor, Document, Manifest},
-    progress::{LayerProgress, Phase},
     reference::ImageRef,
-    store::{
-        Inner, PullError, StoreError,
-        catalog::Lease,
-        chunks::Chunks,
-        layers::PlaceError,
-        layout::{Staging, create_private},
-        pull::Pull,
-    },
+    store::{Inner, PullError, StoreError, again::Again, catalog::Lease, layout::Staging},
 };
 
 /// Archives that are made at once: what is fetched for one lies on the disk until it is written. The next one waits.
@@ -72,7 +62,8 @@ pub type Chosen = (ImageId, Option<ImageRef>);
 pub struct Saving {
     directories: Vec<String>,
     parts: Vec<(String, Content)>,
-    _fetched: Vec<Staging>,
+    /// What was fetched for it goes with it.
+    _fetched: (Vec<Arc<Again>>, Option<Staging>),
     _lease: Lease,
     _turn: OwnedSemaphorePermit,
 }
@@ -94,7 +85,13 @@ impl Saving {
         let parts = files
             .into_iter()
             .map(|(name, path, blob)| (name, Content::File { path, size: blob.size, digest: blob.digest }));
-        Self { directories: Vec::new(), parts: parts.collect(), _fetched: vec![fetched], _lease: lease, _turn: turn }
+        Self {
+            directories: Vec::new(),
+            parts: parts.collect(),
+            _fetched: (Vec::new(), Some(fetched)),
+            _lease: lease,
+            _turn: turn,
+        }
     }
 
     /// Writes the tar. Blocks on the disk, and on whom it writes to.
@@ -164,8 +161,8 @@ impl Inner {
             let wanted: Vec<&Descriptor> =
                 layers.iter().chain([config]).filter(|blob| !blobs.contains_key(&blob.digest)).collect();
             let sizes: BTreeMap<&Digest, u64> = wanted.iter().map(|blob| (&blob.digest, blob.size)).collect();
-            let (files, staging) = self.files_of(image, &documents, &wanted, auth).await?;
-            fetched.extend(staging);
+            let (files, again) = self.files_of(image, &documents, &wanted, auth).await?;
+            fetched.extend(again);
             for (digest, path) in files {
                 let size = sizes.get(&digest).copied().unwrap_or_default();
                 blobs.insert(digest.clone(), Content::File { path, size, digest });
@@ -188,7 +185,7 @@ impl Inner {
         parts.push(("manifest.json".to_owned(), text(json!(docker))));
         parts.push(("oci-layout".to_owned(), text(json!({ "imageLayoutVersion": "1.0.0" }))));
         let directories = ["blobs/", "blobs/sha256/"].map(str::to_owned).into();
-        Ok(Saving { directories, parts, _fetched: fetched, _lease: lease, _turn: turn })
+        Ok(Saving { directories, parts, _fetched: (fetched, None), _lease: lease, _turn: turn })
     }
 
     pub(crate) fn documents(&self, image: &ImageId) -> Result<Documents, SaveError> {
@@ -205,127 +202,6 @@ impl Inner {
         let sources = record.repo_digests.iter().chain(&record.references).cloned().collect();
         Ok(Documents { manifest: record.manifest, media_type, bytes, parsed, sources })
     }
-
-    /// Files with blobs of an image as they came; those that are not kept are fetched again, into a directory that
-    /// goes when it is dropped.
-    pub(crate) async fn files_of(
-        self: &Arc<Self>,
-        image: &ImageId,
-        documents: &Documents,
-        blobs: &[&Descriptor],
-        auth: &[Credential],
-    ) -> Result<(BTreeMap<Digest, PathBuf>, Option<Staging>), SaveError> {
-        let layout = &self.catalog.layout;
-        let (mut files, mut missing) = (BTreeMap::new(), BTreeMap::new());
-        for blob in blobs {
-            let path = layout.blob(&blob.digest);
-            // One of another length is not the one.
-            if fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == blob.size) {
-                files.insert(blob.digest.clone(), path);
-            } else {
-                missing.insert(&blob.digest, *blob);
-            }
-        }
-        if missing.is_empty() {
-            return Ok((files, None));
-        }
-        let missing: Vec<Descriptor> = missing.into_values().cloned().collect();
-        let staging = layout.stage("save")?;
-        self.fetch_again(image, documents, &missing, &staging, auth).await?;
-        for blob in missing {
-            let path = staging.path().join(blob.digest.hex());
-            files.insert(blob.digest, path);
-        }
-        Ok((files, Some(staging)))
-    }
-
-    /// Asks those repositories for blobs that the image came from, until one has them all.
-    pub(crate) async fn fetch_again(
-        self: &Arc<Self>,
-        image: &ImageId,
-        documents: &Documents,
-        missing: &[Descriptor],
-        staging: &Staging,
-        auth: &[Credential],
-    ) -> Result<(), SaveError> {
-        let repositories: BTreeMap<String, &ImageRef> = documents.sources.iter().map(|r| (r.name(), r)).collect();
-        let mut refused = None;
-        for source in repositories.into_values() {
-            let pull = Pull::at_once(self, source.with_digest(documents.manifest.clone()));
-            match pull.copy_blobs(missing, staging, auth).await {
-                Ok(()) => return Ok(()),
-                Err(error) => refused = refused.or(Some(error)),
-            }
-        }
-        let (layer, source) = refused.map_or((None, None), |(layer, source)| (layer, Some(Box::new(source))));
-        // Who refuses the image has none of them.
-        let first = || missing.first().map_or_else(|| documents.manifest.clone(), |blob| blob.digest.clone());
-        Err(SaveError::Layer { image: image.clone(), layer: layer.unwrap_or_else(first), source })
-    }
-}
-
-impl Pull {
-    /// Brings blobs as they are into a directory, each under its digest's digits. With an error it tells which of them
-    /// cannot be had, when it is one of them.
-    async fn copy_blobs(
-        &self,
-        blobs: &[Descriptor],
-        to: &Staging,
-        auth: &[Credential],
-    ) -> Result<(), (Option<Digest>, PullError)> {
-        let (resolved, sources) = self.resolve(auth).await.map_err(|error| (None, error))?;
-        let name = resolved.manifest_digest.to_string();
-        self.progress.send_modify(|progress| {
-            progress.phase = Phase::Fetching;
-            progress.layers = blobs.iter().map(LayerProgress::waiting).collect();
-        });
-        for (number, blob) in blobs.iter().enumerate() {
-            let _slot = self.inner.downloads.take(self.reference.registry()).await;
-            let (path, digest, size) = (to.path().join(blob.digest.hex()), blob.digest.clone(), blob.size);
-            let take = move |chunks: Chunks| copy_verified(chunks, &path, &digest, size);
-            let brought = self.bring(&sources, &name, number, blob, take).await;
-            brought.map_err(|error| (Some(blob.digest.clone()), error))?;
-            self.progress.send_modify(|p| {
-                if let Some(layer) = p.layers.get_mut(number) {
-                    layer.done = true;
-                }
-            });
-        }
-        Ok(())
-    }
-}
-
-pub(crate) fn copy_verified(
-    chunks: Chunks,
-    path: &std::path::Path,
-    expected: &Digest,
-    size: u64,
-) -> Result<(), PlaceError> {
-    let failed = |source| StoreError::Io { operation: "writing", path: path.to_owned(), source };
-    // An earlier try may have left one.
-    let _absent = fs::remove_file(path);
-    let mut file = create_private(path).map_err(failed)?;
-    let mut hasher = sha2::Sha256::new();
-    let (mut chunks, mut length) = (chunks, 0_u64);
-    loop {
-        let piece = io::BufRead::fill_buf(&mut chunks).map_err(|e| LayerError::Read(Arc::new(e)))?;
-        if piece.is_empty() {
-            break;
-        }
-        let taken = piece.len();
-        length += taken as u64;
-        if length > size {
-            return Err(LayerError::Length { expected: size, actual: length }.into());
-        }
-        hasher.update(piece);
-        file.write_all(piece).map_err(failed)?;
-        io::BufRead::consume(&mut chunks, taken);
-    }
-    let actual = Digest::from_bytes(&hasher.finalize());
-    if actual != *expected {
-        return Err(LayerError::Blob { expected: expected.clone(), actual }.into());
-    }
-    Ok(())
 }
 
 /// One line for each name, as containerd and Docker write them; one without annotations for no name.

@@ -20,7 +20,7 @@ use crate::{
     image::{Image, ImageId},
     store::{
         Inner, SnapshotError, StoreError,
-        catalog::RootMeta,
+        catalog::{RootMeta, State},
         layout::{Layout, entries, name_of},
     },
 };
@@ -148,6 +148,13 @@ fn images_under(snapshot: &Path) -> impl Iterator<Item = ImageId> {
         let image = fs::read_link(link(snapshot, number)).ok()?;
         Some(ImageId::new(Digest::from_hex(image.to_str()?).ok()?))
     })
+}
+
+/// Whether a container stands on an image that is not in `state`: its record was lost, and so it is not known which layers
+/// the container needs.
+pub(crate) fn stands_on_lost(layout: &Layout, state: &State) -> bool {
+    // Who cannot tell has to be careful.
+    users(layout).map_or(true, |users| users.iter().any(|(_, image)| !state.images.contains_key(image)))
 }
 
 /// Which container needs which image, as its root or as a volume. What cannot be read counts for nothing: it is no

@@ -1,6 +1,6 @@
 //! What the store takes on its disk, and how much of that could go.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, io};
 
 use crate::{
     digest::Digest,
@@ -103,7 +103,12 @@ impl Inner {
             usage.layer_bytes += bytes;
             usage.reclaimable_bytes += if needed_layers.contains(layer) { 0 } else { bytes };
         }
-        for blob in fs::read_dir(layout.blobs()).map_err(failed)? {
+        // Somebody may have removed the directory of what is not synced: the next pull makes it again.
+        let unsynced = match fs::read_dir(layout.unsynced()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(failed)?),
+        };
+        for blob in fs::read_dir(layout.blobs()).map_err(failed)?.chain(unsynced.into_iter().flatten()) {
             // One that was collected meanwhile is none.
             if let Ok(metadata) = blob.and_then(|blob| blob.metadata()) {
                 usage.blobs += 1;

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::indexing_slicing, missing_docs, unreachable_pub)]
 
 pub mod facts;
+pub mod held;
 pub mod parts;
 pub mod podman;
 pub mod scripted;
@@ -389,6 +390,15 @@ pub fn nothing_unfinished(root: &Path) {
         }
         assert!(Instant::now() < until, "left unfinished: {left:?}");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until blobs that are kept until their layers are on the disk are gone.
+pub fn synced(root: &Path) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while fs::read_dir(root.join("unsynced")).unwrap().next().is_some() {
+        assert!(Instant::now() < end, "nothing was put on the disk");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
