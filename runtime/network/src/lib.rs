@@ -9,7 +9,7 @@
 //! Everything is done over netlink by this process: no program is run, nothing is polled.
 //! [`Network`] is synchronous; a caller with an executor uses its blocking threads.
 //!
-//! Beside it, [`Resolver`] finds the hosts that the rest of the agent reaches out to, asynchronously.
+//! Beside it, [`cni`] attaches pods of a cluster to networks of others, by their programs, and [`Resolver`] finds the hosts that the rest of the agent reaches out to, asynchronously.
 //!
 //! **Invariant:** what is not ours is never changed or removed. Ours are: the configured bridge
 //! and the configured nftables table, when their labels say so, links whose alias names our bridge, and
@@ -71,6 +71,8 @@ mod nft;
 mod setting;
 
 mod resolver;
+
+pub mod cni;
 
 pub use config::{Config, DEFAULT_POOL, DEFAULT_SUBNET_LOCK, PortMapping, Protocol};
 pub use drift::{Drift, Reconciled};

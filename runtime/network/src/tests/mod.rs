@@ -1,6 +1,7 @@
 //! The whole crate against the kernel, each test in network namespaces of its own.
 
 mod attaching;
+mod cni;
 mod killing;
 mod lacking;
 mod lifecycle;

@@ -225,6 +225,18 @@ pub(super) fn can_filter() -> bool {
     can_hold(Extent::Forwarding, "filter IPv4")
 }
 
+/// Whether the kernel can limit what links carry, as CNI's bandwidth plugin does it; when not, it is said.
+pub(super) fn can_shape() -> bool {
+    let netns = Netns::new();
+    let bucket = ["qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1gbit", "burst", "1mb", "latency", "25ms"];
+    let can = netns.succeeds("tc", &bucket) == Some(true)
+        && netns.succeeds("ip", &["link", "add", "probe", "type", "ifb"]) == Some(true);
+    if !can {
+        let _ = writeln!(std::io::stderr(), "SKIPPED IN PART: this kernel has no token bucket or no ifb links");
+    }
+    can
+}
+
 fn can_hold(needed: Extent, what: &str) -> bool {
     // Without root nothing runs at all, which `world` says.
     if !nix::unistd::geteuid().is_root() || extent() >= needed {
