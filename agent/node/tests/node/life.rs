@@ -120,7 +120,8 @@ pub(crate) async fn a_failing_liveness_probe_restarts_the_container() {
     world.write("web.yaml", &text.replace("terminationGracePeriodSeconds: 1", "terminationGracePeriodSeconds: 0"));
     world.until("web is ready", |w| w.is_ready("web")).await;
     let id = world.container_id("web");
-    world.sh("web", "rm /tmp/alive || busybox rm /tmp/alive").await;
+    // Ready says that the program runs, not that it has come as far as its file.
+    world.sh("web", "until [ -e /tmp/alive ]; do sleep 0.01; done; rm /tmp/alive").await;
     world.until("it was restarted", |w| w.is_ready("web") && w.container_id("web") != id).await;
     let status = world.pod("web").unwrap().status.clone().unwrap();
     assert_eq!(status.container_statuses.unwrap()[0].restart_count, 1);
