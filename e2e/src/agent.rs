@@ -1,6 +1,6 @@
 //! An agent in a world, and the client verbs that speak with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -64,6 +64,8 @@ pub struct Agent<'w> {
     world: &'w World,
     directory: PathBuf,
     arguments: Vec<String>,
+    /// Where it looks for programs, before all else.
+    programs: Option<PathBuf>,
     process: Option<Child>,
 }
 
@@ -85,7 +87,7 @@ impl<'w> Agent<'w> {
             std::fs::create_dir_all(directory.join(folder)).expect("the agent's directories");
         }
         let arguments = arguments.iter().map(|&text| text.to_owned()).collect();
-        let mut agent = Self { world, directory, arguments, process: None };
+        let mut agent = Self { world, directory, arguments, programs: None, process: None };
         agent.launch();
         agent
     }
@@ -95,6 +97,11 @@ impl<'w> Agent<'w> {
     pub fn with_busybox(world: &'w World) -> Self {
         preload_busybox(world);
         Self::start(world)
+    }
+
+    /// Has it find programs of this directory first, from its next launch on.
+    pub fn use_programs(&mut self, directory: &Path) {
+        self.programs = Some(directory.to_owned());
     }
 
     /// Gives it other arguments from its next launch on.
@@ -108,6 +115,8 @@ impl<'w> Agent<'w> {
     /// When it does not answer within 20 s.
     pub fn launch(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.directory.join("agent.log"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = self.programs.iter().cloned().chain(std::env::split_paths(&path));
         let child = self
             .world
             .command(binary())
@@ -122,6 +131,9 @@ impl<'w> Agent<'w> {
             .arg("--preload")
             .arg(self.directory.join("images"))
             .args(&self.arguments)
+            .env("PATH", std::env::join_paths(path).expect("directories without colons"))
+            // Not those of the machine.
+            .env("PORTREEVE_CRI_CNI_CONF_DIR", self.networks())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("the agent's log"))
@@ -219,6 +231,12 @@ impl<'w> Agent<'w> {
     /// When it is not there.
     pub fn remove_manifest(&self, file: &str) {
         std::fs::remove_file(self.manifests().join(file)).expect("removing a manifest");
+    }
+
+    /// Where networks of CNI plugins are configured; not made.
+    #[must_use]
+    pub fn networks(&self) -> PathBuf {
+        self.directory.join("net.d")
     }
 
     /// The directory of manifests.

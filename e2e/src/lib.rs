@@ -13,6 +13,7 @@
 mod agent;
 mod bundle;
 mod census;
+pub mod cri;
 mod criu;
 mod foreign;
 mod image;
@@ -20,6 +21,7 @@ pub mod measure;
 mod registry;
 mod report;
 mod runtime;
+pub mod streaming;
 mod wait;
 mod world;
 
@@ -28,6 +30,7 @@ use std::io::Write;
 pub use agent::{Agent, Answer, BUSYBOX, condition, preload_busybox};
 pub use bundle::{Bundle, prober};
 pub use census::Census;
+pub use cri::Cri;
 pub use criu::criu;
 pub use foreign::{Containerd, Docker, Enclosure, Facts, OTHERS, Peers, Podman, containerd_sees, podman_sees};
 pub use image::Image;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
@@ -70,6 +71,46 @@ pub fn charged_nanoseconds(text: &str) -> Option<u64> {
         Some(microseconds) => Some(microseconds.parse::<u64>().ok()? * 1000),
         None => line.parse().ok(),
     }
+}
+
+/// What a container does: it adds a line to `/out/<name>` each time it starts, and sleeps.
+#[must_use]
+pub fn toucher_script(name: &str) -> String {
+    format!("echo started >> /out/{name}; exec sleep 100000")
+}
+
+/// Waits until `count` further files have appeared in the watched directory: which, and when.
+///
+/// # Panics
+/// When the directory cannot be watched.
+pub fn appeared(inotify: &Inotify, count: usize) -> Vec<(String, Instant)> {
+    let mut seen = Vec::new();
+    while seen.len() < count {
+        let events = inotify.read_events().expect("inotify");
+        let now = Instant::now();
+        seen.extend(events.into_iter().map(|event| (event.name.unwrap_or_default().to_string_lossy().into(), now)));
+    }
+    seen
+}
+
+/// A watch for new files of a directory, which is made.
+///
+/// # Panics
+/// When it cannot be.
+#[must_use]
+pub fn watch(directory: &Path) -> Inotify {
+    std::fs::create_dir_all(directory).expect("the output directory");
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC).expect("inotify");
+    inotify.add_watch(directory, AddWatchFlags::IN_CREATE).expect("watching the output directory");
+    inotify
+}
+
+/// Memory of a process, what it shares divided among all that share it, in KiB; 0 when it is gone.
+#[must_use]
+pub fn pss_kib(pid: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
 /// CPU time of a program: of the cgroup in which it runs, and of the trees in which it keeps its containers.

@@ -298,6 +298,16 @@ fn doctor_tells_each_fact_as_text_and_as_json() {
     ] {
         assert!(names.contains(name), "nothing is said of {name}: {names:?}");
     }
+    let asked = doctor(&["--cri", "-o", "json", "--run", world.path("run").to_str().unwrap()]).ok();
+    let more: BTreeSet<String> = json(&asked)
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|fact| fact["name"].as_str().map(str::to_owned))
+        .collect();
+    for name in ["CRI endpoint", "cgroups for kubelets", "swap space", "network of kubelets"] {
+        assert!(more.contains(name) && !names.contains(name), "nothing is said of {name}: {more:?}");
+    }
     let text = doctor(&[]).ok();
     for fact in facts {
         let (name, verdict) = (fact["name"].as_str().unwrap(), fact["verdict"].as_str().unwrap());

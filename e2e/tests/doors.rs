@@ -98,6 +98,25 @@ fn metrics_and_health_answer_on_the_address_that_agent_json_names() {
 }
 
 #[test]
+fn who_speaks_http_2_is_turned_away_and_keeps_no_place() {
+    if skipped_without_root("doors") {
+        return;
+    }
+    let world = World::new("preface");
+    let agent = Agent::start(&world);
+    let mut stream = UnixStream::connect(agent.run_dir().join("portreeve.sock")).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // To its end: an answer in frames, as HTTP/2 has it, would be followed by waiting.
+    let ended = stream.read_to_end(&mut answer);
+    let reset = matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset);
+    assert!(ended.is_ok() || reset, "{ended:?}: {answer:?}");
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{answer:?}");
+    assert_eq!(get(&agent, "/version").0, 200);
+}
+
+#[test]
 fn a_second_agent_in_the_same_place_refuses_to_start() {
     if skipped_without_root("doors") {
         return;

@@ -174,7 +174,7 @@ fn an_image_that_a_pod_names_is_not_pruned_before_its_container_is_there() {
         return;
     }
     let world = World::new("wanted");
-    let agent = Agent::start(&world);
+    let mut agent = Agent::start(&world);
     let image = Image::busybox(world.home(), BUSYBOX);
     agent.client(&["image", "load", image.tar.to_str().unwrap()]).ok();
     // Its container is never made.
@@ -184,6 +184,21 @@ fn an_image_that_a_pod_names_is_not_pruned_before_its_container_is_there() {
     agent.wait_pod("a", "waits for its volume", |pod| pod["status"]["phase"] == "Pending");
     let pruned = agent.client(&["image", "prune", "-af"]).ok();
     assert_eq!(pruned, "Total reclaimed space: 0B\n");
+    // A version that cannot be used names another one: the last good version counts, also for who has only its word.
+    let broken = never.replace(BUSYBOX, "test.local/other:1").replace("terminationGracePeriodSeconds", "gracePeriod");
+    agent.drop_manifest("a.yaml", &broken);
+    let held_back = |agent: &Agent<'_>| {
+        wait_until("the file is refused", 20, || {
+            let sources = agent.client(&["get", "sources"]).ok();
+            if sources.contains("gracePeriod") { Ok(()) } else { Err(sources) }
+        });
+    };
+    held_back(&agent);
+    assert_eq!(agent.client(&["image", "prune", "-af"]).ok(), "Total reclaimed space: 0B\n");
+    agent.terminate();
+    agent.launch();
+    held_back(&agent);
+    assert_eq!(agent.client(&["image", "prune", "-af"]).ok(), "Total reclaimed space: 0B\n");
     agent.remove_manifest("a.yaml");
     agent.wait_gone("a");
     let pruned = agent.client(&["image", "prune", "-af"]).ok();
@@ -345,6 +360,14 @@ fn images_go_into_tars_and_directories_and_come_back_the_same() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("portreeve-save")), "{left:?}");
 }
 
+/// Until then the blobs of what was pulled are here.
+fn wait_until_synced(agent: &Agent<'_>) {
+    wait_until("all of it is on the disk, and the blobs are gone", 20, || {
+        let left: Vec<_> = std::fs::read_dir(agent.root().join("images/unsynced")).unwrap().collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+}
+
 #[test]
 fn a_pulled_image_whose_registry_is_gone_is_not_saved_by_half() {
     if skipped_without_root("images") {
@@ -356,6 +379,7 @@ fn a_pulled_image_whose_registry_is_gone_is_not_saved_by_half() {
     let agent = Agent::start(&world);
     agent.client(&["image", "pull", &pulled]).ok();
     drop(registry);
+    wait_until_synced(&agent);
     let file = world.path("x.tar");
     std::fs::write(&file, "kept").unwrap();
     let refused = agent.client(&["image", "save", "-o", file.to_str().unwrap(), &pulled]);
@@ -617,6 +641,7 @@ fn how_far_a_pull_is_and_when_it_is_tried_again_is_seen_everywhere() {
     assert!((bytes..bytes + 2000).contains(&fetched), "{bytes}: {fetched}");
     assert_eq!(value(&metrics, "portreeve_image_pull_remaining_bytes "), 0);
 
+    wait_until_synced(&agent);
     // What is fetched again for an archive comes no faster; who does not wait for it leaves nothing behind.
     let place = world.home().join("saved");
     std::fs::create_dir(&place).unwrap();

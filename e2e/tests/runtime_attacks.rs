@@ -64,9 +64,12 @@
 //!                      e: runtime_races cve_2025_31133_and_52565_*, cve_2025_31133_a_masked_path_that_changes_*
 //!                      c: attacks::cve_2025_31133_masked_paths_are_covered_by_the_real_null_device
 //! 2025-52565           /dev/console from a link, or to one
+//!                      e: runtime_races cve_2025_52565_a_console_that_changes_*
 //!                      c: terminals::cve_2025_52565_*, a_dev_console_that_is_a_link_does_not_reach_the_host
 //! 2025-52881           writes to procfs led elsewhere
 //! 2025-62596           cve_2019_16884_a_proc_that_is_none_is_refused (a procfs of our own is written, whatever is there)
+//!                      cve_2025_52881_a_procfs_of_a_neighbour_is_not_written_through
+//!                      e: runtime_process cve_2025_52881_a_label_is_written_nowhere_else
 //!                      c: attacks::cve_2019_19921_a_volume_over_proc_is_refused
 //! 2025-54867           a root that is a link
 //!                      e: runtime_mounts a_root_that_is_a_link_or_a_file_is_refused   c: attacks::a_root_that_is_a_link_*
@@ -298,6 +301,42 @@ fn cve_2019_16884_a_proc_that_is_none_is_refused() {
     let bundle = runtime.bundle(&["report"]);
     let mount = json!({ "destination": "/proc/net", "type": "tmpfs", "source": "tmpfs" });
     assert_ne!(runtime.run(&bundle.with_mount(mount), &[]).code, 0);
+}
+
+#[test]
+fn cve_2025_52881_a_procfs_of_a_neighbour_is_not_written_through() {
+    let Some(runtime) = Runtime::for_test("cve_2025_52881_a_procfs_of_a_neighbour_is_not_written_through") else {
+        return;
+    };
+    let neighbour = runtime.bundle(&["wait"]);
+    runtime.start_waiting(&neighbour);
+    let look = ["/prober", "try", "read /proc/sys/kernel/msgmax"];
+    let of_the_neighbour = || runtime.exec(&neighbour, &[], &look).ok();
+    let before = of_the_neighbour();
+    assert!(before.contains("8192"), "what the kernel gives to a new namespace: {before}");
+    let pid = runtime.pid(&neighbour);
+    let with_proc_of = |source: &str, kind: &str| {
+        let bundle = runtime.bundle(&["try", "read /proc/sys/kernel/msgmax"]);
+        let mut mounts = bundle.config()["mounts"].as_array().unwrap().clone();
+        assert_eq!(mounts[0]["destination"], "/proc");
+        mounts[0] = json!({ "destination": "/proc", "type": "bind", "source": source, "options": [kind] });
+        bundle.with(json!({ "mounts": mounts, "linux": { "sysctl": { "kernel.msgmax": "9000" } } }))
+    };
+    // The kernel binds nothing of another mount namespace.
+    let answer = runtime.run(&with_proc_of(&format!("/proc/{pid}/root/proc"), "bind"), &[]);
+    assert_ne!(answer.code, 0, "{}", answer.stdout);
+    assert_eq!(of_the_neighbour(), before);
+    // What it does bind is a procfs of the neighbour's processes that lies in the caller's.
+    let source = runtime.world().path("procfs");
+    std::fs::create_dir(&source).unwrap();
+    let source = source.display().to_string();
+    runtime.world().sh(&format!("nsenter --pid=/proc/{pid}/ns/pid mount -t proc proc {source}"));
+    for kind in ["bind", "rbind"] {
+        let attempts = runtime.attempts(&with_proc_of(&source, kind));
+        assert_eq!(attempts.value("read /proc/sys/kernel/msgmax"), "9000\n", "{kind}: its own is set");
+        assert_eq!(of_the_neighbour(), before, "{kind}");
+    }
+    runtime.world().sh(&format!("umount {source}"));
 }
 
 #[test]

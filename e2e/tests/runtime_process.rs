@@ -438,6 +438,47 @@ fn an_apparmor_profile_confines_the_program() {
 }
 
 #[test]
+fn cve_2025_52881_a_label_is_written_nowhere_else() {
+    let test = "cve_2025_52881_a_label_is_written_nowhere_else";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    if enabled.trim() != "Y" {
+        return skipped(test, "AppArmor is off");
+    }
+    let name = format!("prt-label-{}", std::process::id());
+    let profile = format!("profile {name} flags=(attach_disconnected) {{ file, capability, deny /etc/passwd r, }}\n");
+    let file = runtime.world().path("profile");
+    std::fs::write(&file, profile).unwrap();
+    let file = file.to_str().unwrap();
+    runtime.world().sh(&format!("apparmor_parser --replace {file}"));
+    // What a volume has where the label is written takes the label, and the program goes without.
+    let decoy = runtime.world().path("decoy");
+    std::fs::create_dir_all(decoy.join("apparmor")).unwrap();
+    for file in ["exec", "apparmor/exec", "current"] {
+        std::fs::write(decoy.join(file), "").unwrap();
+    }
+    let mut said = Vec::new();
+    for destination in
+        ["/proc/self/attr", "/proc/1/attr", "/proc/thread-self/attr", "/proc/self/attr/apparmor", "/proc"]
+    {
+        let source = if destination.ends_with("apparmor") { decoy.join("apparmor") } else { decoy.clone() };
+        let mount = json!({ "destination": destination, "type": "bind", "source": source, "options": ["bind"] });
+        let bundle = runtime.bundle(&["try", "read /etc/passwd"]).with_mount(mount);
+        let answer = runtime.run(&bundle.with(json!({ "process": { "apparmorProfile": name } })), &[]);
+        said.push((destination, answer));
+    }
+    runtime.world().sh(&format!("apparmor_parser --remove {file}"));
+    for (destination, answer) in said {
+        // To be refused is as good as to be confined.
+        let confined = answer.code != 0 || answer.stdout.contains("EACCES");
+        assert!(confined, "{destination}: {}{}", answer.stdout, answer.stderr);
+    }
+    for file in ["exec", "apparmor/exec", "current"] {
+        assert_eq!(std::fs::read_to_string(decoy.join(file)).unwrap(), "", "{file}");
+    }
+}
+
+#[test]
 fn a_container_has_a_session_keyring_of_its_own_unless_told_otherwise() {
     let test = "a_container_has_a_session_keyring_of_its_own_unless_told_otherwise";
     let Some(runtime) = Runtime::for_test(test) else { return };

@@ -9,6 +9,27 @@ use std::time::Instant;
 use portreeve_e2e::{Attempts, Bundle, Runtime, patience};
 use serde_json::json;
 
+/// How often an attack is tried: what `PORTREEVE_ROUNDS` says, or as often as usual and not for longer than `seconds`.
+struct Rounds {
+    left: usize,
+    until: Option<Instant>,
+}
+
+impl Rounds {
+    fn new(usual: usize, seconds: u64) -> Self {
+        match std::env::var("PORTREEVE_ROUNDS").ok().and_then(|text| text.parse().ok()) {
+            Some(left) => Self { left, until: None },
+            None => Self { left: usual, until: Some(Instant::now() + patience(seconds)) },
+        }
+    }
+
+    fn next(&mut self) -> bool {
+        let goes_on = self.left > 0 && self.until.is_none_or(|until| Instant::now() < until);
+        self.left = self.left.saturating_sub(1);
+        goes_on
+    }
+}
+
 /// What is in a directory, by name.
 fn entries(directory: &Path) -> BTreeSet<PathBuf> {
     std::fs::read_dir(directory).expect("a directory").flatten().map(|entry| entry.path()).collect()
@@ -29,9 +50,9 @@ fn cve_2021_30465_a_destination_that_changes_meanwhile_leads_nowhere_else() {
     runtime.create(&attacker, &[]).ok();
     runtime.call(&["start", attacker.id()]).ok();
     let (before, mounts) = (entries(&outside), runtime.world().mounts());
-    let begun = Instant::now();
+    let mut rounds = Rounds::new(60, 6);
     let (mut ran, mut refused) = (0, 0);
-    while begun.elapsed() < patience(6) && ran + refused < 60 {
+    while rounds.next() {
         let mount = |destination: &str, source: &Path| {
             let options = ["bind"];
             json!({ "destination": destination, "type": "bind", "source": source, "options": options })
@@ -128,9 +149,9 @@ fn cve_2025_31133_a_masked_path_that_changes_meanwhile_masks_nothing_of_the_host
     runtime.create(&attacker, &[]).ok();
     runtime.call(&["start", attacker.id()]).ok();
     let mounts = runtime.world().mounts();
-    let begun = Instant::now();
+    let mut rounds = Rounds::new(40, 4);
     let (mut ran, mut refused) = (0, 0);
-    while begun.elapsed() < patience(4) && ran + refused < 40 {
+    while rounds.next() {
         let bundle = runtime.bundle(&["try", "list /volume/masked"]).with_mount(shared());
         let path = bundle.path().to_owned();
         let paths = json!({ "maskedPaths": ["/volume/masked"], "readonlyPaths": ["/volume/masked"] });
@@ -142,6 +163,48 @@ fn cve_2025_31133_a_masked_path_that_changes_meanwhile_masks_nothing_of_the_host
         }
         assert!(!answer.stdout.contains("of the host"), "{}", answer.stdout);
         assert_eq!(std::fs::read_to_string(outside.join("file")).unwrap(), "of the host");
+        assert_eq!(runtime.world().mounts(), mounts, "after {ran} that ran and {refused} that did not");
+        std::fs::remove_dir_all(path).unwrap();
+    }
+    assert!(ran > 0 && ran + refused > 3, "{ran} ran and {refused} did not: there were no races");
+    assert_eq!(runtime.status(&attacker).as_deref(), Some("running"), "and it was attacked all the time");
+}
+
+#[test]
+fn cve_2025_52565_a_console_that_changes_meanwhile_covers_nothing_of_the_host() {
+    let test = "cve_2025_52565_a_console_that_changes_meanwhile_covers_nothing_of_the_host";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    let volume = runtime.world().path("volume");
+    let outside = runtime.world().path("outside");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(&outside, "of the host").unwrap();
+    std::fs::write(volume.join("console"), "of the volume").unwrap();
+    symlink(&outside, volume.join("link")).unwrap();
+    let shared = |destination: &str| json!({ "destination": destination, "type": "bind", "source": volume, "options": ["rbind"] });
+    let attacker = runtime.bundle(&["exchange", "/volume/console", "/volume/link"]).with_mount(shared("/volume"));
+    runtime.create(&attacker, &[]).ok();
+    runtime.call(&["start", attacker.id()]).ok();
+    let mounts = runtime.world().mounts();
+    let mut rounds = Rounds::new(30, 4);
+    let (mut ran, mut refused) = (0, 0);
+    while rounds.next() {
+        // The whole of /dev is the attacker's, too, and the terminal is put onto its console.
+        let victim = runtime.bundle_of(&["sh", "-c", "test -t 0"]);
+        let mut all = victim.config()["mounts"].as_array().unwrap().clone();
+        all.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+        all.push(shared("/dev"));
+        let pts = ["newinstance", "ptmxmode=0666", "mode=0620"];
+        all.push(json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": pts }));
+        let victim = victim.with(json!({ "mounts": all, "process": { "terminal": true } }));
+        victim.save();
+        let path = victim.path().to_owned();
+        let terminal = nix::pty::openpty(None, None).expect("a terminal");
+        let line = ["run", "--bundle", path.to_str().unwrap(), victim.id()];
+        match runtime.begin_on(&terminal.slave, &line).finish().code {
+            0 => ran += 1,
+            _ => refused += 1,
+        }
+        assert_eq!(std::fs::read_to_string(&outside).unwrap(), "of the host");
         assert_eq!(runtime.world().mounts(), mounts, "after {ran} that ran and {refused} that did not");
         std::fs::remove_dir_all(path).unwrap();
     }

@@ -248,6 +248,16 @@ fn a_limit_without_its_controller_is_an_error_that_names_it() {
         ),
         (json!({ "rdma": { "mlx5_1": { "hcaHandles": 3, "hcaObjects": 10 } } }), "rdma", "rdma"),
     ] {
+        if there(controller) && controller == "rdma" {
+            // A device that is not there is as good as a controller that is not: the kernel refuses it.
+            let answer = runtime.create(&runtime.bundle(&["wait"]).with(resources(&given)), &[]);
+            assert_ne!(answer.code, 0, "{given}");
+            for words in ["rdma.max", "mlx5_1", "No such device"] {
+                assert!(answer.stderr.contains(words), "{given}: {}", answer.stderr);
+            }
+            assert_eq!(runtime.leftovers(), Vec::<String>::new());
+            continue;
+        }
         if there(controller) {
             skipped(test, &format!("{controller} is there"));
             continue;
@@ -262,6 +272,45 @@ fn a_limit_without_its_controller_is_an_error_that_names_it() {
         assert_ne!(answer.code, 0);
         assert!(answer.stderr.to_lowercase().contains("unified"), "{}", answer.stderr);
     }
+}
+
+#[test]
+fn network_traffic_is_marked_where_its_controllers_are_mounted() {
+    let test = "network_traffic_is_marked_where_its_controllers_are_mounted";
+    let Some(runtime) = Runtime::for_test(test) else { return };
+    if cgroup_version() == 2 {
+        return skipped(test, "cgroup v2 marks no traffic");
+    }
+    // Seen by nobody else: the hierarchy is mounted in a mount namespace of the test's own.
+    let mount = runtime.world().path("net");
+    std::fs::create_dir(&mount).unwrap();
+    let mount = mount.display().to_string();
+    let mounted = format!("mount -t cgroup -o net_cls,net_prio none {mount} && echo mounted || true");
+    if runtime.world().sh(&mounted).trim() != "mounted" {
+        return skipped(test, "net_cls and net_prio cannot be mounted");
+    }
+    let given = json!({ "network": { "classID": 1_048_577, "priorities": [{ "name": "lo", "priority": 3 }] } });
+    let bundle = runtime.bundle(&["wait"]).with(resources(&given));
+    runtime.start_waiting(&bundle);
+    let cgroup = format!("{mount}{}/{}", runtime.cgroup(), bundle.id());
+    let read = |file: &str| runtime.world().sh(&format!("cat {cgroup}/{file}"));
+    assert_eq!(read("net_cls.classid"), "1048577\n");
+    assert!(read("net_prio.ifpriomap").lines().any(|line| line == "lo 3"), "{}", read("net_prio.ifpriomap"));
+    assert!(read("cgroup.procs").lines().next().is_some(), "the container is in it");
+    let change = json!({ "network": { "classID": 1_048_578, "priorities": [{ "name": "lo", "priority": 4 }] } });
+    update(&runtime, &bundle, &change).ok();
+    assert_eq!(read("net_cls.classid"), "1048578\n");
+    assert!(read("net_prio.ifpriomap").lines().any(|line| line == "lo 4"), "{}", read("net_prio.ifpriomap"));
+    runtime.call(&["delete", "--force", bundle.id()]).ok();
+    let parent = format!("{mount}{}", runtime.cgroup());
+    runtime.world().sh(&format!("test ! -d {parent} || rmdir {parent}"));
+    // A hierarchy that is unmounted before the last of its cgroups has gone stays with the kernel.
+    wait_until("the root of the hierarchy is left alone", 20, || {
+        let controllers = std::fs::read_to_string("/proc/cgroups").unwrap();
+        let line = controllers.lines().find(|line| line.starts_with("net_cls\t")).unwrap_or_default().to_owned();
+        if line.split_whitespace().nth(2) == Some("1") { Ok(()) } else { Err(line) }
+    });
+    runtime.world().sh(&format!("umount {mount}"));
 }
 
 #[test]
@@ -299,6 +348,21 @@ fn processes_beyond_the_limit_do_not_start() {
     let bundle = runtime.bundle(&["fork", "50"]).with(resources(&json!({ "pids": { "limit": 10 } })));
     let said: Value = serde_json::from_str(&runtime.run(&bundle, &[]).ok()).unwrap();
     assert_eq!(said, json!({ "came_to_be": 9, "errno": "EAGAIN" }));
+}
+
+#[test]
+fn a_process_limit_of_zero_counts_since_it_can_be_left_out() {
+    let Some(runtime) = Runtime::for_test("a_process_limit_of_zero_counts_since_it_can_be_left_out") else { return };
+    for (version, pids, expected) in [
+        ("1.3.0", json!({ "limit": 0 }), json!({ "came_to_be": 0, "errno": "EAGAIN" })),
+        ("1.3.0", json!({}), json!({ "came_to_be": 3, "errno": null })),
+        ("1.2.1", json!({ "limit": 0 }), json!({ "came_to_be": 3, "errno": null })),
+    ] {
+        let given = resources(&json!({ "pids": pids }));
+        let bundle = runtime.bundle(&["fork", "3"]).with(given).with(json!({ "ociVersion": version }));
+        let said: Value = serde_json::from_str(&runtime.run(&bundle, &[]).ok()).unwrap();
+        assert_eq!(said, expected, "{version} {pids}");
+    }
 }
 
 #[test]

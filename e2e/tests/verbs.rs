@@ -73,7 +73,7 @@ fn attach_reaches_the_process_itself_and_logs_tell_the_same() {
     session.until(|line| line == "here\n");
     agent.kill();
     let (code, said) = session.end();
-    assert!(code == Some(1) && said.starts_with("error: the agent went away ("), "{said}");
+    assert!(code == Some(1) && said.starts_with("error: the agent went away"), "{said}");
     agent.launch();
 }
 
@@ -374,7 +374,7 @@ fn get_watches_containers_images_and_sources_until_the_agent_goes_away() {
     agent.kill();
     let (code, said) = images.end();
     assert_eq!(code, Some(1));
-    assert!(said.starts_with("error: the agent went away ("), "{said}");
+    assert!(said.starts_with("error: the agent went away"), "{said}");
     agent.launch();
 }
 

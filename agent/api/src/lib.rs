@@ -12,6 +12,8 @@
 //!                        portreeve-node
 //! ```
 //!
+//! Beside them lies `<run>/cri.sock`, where kubelets speak [CRI](cri) with the engine itself.
+//!
 //! The paths, the objects and the errors are those of the Kubernetes API server, so that
 //! kubectl and client libraries work unchanged; our own objects live in a group of our own.
 //! This crate is codecs, no policy: what is decided is decided in `plan` and done in `node`.
@@ -22,6 +24,7 @@
 pub mod age;
 pub mod backend;
 pub mod channel;
+pub mod cri;
 pub mod v1alpha1;
 
 mod app;

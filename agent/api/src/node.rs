@@ -12,7 +12,9 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node as Machine, Pod};
 use portreeve_engine::image::{Credential, ProgressSink};
-use portreeve_engine::{AttachRequest, Engine, EngineError, ExecRequest, Resizer, TerminalSize, chain};
+use portreeve_engine::{
+    AttachRequest, AttachSession, Engine, EngineError, ExecRequest, ExecSession, Resizer, TerminalSize, chain,
+};
 use portreeve_node::{
     ApplyReport, ContainerHandle, DeleteReport, Listed, ManifestFile, NamespacedName, Node, NodeError, ObjectName,
     PlanReport, PlanRequest, PodUsage, PullReport, SourceReport, Versions, Watch, WatchError,
@@ -46,17 +48,32 @@ impl NodeBackend {
             None => Err(BackendError::Unavailable("this node has no runtime".to_owned())),
         }
     }
+}
 
-    fn pass_sizes_on(&self, resizer: Resizer) -> mpsc::Sender<(u16, u16)> {
-        let (resize, mut sizes) = mpsc::channel(RESIZE_QUEUE);
-        self.resizes.spawn(async move {
-            while let Some((columns, rows)) = sizes.recv().await {
-                // A size that comes after the end concerns nobody.
-                let _late = resizer.resize(TerminalSize { columns, rows }).await;
-            }
-        });
-        resize
-    }
+/// The streams of a command that was run. `tasks` own what passes terminal sizes on.
+pub(crate) fn exec_session(mut session: ExecSession, tasks: &TaskTracker) -> Session {
+    let (stdin, stdout, stderr) = (session.stdin.take(), session.stdout.take(), session.stderr.take());
+    let resize = session.resizer().map(|resizer| pass_sizes_on(resizer, tasks));
+    let exit_code = async move { session.wait().await.map_err(BackendError::from) };
+    Session { stdin, stdout, stderr, resize, exit_code: Some(exit_code.boxed()) }
+}
+
+/// The streams of a container's own process.
+pub(crate) fn attach_session(mut session: AttachSession, tasks: &TaskTracker) -> Session {
+    let (stdin, stdout, stderr) = (session.stdin.take(), session.stdout.take(), session.stderr.take());
+    let resize = session.resizer().map(|resizer| pass_sizes_on(resizer, tasks));
+    Session { stdin, stdout, stderr, resize, exit_code: None }
+}
+
+fn pass_sizes_on(resizer: Resizer, tasks: &TaskTracker) -> mpsc::Sender<(u16, u16)> {
+    let (resize, mut sizes) = mpsc::channel(RESIZE_QUEUE);
+    tasks.spawn(async move {
+        while let Some((columns, rows)) = sizes.recv().await {
+            // A size that comes after the end concerns nobody.
+            let _late = resizer.resize(TerminalSize { columns, rows }).await;
+        }
+    });
+    resize
 }
 
 impl Backend for NodeBackend {
@@ -138,11 +155,7 @@ impl Backend for NodeBackend {
                 stderr: spec.stderr,
                 ..ExecRequest::default()
             };
-            let mut session = self.engine()?.exec(&container.id, request).await?;
-            let (stdin, stdout, stderr) = (session.stdin.take(), session.stdout.take(), session.stderr.take());
-            let resize = session.resizer().map(|resizer| self.pass_sizes_on(resizer));
-            let exit_code = async move { session.wait().await.map_err(BackendError::from) };
-            Ok(Session { stdin, stdout, stderr, resize, exit_code: Some(exit_code.boxed()) })
+            Ok(exec_session(self.engine()?.exec(&container.id, request).await?, &self.resizes))
         }
         .boxed()
     }
@@ -163,10 +176,7 @@ impl Backend for NodeBackend {
                 )));
             }
             let request = AttachRequest { stdin: spec.stdin, stdout: spec.stdout, stderr: spec.stderr };
-            let mut session = self.engine()?.attach(&container.id, request).await?;
-            let (stdin, stdout, stderr) = (session.stdin.take(), session.stdout.take(), session.stderr.take());
-            let resize = session.resizer().map(|resizer| self.pass_sizes_on(resizer));
-            Ok(Session { stdin, stdout, stderr, resize, exit_code: None })
+            Ok(attach_session(self.engine()?.attach(&container.id, request).await?, &self.resizes))
         }
         .boxed()
     }
@@ -329,6 +339,7 @@ impl From<NodeError> for BackendError {
             }
             NodeError::OwnedElsewhere { .. }
             | NodeError::AnotherDirectory { .. }
+            | NodeError::NotWatched
             | NodeError::FileMissing { .. }
             | NodeError::Drained { .. } => BackendError::Conflict(text),
             NodeError::Stopped => BackendError::Unavailable(text),

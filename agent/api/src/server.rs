@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,8 +104,8 @@ impl Doors {
             None => None,
         };
         // Last: an address that is taken leaves no socket behind.
-        let listener =
-            bind_socket(config).map_err(|source| ServeError::Socket { path: config.socket.clone(), source })?;
+        let listener = bind_socket(&config.socket, config.group)
+            .map_err(|source| ServeError::Socket { path: config.socket.clone(), source })?;
         let own_uid = rustix::process::geteuid().as_raw();
         let peers = Peers { own_uid, any_the_file_admits: config.group.is_some() };
         Ok(Doors {
@@ -149,9 +149,10 @@ impl Doors {
     }
 }
 
-fn bind_socket(config: &Config) -> io::Result<UnixListener> {
+/// A socket of mode 0600, or 0660 for a group.
+pub(crate) fn bind_socket(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     // Born under another name in the same directory: nobody meets it with a wider mode.
-    let mut temporary = config.socket.clone().into_os_string();
+    let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
     let temporary = PathBuf::from(temporary);
     match std::fs::remove_file(&temporary) {
@@ -160,10 +161,10 @@ fn bind_socket(config: &Config) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(&temporary)?;
     let placed = (|| {
-        let mode = if config.group.is_some() { 0o660 } else { 0o600 };
-        std::os::unix::fs::chown(&temporary, None, config.group)?;
+        let mode = if group.is_some() { 0o660 } else { 0o600 };
+        std::os::unix::fs::chown(&temporary, None, group)?;
         std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
-        std::fs::rename(&temporary, &config.socket)
+        std::fs::rename(&temporary, path)
     })();
     if let Err(error) = placed {
         drop(std::fs::remove_file(&temporary));

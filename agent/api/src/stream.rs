@@ -1,19 +1,24 @@
-//! Exec, attach and port-forward: a WebSocket with the channels of [`crate::channel`].
+//! Exec, attach and port-forward: a WebSocket with the channels of [`crate::channel`], or SPDY's streams.
 
-mod ports;
-mod session;
-mod socket;
+pub(crate) mod carrier;
+pub(crate) mod ports;
+pub(crate) mod session;
+pub(crate) mod socket;
+pub(crate) mod spdy;
 
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use portreeve_node::NamespacedName;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::backend::ExecSpec;
-use crate::channel::Protocol;
+use crate::backend::{BackendError, ExecSpec, Session};
+use crate::channel::{ERROR, Protocol, RESIZE, STDERR, STDIN, STDOUT};
 use crate::failure::Failure;
 use crate::params::Params;
 
@@ -21,6 +26,64 @@ use crate::params::Params;
 const MAX_PORTS: usize = 64;
 /// The most bytes a command has, arguments together.
 const MAX_COMMAND_BYTES: usize = 128 * 1024;
+
+/// A request for the streams of a process, checked and not yet answered.
+pub(crate) enum Upgrade {
+    Socket(socket::Upgrade),
+    Spdy(spdy::Spdy),
+}
+
+/// A connection for the streams of a process.
+pub(crate) enum Carrier {
+    Socket(socket::Socket, Protocol),
+    Spdy(spdy::Connection),
+}
+
+impl Upgrade {
+    /// Checks the request.
+    pub(crate) fn of(mut request: Request) -> Result<Self, Failure> {
+        match spdy::Spdy::of(&mut request, spdy::REMOTE_COMMAND) {
+            Some(spdy) => spdy.map(Self::Spdy),
+            None => socket::Upgrade::of(request).map(Self::Socket),
+        }
+    }
+
+    /// The answer, and the connection once the answer was sent.
+    pub(crate) fn accept(self) -> (Response, BoxFuture<'static, Option<Carrier>>) {
+        match self {
+            Self::Socket(upgrade) => {
+                let (response, socket) = upgrade.accept();
+                (response, async { socket.await.map(|(socket, protocol)| Carrier::Socket(socket, protocol)) }.boxed())
+            }
+            Self::Spdy(upgrade) => {
+                let (response, connection) = upgrade.accept();
+                (response, async { connection.await.map(Carrier::Spdy) }.boxed())
+            }
+        }
+    }
+}
+
+impl Carrier {
+    /// Begins a session as soon as the client is ready for it, and carries it to its end.
+    pub(crate) async fn serve(
+        self,
+        spec: &ExecSpec,
+        session: impl Future<Output = Result<Session, BackendError>>,
+        stop: CancellationToken,
+    ) {
+        match self {
+            Self::Socket(socket, protocol) => {
+                session::serve(carrier::over_socket(socket, protocol), session, stop).await;
+            }
+            Self::Spdy(connection) => {
+                let channels = [(STDIN, spec.stdin), (STDOUT, spec.stdout), (STDERR, spec.stderr), (RESIZE, spec.tty)];
+                let wanted = channels.into_iter().filter_map(|(channel, wanted)| wanted.then_some(channel));
+                let wanted: Vec<u8> = wanted.chain([ERROR]).collect();
+                spdy::converse(connection, &wanted, |streams| session::serve(streams, session, stop)).await;
+            }
+        }
+    }
+}
 
 /// Runs a command in a container.
 pub(crate) async fn exec(
@@ -41,17 +104,14 @@ pub(crate) async fn exec(
     refuse_completed(&app, &pod, "exec into")?;
     let container = app.backend.container(&pod, params.text("container"), false)?;
     // From here on a failure travels on the error channel, where clients look for it.
-    let upgrade = socket::Upgrade::of(request)?;
+    let upgrade = Upgrade::of(request)?;
     let place = app.session_place()?;
-    let (response, socket) = upgrade.accept();
+    let (response, carrier) = upgrade.accept();
     let (backend, stop) = (app.backend.clone(), app.stop.clone());
     app.sessions.spawn(async move {
         let _place = place;
-        let Some((socket, protocol)) = socket.await else { return };
-        match backend.exec(&container, spec).await {
-            Ok(session) => session::run(socket, protocol, session, stop).await,
-            Err(error) => session::refuse(socket, error).await,
-        }
+        let Some(carrier) = carrier.await else { return };
+        carrier.serve(&spec, backend.exec(&container, spec.clone()), stop).await;
     });
     Ok(response)
 }
@@ -68,17 +128,14 @@ pub(crate) async fn attach(
     refuse_completed(&app, &pod, "attach")?;
     let container = app.backend.container(&pod, params.text("container"), false)?;
     // From here on a failure travels on the error channel, where clients look for it.
-    let upgrade = socket::Upgrade::of(request)?;
+    let upgrade = Upgrade::of(request)?;
     let place = app.session_place()?;
-    let (response, socket) = upgrade.accept();
+    let (response, carrier) = upgrade.accept();
     let (backend, stop) = (app.backend.clone(), app.stop.clone());
     app.sessions.spawn(async move {
         let _place = place;
-        let Some((socket, protocol)) = socket.await else { return };
-        match backend.attach(&container, spec).await {
-            Ok(session) => session::run(socket, protocol, session, stop).await,
-            Err(error) => session::refuse(socket, error).await,
-        }
+        let Some(carrier) = carrier.await else { return };
+        carrier.serve(&spec, backend.attach(&container, spec.clone()), stop).await;
     });
     Ok(response)
 }
@@ -104,8 +161,48 @@ pub(crate) async fn forward(
     State(app): State<App>,
     Path((namespace, name)): Path<(String, String)>,
     params: Params,
-    request: Request,
+    mut request: Request,
 ) -> Result<Response, Failure> {
+    let pod = NamespacedName::new(namespace, name);
+    if find(&app, &pod).is_none() {
+        return Err(Failure::not_found("pods", &pod.name));
+    }
+    let (backend, stop) = (app.backend.clone(), app.stop.clone());
+    let connect: ports::Connect = Box::new(move |port| {
+        let (backend, pod) = (backend.clone(), pod.clone());
+        async move {
+            let connected = backend.forward(&pod, port).await;
+            connected.map_err(|failed| format!("forwarding port {port} of pod {pod}: {failed}"))
+        }
+        .boxed()
+    });
+    if let Some(upgrade) = spdy::Spdy::of(&mut request, spdy::PORT_FORWARD) {
+        // Its streams name their ports.
+        let upgrade = upgrade?;
+        let place = app.session_place()?;
+        let (response, connection) = upgrade.accept();
+        app.sessions.spawn(async move {
+            let _place = place;
+            if let Some(connection) = connection.await {
+                spdy::forward::run(connection, connect, stop).await;
+            }
+        });
+        return Ok(response);
+    }
+    let ports = ports_of(&params)?;
+    let upgrade = socket::Upgrade::of(request)?;
+    let place = app.session_place()?;
+    let (response, socket) = upgrade.accept();
+    app.sessions.spawn(async move {
+        let _place = place;
+        if let Some((socket, protocol)) = socket.await {
+            ports::run(socket, protocol, &ports, &connect, stop).await;
+        }
+    });
+    Ok(response)
+}
+
+fn ports_of(params: &Params) -> Result<Vec<u16>, Failure> {
     let mut ports = Vec::new();
     for text in params.all("ports").iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty()) {
         match text.trim().parse::<u16>() {
@@ -116,21 +213,7 @@ pub(crate) async fn forward(
     if ports.is_empty() || ports.len() > MAX_PORTS {
         return Err(Failure::bad_request(format!("ports: between 1 and {MAX_PORTS} ports are needed")));
     }
-    let pod = NamespacedName::new(namespace, name);
-    if find(&app, &pod).is_none() {
-        return Err(Failure::not_found("pods", &pod.name));
-    }
-    let upgrade = socket::Upgrade::of(request)?;
-    let place = app.session_place()?;
-    let (response, socket) = upgrade.accept();
-    let (backend, stop) = (app.backend.clone(), app.stop.clone());
-    app.sessions.spawn(async move {
-        let _place = place;
-        if let Some((socket, protocol)) = socket.await {
-            ports::run(socket, protocol, backend.as_ref(), &pod, &ports, stop).await;
-        }
-    });
-    Ok(response)
+    Ok(ports)
 }
 
 fn find(app: &App, pod: &NamespacedName) -> Option<Arc<Pod>> {

@@ -11,8 +11,9 @@ use anyhow::{Context, anyhow, bail};
 use nix::fcntl::Flock;
 use nix::libc;
 use nix::sys::signal::SigSet;
+use portreeve_api::cri::{Cri, CriSocket};
 use portreeve_api::{Doors, NodeBackend};
-use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
+use portreeve_engine::{Engine, EngineConfig, KubeletNetwork, LogRotation, image, network};
 use portreeve_node::{Node, NodeConfig};
 use portreeve_oci::kernel::{self, Verdict};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::claim::{self, Claim, LOCK_PATIENCE};
-use crate::config::{Config, LogFormat, Settings, resolve};
+use crate::config::{Config, CriNetwork, LogFormat, Settings, resolve};
 use crate::doctor;
 
 #[derive(Debug, clap::Args)]
@@ -60,7 +61,7 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
     open_to(&config.run, group)?;
     // The engine kills what it does not know below its names: they must be nobody else's.
     let claim = Claim::take(&config)?;
-    if config.manifests_by_default {
+    if config.manifests_by_default && !config.cri_only {
         std::fs::create_dir_all(&config.manifests).with_context(|| format!("making {}", config.manifests.display()))?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -91,9 +92,10 @@ async fn serve(config: &Config, node: NodeConfig, ephemeral: bool, places: &mut 
     let mut signals = Signals::new()?;
     // An address that is taken is found before anything was made. Clients wait in the backlog.
     let doors = Doors::bind(&doors_config(config)?).await?;
+    let cri = CriSocket::bind(&config.run.join("cri.sock")).await?;
     places.iter_mut().for_each(Place::keep);
     let engine = Engine::open(engine_config(config)).await.context("opening the engine")?;
-    let served = run_node(config, node, &engine, doors, ephemeral, &mut signals).await;
+    let served = run_node(config, node, &engine, (doors, cri), ephemeral, &mut signals).await;
     if ephemeral {
         engine.erase().await.context("removing what the agent made")?;
     }
@@ -115,7 +117,7 @@ async fn run_node(
     config: &Config,
     node: NodeConfig,
     engine: &Arc<Engine>,
-    doors: Doors,
+    (doors, cri): (Doors, CriSocket),
     ephemeral: bool,
     signals: &mut Signals,
 ) -> anyhow::Result<Node> {
@@ -125,13 +127,16 @@ async fn run_node(
     let description = write_description(config, listen)?;
     info!(
         node = name,
-        manifests = %config.manifests.display(),
+        manifests = (!config.cri_only).then(|| config.manifests.display().to_string()),
         metrics = listen.map(|address| address.to_string()),
         "the agent is ready"
     );
 
     let stop = CancellationToken::new();
     let served = tokio::spawn(doors.serve(Arc::new(NodeBackend::new(node.clone())), stop.clone()));
+    let own_users =
+        kernel::survey().iter().any(|fact| fact.name == "user namespaces" && fact.verdict == Verdict::Present);
+    let cri_served = tokio::spawn(Cri::serve(Arc::clone(engine), node.clone(), own_users, cri, stop.clone()));
     info!("stopping after {}", signals.stop().await);
     if ephemeral {
         tokio::select! {
@@ -145,6 +150,7 @@ async fn run_node(
     }
     stop.cancel();
     served.await.context("closing the doors")?;
+    cri_served.await.context("closing the CRI socket")?;
     node.shutdown().await;
     remove_if_there(&description)?;
     Ok(node)
@@ -210,15 +216,32 @@ fn engine_config(config: &Config) -> EngineConfig {
         run: config.run.clone(),
         cgroup_root: config.cgroup_root.clone(),
         network,
+        kubelet_network: match config.cri_network {
+            CriNetwork::Auto => KubeletNetwork::Auto,
+            CriNetwork::Builtin => KubeletNetwork::Builtin,
+            CriNetwork::Cni => KubeletNetwork::Plugins,
+        },
+        plugins: cni_config(config),
         images,
         log_rotation: LogRotation::default(),
         executable: None,
     }
 }
 
+/// Where networks of plugins are, and their records.
+pub(crate) fn cni_config(config: &Config) -> network::cni::CniConfig {
+    let mut plugins = network::cni::CniConfig::new(config.root.join("cni"));
+    plugins.networks = config.cni_conf_dir.clone().unwrap_or(plugins.networks);
+    if !config.cni_bin_dirs.is_empty() {
+        plugins.plugins.clone_from(&config.cni_bin_dirs);
+    }
+    plugins
+}
+
 fn node_config(config: &Config) -> anyhow::Result<NodeConfig> {
     let mut node = NodeConfig::new(config.node_name()?, &config.manifests, &config.root, &config.run);
     node.labels.clone_from(&config.node_labels);
+    node.manifests_watched = !config.cri_only;
     node.cgroup_root.clone_from(&config.cgroup_root);
     node.image_collection = config.image_collection;
     Ok(node)
@@ -343,6 +366,7 @@ fn write_description(config: &Config, listen: Option<std::net::SocketAddr>) -> a
         "version": env!("CARGO_PKG_VERSION"),
         "listen": listen.map(|address| address.to_string()),
         "socket": config.run.join("portreeve.sock"),
+        "criSocket": config.run.join("cri.sock"),
         "manifests": config.manifests,
         "root": config.root,
         "cgroupRoot": config.cgroup_root,

@@ -37,6 +37,23 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "DIR", env = "PORTREEVE_MANIFESTS")]
     #[serde(deserialize_with = "file::path")]
     pub(crate) manifests: Option<PathBuf>,
+    /// Read no manifests: pods come from a kubelet alone, over the socket cri.sock of the run directory [default: false]
+    #[arg(long, value_name = "BOOL", env = "PORTREEVE_CRI_ONLY", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) cri_only: Option<bool>,
+    /// The network of pods that a kubelet asks for: CNI plugins where a network of these is configured (auto), always
+    /// (cni), or never (builtin) [default: auto]
+    #[arg(long, value_name = "NETWORK", env = "PORTREEVE_CRI_NETWORK")]
+    #[serde(rename = "cri.network")]
+    pub(crate) cri_network: Option<CriNetwork>,
+    /// Directory of the configurations of CNI networks, of which the first counts [default: /etc/cni/net.d]
+    #[arg(long = "cri-cni-conf-dir", value_name = "DIR", env = "PORTREEVE_CRI_CNI_CONF_DIR")]
+    #[serde(rename = "cri.cniConfDir", deserialize_with = "file::path")]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Directory of CNI plugins; may be given again, or several with commas
+    /// [default: /opt/cni/bin,/usr/lib/cni,/usr/libexec/cni]
+    #[arg(long = "cri-cni-bin-dir", value_name = "DIR", env = "PORTREEVE_CRI_CNI_BIN_DIR", value_delimiter = ',')]
+    #[serde(rename = "cri.cniBinDirs", deserialize_with = "file::paths")]
+    pub(crate) cni_bin_dirs: Vec<PathBuf>,
     /// Images, volumes, logs, ledger: what survives a reboot [default: /var/lib/portreeve]
     #[arg(long, value_name = "DIR", env = "PORTREEVE_ROOT")]
     #[serde(deserialize_with = "file::path")]
@@ -178,12 +195,29 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// The network of a kubelet's pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CriNetwork {
+    /// CNI plugins where a network of these is configured.
+    #[default]
+    Auto,
+    /// The node's own.
+    Builtin,
+    /// CNI plugins.
+    Cni,
+}
+
 /// Every setting, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) manifests: PathBuf,
     /// Nobody named the directory: it is made when it is not there.
     pub(crate) manifests_by_default: bool,
+    pub(crate) cri_only: bool,
+    pub(crate) cri_network: CriNetwork,
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    pub(crate) cni_bin_dirs: Vec<PathBuf>,
     pub(crate) root: PathBuf,
     pub(crate) run: PathBuf,
     /// `None`: the host name; see [`Config::node_name`].
@@ -258,6 +292,10 @@ impl Settings {
         }
         Self {
             manifests: self.manifests.or(other.manifests),
+            cri_only: self.cri_only.or(other.cri_only),
+            cri_network: self.cri_network.or(other.cri_network),
+            cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
+            cni_bin_dirs: if self.cni_bin_dirs.is_empty() { other.cni_bin_dirs } else { self.cni_bin_dirs },
             root: self.root.or(other.root),
             run: self.run.or(other.run),
             node_name: self.node_name.or(other.node_name),
@@ -317,6 +355,10 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
     Ok(Config {
         manifests,
         manifests_by_default,
+        cri_only: settings.cri_only.unwrap_or(false),
+        cri_network: settings.cri_network.unwrap_or_default(),
+        cni_conf_dir: settings.cni_conf_dir.map(absolute).transpose()?,
+        cni_bin_dirs: settings.cni_bin_dirs.into_iter().map(absolute).collect::<Result<_, _>>()?,
         root,
         run,
         node_name: settings.node_name,
@@ -356,7 +398,9 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
 /// When images go that nobody needs.
 fn collection(settings: &Settings) -> anyhow::Result<ImageCollection> {
     let usual = ImageCollection::default();
-    let high_percent = settings.image_gc_high_threshold_percent.map_or(usual.high_percent, u64::from);
+    // A kubelet collects images by itself; two that do so would each take what the other counts on.
+    let usual_high = if settings.cri_only == Some(true) { 100 } else { usual.high_percent };
+    let high_percent = settings.image_gc_high_threshold_percent.map_or(usual_high, u64::from);
     // Whoever names but the upper bound means that the lower one is below it.
     let below = usual.low_percent.min(high_percent.saturating_sub(1));
     let low_percent = settings.image_gc_low_threshold_percent.map_or(below, u64::from);
@@ -502,7 +546,7 @@ mod tests {
 
     #[test]
     fn every_key_of_the_file_is_read() {
-        let text = "manifests: /m\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
+        let text = "manifests: /m\ncriOnly: true\ncri.network: cni\ncri.cniConfDir: /n\ncri.cniBinDirs: [/b]\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
                     registriesConf: /c.conf\nimagePolicy: /p.json\nkeepBlobs: true\npartialPulls: true\n\
@@ -515,7 +559,9 @@ mod tests {
         assert_eq!(config.node_labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         assert_eq!(config.log_format, LogFormat::Json);
         assert_eq!(config.insecure_registries, ["r:5000"]);
-        assert!(config.keep_blobs && config.partial_pulls);
+        assert!(config.keep_blobs && config.partial_pulls && config.cri_only);
+        assert_eq!((config.cri_network, config.cni_conf_dir), (CriNetwork::Cni, Some("/n".into())));
+        assert_eq!(config.cni_bin_dirs, [PathBuf::from("/b")]);
         let downloads = Downloads {
             at_once: Some(2),
             at_once_per_registry: Some(1),
@@ -572,7 +618,7 @@ mod tests {
     #[test]
     fn every_fault_of_a_value_or_key_is_found_at_its_place() {
         for (text, place) in [
-            ("root: /r\nbridges: x", "2:1: `bridges` is no key; keys are manifests, root, run, nodeName"),
+            ("root: /r\nbridges: x", "2:1: `bridges` is no key; keys are manifests, criOnly, cri.network"),
             ("nodeLabels: {'a b!': c}", "1:14: nodeLabels: `a b!` cannot be the key of a label: "),
             ("nodeLabels:\n  a: 'c d'", "2:6: nodeLabels.a: `c d` cannot be the value of a label: "),
             ("bridge: a-name-that-is-too-long", "1:9: bridge: "),

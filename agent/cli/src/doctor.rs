@@ -1,5 +1,7 @@
 //! `portreeve doctor`: what this machine offers, and what to do about each lack.
 
+mod kubelet;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +12,7 @@ use portreeve_engine::{chain, network};
 use portreeve_oci::kernel::{self, Fact, Verdict};
 use serde_json::json;
 
+use crate::agent::cni_config;
 use crate::config::{Config, Settings, resolve};
 
 #[derive(Debug, clap::Args)]
@@ -19,6 +22,12 @@ pub(crate) struct DoctorArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
+    /// Also what a kubelet would meet that runs its pods here
+    #[arg(long)]
+    cri: bool,
+    /// The kubelet's configuration file, for --cri
+    #[arg(long, value_name = "FILE", default_value = kubelet::CONFIGURATION, requires = "cri")]
+    kubelet_config: PathBuf,
     /// How the facts are printed
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -41,6 +50,9 @@ pub(crate) fn run(args: DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<Exit
     facts.push(state_directory(&config.root));
     facts.push(node_name(&config));
     facts.push(image_trust(config.image_policy.as_deref()));
+    if args.cri {
+        facts.extend(kubelet::facts(&config, &cni_config(&config), &args.kubelet_config));
+    }
     let mut network = network::Config::new(config.run.join("network"));
     network.bridge = config.bridge;
     network.nft_table = config.nft_table;

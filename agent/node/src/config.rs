@@ -13,6 +13,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// Directory of manifests, read recursively.
     pub manifests_dir: PathBuf,
+    /// Whether that directory is watched; otherwise what was desired stays desired, and nothing comes or goes.
+    pub manifests_watched: bool,
     /// State that survives a reboot: ledger, events, logs and volumes on disk.
     pub root: PathBuf,
     /// State that ends with a reboot: volumes in memory, probe verdicts.
@@ -21,7 +23,7 @@ pub struct NodeConfig {
     pub cgroup_root: String,
     /// Default `resolv.conf` of pods whose DNS policy follows the node.
     pub resolv_conf: PathBuf,
-    /// Pulls that may run at the same time; each registry at work beyond the first may have one more.
+    /// Pulls that may run at the same time; each registry at work beyond the first may have one more, up to twice as many.
     pub max_concurrent_pulls: usize,
     /// How often the manifest directory is listed although nothing was reported.
     pub source_resync: Duration,
@@ -64,6 +66,7 @@ impl NodeConfig {
             node_name: node_name.into(),
             labels: BTreeMap::new(),
             manifests_dir: manifests_dir.into(),
+            manifests_watched: true,
             root: root.into(),
             run: run.into(),
             cgroup_root: "/portreeve".to_owned(),

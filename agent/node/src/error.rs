@@ -110,6 +110,9 @@ pub enum NodeError {
         #[source]
         source: Option<std::io::Error>,
     },
+    /// Nobody reads manifests.
+    #[error("the agent runs without manifests (--cri-only): nothing was changed; start it without that first")]
+    NotWatched,
     /// The file of an object that is desired is not there.
     #[error(
         "{object} is not deleted: its file {path} is not there, and `portreeve get sources` says why it still counts"

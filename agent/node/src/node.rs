@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::pulls::Pulls;
 use crate::report::{PodUsage, PullReport, SourceReport, SourceState, StorageReport, Usage};
 use crate::runtime::{EngineRuntime, Runtime};
-use crate::source::{DirectorySource, SourceSet};
+use crate::source::{DirectorySource, Source, SourceSet};
 use crate::supervisor::{Outlook, Parts, Request, Supervisor, unwritten};
 use crate::translate::Place;
 use crate::volumes::Volumes;
@@ -62,7 +62,7 @@ struct Inner {
     /// Whether the disk of the images has room.
     room: watch::Sender<Room>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    source: Mutex<Option<DirectorySource>>,
+    source: Mutex<Option<Source>>,
 }
 
 impl std::fmt::Debug for Node {
@@ -93,9 +93,12 @@ impl Node {
                 }
             }
         }
-        let name = SourceSet::starting(&config.manifests_dir).name;
-        let ground = ledger.ground(&name);
-        let source = DirectorySource::start(&config.manifests_dir, ground, config.source_resync)?;
+        let source = if config.manifests_watched {
+            let ground = ledger.ground(&SourceSet::starting(&config.manifests_dir).name);
+            Source::Directory(DirectorySource::start(&config.manifests_dir, ground, config.source_resync)?)
+        } else {
+            Source::silent(&config.manifests_dir)
+        };
         let sets = source.sets();
         let node = Self::assemble(config, runtime, Some(engine), ledger, sets, Clock::system())?;
         *node.inner.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
@@ -294,7 +297,9 @@ impl Node {
         if reports.is_empty() {
             reasons.push("the manifests were not read yet".to_owned());
         }
-        for report in reports.iter().filter(|report| report.state != SourceState::Ready) {
+        let lacking =
+            |report: &&SourceReport| self.inner.config.manifests_watched && report.state != SourceState::Ready;
+        for report in reports.iter().filter(lacking) {
             let reason = report.reason.clone().unwrap_or_else(|| "not read yet".to_owned());
             reasons.push(format!("{}: {reason}", report.path.display()));
         }
@@ -422,14 +427,17 @@ impl Node {
                 };
                 let containers = stats.containers.iter().filter_map(|stats| {
                     let name = shared.runtime.container(&stats.id)?.metadata.name;
-                    let usage =
-                        Usage { cpu_ns: stats.cpu_usage_ns, memory_working_set_bytes: stats.memory_working_set_bytes };
+                    let counted = stats.usage.counted;
+                    let usage = Usage {
+                        cpu_ns: counted.cpu_usage_ns,
+                        memory_working_set_bytes: counted.memory_working_set_bytes,
+                    };
                     Some((name, usage))
                 });
                 all.push(PodUsage {
                     namespace: sandbox.metadata.namespace,
                     name: sandbox.metadata.name,
-                    at: stats.at,
+                    at: stats.usage.at,
                     containers: containers.collect(),
                 });
             }

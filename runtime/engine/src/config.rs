@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use portreeve_network::cni::CniConfig;
+
 /// Where an engine keeps its state and what it calls its kernel objects.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -13,6 +15,10 @@ pub struct EngineConfig {
     pub cgroup_root: String,
     /// Bridge, addresses and rules.
     pub network: portreeve_network::Config,
+    /// Which network a kubelet's pods are in.
+    pub kubelet_network: KubeletNetwork,
+    /// Where networks of plugins are, for these.
+    pub plugins: CniConfig,
     /// Content store and registries.
     pub images: portreeve_image::Config,
     /// When a container's log file makes room for the next.
@@ -20,6 +26,18 @@ pub struct EngineConfig {
     /// The program whose `main` enters [`shim::main`](crate::shim::main) for the argument `shim`; `None`: this very
     /// executable.
     pub executable: Option<PathBuf>,
+}
+
+/// Which network the pods are in that a kubelet asks for. Those of the node itself are in the built-in one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KubeletNetwork {
+    /// That of plugins where one is configured, else the built-in one.
+    #[default]
+    Auto,
+    /// The built-in one.
+    Builtin,
+    /// That of plugins; without one there are no pods.
+    Plugins,
 }
 
 /// When a container's log file is renamed away, and how many are kept.

@@ -81,6 +81,10 @@ pub struct ContainerConfig {
     /// `SIGQUIT`, `QUIT` or a number; `None`: the image's STOPSIGNAL, or SIGTERM.
     #[serde(default)]
     pub stop_signal: Option<String>,
+    /// A running container of the same sandbox whose processes it sees, and with whose end it ends; `None`: as its
+    /// sandbox says.
+    #[serde(default)]
+    pub processes_of: Option<ContainerId>,
 }
 
 /// A mount into a container.
@@ -99,6 +103,9 @@ pub struct Mount {
     /// Whether later mounts travel.
     #[serde(default)]
     pub propagation: Propagation,
+    /// Further ones of mount(8) for a path of the node, such as `noexec`.
+    #[serde(default)]
+    pub options: Vec<String>,
 }
 
 /// What a mount shows.
@@ -183,6 +190,10 @@ pub struct SecurityContext {
     /// As above.
     #[serde(default)]
     pub drop_capabilities: Vec<String>,
+    /// Added, and kept when a program without privileges of its own is executed by a user who is not root. Source:
+    /// capabilities(7), ambient.
+    #[serde(default)]
+    pub ambient_capabilities: Vec<String>,
     /// `None`: the default ones; `procMount: Unmasked` is an empty list.
     #[serde(default)]
     pub masked_paths: Option<Vec<String>>,
@@ -192,6 +203,12 @@ pub struct SecurityContext {
     /// Its system call filter.
     #[serde(default)]
     pub seccomp: SeccompProfile,
+    /// Its AppArmor profile.
+    #[serde(default)]
+    pub apparmor: AppArmorProfile,
+    /// Its SELinux label; says nothing to a node without SELinux.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
 }
 
 /// Whether the image's `/etc/group` adds groups.
@@ -216,6 +233,33 @@ pub enum SeccompProfile {
     Unconfined,
     /// A profile of the node, an OCI `LinuxSeccomp` as JSON.
     Localhost(PathBuf),
+}
+
+/// A container's AppArmor profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppArmorProfile {
+    /// The engine's own, which is none: it brings no policy to be loaded.
+    #[default]
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// One of the node, by the name under which it is loaded.
+    Localhost(String),
+}
+
+/// Parts of an SELinux context; an empty one is that of every container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SelinuxOptions {
+    /// `system_u` when empty.
+    pub user: String,
+    /// `system_r` when empty.
+    pub role: String,
+    /// `container_t` when empty.
+    pub kind: String,
+    /// `s0` when empty.
+    pub level: String,
 }
 
 /// What a container is.
@@ -259,6 +303,10 @@ pub struct ContainerStatus {
     pub pid: Option<u32>,
     /// Its user and group, as resolved.
     pub user: (u32, u32),
+    /// All groups of its first process, as resolved; of a container that an older program made, none.
+    pub groups: Vec<u32>,
+    /// The signal that stops it, as resolved.
+    pub stop_signal: i32,
     /// Whether attached input reaches it.
     pub stdin: bool,
     /// Whether it has a terminal.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use portreeve_network::NetworkError;
+use portreeve_network::{NetworkError, cni::CniError};
 
 use crate::{ContainerId, ContainerState, SandboxId};
 
@@ -137,6 +137,24 @@ pub enum EngineError {
     /// The network could not be opened or reconciled.
     #[error("opening the pod network")]
     NetworkOpen(#[source] NetworkError),
+    /// Plugins could not attach a sandbox, or not detach it.
+    #[error("network of sandbox {id}")]
+    Plugins {
+        /// Which.
+        id: String,
+        /// Why.
+        #[source]
+        source: CniError,
+    },
+    /// The network of plugins cannot be used.
+    #[error("using the network of plugins")]
+    PluginNetwork(#[source] CniError),
+    /// There has to be one, and there is none.
+    #[error("using the network of plugins: {} has no configuration of one; put it there, or allow the built-in network", directory.display())]
+    NoPluginNetwork {
+        /// Where one is looked for.
+        directory: PathBuf,
+    },
     /// The image store could not do its part.
     #[error("{action}")]
     Images {
@@ -201,6 +219,15 @@ pub enum EngineError {
         /// What is wrong with it.
         #[source]
         source: io::Error,
+    },
+    /// A container could not be checkpointed; it goes on.
+    #[error("checkpointing container {id}")]
+    Checkpoint {
+        /// Which.
+        id: ContainerId,
+        /// Why.
+        #[source]
+        source: Box<portreeve_oci::lifecycle::LifecycleError>,
     },
     /// Several parts of a teardown failed; the others were done.
     #[error("{}", crate::error::lines(.0))]

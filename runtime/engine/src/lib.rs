@@ -34,22 +34,23 @@ mod sandbox;
 mod session;
 mod stats;
 
-pub use config::{EngineConfig, LogRotation};
+pub use config::{EngineConfig, KubeletNetwork, LogRotation};
 pub use container::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount, MountSource, Propagation,
-    SeccompProfile, SecurityContext, SupplementalGroupsPolicy,
+    AppArmorProfile, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount,
+    MountSource, Propagation, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
 };
 pub use engine::{Engine, Resizer};
 pub use error::{EngineError, Retry, chain};
 pub use event::EngineEvent;
 pub use id::{ContainerId, IdError, Owner, SandboxId};
+pub use portreeve_oci::cgroup::{Pressure, Pressures, Stalls, Stats};
 pub use portreeve_sys::tree::remove as remove_tree;
 pub use sandbox::{
-    DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig, SandboxMetadata,
-    SandboxState, SandboxStatus, UserNamespace,
+    Bandwidth, DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig,
+    SandboxMetadata, SandboxState, SandboxStatus, UserNamespace,
 };
 pub use session::{AttachRequest, AttachSession, ExecOutput, ExecRequest, ExecSession, Input, Output, TerminalSize};
-pub use stats::{ContainerStats, SandboxStats};
+pub use stats::{ContainerStats, SandboxStats, Usage};
 
 /// The images crate, whose types appear in this API.
 pub use portreeve_image as image;

@@ -118,6 +118,9 @@ pub(crate) struct CreateCall {
     /// A terminal instead of pipes.
     #[serde(default)]
     pub(crate) tty: bool,
+    /// A container of this shim and its first process, whose pid namespace the specification names by that number.
+    #[serde(default)]
+    pub(crate) processes_of: Option<(String, u32)>,
 }
 
 /// Layers of a root file system.

@@ -57,6 +57,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) ips: Vec<IpAddr>,
     #[serde(default)]
     pub(crate) shim_pid: Option<u32>,
+    /// Plugins attached it.
+    #[serde(default)]
+    pub(crate) plugins: bool,
     /// Why it is stopped.
     #[serde(default)]
     pub(crate) reason: String,
@@ -85,6 +88,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) image_id: String,
     #[serde(default)]
     pub(crate) user: (u32, u32),
+    #[serde(default)]
+    pub(crate) groups: Vec<u32>,
     #[serde(default)]
     pub(crate) stop_signal: i32,
     #[serde(default)]

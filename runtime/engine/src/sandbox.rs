@@ -39,7 +39,7 @@ pub struct SandboxConfig {
     pub owner: Owner,
     /// The hostname inside; ignored with the node's network, whose hostname is the node's.
     pub hostname: String,
-    /// An absolute directory for the containers' logs; made (0750) when absent.
+    /// An absolute directory for the containers' logs; made (0750) when absent. Empty: no logs are kept.
     pub log_directory: PathBuf,
     /// Becomes the containers' `/etc/resolv.conf`; empty: the node's own file is copied.
     #[serde(default)]
@@ -47,6 +47,9 @@ pub struct SandboxConfig {
     /// Published ports; ignored with the node's network.
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
+    /// What its network may carry; for networks of plugins.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     /// Labels, kept as they are.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -75,6 +78,15 @@ pub struct DnsConfig {
     pub searches: Vec<String>,
     /// The `options` line.
     pub options: Vec<String>,
+}
+
+/// What a pod's network may carry, in bits per second; `None` for no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Into the pod.
+    pub ingress_bits: Option<u64>,
+    /// Out of it.
+    pub egress_bits: Option<u64>,
 }
 
 /// Which namespaces a pod has of its own.

@@ -234,11 +234,21 @@ pub fn create(request: Create<'_>) -> Result<Created, CreateError> {
         return make(request, plan, Place { cgroup: Some(&join), birth: false }, Vec::new());
     };
     let (ours, _held) = claim(cgroup, request.cgroup_is_new)?;
-    let limited = limit(cgroup, ours, request.spec, request.rootless)
+    let late = late_limit(request.spec);
+    let limited = limit(cgroup, ours, request.spec, request.rootless, late.is_some())
         .and_then(|(join, warnings)| Ok((rdt::join(join, request.spec, request.id)?, warnings)))
         .map_err(CreateError::from);
-    match limited.and_then(|(join, warnings)| make(request, plan, Place { cgroup: Some(&join), birth: ours }, warnings))
-    {
+    let made = limited.and_then(|(join, warnings)| {
+        let made = make(request, plan, Place { cgroup: Some(&join), birth: ours }, warnings)?;
+        match late.map_or(Ok(Vec::new()), |late| cgroup.apply(&late)) {
+            Ok(_nothing_to_warn_of) => Ok(made),
+            Err(error) => {
+                spawn::end(made.pidfd.as_fd());
+                Err(error.into())
+            }
+        }
+    });
+    match made {
         Err(cause) if ours => match clear(cgroup) {
             Ok(()) => Err(cause),
             Err(cgroup) => Err(CreateError::CgroupLeft { cause: Box::new(cause), cgroup }),
@@ -327,18 +337,33 @@ pub(crate) fn claim(cgroup: &Cgroup, must_be_new: bool) -> Result<(bool, File), 
     }
 }
 
-/// Makes a cgroup that was claimed, with the limits of the configuration, and opens what joins it.
+/// The limit on processes, if it is too low to make the container under it: one process may have to make the container's
+/// (a user namespace is joined), and both are in the cgroup then. Until the container is made nothing of it runs.
+fn late_limit(spec: &Spec) -> Option<LinuxResources> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref())?;
+    let pids = resources.pids().filter(|pids| (0..2).contains(&pids.limit()))?;
+    let mut late = LinuxResources::default();
+    late.set_pids(Some(pids)).set_devices(None);
+    Some(late)
+}
+
+/// Makes a cgroup that was claimed, with the limits of the configuration, and opens what joins it. That of processes is
+/// left to the caller when it is `late`.
 pub(crate) fn limit(
     cgroup: &Cgroup,
     new: bool,
     spec: &Spec,
     rootless: Rootless,
+    late: bool,
 ) -> Result<(Join, Vec<Warning>), CgroupError> {
     let given = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let mut resources: LinuxResources = given.cloned().unwrap_or_default();
     // Nobody else may have them enforced, and makes nodes either: a container without has those that are bound into it.
     let enforced = rootless == Rootless::No || devices_can_be_limited();
     resources.set_devices(enforced.then(|| container_device_rules(given)));
+    if late {
+        resources.set_pids(None);
+    }
     if !new {
         cgroup.require_vacant()?;
     }

@@ -258,8 +258,13 @@ pub(crate) fn listen(
 
 /// Kills and reaps.
 pub(crate) fn abandon(spawned: &Spawned) -> Option<Exit> {
-    let _ = pidfd_send_signal(spawned.child.pidfd.as_fd(), 9);
-    wait(spawned.child.pidfd.as_fd()).ok()
+    end(spawned.child.pidfd.as_fd())
+}
+
+/// As [`abandon`], of a process that is known by its descriptor.
+pub(crate) fn end(pidfd: BorrowedFd<'_>) -> Option<Exit> {
+    let _ = pidfd_send_signal(pidfd, 9);
+    wait(pidfd).ok()
 }
 
 /// Says the word.
@@ -347,10 +352,32 @@ mod tests {
     use rustix::process::{WaitOptions, wait as wait_for_any};
 
     use super::*;
+    use crate::cgroup::a_join;
     use crate::seccomp::{call_number, native};
 
     /// Set in a process that runs one test, and nothing beside it: makers have one thread.
     const ALONE: &str = "PORTREEVE_TEST_ALONE";
+
+    #[test]
+    fn a_process_is_born_in_a_new_cgroup_and_walks_into_another() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (second, first) = (a_join(Some(directory.path())), a_join(None));
+        for (place, born) in [
+            (Place { cgroup: Some(&second), birth: true }, true),
+            (Place { cgroup: Some(&second), birth: false }, false),
+            (Place { cgroup: Some(&first), birth: true }, false),
+            (Place { cgroup: None, birth: true }, false),
+        ] {
+            let Some(fd) = place.birth() else {
+                assert!(!born, "{place:?}");
+                continue;
+            };
+            assert!(born, "{place:?}");
+            let inode = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+            let expected = inode(rustix::fs::stat(directory.path()).expect("stat"));
+            assert_eq!(inode(rustix::fs::fstat(fd).expect("stat")), expected, "it is the cgroup's directory");
+        }
+    }
 
     #[test]
     fn a_process_in_between_that_is_killed_before_it_has_told_of_another_is_not_waited_for() {

@@ -11,6 +11,7 @@ use portreeve_engine::image::{
 };
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::{self, error::SendTimeoutError};
+use tracing::warn;
 
 use super::NodeBackend;
 use crate::backend::BackendError;
@@ -256,6 +257,9 @@ fn streamed(saving: Saving) -> mpsc::Receiver<io::Result<Bytes>> {
     tokio::task::spawn_blocking(move || {
         let out = BufWriter::with_capacity(PIECE_BYTES, TarWriter(pieces.clone()));
         if let Err(error) = saving.write_to(out) {
+            if error.kind() == io::ErrorKind::InvalidData {
+                warn!(%error, "an archive was broken off");
+            }
             // Whoever has left, or does not read, needs no reason.
             let _left = pieces.try_send(Err(error));
         }

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{SinkExt, StreamExt};
-use portreeve_node::NamespacedName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
@@ -16,21 +16,17 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 use super::socket::Socket;
-use crate::backend::{Backend, Input, Output};
+use crate::backend::{Input, Output};
 use crate::channel::{CHUNK_BYTES, Frame, Protocol};
 
 /// Frames that wait for the client.
 const QUEUE: usize = 4;
 
+/// Connects to a port, or says why not.
+pub(crate) type Connect = Box<dyn Fn(u16) -> BoxFuture<'static, Result<(Output, Input), String>> + Send + Sync>;
+
 /// Carries the ports until each has ended, or the client left.
-pub(super) async fn run(
-    socket: Socket,
-    protocol: Protocol,
-    backend: &dyn Backend,
-    pod: &NamespacedName,
-    ports: &[u16],
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(socket: Socket, protocol: Protocol, ports: &[u16], connect: &Connect, stop: CancellationToken) {
     let (mut sink, mut stream) = socket.split();
     let (queue, mut frames) = mpsc::channel::<Frame>(QUEUE);
     let mut inputs: BTreeMap<u8, Option<Input>> = BTreeMap::new();
@@ -44,13 +40,12 @@ pub(super) async fn run(
                 return;
             }
         }
-        match backend.forward(pod, *port).await {
+        match connect(*port).await {
             Ok((output, input)) => {
                 inputs.insert(data, Some(input));
                 outputs.push((data, output));
             }
-            Err(failed) => {
-                let message = format!("forwarding port {port} of pod {pod}: {failed}");
+            Err(message) => {
                 let frame = Frame::Bytes { channel: error, payload: message.into() };
                 if sink.send(Message::Binary(frame.encode())).await.is_err() {
                     return;

@@ -1,4 +1,4 @@
-//! A process's streams on a socket's channels.
+//! A process's streams on the channels of whatever carries them.
 //!
 //! ```text
 //!   stdout --read 32 KiB--+
@@ -10,19 +10,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
-use super::socket::Socket;
+use super::carrier::{Left, Outgoing, Receiver, Sender};
 use crate::backend::{BackendError, Input, Output, Session};
-use crate::channel::{CHUNK_BYTES, ERROR, Frame, Protocol, RESIZE, STDERR, STDIN, STDOUT, TerminalSize};
+use crate::channel::{CHUNK_BYTES, ERROR, Frame, RESIZE, STDERR, STDIN, STDOUT, TerminalSize};
 
 /// Frames that wait for the client.
 const QUEUE: usize = 4;
@@ -30,9 +25,6 @@ const QUEUE: usize = 4;
 const LINGER: Duration = Duration::from_millis(500);
 /// How long a client has to answer the close.
 const GOODBYE: Duration = Duration::from_secs(2);
-
-type Sink = SplitSink<Socket, Message>;
-type Stream = SplitStream<Socket>;
 
 /// Why a session is over.
 enum Over {
@@ -42,10 +34,21 @@ enum Over {
     Closing,
 }
 
+/// Carries a session to its end, or says why there is none.
+pub(crate) async fn serve<S: Sender, R: Receiver>(
+    carrier: (S, R),
+    session: impl Future<Output = Result<Session, BackendError>>,
+    stop: CancellationToken,
+) {
+    match session.await {
+        Ok(session) => run(carrier, session, stop).await,
+        Err(error) => refuse(carrier, error).await,
+    }
+}
+
 /// Carries a session to its end.
-pub(super) async fn run(socket: Socket, protocol: Protocol, session: Session, stop: CancellationToken) {
+async fn run<S: Sender, R: Receiver>((mut sink, mut stream): (S, R), session: Session, stop: CancellationToken) {
     let Session { stdin, stdout, stderr, resize, exit_code } = session;
-    let (mut sink, mut stream) = socket.split();
     let (queue, mut frames) = mpsc::channel::<Frame>(QUEUE);
     let process_gone = CancellationToken::new();
     let has_output = stdout.is_some() || stderr.is_some();
@@ -63,16 +66,14 @@ pub(super) async fn run(socket: Socket, protocol: Protocol, session: Session, st
         drop(queue);
         let writer = async {
             while let Some(frame) = frames.recv().await {
-                if sink.send(Message::Binary(frame.encode())).await.is_err() {
-                    return Err(());
-                }
+                sink.send(Outgoing::Frame(frame)).await?;
             }
             Ok(())
         };
         // The outputs end the queue, the queue's end ends the writer.
         let output = async { tokio::join!(outputs, writer).1 };
         tokio::pin!(output);
-        let input = copy_in(&mut stream, protocol, stdin, resize);
+        let input = copy_in(&mut stream, stdin, resize);
         tokio::pin!(input);
         let is_attached = exit_code.is_none();
         let ended = async move {
@@ -92,7 +93,7 @@ pub(super) async fn run(socket: Socket, protocol: Protocol, session: Session, st
                 ended = &mut ended => break Over::Process(ended),
                 // cancel-safe: pinned outside of the loop
                 written = &mut output, if !output_done => match written {
-                    Err(()) => break Over::ClientLeft,
+                    Err(Left) => break Over::ClientLeft,
                     Ok(()) if is_attached && has_output => break Over::OutputEnded,
                     Ok(()) => output_done = true,
                 },
@@ -121,12 +122,11 @@ pub(super) async fn run(socket: Socket, protocol: Protocol, session: Session, st
 }
 
 /// Says why there is no session.
-pub(super) async fn refuse(socket: Socket, error: BackendError) {
-    let (mut sink, stream) = socket.split();
+async fn refuse<S: Sender, R: Receiver>((mut sink, stream): (S, R), error: BackendError) {
     let status = match error {
         BackendError::Command { message, code } => {
             let frame = Frame::Bytes { channel: STDERR, payload: format!("{message}\n").into() };
-            if sink.send(Message::Binary(frame.encode())).await.is_err() {
+            if sink.send(Outgoing::Frame(frame)).await.is_err() {
                 return;
             }
             exit_status(code)
@@ -156,21 +156,10 @@ async fn copy_out(output: Option<Output>, channel: u8, queue: mpsc::Sender<Frame
 }
 
 /// Carries what the client sends until it leaves.
-async fn copy_in(
-    stream: &mut Stream,
-    protocol: Protocol,
-    mut stdin: Option<Input>,
-    resize: Option<mpsc::Sender<(u16, u16)>>,
-) {
-    while let Some(Ok(message)) = stream.next().await {
-        let bytes = match message {
-            Message::Binary(bytes) => bytes,
-            Message::Text(text) => text.into(),
-            Message::Close(_) => return,
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
-        };
-        match Frame::decode(protocol, bytes) {
-            Ok(Frame::Bytes { channel: STDIN, payload }) => {
+async fn copy_in(stream: &mut impl Receiver, mut stdin: Option<Input>, resize: Option<mpsc::Sender<(u16, u16)>>) {
+    while let Some(frame) = stream.next().await {
+        match frame {
+            Frame::Bytes { channel: STDIN, payload } => {
                 if let Some(input) = &mut stdin
                     && (input.write_all(&payload).await.is_err() || input.flush().await.is_err())
                 {
@@ -178,31 +167,28 @@ async fn copy_in(
                     stdin = None;
                 }
             }
-            Ok(Frame::Bytes { channel: RESIZE, payload }) => {
+            Frame::Bytes { channel: RESIZE, payload } => {
                 if let (Some(resize), Ok(size)) = (&resize, serde_json::from_slice::<TerminalSize>(&payload)) {
                     let _end = resize.send((size.width, size.height)).await;
                 }
             }
-            Ok(Frame::End { channel: STDIN }) => {
+            Frame::End { channel: STDIN } => {
                 if let Some(mut input) = stdin.take() {
                     drop(input.shutdown().await);
                 }
             }
-            Ok(_) => {}
-            Err(_) => return,
+            _ => {}
         }
     }
 }
 
 /// Says how it ended, and closes.
-async fn part(mut sink: Sink, mut stream: Stream, status: Bytes) {
-    let frame = Frame::Bytes { channel: ERROR, payload: status };
-    let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+async fn part(mut sink: impl Sender, mut stream: impl Receiver, status: Bytes) {
     let goodbye = async {
-        sink.send(Message::Binary(frame.encode())).await?;
-        sink.send(Message::Close(Some(close))).await?;
-        while let Some(Ok(_)) = stream.next().await {}
-        Ok::<(), tokio_tungstenite::tungstenite::Error>(())
+        sink.send(Outgoing::Frame(Frame::Bytes { channel: ERROR, payload: status })).await?;
+        sink.send(Outgoing::Close).await?;
+        while stream.next().await.is_some() {}
+        Ok::<(), Left>(())
     };
     drop(tokio::time::timeout(GOODBYE, goodbye).await);
 }

@@ -18,10 +18,10 @@ use crate::channel::{MAX_MESSAGE_BYTES, Protocol};
 use crate::failure::Failure;
 
 /// A WebSocket on an upgraded connection.
-pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// A request for a WebSocket with channels, checked and not yet answered.
-pub(super) struct Upgrade {
+pub(crate) struct Upgrade {
     accept: String,
     protocol: Protocol,
     upgraded: OnUpgrade,
@@ -29,13 +29,8 @@ pub(super) struct Upgrade {
 
 impl Upgrade {
     /// Checks the request.
-    pub(super) fn of(mut request: Request) -> Result<Upgrade, Failure> {
+    pub(crate) fn of(mut request: Request) -> Result<Upgrade, Failure> {
         let headers = request.headers();
-        if has_token(headers, &UPGRADE, "spdy/3.1") {
-            return Err(Failure::bad_request(
-                "SPDY is not spoken here: use a client that streams over WebSocket (kubectl 1.31 or newer)",
-            ));
-        }
         let is_websocket = request.version() == Version::HTTP_11
             && has_token(headers, &CONNECTION, "upgrade")
             && has_token(headers, &UPGRADE, "websocket");
@@ -60,7 +55,7 @@ impl Upgrade {
     }
 
     /// The answer, and the socket once the answer was sent.
-    pub(super) fn accept(self) -> (Response, impl Future<Output = Option<(Socket, Protocol)>> + Send + use<>) {
+    pub(crate) fn accept(self) -> (Response, impl Future<Output = Option<(Socket, Protocol)>> + Send + use<>) {
         let Upgrade { accept, protocol, upgraded } = self;
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -98,7 +93,7 @@ fn limits() -> WebSocketConfig {
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
 }
 
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+pub(super) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers
         .get_all(name)
         .iter()

@@ -51,8 +51,12 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 31] = [
+pub(crate) const KEYS: [&str; 35] = [
     "manifests",
+    "criOnly",
+    "cri.network",
+    "cri.cniConfDir",
+    "cri.cniBinDirs",
     "root",
     "run",
     "nodeName",

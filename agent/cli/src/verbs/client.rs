@@ -265,9 +265,10 @@ impl Lines {
     }
 }
 
-/// What a stream that breaks off means: the agent ends its streams when it stops, and cannot when it is killed.
+/// What a stream that breaks off means: the agent ends its streams when it stops, and cannot when it is killed, or when
+/// what it reads for one turns out to be damaged.
 pub(crate) fn gone(error: &impl fmt::Display) -> anyhow::Error {
-    anyhow!("the agent went away ({error})")
+    anyhow!("the agent went away, or broke off and says why in its log ({error})")
 }
 
 fn refused(code: StatusCode, body: &[u8]) -> Refused {
@@ -397,7 +398,7 @@ mod tests {
             format!("{:#}", answer.piece().await.unwrap_err())
         };
         let (error, ()) = tokio::join!(reads, dies);
-        assert!(error.starts_with("the agent went away ("), "{error}");
+        assert!(error.starts_with("the agent went away, or broke off and says why in its log ("), "{error}");
     }
 
     #[tokio::test]

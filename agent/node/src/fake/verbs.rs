@@ -156,6 +156,8 @@ impl Runtime for FakeRuntime {
                 cgroup: String::new(),
                 pid: None,
                 user: (0, 0),
+                groups: vec![0],
+                stop_signal: 15,
                 stdin: config.stdin,
                 tty: config.tty,
                 mounts: config.mounts,

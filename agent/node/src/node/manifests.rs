@@ -82,6 +82,7 @@ impl Node {
         files: Vec<ManifestFile>,
         namespace: Option<String>,
     ) -> Result<ApplyReport, NodeError> {
+        self.watched()?;
         let (manifests, ledger) = (self.inner.config.manifests_dir.clone(), self.ledger());
         let shared = Arc::clone(&self.inner.shared);
         let applied =
@@ -98,6 +99,10 @@ impl Node {
         Ok(report)
     }
 
+    fn watched(&self) -> Result<(), NodeError> {
+        if self.inner.config.manifests_watched { Ok(()) } else { Err(NodeError::NotWatched) }
+    }
+
     /// Waits until the ledger is so; false when it is not in time.
     async fn seen(&self, so: impl Fn(&Ledger) -> bool) -> bool {
         let mut ledger = self.inner.outlook.ledger.clone();
@@ -112,6 +117,7 @@ impl Node {
     /// removed; [`NodeError::Remove`] if the kernel refuses; [`NodeError::NotFollowed`] if the files are gone and the
     /// agent has not seen it.
     pub async fn delete(&self, objects: Vec<ObjectName>) -> Result<DeleteReport, NodeError> {
+        self.watched()?;
         let (manifests, ledger) = (self.inner.config.manifests_dir.clone(), self.ledger());
         let report = blocking(move || apply::delete_blocking(&manifests, &ledger, &objects)).await?;
         let files: Vec<PathBuf> = report.deleted.iter().map(|deleted| deleted.file.clone()).collect();

@@ -86,6 +86,31 @@ pub struct SourceSet {
     pub read_at: Option<Timestamp>,
 }
 
+/// Where manifests come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A watched directory.
+    Directory(DirectorySource),
+    /// Nowhere: it says that it cannot be read, once.
+    Silent(tokio::sync::watch::Sender<SourceSet>),
+}
+
+impl Source {
+    /// A directory that nobody reads: what was desired of it stays desired.
+    pub fn silent(directory: &Path) -> Self {
+        let unreadable = Some("not watched: the agent runs without manifests (--cri-only)".to_owned());
+        Self::Silent(tokio::sync::watch::Sender::new(SourceSet { unreadable, ..SourceSet::starting(directory) }))
+    }
+
+    /// The sets, newest first and only.
+    pub fn sets(&self) -> tokio::sync::watch::Receiver<SourceSet> {
+        match self {
+            Self::Directory(directory) => directory.sets(),
+            Self::Silent(sets) => sets.subscribe(),
+        }
+    }
+}
+
 impl SourceSet {
     /// A source of which nothing is known yet.
     pub fn starting(path: &Path) -> Self {

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use portreeve_engine::network::{PortMapping, Protocol};
 use portreeve_engine::{
-    ContainerConfig, ContainerMetadata, IdMapping, IpcNamespace, Mount, Namespaces, NetworkNamespace, Owner,
+    Bandwidth, ContainerConfig, ContainerMetadata, IdMapping, IpcNamespace, Mount, Namespaces, NetworkNamespace, Owner,
     PidNamespace, SandboxConfig, SandboxMetadata, UserNamespace,
 };
 use portreeve_manifests::{QosClass, qos_class};
@@ -166,6 +166,7 @@ pub(crate) fn sandbox(
         owner: Owner::Node,
         dns: dns::dns(spec, &place.resolv_conf),
         port_mappings: ports(spec)?,
+        bandwidth: Bandwidth::default(),
         labels: labels(facts),
         annotations: BTreeMap::from([(RECORD.to_owned(), record)]),
         cgroup_parent: place.cgroup(spec, facts.uid),
@@ -283,6 +284,7 @@ pub(crate) fn container(
         oom_score_adj: Some(resources::oom_score_adj(spec, &wanted, facts.node.memory_bytes)),
         stop_signal: definition.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         envs,
+        processes_of: None,
     })
 }
 

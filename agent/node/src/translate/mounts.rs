@@ -54,6 +54,7 @@ pub(crate) struct MountPlan<'a> {
 impl MountPlan<'_> {
     pub(crate) fn mount(&self, source: MountSource) -> Mount {
         Mount {
+            options: Vec::new(),
             container_path: self.container_path.clone(),
             source,
             readonly: self.readonly,

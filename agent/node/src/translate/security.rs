@@ -42,6 +42,7 @@ pub(super) fn security(spec: &PodSpec, container: &Container) -> Result<Security
         masked_paths: unmasked.then(Vec::new),
         readonly_paths: unmasked.then(Vec::new),
         seccomp: seccomp(own.seccomp_profile.as_ref().or(pod.seccomp_profile.as_ref()), privileged),
+        ..SecurityContext::default()
     })
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use portreeve_engine::chain;
-use portreeve_engine::{Engine, EngineConfig, LogRotation, image, network};
+use portreeve_engine::{Engine, EngineConfig, KubeletNetwork, LogRotation, image, network};
 use portreeve_node::{ManifestFile, NamespacedName, Node, NodeConfig};
 
 use crate::busybox::{IMAGE, archive};
@@ -52,6 +52,8 @@ impl World {
             run: directory.join("run"),
             cgroup_root: format!("/{}", self.name),
             network,
+            kubelet_network: KubeletNetwork::Builtin,
+            plugins: network::cni::CniConfig::new(directory.join("root/cni")),
             images: image::Config::new(directory.join("root/images")),
             log_rotation: LogRotation::default(),
             executable: None,

@@ -4,17 +4,14 @@
 //! hostPath volume, seen by inotify: nothing that an agent claims about itself is trusted.
 //! CPU time is what cgroup accounting charged to the agent, its shims and the containers.
 
-mod containerd;
-mod cri;
 mod podman;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use portreeve_e2e::measure::{Account, Figures, installed, machine, millis};
-use portreeve_e2e::{Agent, BUSYBOX, Image, Peers, Registry, World, preload_busybox};
+use portreeve_e2e::measure::{Account, Figures, appeared, installed, machine, millis, pss_kib, toucher_script, watch};
+use portreeve_e2e::{Agent, BUSYBOX, Image, Registry, World, preload_busybox};
 
 struct Settings {
     single: usize,
@@ -32,11 +29,6 @@ fn main() {
         podman::measure(&settings, &mut report);
     } else {
         println!("podman is not installed: no comparison with it");
-    }
-    if let Some(peers) = Peers::find() {
-        containerd::measure(&settings, peers, &mut report);
-    } else {
-        println!("no comparison with containerd: PORTREEVE_PEERS=$(e2e/peers) fetches it");
     }
     report.print();
     report.save();
@@ -64,11 +56,6 @@ fn usage_error() -> ! {
     std::process::exit(2);
 }
 
-/// What a container does: it adds a line to `/out/<name>` each time it starts, and sleeps.
-fn toucher_script(name: &str) -> String {
-    format!("echo started >> /out/{name}; exec sleep 100000")
-}
-
 /// A pod of one such container.
 fn toucher(name: &str, image: &str, out: &Path) -> String {
     format!(
@@ -80,28 +67,10 @@ fn toucher(name: &str, image: &str, out: &Path) -> String {
     )
 }
 
-/// Waits until `count` further files have appeared in the watched directory: which, and when.
-fn appeared(inotify: &Inotify, count: usize) -> Vec<(String, Instant)> {
-    let mut seen = Vec::new();
-    while seen.len() < count {
-        let events = inotify.read_events().expect("inotify");
-        let now = Instant::now();
-        seen.extend(events.into_iter().map(|event| (event.name.unwrap_or_default().to_string_lossy().into(), now)));
-    }
-    seen
-}
-
 /// How many programs were started in excess of one for each file in the directory.
 fn started_again(out: &Path) -> usize {
     let files = std::fs::read_dir(out).expect("the output directory").map(|entry| entry.expect("an entry").path());
     files.map(|file| std::fs::read_to_string(file).expect("a file of a pod").lines().count() - 1).sum()
-}
-
-fn watch(directory: &Path) -> Inotify {
-    std::fs::create_dir_all(directory).expect("the output directory");
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC).expect("inotify");
-    inotify.add_watch(directory, AddWatchFlags::IN_CREATE).expect("watching the output directory");
-    inotify
 }
 
 fn ours(settings: &Settings, report: &mut Figures) {
@@ -232,10 +201,4 @@ fn filler(seed: u64, mebibytes: usize) -> Vec<u8> {
         layer.append_data(&mut header, name, contents.as_slice()).expect("writing to memory");
     }
     layer.into_inner().expect("writing to memory")
-}
-
-fn pss_kib(pid: &str) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }

@@ -106,9 +106,14 @@ impl Core {
         }
         let signal = container.facts().record.stop_signal;
         if !grace.is_zero() {
-            self.kill(&container, signal, false).await?;
-            if tokio::time::timeout(grace, container.ended()).await.is_ok() {
-                return Ok(());
+            match self.kill(&container, signal, false).await {
+                Ok(()) if tokio::time::timeout(grace, container.ended()).await.is_ok() => return Ok(()),
+                Ok(()) => {}
+                // A security module may keep signals away, and what never heard of its end will not prepare for it.
+                Err(error) => {
+                    let error = crate::error::chain(&error);
+                    tracing::warn!(container_id = %id, error, "killed at once: the signal to stop did not reach it");
+                }
             }
         }
         self.kill_and_wait(&container).await

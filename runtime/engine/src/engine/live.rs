@@ -3,18 +3,18 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use portreeve_oci::cgroup::{Cgroup, Stats};
+use portreeve_oci::cgroup::Cgroup;
 
 use super::{Core, blocking, cgroup_error};
 use crate::container::ContainerState;
-use crate::{ContainerId, ContainerStats, EngineError, SandboxId, SandboxStats};
+use crate::{ContainerId, ContainerStats, EngineError, SandboxId, SandboxStats, Usage};
 
 impl Core {
     pub(super) async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, EngineError> {
         let container = self.find_container(id)?;
         let path = container.facts().record.cgroup.clone();
-        let stats = blocking(move || read(&path)).await?;
-        Ok(of_container(id.clone(), stats))
+        let usage = blocking(move || read(&path)).await?;
+        Ok(ContainerStats { id: id.clone(), usage })
     }
 
     pub(super) async fn sandbox_stats(&self, id: &SandboxId) -> Result<SandboxStats, EngineError> {
@@ -26,40 +26,23 @@ impl Core {
             .filter(|one| one.state() == ContainerState::Running)
             .map(|one| (one.id.clone(), one.facts().record.cgroup.clone()))
             .collect();
-        let (whole, containers) = blocking(move || {
+        let (usage, containers) = blocking(move || {
             // A container that ends meanwhile is left out.
-            let each = containers.into_iter().filter_map(|(id, path)| Some(of_container(id, read(&path).ok()?)));
+            let each =
+                containers.into_iter().filter_map(|(id, path)| Some(ContainerStats { id, usage: read(&path).ok()? }));
             Ok((read(&parent)?, each.collect()))
         })
         .await?;
-        Ok(SandboxStats {
-            id: id.clone(),
-            at: Timestamp::now(),
-            cpu_usage_ns: whole.cpu_usage_ns,
-            memory_bytes: whole.memory_bytes,
-            memory_working_set_bytes: whole.memory_working_set_bytes,
-            pids: whole.pids,
-            containers,
-        })
+        Ok(SandboxStats { id: id.clone(), usage, containers })
     }
 }
 
-fn read(path: &str) -> Result<Stats, EngineError> {
+fn read(path: &str) -> Result<Usage, EngineError> {
     let cgroup = Cgroup::at(path).map_err(cgroup_error("finding", path))?;
     if !cgroup.exists() {
         let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(EngineError::file("reading cgroup", Path::new(path))(gone));
     }
-    cgroup.stats().map_err(cgroup_error("reading", path))
-}
-
-fn of_container(id: ContainerId, stats: Stats) -> ContainerStats {
-    ContainerStats {
-        id,
-        at: Timestamp::now(),
-        cpu_usage_ns: stats.cpu_usage_ns,
-        memory_bytes: stats.memory_bytes,
-        memory_working_set_bytes: stats.memory_working_set_bytes,
-        pids: stats.pids,
-    }
+    let read = || Ok(Usage { at: Timestamp::now(), counted: cgroup.stats()?, waited: cgroup.pressures()? });
+    read().map_err(cgroup_error("reading", path))
 }

@@ -3,6 +3,7 @@
 //! Verbs that change something run to their end even when whoever called them goes away: they are tasks of the engine.
 
 mod accounts;
+mod checkpoint;
 mod container;
 mod drift;
 mod erase;
@@ -10,6 +11,7 @@ mod exec;
 mod files;
 mod ground;
 mod live;
+mod plugins;
 mod prepare;
 mod quiet;
 mod recover;
@@ -63,6 +65,7 @@ struct Core {
     executable: Executable,
     images: portreeve_image::Store,
     network: Arc<portreeve_network::Network>,
+    plugins: portreeve_network::cni::Cni,
     table: RwLock<Table>,
     events: broadcast::Sender<EngineEvent>,
     tasks: TaskTracker,
@@ -79,6 +82,10 @@ impl Engine {
     /// Others when directories, network or images cannot be used.
     pub async fn open(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
         let core = recover::open(config).await?;
+        let unfinished = Arc::clone(&core);
+        blocking(move || unfinished.clear_checkpoints()).await?;
+        // Plugins take their time, and nobody has to wait for what is gone.
+        core.tasks.spawn(Arc::clone(&core).collect_by_plugins());
         let upkeep = Upkeep::start(&core)?;
         let quiet = AbortOnDropHandle::new(tokio::spawn(quiet::give_back(core.events.subscribe())));
         let (sender, lost) = watch::channel(None);
@@ -105,6 +112,14 @@ impl Engine {
     /// Everything that happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
         self.core.events.subscribe()
+    }
+
+    /// Whether a kubelet's pods can have a network now. Runs plugins, where these say so themselves.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn kubelet_network(&self) -> Result<(), EngineError> {
+        self.core.kubelet_network().await
     }
 
     /// Why what is on disk of the sandboxes or the network is not where it should be, as long as it is not: a sentence
@@ -143,7 +158,14 @@ impl Engine {
 
     /// All sandboxes, oldest first.
     pub fn sandboxes(&self) -> Vec<SandboxStatus> {
-        let mut all: Vec<_> = self.core.table().sandboxes.values().map(|one| one.status()).collect();
+        self.sandboxes_where(|_| true)
+    }
+
+    /// Those that were asked to be what is wanted, in the order in which they were made. No other is looked at longer.
+    pub fn sandboxes_where(&self, wanted: impl Fn(&SandboxConfig) -> bool) -> Vec<SandboxStatus> {
+        let table = self.core.table();
+        let found = table.sandboxes.values().filter(|one| wanted(&one.facts().record.config));
+        let mut all: Vec<_> = found.map(|one| one.status()).collect();
         all.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         all
     }
@@ -251,8 +273,20 @@ impl Engine {
 
     /// All containers, oldest first.
     pub fn containers(&self) -> Vec<ContainerStatus> {
+        self.containers_where(|_, _| true)
+    }
+
+    /// Those whose sandbox, by its id and what it was asked to be, is wanted, in the order in which they were made. No
+    /// other is looked at longer.
+    pub fn containers_where(&self, wanted: impl Fn(&SandboxId, &SandboxConfig) -> bool) -> Vec<ContainerStatus> {
         let table = self.core.table();
-        let mut all: Vec<_> = table.containers.values().map(|one| Core::status_of(&table, one)).collect();
+        // A container never is in the table without its sandbox.
+        let of = |one: &Container| table.sandboxes.get(&one.sandbox);
+        let found = table
+            .containers
+            .values()
+            .filter(|one| of(one).is_some_and(|sandbox| wanted(&sandbox.id, &sandbox.facts().record.config)));
+        let mut all: Vec<_> = found.map(|one| Core::status_of(&table, one)).collect();
         all.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         all
     }
@@ -261,6 +295,18 @@ impl Engine {
     pub fn container(&self, id: &ContainerId) -> Option<ContainerStatus> {
         let table = self.core.table();
         table.containers.get(id).map(|one| Core::status_of(&table, one))
+    }
+
+    /// Writes a running container's processes, files and log to an archive, mode 0600, at an absolute path. It goes on.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`], as without CRIU; [`EngineError::WrongState`]; [`EngineError::Invalid`] for a path that
+    /// is none.
+    ///
+    /// # Cancel safety
+    /// What was begun goes on to its end.
+    pub async fn checkpoint_container(&self, id: &ContainerId, location: PathBuf) -> Result<(), EngineError> {
+        Arc::clone(&self.core).checkpoint_container(id, location).await
     }
 
     /// Waits until a container has ended, and returns what it is then; `None` when it is gone.

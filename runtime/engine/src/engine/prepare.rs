@@ -12,18 +12,22 @@ use portreeve_image::{Image, Snapshot};
 
 use super::table::Sandbox;
 use super::{Core, files, spawn};
-use crate::container::{ContainerConfig, MountSource, SeccompProfile};
+use crate::container::{AppArmorProfile, ContainerConfig, MountSource, SeccompProfile};
 use crate::protocol::{CreateCall, LogCall, RootFsCall};
 use crate::record::{self, ContainerPhase, ContainerRecord};
 use crate::rootfs::{self, Place};
 use crate::sandbox::{IdMapping, UserNamespace};
 use crate::spec::{self, ImageMount, ImageVolume, Inputs, SandboxFiles};
-use crate::{ContainerId, EngineError};
+use crate::{ContainerId, ContainerState, EngineError, LogRotation, Owner};
 
 /// A node's seccomp profile is never longer.
 const PROFILE: u64 = 1 << 20;
 /// Volumes of an image that are made; an image with more is none that somebody uses.
 const VOLUMES: usize = 256;
+/// Names and modes of all profiles that are loaded. Source: Linux, security/apparmor/apparmorfs.c.
+const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
+/// There where SELinux labels. Source: Linux, security/selinux/selinuxfs.c.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
 /// Source: `/proc/sys/kernel/overflowuid`, proc(5).
 const OVERFLOW: u32 = 65534;
 
@@ -40,7 +44,7 @@ pub(super) fn prepare(
         (facts.record.config.clone(), facts.user_namespace.clone(), facts.pid_namespace.clone())
     };
     let image = find_image(core, config.image_id.as_deref(), &config.image)?;
-    let log = log_call(core, &sandbox_config.log_directory, config.log_path.as_deref())?;
+    let log = log_call(core, sandbox_config.owner, &sandbox_config.log_directory, config.log_path.as_deref())?;
     let cgroup = format!("{}/{id}", sandbox_config.cgroup_parent.trim_end_matches('/'));
     let image_config = image.config.config().as_ref();
 
@@ -55,6 +59,13 @@ pub(super) fn prepare(
     let seccomp = match &config.security.seccomp {
         SeccompProfile::Localhost(path) if !config.security.privileged => Some(profile(path)?),
         _ => None,
+    };
+    if let AppArmorProfile::Localhost(name) = &config.security.apparmor {
+        loaded(name)?;
+    }
+    let processes_of = match &config.processes_of {
+        Some(target) => Some((target.to_string(), first_process(core, sandbox, target)?)),
+        None => None,
     };
     let (hostname, resolv_conf, shm) =
         (sandbox.directory.join("hostname"), sandbox.directory.join("resolv.conf"), sandbox.directory.join("shm"));
@@ -71,6 +82,7 @@ pub(super) fn prepare(
         created_at: Timestamp::now(),
         image_id: image.id.to_string(),
         user: (identity.uid, identity.gid),
+        groups: identity.groups.clone(),
         stop_signal,
         cgroup: cgroup.clone(),
         call: None,
@@ -96,6 +108,8 @@ pub(super) fn prepare(
         files: SandboxFiles { hostname: &hostname, resolv_conf: &resolv_conf, shm: own_shm.then_some(shm.as_path()) },
         user_namespace: user_namespace.as_deref(),
         pid_namespace: pid_namespace.as_deref(),
+        processes_of: processes_of.as_ref().map(|(_, pid)| *pid),
+        selinux: record.config.security.selinux.is_some() && Path::new(SELINUX).exists(),
         devices: &devices,
         seccomp,
         images: &images,
@@ -117,8 +131,39 @@ pub(super) fn prepare(
         stdin,
         stdin_once,
         tty,
+        processes_of,
     });
     Ok(record)
+}
+
+/// The first process of a running container of this sandbox.
+fn first_process(core: &Core, sandbox: &Sandbox, target: &ContainerId) -> Result<u32, EngineError> {
+    let refused = |why: &str| EngineError::invalid("processesOf", format!("container {target} {why}"));
+    let found = core.find_container(target).map_err(|_| refused("is not there"))?;
+    if found.sandbox != sandbox.id {
+        return Err(refused("is of another sandbox"));
+    }
+    match found.state() {
+        ContainerState::Running => found.facts().pid.ok_or_else(|| refused("has no process")),
+        _ => Err(refused("does not run")),
+    }
+}
+
+/// Whether the node has a profile of this name.
+fn loaded(name: &str) -> Result<(), EngineError> {
+    let profiles = match fs::read_to_string(PROFILES) {
+        Ok(profiles) => profiles,
+        Err(error) => {
+            let message = format!("profile {name:?}: AppArmor is not enabled on this node ({PROFILES}: {error})");
+            return Err(EngineError::invalid("apparmor", message));
+        }
+    };
+    // Lines are `name (mode)`, and a name may have spaces.
+    if profiles.lines().any(|line| line.rsplit_once(" (").is_some_and(|(found, _)| found == name)) {
+        return Ok(());
+    }
+    let message = format!("profile {name:?} is not loaded on this node; apparmor_parser loads one");
+    Err(EngineError::invalid("apparmor", message))
 }
 
 fn find_image(core: &Core, id: Option<&str>, reference: &str) -> Result<Image, EngineError> {
@@ -129,12 +174,19 @@ fn find_image(core: &Core, id: Option<&str>, reference: &str) -> Result<Image, E
     found.ok_or_else(|| EngineError::ImageMissing { reference: id.unwrap_or(reference).to_owned() })
 }
 
-fn log_call(core: &Core, directory: &Path, path: Option<&Path>) -> Result<Option<LogCall>, EngineError> {
+fn log_call(core: &Core, owner: Owner, directory: &Path, path: Option<&Path>) -> Result<Option<LogCall>, EngineError> {
     let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
     if !path.components().all(|component| matches!(component, Component::Normal(_))) {
         return Err(EngineError::invalid("logPath", "must stay below the sandbox's log directory"));
     }
-    let rotation = core.config.log_rotation;
+    if directory.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let rotation = match owner {
+        Owner::Node => core.config.log_rotation,
+        // A kubelet renames logs by itself and asks for new ones.
+        Owner::Cri => LogRotation { max_bytes: u64::MAX, max_files: 1 },
+    };
     Ok(Some(LogCall { path: directory.join(path), max_bytes: rotation.max_bytes, max_files: rotation.max_files }))
 }
 

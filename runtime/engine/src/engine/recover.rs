@@ -18,7 +18,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use portreeve_network::Network;
+use portreeve_network::{Network, cni::Cni};
 use portreeve_oci::cgroup::{self, Cgroup};
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -84,8 +84,10 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
         let network = Arc::new(Network::open(config.network.clone()).map_err(EngineError::NetworkOpen)?);
         // What another agent has is not to be harmed either.
         network.check().map_err(EngineError::NetworkOpen)?;
+        let plugins = Cni::open(config.plugins.clone()).map_err(EngineError::PluginNetwork)?;
         let core = Arc::new(Core {
             config,
+            plugins,
             executable,
             images,
             network,
@@ -244,7 +246,8 @@ impl Core {
         let mut netns = None;
         let mut reports = None;
         if let Some(found) = shim.filter(|_| ready) {
-            netns = found.netns.filter(|_| own_network);
+            // What plugins have attached is theirs to repair.
+            netns = found.netns.filter(|_| own_network && !facts.record.plugins);
             facts.client = Some(found.client);
             facts.user_namespace = found.user_namespace;
             facts.pid_namespace = found.pid_namespace;

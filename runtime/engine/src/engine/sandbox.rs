@@ -96,6 +96,7 @@ impl Core {
             created_at: Timestamp::now(),
             ips: Vec::new(),
             shim_pid: None,
+            plugins: false,
             reason: String::new(),
         };
 
@@ -123,16 +124,21 @@ impl Core {
         if record.config.namespaces.network == NetworkNamespace::Pod {
             let netns =
                 fds.pop().ok_or_else(|| EngineError::Shim("the shim passed no network namespace".to_owned()))?;
-            let (network, name, ports) =
-                (Arc::clone(&self.network), id.to_string(), record.config.port_mappings.clone());
-            let (attachment, obstacles) = blocking(move || {
-                let attached = network.attach(&name, netns.as_fd(), &ports);
-                let attachment = attached.map_err(|source| EngineError::Network { id: name, source })?;
-                Ok((attachment, obstacles(&network)))
-            })
-            .await?;
-            warnings = obstacles;
-            record.ips = vec![IpAddr::V4(attachment.address)];
+            match self.attach_by_plugins(id, &record.config, netns).await? {
+                Ok(ips) => (record.plugins, record.ips) = (true, ips),
+                Err(netns) => {
+                    let (network, name, ports) =
+                        (Arc::clone(&self.network), id.to_string(), record.config.port_mappings.clone());
+                    let (attachment, obstacles) = blocking(move || {
+                        let attached = network.attach(&name, netns.as_fd(), &ports);
+                        let attachment = attached.map_err(|source| EngineError::Network { id: name, source })?;
+                        Ok((attachment, obstacles(&network)))
+                    })
+                    .await?;
+                    warnings = obstacles;
+                    record.ips = vec![IpAddr::V4(attachment.address)];
+                }
+            }
         }
         record.phase = SandboxPhase::Ready;
         record::write(&directory.join("sandbox.json"), &record)?;
@@ -271,9 +277,10 @@ impl Core {
 
     /// Releases network and mounts; both may be gone already.
     async fn release(&self, id: &SandboxId, directory: &Path) -> Result<(), EngineError> {
+        let by_plugins = self.detach_by_plugins(id).await;
         let (network, name, shm) = (Arc::clone(&self.network), id.to_string(), directory.join("shm"));
         blocking(move || {
-            let mut errors = Vec::new();
+            let mut errors: Vec<EngineError> = by_plugins.err().into_iter().collect();
             if let Err(source) = network.detach(&name) {
                 errors.push(EngineError::Network { id: name, source });
             }
@@ -470,6 +477,9 @@ fn surroundings(directory: &Path, config: &SandboxConfig) -> Result<(), EngineEr
         super::container::limit_cgroup(&cgroup, config.resources.clone())?;
     }
     files::write(directory, config)?;
+    if config.log_directory.as_os_str().is_empty() {
+        return Ok(());
+    }
     spawn::private_directory(&config.log_directory, 0o750)
 }
 
@@ -482,8 +492,8 @@ fn check(config: &SandboxConfig) -> Result<(), EngineError> {
             format!("{:?} is no hostname of at most 64 bytes", config.hostname),
         ));
     }
-    if !config.log_directory.is_absolute() {
-        return Err(EngineError::invalid("logDirectory", "must be absolute"));
+    if !config.log_directory.is_absolute() && !config.log_directory.as_os_str().is_empty() {
+        return Err(EngineError::invalid("logDirectory", "must be absolute, or empty when no logs are kept"));
     }
     Cgroup::at(&config.cgroup_parent).map_err(cgroup_error("naming", &config.cgroup_parent))?;
     for (name, value) in &config.sysctls {
@@ -546,7 +556,7 @@ pub(super) fn shim_directory(pid: rustix::process::Pid) -> Option<std::path::Pat
 }
 
 /// Takes a mount away, if there is one.
-fn unmount(path: &Path) -> Result<(), EngineError> {
+pub(super) fn unmount(path: &Path) -> Result<(), EngineError> {
     use rustix::io::Errno;
     loop {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

@@ -181,6 +181,8 @@ impl Container {
             cgroup: record.cgroup.clone(),
             pid: facts.pid.filter(|_| exit.is_none()),
             user: record.user,
+            groups: record.groups.clone(),
+            stop_signal: record.stop_signal,
             stdin: config.stdin,
             tty: config.tty,
             mounts: config.mounts.clone(),

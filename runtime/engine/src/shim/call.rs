@@ -61,6 +61,12 @@ impl Shim {
                 if self.ending.is_some() {
                     return Err(Refusal::new(Failure::Other, "the sandbox is being stopped"));
                 }
+                // Its number is no other process's: whatever ends while this goes on is reaped afterwards.
+                if let Some((target, pid)) = &call.processes_of
+                    && !self.find(target).is_some_and(|(_, one)| one.running() && u32::try_from(one.pid) == Ok(*pid))
+                {
+                    return Err(Refusal::new(Failure::NotFound, format!("container {target} does not run any more")));
+                }
                 let directory = self.directory.join("containers").join(&call.container);
                 let (container, warnings) = Container::create(directory, call)?;
                 let pid = u32::try_from(container.pid).unwrap_or(0);

@@ -175,7 +175,8 @@ impl Container {
             return Ok(());
         }
         match process::pidfd_send_signal(self.pidfd.as_fd(), signal) {
-            Err(error) if error.raw_os_error() != Some(nix::libc::ESRCH) => {
+            // It is being killed with its cgroup, which no security module forbids.
+            Err(error) if !all && error.raw_os_error() != Some(nix::libc::ESRCH) => {
                 Err(Refusal::context("signalling the container", &error))
             }
             _ => Ok(()),

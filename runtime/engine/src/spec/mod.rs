@@ -41,6 +41,10 @@ pub struct Inputs<'a> {
     pub user_namespace: Option<&'a str>,
     /// The pod's pid namespace, as the shim sees it.
     pub pid_namespace: Option<&'a str>,
+    /// The first process of the container whose processes it sees, as the shim sees it.
+    pub processes_of: Option<u32>,
+    /// Whether this node labels by SELinux.
+    pub selinux: bool,
     /// Devices, already looked at.
     pub devices: &'a [(LinuxDevice, String)],
     /// The profile for `SeccompProfile::Localhost`, already read.
@@ -121,6 +125,8 @@ pub fn specification(inputs: Inputs<'_>) -> Result<Spec, EngineError> {
     linux.set_seccomp(seccomp);
     linux.set_masked_paths(Some(security::masked_paths(security)));
     linux.set_readonly_paths(Some(security::readonly_paths(security)));
+    let labels = security::selinux_labels(security).filter(|_| inputs.selinux);
+    linux.set_mount_label(labels.as_ref().and_then(|(_, files)| files.clone()));
     if let Some(propagation) = mounts::root_propagation(config)? {
         linux.set_rootfs_propagation(Some(propagation));
     }
@@ -132,7 +138,10 @@ pub fn specification(inputs: Inputs<'_>) -> Result<Spec, EngineError> {
     let mut spec = Spec::default();
     spec.set_version(VERSION.to_owned());
     spec.set_root(Some(root));
-    spec.set_process(Some(process::process(&inputs, capabilities)?));
+    let mut process = process::process(&inputs, capabilities)?;
+    process.set_apparmor_profile(security::apparmor_profile(security));
+    process.set_selinux_label(labels.map(|(processes, _)| processes));
+    spec.set_process(Some(process));
     spec.set_mounts(Some(mounts::mounts(&inputs)?));
     spec.set_hostname(None);
     spec.set_linux(Some(linux));
@@ -149,7 +158,9 @@ fn namespaces(inputs: &Inputs<'_>) -> Vec<LinuxNamespace> {
         namespace
     };
     let mut all = vec![namespace(LinuxNamespaceType::Mount, None), namespace(LinuxNamespaceType::Cgroup, None)];
+    let target = inputs.processes_of.map(|pid| format!("/proc/{pid}/ns/pid"));
     match inputs.sandbox.namespaces.pid {
+        _ if target.is_some() => all.push(namespace(LinuxNamespaceType::Pid, target.as_deref())),
         PidNamespace::Container => all.push(namespace(LinuxNamespaceType::Pid, None)),
         PidNamespace::Pod => all.push(namespace(LinuxNamespaceType::Pid, inputs.pid_namespace)),
         PidNamespace::Node => {}

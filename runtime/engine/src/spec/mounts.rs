@@ -135,7 +135,8 @@ fn translate<'a>(
                 Propagation::HostToContainer => "rslave",
                 Propagation::Bidirectional => "rshared",
             };
-            mount(path, "bind", source, &["rbind", propagation, access])
+            let further = one.options.iter().map(String::as_str);
+            mount(path, "bind", source, &["rbind", propagation, access].into_iter().chain(further).collect::<Vec<_>>())
         }
         // Source: the comment of `Volume.image` in Kubernetes' API: read-only, and nothing in it is executable.
         MountSource::Image { id, .. } => match images.next() {

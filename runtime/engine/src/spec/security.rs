@@ -5,7 +5,7 @@ use serde::Deserialize as _;
 use serde::de::IntoDeserializer as _;
 
 use crate::EngineError;
-use crate::container::SecurityContext;
+use crate::container::{AppArmorProfile, SecurityContext};
 
 /// In the order of their numbers, linux/capability.h.
 const NAMES: [&str; 41] = [
@@ -86,7 +86,8 @@ const MASKED_SYS: [&str; 3] =
     ["/sys/firmware", "/sys/devices/virtual/powercap", "/sys/devices/system/cpu/cpu0/thermal_throttle"];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Bounding, effective and permitted; never inheritable, never ambient.
+/// Bounding, effective and permitted; inheritable and ambient only those that are asked for as ambient. Source:
+/// capabilities(7): what is ambient has to be permitted and inheritable.
 pub(super) fn capabilities(security: &SecurityContext, available: u64) -> Result<LinuxCapabilities, EngineError> {
     let is_all = |name: &&String| name.eq_ignore_ascii_case("ALL");
     let everything = || -> Result<Capabilities, EngineError> {
@@ -113,12 +114,22 @@ pub(super) fn capabilities(security: &SecurityContext, available: u64) -> Result
             set.remove(&capability("capabilities.drop", name)?);
         }
     }
+    let mut ambient = Capabilities::new();
+    for name in &security.ambient_capabilities {
+        if is_all(&name) {
+            ambient.extend(everything()?);
+        } else {
+            ambient.insert(capability("capabilities.ambient", name)?);
+        }
+    }
+    set.extend(ambient.iter().copied());
+    let ambient = Some(ambient).filter(|ambient| !ambient.is_empty());
     let mut capabilities = LinuxCapabilities::default();
     capabilities.set_bounding(Some(set.clone()));
     capabilities.set_effective(Some(set.clone()));
     capabilities.set_permitted(Some(set));
-    capabilities.set_inheritable(None);
-    capabilities.set_ambient(None);
+    capabilities.set_inheritable(ambient.clone());
+    capabilities.set_ambient(ambient);
     Ok(capabilities)
 }
 
@@ -126,6 +137,26 @@ fn capability(field: &str, name: &str) -> Result<Capability, EngineError> {
     let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = name.into_deserializer();
     Capability::deserialize(deserializer)
         .map_err(|_| EngineError::invalid(field, format!("{name:?} is not a capability")))
+}
+
+/// The profile that its processes are put under; `None`: they stay as this agent is.
+pub(super) fn apparmor_profile(security: &SecurityContext) -> Option<String> {
+    match &security.apparmor {
+        AppArmorProfile::Localhost(name) => Some(name.clone()),
+        AppArmorProfile::RuntimeDefault | AppArmorProfile::Unconfined => None,
+    }
+}
+
+/// The SELinux labels of its processes and of its files; `None` where none was asked for. A privileged container is
+/// confined by no type and labels nothing. Source: container-selinux, `container_t`, `container_file_t`, `spc_t`.
+pub(super) fn selinux_labels(security: &SecurityContext) -> Option<(String, Option<String>)> {
+    let given = security.selinux.as_ref()?;
+    let or = |given: &str, usual: &str| if given.is_empty() { usual.to_owned() } else { given.to_owned() };
+    let (user, level) = (or(&given.user, "system_u"), or(&given.level, "s0"));
+    let (role, kind) =
+        (or(&given.role, "system_r"), or(&given.kind, if security.privileged { "spc_t" } else { "container_t" }));
+    let files = (!security.privileged).then(|| format!("{user}:object_r:container_file_t:{level}"));
+    Some((format!("{user}:{role}:{kind}:{level}"), files))
 }
 
 pub(super) fn default_seccomp(capabilities: &LinuxCapabilities) -> LinuxSeccomp {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::container::{Mount, MountSource, Propagation, SecurityContext};
+use crate::container::{AppArmorProfile, Mount, MountSource, Propagation, SecurityContext, SelinuxOptions};
 use crate::sandbox::{DnsConfig, Namespaces, SandboxMetadata};
 use crate::{ContainerMetadata, Owner};
 
@@ -15,6 +15,7 @@ fn sandbox() -> SandboxConfig {
         log_directory: "/var/log/pods/web".into(),
         dns: DnsConfig::default(),
         port_mappings: vec![],
+        bandwidth: Default::default(),
         labels: Default::default(),
         annotations: Default::default(),
         cgroup_parent: "/portreeve/podu".into(),
@@ -60,6 +61,8 @@ fn spec(config: &ContainerConfig, sandbox: &SandboxConfig) -> Result<Value, Engi
         files,
         user_namespace: None,
         pid_namespace: Some("/proc/self/fd/9"),
+        processes_of: config.processes_of.is_some().then_some(77),
+        selinux: true,
         devices: &[],
         seccomp: None,
         images: &[ImageMount::Layers(vec!["/l/1".into(), "/l/0".into()])],
@@ -139,6 +142,39 @@ fn capabilities_are_added_and_dropped_as_in_cri() {
 }
 
 #[test]
+fn what_is_ambient_is_also_held_and_inherited() {
+    let security = SecurityContext {
+        drop_capabilities: vec!["ALL".to_owned()],
+        ambient_capabilities: vec!["net_bind_service".to_owned()],
+        ..SecurityContext::default()
+    };
+    let value = spec(&ContainerConfig { security, ..config() }, &sandbox()).unwrap();
+    for set in ["bounding", "effective", "permitted", "inheritable", "ambient"] {
+        assert_eq!(value["process"]["capabilities"][set], json!(["CAP_NET_BIND_SERVICE"]), "{set}");
+    }
+    let none = spec(&config(), &sandbox()).unwrap();
+    assert!(none["process"]["capabilities"].get("ambient").is_none_or(Value::is_null));
+}
+
+#[test]
+fn a_profile_of_the_node_and_labels_are_those_that_are_asked_for() {
+    let asked = |security: SecurityContext| spec(&ContainerConfig { security, ..config() }, &sandbox()).unwrap();
+    let none = asked(SecurityContext::default());
+    assert_eq!((&none["process"]["apparmorProfile"], &none["process"]["selinuxLabel"]), (&Value::Null, &Value::Null));
+    let localhost = AppArmorProfile::Localhost("mine".to_owned());
+    let named = asked(SecurityContext { apparmor: localhost, ..SecurityContext::default() });
+    assert_eq!(named["process"]["apparmorProfile"], json!("mine"));
+
+    let level = SelinuxOptions { level: "s0:c1,c2".to_owned(), ..SelinuxOptions::default() };
+    let labelled = asked(SecurityContext { selinux: Some(level.clone()), ..SecurityContext::default() });
+    assert_eq!(labelled["process"]["selinuxLabel"], json!("system_u:system_r:container_t:s0:c1,c2"));
+    assert_eq!(labelled["linux"]["mountLabel"], json!("system_u:object_r:container_file_t:s0:c1,c2"));
+    let privileged = asked(SecurityContext { selinux: Some(level), privileged: true, ..SecurityContext::default() });
+    assert_eq!(privileged["process"]["selinuxLabel"], json!("system_u:system_r:spc_t:s0:c1,c2"));
+    assert_eq!(privileged["linux"]["mountLabel"], Value::Null);
+}
+
+#[test]
 fn a_privileged_container_has_no_filter_and_no_masks() {
     let security = SecurityContext { privileged: true, ..SecurityContext::default() };
     let value = spec(&ContainerConfig { security, ..config() }, &sandbox()).unwrap();
@@ -150,6 +186,7 @@ fn a_privileged_container_has_no_filter_and_no_masks() {
 #[test]
 fn mounts_replace_the_engines_own_and_parents_come_first() {
     let host = |path: &str, readonly| Mount {
+        options: Vec::new(),
         container_path: path.into(),
         source: MountSource::HostPath("/host".into()),
         readonly,
@@ -183,4 +220,13 @@ fn a_shared_pid_namespace_is_joined_and_the_nodes_is_inherited() {
     assert_eq!(kinds(PidNamespace::Container), Some(json!({"type": "pid"})));
     assert_eq!(kinds(PidNamespace::Pod), Some(json!({"type": "pid", "path": "/proc/self/fd/9"})));
     assert_eq!(kinds(PidNamespace::Node), None);
+}
+
+#[test]
+fn a_containers_pid_namespace_goes_before_the_sandboxs() {
+    let config = ContainerConfig { processes_of: Some("0123456789abcdef".repeat(4).parse().unwrap()), ..config() };
+    let value = spec(&config, &sandbox()).unwrap();
+    let all = value["linux"]["namespaces"].as_array().unwrap();
+    let pid = all.iter().filter(|one| one["type"] == json!("pid")).collect::<Vec<_>>();
+    assert_eq!(pid, [&json!({"type": "pid", "path": "/proc/77/ns/pid"})]);
 }

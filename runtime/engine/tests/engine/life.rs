@@ -204,9 +204,9 @@ pub(crate) async fn limits_are_written_and_changed() {
     assert_eq!(resources.memory().unwrap().limit(), Some(128 << 20));
     assert!(resources.pids().is_some(), "what was not named stays");
     let usage = world.engine().stats(&id).await.unwrap();
-    assert!(usage.memory_bytes > 0 && usage.pids >= 1, "{usage:?}");
+    assert!(usage.usage.counted.memory_bytes > 0 && usage.usage.counted.pids >= 1, "{usage:?}");
     let usage = world.engine().sandbox_stats(&pod).await.unwrap();
-    assert!(usage.containers.len() == 1 && usage.pids >= 1, "{usage:?}");
+    assert!(usage.containers.len() == 1 && usage.usage.counted.pids >= 1, "{usage:?}");
 }
 
 pub(crate) async fn a_memory_limit_below_use_is_refused_and_nothing_is_killed() {
@@ -383,6 +383,7 @@ pub(crate) async fn what_a_pod_with_its_own_users_is_given_has_its_ids() {
         readonly: false,
         recursive_readonly: false,
         propagation: Propagation::Private,
+        options: Vec::new(),
     };
     let host = |source: &std::path::Path, path: &str| mount(MountSource::HostPath(source.to_owned()), path);
     let image = MountSource::Image { id: crate::busybox::IMAGE.into(), sub_path: None };
@@ -436,6 +437,7 @@ pub(crate) async fn configuration_reaches_the_process() {
         readonly,
         recursive_readonly: false,
         propagation: Propagation::Private,
+        options: Vec::new(),
     };
     let config = ContainerConfig {
         args: vec![],

@@ -15,6 +15,7 @@ mod hostile;
 mod life;
 #[path = "../../../oci/tests/containers/mapped_layers.rs"]
 mod mapped_layers;
+mod plugins;
 mod recovery;
 mod streams;
 mod versions;
@@ -41,6 +42,8 @@ macro_rules! tests {
 }
 
 const TESTS: &[Test] = tests![
+    plugins::a_kubelets_pods_are_in_the_network_of_plugins_and_no_others,
+    plugins::a_network_of_plugins_that_cannot_be_is_told_and_leaves_nothing,
     life::a_container_runs_logs_and_ends_with_its_code,
     life::containers_of_a_pod_share_network_hostname_and_shm,
     life::a_program_that_is_not_there_is_a_start_error,

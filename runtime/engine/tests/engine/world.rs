@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 pub(crate) use portreeve_engine::chain;
 use portreeve_engine::{
     ContainerConfig, ContainerId, ContainerMetadata, ContainerState, ContainerStatus, Engine, EngineConfig,
-    LogRotation, Namespaces, NetworkNamespace, Owner, SandboxConfig, SandboxId, SandboxMetadata, image, network,
+    KubeletNetwork, LogRotation, Namespaces, NetworkNamespace, Owner, SandboxConfig, SandboxId, SandboxMetadata, image,
+    network,
 };
 
 use crate::busybox::{IMAGE, archive};
@@ -20,6 +21,8 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct World {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) name: String,
+    /// What it is opened with, when that is not the usual.
+    own_config: Option<EngineConfig>,
     engine: Option<Arc<Engine>>,
 }
 
@@ -38,6 +41,8 @@ pub(crate) fn config(directory: &Path, name: &str) -> EngineConfig {
         run: directory.join("run"),
         cgroup_root: format!("/{name}"),
         network,
+        kubelet_network: KubeletNetwork::Builtin,
+        plugins: network::cni::CniConfig::new(directory.join("root/cni")),
         images: image::Config::new(directory.join("root/images")),
         log_rotation: LogRotation { max_bytes: 64 << 10, max_files: 3 },
         executable: None,
@@ -49,14 +54,21 @@ impl World {
         // One name for bridge, table and cgroups: short enough for a link, and nobody else's.
         let name = format!("pe{}x{}", std::process::id() % 100_000, NUMBER.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix("portreeve-engine-").tempdir().expect("directory");
-        let mut world = Self { directory, name, engine: None };
+        let mut world = Self { directory, name, own_config: None, engine: None };
         world.open().await;
         world.load_image().await;
         world
     }
 
     pub(crate) fn config(&self) -> EngineConfig {
-        config(self.directory.path(), &self.name)
+        self.own_config.clone().unwrap_or_else(|| config(self.directory.path(), &self.name))
+    }
+
+    /// What the next engine is opened with.
+    pub(crate) fn set(&mut self, change: impl FnOnce(&mut EngineConfig)) {
+        let mut config = self.config();
+        change(&mut config);
+        self.own_config = Some(config);
     }
 
     pub(crate) async fn open(&mut self) {
@@ -102,6 +114,7 @@ impl World {
             log_directory: self.path(&format!("logs/{number}")),
             dns: Default::default(),
             port_mappings: vec![],
+            bandwidth: Default::default(),
             labels: [("app".to_owned(), "test".to_owned())].into(),
             annotations: Default::default(),
             cgroup_parent: format!("/{}/burstable/pod{number}", self.name),

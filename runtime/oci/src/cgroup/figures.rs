@@ -207,6 +207,17 @@ pub struct HugePages {
     pub failcnt: u64,
 }
 
+/// Time lost to the lack of each resource; `None` where the kernel does not count it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Pressures {
+    /// For CPUs.
+    pub cpu: Option<Pressure>,
+    /// For memory.
+    pub memory: Option<Pressure>,
+    /// For block devices.
+    pub io: Option<Pressure>,
+}
+
 /// Pressure stall information. Linux accounting/psi.rst.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Pressure {
@@ -470,6 +481,16 @@ fn numbers(list: &str) -> Vec<u16> {
 }
 
 /// Absent where the kernel does not count it.
+/// Time lost to the lack of each resource; nothing under version 1, which counts it for the whole machine only.
+pub(crate) fn pressures(layout: &Layout, relative: &str) -> Pressures {
+    let directory = match layout.version() {
+        Version::V1 => None,
+        Version::V2 => layout.unified.as_deref().map(|mount| mount.join(relative)),
+    };
+    let of = |name: &str| directory.as_deref().and_then(|directory| pressure(&text(&directory.join(name))));
+    Pressures { cpu: of("cpu.pressure"), memory: of("memory.pressure"), io: of("io.pressure") }
+}
+
 fn pressure(text: &str) -> Option<Pressure> {
     let stalls = |kind: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(kind))?;

@@ -86,3 +86,10 @@ impl Join {
         super::write_file(&path, "0").map_err(|source| CgroupError::Write { path, value: "0".into(), source })
     }
 }
+
+/// Of this directory in the place of the unified hierarchy, and of no other.
+#[cfg(test)]
+pub(crate) fn a_join(unified: Option<&std::path::Path>) -> Join {
+    let open = |path: &std::path::Path| (path.to_owned(), File::open(path).expect("open"));
+    Join { tasks: Vec::new(), unified: unified.map(open) }
+}

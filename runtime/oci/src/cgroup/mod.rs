@@ -38,8 +38,10 @@ pub(crate) use delegate::owner as delegate_owner;
 pub(crate) use devices::{container_rules as container_device_rules, is_root_of_the_machine as devices_can_be_limited};
 pub use error::CgroupError;
 pub use events::{OomEvent, OomEvents};
-pub use figures::Figures;
+pub use figures::{Figures, Pressure, Pressures, Stalls};
 pub(crate) use join::Join;
+#[cfg(test)]
+pub(crate) use join::a_join;
 pub(crate) use layout::unescape;
 pub(crate) use options::Options;
 pub(crate) use permission::{Refusal, limits};
@@ -279,6 +281,14 @@ impl Cgroup {
             return Err(CgroupError::Read { path: PathBuf::from(&self.path), source: io::ErrorKind::NotFound.into() });
         }
         Ok(figures::read(layout()?, self.relative()))
+    }
+
+    /// How long its processes have waited for CPUs, memory and block devices; none under version 1.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotMounted`].
+    pub fn pressures(&self) -> Result<Pressures, CgroupError> {
+        Ok(figures::pressures(layout()?, self.relative()))
     }
 
     /// Begins to listen for processes that the out-of-memory killer ends in it.

@@ -32,6 +32,8 @@ pub struct Stats {
     pub memory_limit_bytes: Option<u64>,
     /// Swap in use, bytes.
     pub swap_bytes: u64,
+    /// The limit on it, bytes; `None` without one.
+    pub swap_limit_bytes: Option<u64>,
     /// Page faults.
     pub page_faults: u64,
     /// Major page faults.
@@ -95,8 +97,11 @@ fn read_v1(layout: &Layout, relative: &str) -> Stats {
         stats.page_faults = keyed(&text, "total_pgfault").unwrap_or(0);
         stats.major_page_faults = keyed(&text, "total_pgmajfault").unwrap_or(0);
         stats.swap_bytes = keyed(&text, "total_swap").unwrap_or(0);
+        // The limit there is one on memory and swap together.
+        let both = number(&memory.join("memory.memsw.limit_in_bytes")).filter(|limit| *limit < V1_UNLIMITED);
         stats.memory_peak_bytes = number(&memory.join("memory.max_usage_in_bytes")).unwrap_or(0);
         stats.memory_limit_bytes = number(&memory.join("memory.limit_in_bytes")).filter(|limit| *limit < V1_UNLIMITED);
+        stats.swap_limit_bytes = both.map(|both| both.saturating_sub(stats.memory_limit_bytes.unwrap_or(0)));
         stats.oom_kills =
             keyed(&std::fs::read_to_string(memory.join("memory.oom_control")).unwrap_or_default(), "oom_kill")
                 .unwrap_or(0);
@@ -146,6 +151,7 @@ fn read_v2(directory: &Path) -> Stats {
         memory_peak_bytes: number(&directory.join("memory.peak")).unwrap_or(0),
         memory_limit_bytes: number(&directory.join("memory.max")),
         swap_bytes: number(&directory.join("memory.swap.current")).unwrap_or(0),
+        swap_limit_bytes: number(&directory.join("memory.swap.max")),
         page_faults: keyed(&memory, "pgfault").unwrap_or(0),
         major_page_faults: keyed(&memory, "pgmajfault").unwrap_or(0),
         oom_kills: keyed(&text(&directory.join("memory.events")), "oom_kill").unwrap_or(0),
@@ -170,6 +176,7 @@ mod tests {
             ),
             ("memory.current", "10000\n"),
             ("memory.max", "max\n"),
+            ("memory.swap.max", "77\n"),
             ("memory.stat", "anon 4000\nfile 6000\ninactive_file 2500\npgfault 12\npgmajfault 1\n"),
             ("memory.events", "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 0\n"),
             ("pids.current", "3\n"),
@@ -185,6 +192,7 @@ mod tests {
             (stats.memory_bytes, stats.memory_working_set_bytes, stats.memory_limit_bytes),
             (10_000, 7500, None)
         );
+        assert_eq!(stats.swap_limit_bytes, Some(77));
         assert_eq!((stats.oom_kills, stats.pids, stats.pids_limit), (1, 3, Some(20)));
         assert_eq!((stats.io_read_bytes, stats.io_write_bytes), (101, 202));
     }

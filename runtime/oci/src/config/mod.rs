@@ -86,7 +86,7 @@ pub fn parse_process(bytes: &[u8]) -> Result<(Process, Vec<String>), ConfigError
 
 /// As [`parse`], of bytes that are kept.
 pub(crate) fn own(raw: Vec<u8>) -> Result<Config, ConfigError> {
-    let (spec, warnings): (Spec, _) = lenient(&raw, |root, warnings| {
+    let (mut spec, warnings): (Spec, _) = lenient(&raw, |root, warnings| {
         if let Some(value) = root.get_mut("process") {
             process(value, warnings);
         }
@@ -97,6 +97,7 @@ pub(crate) fn own(raw: Vec<u8>) -> Result<Config, ConfigError> {
     if !is_version_one(spec.version()) {
         return Err(ConfigError::Version(spec.version().clone()));
     }
+    drop_unsaid_process_limit(&mut spec, &raw);
     Ok(Config { spec, raw, warnings })
 }
 
@@ -126,6 +127,28 @@ fn is_version_one(version: &str) -> bool {
     let mut parts = version.splitn(3, '.');
     let patch = |part: Option<&str>| number(part.and_then(|part| part.split(['-', '+']).next()));
     parts.next() == Some("1") && number(parts.next()) && patch(parts.next())
+}
+
+/// Leaves a limit on processes out that says nothing: an absent one, which the types have as 0, and a 0 of an engine that
+/// could not leave it out.
+///
+/// Source: runtime-spec, config-linux.md, "PIDs": since 1.3.0 the limit is optional, and 0 is one.
+fn drop_unsaid_process_limit(spec: &mut Spec, raw: &[u8]) {
+    let zero_is_a_limit = has_optional_process_limit(spec.version());
+    let Some(resources) = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut()) else { return };
+    if resources.pids().is_none_or(|pids| pids.limit() != 0) {
+        return;
+    }
+    let said = |root: Value| root.pointer("/linux/resources/pids/limit").is_some();
+    if !zero_is_a_limit || !serde_json::from_slice(raw).is_ok_and(said) {
+        resources.set_pids(None);
+    }
+}
+
+/// Whether a version 1 is 1.3.0 or newer; what precedes a release (1.3.0-rc.1) is older than it.
+fn has_optional_process_limit(version: &str) -> bool {
+    let minor = version.split('.').nth(1).and_then(|minor| minor.parse::<u64>().ok());
+    minor.is_some_and(|minor| minor >= 3) && !version.starts_with("1.3.0-")
 }
 
 /// Source: runtime-spec, config.md, Linux Process: capabilities that a runtime does not know are to be ignored with a
@@ -204,6 +227,27 @@ mod tests {
         let spec = parse(text.as_bytes()).expect("config").spec;
         let limits = spec.linux().clone().and_then(|linux| linux.resources().clone()).expect("resources");
         assert_eq!(limits.hugepage_limits().clone().and_then(|all| all.first().map(|one| one.limit())), Some(i64::MAX));
+    }
+
+    #[test]
+    fn a_process_limit_of_zero_is_one_since_the_specification_can_leave_it_out() {
+        for (version, pids, expected) in [
+            ("1.3.0", r#"{"limit": 0}"#, Some(0)),
+            ("1.3.0+build", r#"{"limit": 0}"#, Some(0)),
+            ("1.10.2-dev", r#"{"limit": 0}"#, Some(0)),
+            ("1.3.0", "{}", None),
+            ("1.3.0", "null", None),
+            ("1.3.0", r#"{"limit": -1}"#, Some(-1)),
+            ("1.3.0-rc.1", r#"{"limit": 0}"#, None),
+            ("1.2.1", r#"{"limit": 0}"#, None),
+            ("1.0.2", r#"{"limit": -1}"#, Some(-1)),
+            ("1.0.2", r#"{"limit": 7}"#, Some(7)),
+        ] {
+            let text = format!(r#"{{"ociVersion": "{version}", "linux": {{"resources": {{"pids": {pids}}}}}}}"#);
+            let spec = parse(text.as_bytes()).expect("config").spec;
+            let resources = spec.linux().clone().and_then(|linux| linux.resources().clone()).expect("resources");
+            assert_eq!(resources.pids().map(|pids| pids.limit()), expected, "{text}");
+        }
     }
 
     #[test]

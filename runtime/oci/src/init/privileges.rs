@@ -14,18 +14,59 @@ use super::{resolve, sysctl};
 use crate::error::{SetupError, Step};
 use crate::plan::identity::Identity;
 
+/// A label of the program, as the kernel is told of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Label<'a> {
+    /// For errors.
+    what: &'static str,
+    /// What the configuration calls it.
+    name: &'a str,
+    /// Files of a process's `attr`: the first that is there takes the value.
+    files: &'static [&'static str],
+    value: String,
+}
+
+impl Label<'_> {
+    /// Whether it asks for nothing where no module confines anybody.
+    fn is_no_profile(&self) -> bool {
+        self.what == APPARMOR && self.name == UNCONFINED
+    }
+}
+
+const APPARMOR: &str = "AppArmor profile";
+
+/// What is to be written, in order.
+///
+/// Source: Linux, security/apparmor/lsm.c, security/selinux/hooks.c: the one takes a command, the other a context.
+fn labels(identity: &Identity) -> Vec<Label<'_>> {
+    let apparmor = identity.apparmor_profile.as_deref().map(|name| Label {
+        what: APPARMOR,
+        name,
+        files: &["apparmor/exec", "exec"], // Linux before 5.8 has the second alone.
+        value: format!("exec {name}"),
+    });
+    let selinux = identity.selinux_label.as_deref().map(|name| Label {
+        what: "SELinux label",
+        name,
+        files: &["exec"],
+        value: name.to_owned(),
+    });
+    apparmor.into_iter().chain(selinux).collect()
+}
+
 /// Has the kernel apply the security label at execve.
 ///
 /// Written to a private procfs: a fake /proc in the image would swallow it (CVE-2019-16884).
 pub(super) fn label(identity: &Identity, makers: Option<BorrowedFd<'_>>) -> Result<(), SetupError> {
-    let apparmor = identity.apparmor_profile.as_ref();
-    if apparmor.is_none() && identity.selinux_label.is_none() {
+    let labels = labels(identity);
+    if labels.is_empty() {
         return Ok(());
     }
-    let only_unconfined = identity.selinux_label.is_none() && apparmor.is_some_and(|profile| profile == UNCONFINED);
     let procfs = match sysctl::procfs(makers) {
         // Who may not mount one may not leave a profile either.
-        Err(error) if only_unconfined && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        Err(error) if labels.iter().all(Label::is_no_profile) && error.kind() == io::ErrorKind::PermissionDenied => {
+            return Ok(());
+        }
         other => other.step("mounting a private procfs", "")?,
     };
     let write = |file: &str, value: &str| -> io::Result<()> {
@@ -35,20 +76,19 @@ pub(super) fn label(identity: &Identity, makers: Option<BorrowedFd<'_>>) -> Resu
         rustix::io::write(&fd, value.as_bytes())?;
         Ok(())
     };
-    if let Some(profile) = apparmor {
-        let value = format!("exec {profile}");
-        let set = match write("apparmor/exec", &value) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => write("exec", &value), // Linux before 5.8
-            other => other,
-        };
+    for label in &labels {
+        let mut set = Err(io::ErrorKind::NotFound.into());
+        for file in label.files {
+            set = write(file, &label.value);
+            if !set.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+        }
         match set {
             // A machine without AppArmor confines nobody.
-            Err(error) if profile == UNCONFINED && !confines(&error) => {}
-            other => other.step("setting the AppArmor profile", profile.as_str())?,
+            Err(error) if label.is_no_profile() && !confines(&error) => {}
+            other => other.step(&format!("setting the {}", label.what), label.name)?,
         }
-    }
-    if let Some(label) = &identity.selinux_label {
-        write("exec", label).step("setting the SELinux label", label.as_str())?;
     }
     Ok(())
 }
@@ -156,3 +196,60 @@ pub(super) fn drop_last(sets: &Sets) -> Result<(), SetupError> {
 
 const CAP_SETPCAP: u32 = 8;
 const CAP_SYS_ADMIN: u32 = 21;
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use oci_spec::runtime::{Process, Spec};
+    use serde_json::json;
+
+    use super::*;
+    use crate::plan::identity;
+
+    fn labelled(apparmor: &str, selinux: &str) -> Identity {
+        let process: Process = serde_json::from_value(json!({
+            "cwd": "/", "user": {"uid": 0, "gid": 0}, "args": ["true"],
+            "apparmorProfile": apparmor, "selinuxLabel": selinux,
+        }))
+        .expect("a process");
+        identity::plan(&process, &Spec::default()).expect("an identity")
+    }
+
+    fn check(apparmor: &str, selinux: &str, expected: &Expect) {
+        let identity = labelled(apparmor, selinux);
+        let line = |label: Label<'_>| format!("{} <- {}\n", label.files.join(", or "), label.value);
+        expected.assert_eq(&labels(&identity).into_iter().map(line).collect::<String>());
+    }
+
+    #[test]
+    fn labels_are_written_to_the_files_of_their_modules() {
+        let context = "system_u:system_r:container_t:s0:c1,c2";
+        let selinux = expect![[r#"
+            exec <- system_u:system_r:container_t:s0:c1,c2
+        "#]];
+        check("", context, &selinux);
+        let apparmor = expect![[r#"
+            apparmor/exec, or exec <- exec docker-default
+        "#]];
+        check("docker-default", "", &apparmor);
+        let both = expect![[r#"
+            apparmor/exec, or exec <- exec unconfined
+            exec <- system_u:system_r:container_t:s0:c1,c2
+        "#]];
+        check("unconfined", context, &both);
+        check("", "", &expect![""]);
+    }
+
+    #[test]
+    fn only_unconfined_asks_for_nothing_where_nobody_is_confined() {
+        for (apparmor, selinux, expected) in [
+            ("unconfined", "", true),
+            ("unconfined", "a:b:c:s0", false),
+            ("other", "", false),
+            ("", "unconfined", false),
+        ] {
+            let identity = labelled(apparmor, selinux);
+            assert_eq!(labels(&identity).iter().all(Label::is_no_profile), expected, "{apparmor:?} {selinux:?}");
+        }
+    }
+}

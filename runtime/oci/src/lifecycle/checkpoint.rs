@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Spec;
 use portreeve_sys::clone::{NEW_NET, NEW_PID};
 use portreeve_sys::path::{Limits, in_root};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{Container, LifecycleError, Status};
+use crate::cgroup::Cgroup;
 use crate::criu::{self, Criu, CriuOptions, Dump, Images, Request, Terms};
 use crate::error::{SetupError, Step, Warning};
 use crate::exec::root_of;
@@ -53,51 +55,84 @@ impl Container {
     }
 
     fn dump(&self, options: &CheckpointOptions) -> Result<(), LifecycleError> {
-        let spec = self.spec()?;
-        let plan = criu::plan(spec).map_err(crate::CreateError::from)?;
         let (pidfd, cgroup) = (self.pidfd()?, self.cgroup()?);
         let pid = self.record.process.map_or(0, |process| process.pid);
-        let criu = Criu::find(options.criu.program.as_deref())?;
-        if options.pre_dump || options.parent.is_some() {
-            criu.require_tracking()?;
-        }
-        let images = Images::make(&options.criu.images, options.criu.work.as_deref())?;
-        if let Some(parent) = &options.parent {
-            images.check_parent(parent)?;
-        }
-        let freezer = cgroup.as_ref().and_then(|cgroup| cgroup.controller_directory("freezer"));
-        let mut externals = Vec::new();
-        if !options.pre_dump {
-            let root = root_of(pidfd.as_fd()).map_err(criu::CriuError::from)?;
-            let hierarchies = cgroup.as_ref().map(crate::cgroup::Cgroup::mount_sources).unwrap_or_default();
-            let places = plan.external_mounts(&hierarchies).into_iter().map(|(place, _)| place);
-            externals = mounts(root.as_fd(), places, &plan.masked).map_err(criu::CriuError::from)?;
-            for (kind, file, name) in [(NEW_NET, "net", NETWORK), (NEW_PID, "pid", PROCESSES)] {
-                if plan.namespaces.joins(kind) {
-                    let inode = namespace(pid, file).map_err(criu::CriuError::from)?;
-                    externals.push(format!("{file}[{inode}]:{name}").into_bytes());
-                }
-            }
-            images.write_descriptors(&self.record.descriptors)?;
-        }
-        let request = Request::dump(
-            &options.criu,
-            &Dump {
-                pid,
-                root: &self.record.rootfs,
-                leave_running: options.leave_running,
-                pre_dump: options.pre_dump,
-                parent: options.parent.as_deref(),
-                page_server: options.page_server.as_ref().map(|(address, port)| (address.as_str(), *port)),
-                freezer: freezer.as_deref(),
-                externals: &externals,
-                log: LOG,
-            },
-        );
-        let terms = Terms { images: Some(&images), umask: Some(0o077), ..Terms::default() };
-        let done = criu.begin(&terms)?.ask("checkpoint the container", &request, |_, _| true);
-        done.map(drop).map_err(|error| images.explain(error, LOG).into())
+        let dumped = Dumped {
+            spec: self.spec()?,
+            pid,
+            pidfd: pidfd.as_fd(),
+            cgroup: cgroup.as_ref(),
+            root: &self.record.rootfs,
+            descriptors: &self.record.descriptors,
+        };
+        dump(&dumped, options)
     }
+}
+
+/// A container that runs, wherever its state is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Dumped<'a> {
+    /// Its configuration. What it shares is joined by a path there.
+    pub spec: &'a Spec,
+    /// Its first process.
+    pub pid: i32,
+    /// The same, which cannot be mistaken for a later one.
+    pub pidfd: BorrowedFd<'a>,
+    /// Its cgroup, where it has one.
+    pub cgroup: Option<&'a Cgroup>,
+    /// Its root file system.
+    pub root: &'a Path,
+    /// What its first process got as standard streams, as links of `/proc/PID/fd` tell it.
+    pub descriptors: &'a [String],
+}
+
+/// Writes a container's processes, with all that is theirs alone, to files of CRIU's. With
+/// [`CheckpointOptions::leave_running`] they go on, else CRIU ends them.
+///
+/// # Errors
+/// [`LifecycleError::Criu`], or what of the configuration could not come back: the container goes on.
+pub fn dump(container: &Dumped<'_>, options: &CheckpointOptions) -> Result<(), LifecycleError> {
+    let plan = criu::plan(container.spec).map_err(crate::CreateError::from)?;
+    let criu = Criu::find(options.criu.program.as_deref())?;
+    if options.pre_dump || options.parent.is_some() {
+        criu.require_tracking()?;
+    }
+    let images = Images::make(&options.criu.images, options.criu.work.as_deref())?;
+    if let Some(parent) = &options.parent {
+        images.check_parent(parent)?;
+    }
+    let freezer = container.cgroup.and_then(|cgroup| cgroup.controller_directory("freezer"));
+    let mut externals = Vec::new();
+    if !options.pre_dump {
+        let root = root_of(container.pidfd).map_err(criu::CriuError::from)?;
+        let hierarchies = container.cgroup.map(Cgroup::mount_sources).unwrap_or_default();
+        let places = plan.external_mounts(&hierarchies).into_iter().map(|(place, _)| place);
+        externals = mounts(root.as_fd(), places, &plan.masked).map_err(criu::CriuError::from)?;
+        for (kind, file, name) in [(NEW_NET, "net", NETWORK), (NEW_PID, "pid", PROCESSES)] {
+            if plan.namespaces.joins(kind) {
+                let inode = namespace(container.pid, file).map_err(criu::CriuError::from)?;
+                externals.push(format!("{file}[{inode}]:{name}").into_bytes());
+            }
+        }
+        images.write_descriptors(container.descriptors)?;
+    }
+    let request = Request::dump(
+        &options.criu,
+        &Dump {
+            pid: container.pid,
+            root: container.root,
+            leave_running: options.leave_running,
+            pre_dump: options.pre_dump,
+            parent: options.parent.as_deref(),
+            page_server: options.page_server.as_ref().map(|(address, port)| (address.as_str(), *port)),
+            freezer: freezer.as_deref(),
+            externals: &externals,
+            log: LOG,
+        },
+    );
+    let terms = Terms { images: Some(&images), umask: Some(0o077), ..Terms::default() };
+    let done = criu.begin(&terms)?.ask("checkpoint the container", &request, |_, _| true);
+    done.map(drop).map_err(|error| images.explain(error, LOG).into())
 }
 
 /// The mounts that are not the container's own, in CRIU's words: `mnt[PLACE]:NAME`.

@@ -56,7 +56,7 @@ use crate::gate;
 use crate::hooks::{Hooks, Point, Terms};
 use crate::stdio::Stdio;
 
-pub use checkpoint::CheckpointOptions;
+pub use checkpoint::{CheckpointOptions, Dumped, dump};
 pub use rdt::RdtChange;
 pub use record::{ProcessRecord, Record};
 pub use restore::RestoreOptions;
@@ -563,6 +563,12 @@ pub enum LifecycleError {
 }
 
 impl LifecycleError {
+    /// Whether it failed because CRIU is not installed, or too old.
+    #[must_use]
+    pub fn lacks_criu(&self) -> bool {
+        matches!(self, Self::Criu(CriuError::Missing { .. } | CriuError::Old { .. }))
+    }
+
     /// The exit code that shells and container tools use for this failure: 127 not found, 126 not executable, else 1.
     #[must_use]
     pub fn exit_code(&self) -> i32 {

@@ -116,7 +116,7 @@ impl Container {
                     self.forget_taken(error)?;
                 }
                 let (new, held) = claimed?;
-                let (join, warnings) = create::limit(cgroup, new, spec, options.rootless)?;
+                let (join, warnings) = create::limit(cgroup, new, spec, options.rootless, false)?;
                 (join, warnings, Some(held))
             }
             None => (Join::of_nothing(), Vec::new(), None),

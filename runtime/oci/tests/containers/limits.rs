@@ -21,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_program_over_its_memory_limit_is_killed_and_counted", a_program_over_its_memory_limit_is_killed_and_counted),
     ("a_memory_limit_too_small_for_the_set_up_is_named", a_memory_limit_too_small_for_the_set_up_is_named),
     ("a_program_over_its_process_limit_cannot_fork", a_program_over_its_process_limit_cannot_fork),
+    (
+        "a_container_that_may_have_no_further_process_starts_all_the_same",
+        a_container_that_may_have_no_further_process_starts_all_the_same,
+    ),
     ("a_limit_below_use_is_refused_only_when_asked", a_limit_below_use_is_refused_only_when_asked),
     ("limits_change_in_place", limits_change_in_place),
     ("a_change_that_is_refused_puts_back_what_it_wrote", a_change_that_is_refused_puts_back_what_it_wrote),
@@ -122,6 +126,21 @@ fn a_program_over_its_process_limit_cannot_fork() {
     std::thread::sleep(Duration::from_millis(200));
     assert!(world.cgroup.stats().expect("stats").pids <= 4);
     drop(live);
+}
+
+fn a_container_that_may_have_no_further_process_starts_all_the_same() {
+    // With clocks of its own it is made by a process in between, which is in the cgroup, too.
+    let clocks = json!({"linux": {"timeOffsets": {"monotonic": {"secs": 100}}, "namespaces":
+        [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "time"}]}});
+    for further in [json!({}), clocks] {
+        let world = World::shell("echo up; : | :; echo went on")
+            .with(json!({"linux": {"resources": {"pids": {"limit": 0}}}}))
+            .with(further);
+        let live = world.start();
+        assert_eq!(controller_file(&world, "pids", "pids.max", "pids.max"), "1");
+        let outcome = live.finish();
+        assert_eq!(outcome.out, "up\n", "a shell that cannot fork ends: {outcome:?}");
+    }
 }
 
 fn a_limit_below_use_is_refused_only_when_asked() {

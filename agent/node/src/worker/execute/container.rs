@@ -122,6 +122,7 @@ impl Worker {
         }
         let taken = |path: &str| mounts.iter().any(|mount| mount.container_path.as_os_str() == path);
         let simple = |container_path: &str, source: PathBuf| Mount {
+            options: Vec::new(),
             container_path: PathBuf::from(container_path),
             source: MountSource::HostPath(source),
             readonly: false,

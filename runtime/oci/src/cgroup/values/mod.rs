@@ -136,8 +136,9 @@ pub(crate) fn plan(version: Version, resources: &LinuxResources, now: &InForce) 
             Version::V2 => cpu::v2(cpu, now, &mut plan),
         }
     }
-    // The types cannot tell 0 from absent, and no container could run with 0: both leave the limit as it is.
-    if let Some(limit) = resources.pids().map(|pids| pids.limit()).filter(|limit| *limit != 0) {
+    if let Some(limit) = resources.pids().map(|pids| pids.limit()) {
+        // systemd takes no 0, and 1 is the same to a cgroup with a process in it: none may be added. So writes runc.
+        let limit = if limit == 0 { 1 } else { limit };
         plan.writes.push(write("pids", "pids.max", max_of(limit), "pids.limit"));
     }
     if let Some(block) = resources.block_io() {

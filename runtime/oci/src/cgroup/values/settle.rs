@@ -2,8 +2,8 @@
 
 use oci_spec::runtime::LinuxResources;
 
-/// `change`, with what it says of nothing left out (a zero stands for no word on most limits), and with what follows from
-/// it and from the limits `stored` that it is put over:
+/// `change`, with what it says of nothing left out (a zero stands for no word on most limits; of processes as well, since
+/// whoever changes limits does not say by which version of the specification), and with what follows from it and from the limits `stored` that it is put over:
 ///
 /// - memory without a limit has none of memory and swap together either;
 /// - the limit of memory and swap together stays when that of memory alone changes, on version 2 as it does by itself on

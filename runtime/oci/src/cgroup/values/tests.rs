@@ -375,9 +375,15 @@ fn a_period_alone_keeps_the_quota_in_force() {
 }
 
 #[test]
-fn a_process_limit_of_zero_is_none_asked_for() {
-    both(r#"{"pids": {"limit": 0}}"#, &expect![""], &expect![""]);
-    both(r#"{"pids": {}}"#, &expect![""], &expect![""]);
+fn a_process_limit_of_zero_is_one_and_a_negative_one_none() {
+    for (limit, written) in [(0, "1"), (1, "1"), (-1, "max")] {
+        let resources = serde_json::from_value(serde_json::json!({"pids": {"limit": limit}})).expect("resources");
+        for version in [Version::V1, Version::V2] {
+            let plan = plan(version, &resources, &InForce::default()).expect("plan");
+            let values: Vec<_> = plan.writes.iter().map(|write| (write.file.as_str(), write.value.as_str())).collect();
+            assert_eq!(values, [("pids.max", written)], "{limit}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,17 @@
+//! `UpdateContainerResources`: other limits for a container, at once; those that are not given stay.
+
+use super::Answer;
+use crate::cri::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
+use crate::cri::{Cri, failure, wanted};
+
+pub(super) async fn answer(
+    cri: &Cri,
+    asked: UpdateContainerResourcesRequest,
+) -> Answer<UpdateContainerResourcesResponse> {
+    let container = cri.container(&asked.container_id)?;
+    if let Some(limits) = asked.linux {
+        let limits = wanted::resources(limits)?;
+        cri.engine.update_resources(&container.id, &limits).await.map_err(|error| failure::engine(&error))?;
+    }
+    Ok(UpdateContainerResourcesResponse {})
+}

@@ -1,0 +1,231 @@
+//! `portreeve doctor --cri`: what a kubelet that runs its pods here would meet.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use portreeve_engine::chain;
+use portreeve_engine::network::cni::{CniConfig, NetworkList};
+use portreeve_oci::cgroup::{Version, version};
+use portreeve_oci::kernel::{Fact, Verdict};
+use serde::Deserialize;
+
+use crate::config::{Config, CriNetwork};
+
+/// Where kubeadm has the kubelet's configuration, and Debian's kubelet looks for it.
+pub(super) const CONFIGURATION: &str = "/var/lib/kubelet/config.yaml";
+/// A configuration is never longer.
+const LONGEST: u64 = 1 << 20;
+
+/// Every fact, of an agent with this configuration and a kubelet with the one in `kubelet`.
+pub(super) fn facts(config: &Config, cni: &CniConfig, kubelet: &Path) -> Vec<Fact> {
+    let socket = config.run.join("cri.sock");
+    let mut facts = vec![
+        endpoint(&socket),
+        cgroups(),
+        swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
+        network(config.cri_network, cni),
+    ];
+    facts.extend(configuration(kubelet, &socket));
+    facts
+}
+
+fn fact(name: &'static str, verdict: Verdict, found: impl Into<String>, advice: Option<&str>) -> Fact {
+    Fact { name, verdict, found: found.into(), advice: advice.map(str::to_owned) }
+}
+
+/// Whether somebody listens where the kubelet is to ask.
+fn endpoint(socket: &Path) -> Fact {
+    let name = "CRI endpoint";
+    let place = format!("unix://{}", socket.display());
+    match UnixStream::connect(socket) {
+        Ok(_) => fact(name, Verdict::Present, format!("{place}, an agent listens"), None),
+        Err(error) => {
+            let advice = "start the agent first (portreeve agent --cri-only): a kubelet ends when nobody answers";
+            fact(name, Verdict::Limited, format!("{place}: {error}"), Some(advice))
+        }
+    }
+}
+
+/// Which kubelets take this machine's cgroups.
+fn cgroups() -> Fact {
+    let name = "cgroups for kubelets";
+    match version() {
+        Ok(Version::V2) => {
+            fact(name, Verdict::Present, "version 2; the driver is cgroupfs, which the agent tells kubelets", None)
+        }
+        Ok(Version::V1) => {
+            let advice = "boot with version 2, or set failCgroupV1: false in the kubelet's configuration";
+            fact(name, Verdict::Limited, "version 1: kubelets since 1.35 refuse to start with it", Some(advice))
+        }
+        Err(error) => fact(name, Verdict::Missing, chain(&error), Some("mount cgroup2 at /sys/fs/cgroup")),
+    }
+}
+
+/// Whether a kubelet would refuse to start for what is swapped to. Source: proc_swaps(5), one heading.
+fn swap(swaps: &str) -> Fact {
+    let used: Vec<&str> = swaps.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).collect();
+    if used.is_empty() {
+        return fact("swap space", Verdict::Present, "none", None);
+    }
+    let advice = "swapoff --all and take it out of /etc/fstab, or set failSwapOn: false in the kubelet's configuration";
+    fact("swap space", Verdict::Limited, format!("on {}: a kubelet does not start", used.join(" ")), Some(advice))
+}
+
+/// Which network a kubelet's pods would be in.
+fn network(mode: CriNetwork, cni: &CniConfig) -> Fact {
+    const NAME: &str = "network of kubelets";
+    let builtin = |why: &str| fact(NAME, Verdict::Present, format!("the agent's own bridge{why}"), None);
+    if mode == CriNetwork::Builtin {
+        return builtin("");
+    }
+    let place = cni.networks.display();
+    match NetworkList::first_of(&cni.networks) {
+        Ok(None) if mode == CriNetwork::Auto => builtin(&format!(", until there is one in {place}")),
+        Ok(None) => {
+            let advice = "install the cluster's network, or set cri.network to auto: until then nodes are not ready";
+            fact(NAME, Verdict::Limited, format!("cri.network is cni, and there is none in {place}"), Some(advice))
+        }
+        Err(error) => {
+            let advice = "mend it, or take it away: until then pods of a kubelet get no network";
+            fact(NAME, Verdict::Limited, chain(&error), Some(advice))
+        }
+        Ok(Some(network)) => {
+            let found = format!("{} of {}", network.name, network.path.display());
+            let there = |program: &&str| cni.plugins.iter().any(|directory| directory.join(program).is_file());
+            let lacks: Vec<&str> = network.programs().filter(|program| !there(program)).collect();
+            if lacks.is_empty() {
+                return fact(NAME, Verdict::Present, found, None);
+            }
+            let directories: Vec<String> = cni.plugins.iter().map(|path| path.display().to_string()).collect();
+            let advice = format!("put the plugins into {}", directories.join(" or "));
+            fact(NAME, Verdict::Limited, format!("{found}, which lacks {}", lacks.join(" and ")), Some(&advice))
+        }
+    }
+}
+
+/// What of a kubelet's configuration concerns a runtime. Source: KubeletConfiguration v1beta1.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Kubelet {
+    container_runtime_endpoint: String,
+    cgroup_driver: String,
+}
+
+/// Nothing where there is no such file.
+fn configuration(path: &Path, socket: &Path) -> Option<Fact> {
+    const NAME: &str = "kubelet";
+    let read = || -> io::Result<Option<String>> {
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(metadata) if metadata.len() > LONGEST => return Err(io::ErrorKind::FileTooLarge.into()),
+            Ok(_) => {}
+        }
+        fs::read_to_string(path).map(Some)
+    };
+    let unread = |error: String| {
+        Some(fact(
+            NAME,
+            Verdict::Limited,
+            format!("{}: {error}", path.display()),
+            Some("a kubelet does not start with it"),
+        ))
+    };
+    let kubelet: Kubelet = match read().map_err(|error| error.to_string()) {
+        Ok(None) => return None,
+        Ok(Some(text)) => match serde_yaml::from_str(&text) {
+            Ok(kubelet) => kubelet,
+            Err(error) => return unread(error.to_string()),
+        },
+        Err(error) => return unread(error),
+    };
+    let wanted = format!("unix://{}", socket.display());
+    let place = path.display();
+    // Without the scheme it means the same.
+    let asked = kubelet.container_runtime_endpoint.as_str();
+    if Path::new(asked.strip_prefix("unix://").unwrap_or(asked)) != socket {
+        let found = match asked {
+            "" => format!("{place} names no containerRuntimeEndpoint"),
+            other => format!("{place} asks {other}"),
+        };
+        let advice =
+            format!("set containerRuntimeEndpoint: {wanted} there, and take --container-runtime-endpoint away");
+        return Some(fact(NAME, Verdict::Limited, found, Some(&advice)));
+    }
+    match kubelet.cgroup_driver.as_str() {
+        "" | "cgroupfs" => Some(fact(NAME, Verdict::Present, format!("{place} asks this agent"), None)),
+        other => {
+            let found = format!("{place} asks this agent, with cgroupDriver {other}");
+            let advice =
+                "newer kubelets take the agent's word for it; set cgroupDriver: cgroupfs for those before 1.34";
+            Some(fact(NAME, Verdict::Limited, found, Some(advice)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict_and_text(fact: &Fact) -> (Verdict, &str) {
+        (fact.verdict, fact.found.as_str())
+    }
+
+    #[test]
+    fn swap_is_what_the_kernel_lists_below_its_heading() {
+        let heading = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+        assert_eq!(verdict_and_text(&swap(heading)), (Verdict::Present, "none"));
+        let used = swap(&format!("{heading}/dev/sda2 partition 1 0 -2\n/swap file 1 0 -3\n"));
+        assert_eq!(verdict_and_text(&used), (Verdict::Limited, "on /dev/sda2 /swap: a kubelet does not start"));
+    }
+
+    #[test]
+    fn a_kubelets_configuration_has_to_name_this_agent() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("config.yaml");
+        let socket = Path::new("/run/p/cri.sock");
+        assert!(configuration(&path, socket).is_none());
+        let asked = |text: &str| {
+            fs::write(&path, text).unwrap();
+            configuration(&path, socket).unwrap()
+        };
+        for good in ["unix:///run/p/cri.sock\ncgroupDriver: cgroupfs", "/run/p/cri.sock"] {
+            let fact = asked(&format!("kind: KubeletConfiguration\ncontainerRuntimeEndpoint: {good}\n"));
+            assert_eq!(fact.verdict, Verdict::Present, "{}", fact.found);
+        }
+        for (text, words) in [
+            ("kind: KubeletConfiguration", "names no containerRuntimeEndpoint"),
+            ("containerRuntimeEndpoint: unix:///run/containerd/containerd.sock", "containerd.sock"),
+            ("containerRuntimeEndpoint: unix:///run/p/cri.sock\ncgroupDriver: systemd", "systemd"),
+            ("containerRuntimeEndpoint: [", "config.yaml: "),
+        ] {
+            let fact = asked(text);
+            assert_eq!(fact.verdict, Verdict::Limited, "{text}");
+            assert!(fact.found.contains(words) && fact.advice.is_some(), "{}", fact.found);
+        }
+    }
+
+    #[test]
+    fn the_network_is_the_first_with_all_its_plugins() {
+        let home = tempfile::tempdir().unwrap();
+        let mut cni = CniConfig::new(home.path().join("records"));
+        cni.networks = home.path().join("net.d");
+        cni.plugins = vec![home.path().join("bin")];
+        assert_eq!(network(CriNetwork::Builtin, &cni).verdict, Verdict::Present);
+        assert!(network(CriNetwork::Auto, &cni).found.contains("until there is one in"));
+        assert_eq!(network(CriNetwork::Cni, &cni).verdict, Verdict::Limited);
+        for directory in [&cni.networks, &cni.plugins[0]] {
+            fs::create_dir(directory).unwrap();
+        }
+        let list = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}, {"type": "portmap"}]}"#;
+        fs::write(cni.networks.join("10-pods.conflist"), list).unwrap();
+        fs::write(cni.plugins[0].join("bridge"), "").unwrap();
+        let lacks = network(CriNetwork::Auto, &cni);
+        assert!(lacks.verdict == Verdict::Limited && lacks.found.ends_with("which lacks portmap"), "{}", lacks.found);
+        fs::write(cni.plugins[0].join("portmap"), "").unwrap();
+        let whole = network(CriNetwork::Cni, &cni);
+        assert!(whole.verdict == Verdict::Present && whole.found.starts_with("pods of "), "{}", whole.found);
+    }
+}

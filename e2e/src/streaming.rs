@@ -1,0 +1,281 @@
+//! Clients of the addresses that `Exec`, `Attach` and `PortForward` give: SPDY/3.1 and WebSocket v5, by hand.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::world::World;
+
+/// What came of a session.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Outcome {
+    /// What came on stdout.
+    pub stdout: Vec<u8>,
+    /// What came on stderr.
+    pub stderr: Vec<u8>,
+    /// The `Status` at the end.
+    pub status: Value,
+}
+
+impl Outcome {
+    /// The exit code that the status tells; 0 for success.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<i32> {
+        if self.status["status"] == "Success" {
+            return Some(0);
+        }
+        self.status["details"]["causes"][0]["message"].as_str()?.parse().ok()
+    }
+}
+
+/// A connection that asked for an upgrade: the head of the answer, and the connection.
+fn upgrade(world: &World, url: &str, headers: &str) -> (String, TcpStream) {
+    let (address, path) =
+        url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).expect("an address of HTTP");
+    let mut stream = world.inside(|| TcpStream::connect(address)).expect("somebody listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
+    write!(stream, "POST /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n{headers}\r\n")
+        .expect("sending");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).expect("the head of an answer") == 0 {
+            break;
+        }
+        head.push(byte[0]);
+    }
+    (String::from_utf8(head).expect("text"), stream)
+}
+
+/// The first line of what the server says to a client that comes with SPDY.
+#[must_use]
+pub fn refusal(world: &World, url: &str) -> String {
+    let headers = "Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
+    upgrade(world, url, headers).0.lines().next().unwrap_or_default().to_owned()
+}
+
+/// SPDY on an upgraded connection.
+#[derive(Debug)]
+pub struct Spdy {
+    stream: TcpStream,
+    next: u32,
+}
+
+/// A frame of data, or that a stream was refused.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Bytes of a stream; the last ones?
+    Data(u32, Vec<u8>, bool),
+    /// A stream was refused or reset.
+    Reset(u32),
+    /// The server ends.
+    GoAway,
+}
+
+impl Spdy {
+    /// Upgrades.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    #[must_use]
+    pub fn connect(world: &World, url: &str, protocol: &str) -> Self {
+        let headers = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
+        let (head, stream) = upgrade(world, url, &headers);
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        assert!(head.to_lowercase().contains(&format!("x-stream-protocol-version: {protocol}")), "{head}");
+        Self { stream, next: 1 }
+    }
+
+    /// Opens a stream.
+    ///
+    /// # Panics
+    /// When the connection is gone.
+    pub fn open(&mut self, headers: &[(&str, &str)]) -> u32 {
+        let number = |number: usize| u32::try_from(number).expect("short").to_be_bytes();
+        let mut block = number(headers.len()).to_vec();
+        for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+            block.extend(number(text.len()));
+            block.extend(text.bytes());
+        }
+        let id = self.next;
+        self.next += 2;
+        let mut body = [id.to_be_bytes(), [0; 4]].concat();
+        body.extend([0, 0]);
+        if id == 1 {
+            body.extend([0x78, 0x01]);
+        }
+        // Not compressed, which is a way to compress.
+        let length = u16::try_from(block.len()).expect("short");
+        body.push(0);
+        body.extend(length.to_le_bytes());
+        body.extend((!length).to_le_bytes());
+        body.extend(block);
+        let mut frame = vec![0x80, 3, 0, 1, 0];
+        frame.extend(&number(body.len())[1..]);
+        frame.extend(body);
+        self.stream.write_all(&frame).expect("opening a stream");
+        id
+    }
+
+    /// Sends on a stream.
+    ///
+    /// # Panics
+    /// When the connection is gone.
+    pub fn send(&mut self, id: u32, bytes: &[u8], last: bool) {
+        send(&mut self.stream, id, bytes, last);
+    }
+
+    /// A writer for another thread.
+    ///
+    /// # Panics
+    /// Without descriptors.
+    #[must_use]
+    pub fn writer(&self) -> TcpStream {
+        self.stream.try_clone().expect("a descriptor")
+    }
+
+    /// The next frame that says something; `None` at the end.
+    ///
+    /// # Panics
+    /// When nothing comes for 30 s.
+    pub fn frame(&mut self) -> Option<Frame> {
+        loop {
+            let mut head = [0; 8];
+            if self.stream.read_exact(&mut head).is_err() {
+                return None;
+            }
+            let length = u32::from_be_bytes([0, head[5], head[6], head[7]]);
+            let mut body = vec![0; usize::try_from(length).expect("small")];
+            self.stream.read_exact(&mut body).expect("a whole frame");
+            let id = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"));
+            if head[0] & 0x80 == 0 {
+                return Some(Frame::Data(id(&head), body, head[4] & 1 == 1));
+            }
+            match head[3] {
+                3 => return Some(Frame::Reset(id(&body))),
+                7 => return Some(Frame::GoAway),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A frame of data.
+fn send(stream: &mut TcpStream, id: u32, bytes: &[u8], last: bool) {
+    let mut frame = id.to_be_bytes().to_vec();
+    frame.push(u8::from(last));
+    frame.extend(&u32::try_from(bytes.len()).expect("short").to_be_bytes()[1..]);
+    frame.extend(bytes);
+    // Who does not read any more is no failure of the writer.
+    let _gone = stream.write_all(&frame);
+}
+
+/// A whole session over SPDY with these streams, of `stdin`, `stdout`, `stderr` and `resize`. `size` goes to `resize`.
+///
+/// # Panics
+/// When the session does not end with a status.
+#[must_use]
+pub fn over_spdy(world: &World, url: &str, kinds: &[&str], input: &[u8], size: Option<&str>) -> Outcome {
+    let mut spdy = Spdy::connect(world, url, "v4.channel.k8s.io");
+    let mut ids = BTreeMap::new();
+    for kind in kinds.iter().chain(&["error"]) {
+        ids.insert(*kind, spdy.open(&[("streamtype", kind)]));
+    }
+    if let Some(size) = size {
+        spdy.send(ids["resize"], size.as_bytes(), false);
+    }
+    let mut outcome = Outcome::default();
+    let mut writer = spdy.writer();
+    let stdin = ids.get("stdin").copied();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let Some(id) = stdin else { return };
+            for piece in input.chunks(30_000) {
+                send(&mut writer, id, piece, false);
+            }
+            send(&mut writer, id, &[], true);
+        });
+        while let Some(frame) = spdy.frame() {
+            match frame {
+                Frame::Data(id, bytes, _) if Some(&id) == ids.get("stdout") => outcome.stdout.extend(bytes),
+                Frame::Data(id, bytes, _) if Some(&id) == ids.get("stderr") => outcome.stderr.extend(bytes),
+                Frame::Data(id, bytes, last) if id == ids["error"] => {
+                    assert!(last);
+                    outcome.status = serde_json::from_slice(&bytes).expect("a status");
+                }
+                Frame::GoAway => break,
+                _ => {}
+            }
+        }
+    });
+    assert!(outcome.status.is_object(), "{outcome:?}");
+    outcome
+}
+
+/// A whole session over a WebSocket.
+///
+/// # Panics
+/// When the session does not end with a status.
+#[must_use]
+pub fn over_socket(world: &World, url: &str, input: Option<&[u8]>, size: Option<&str>) -> Outcome {
+    let headers = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+                   Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n";
+    let (head, mut stream) = upgrade(world, url, headers);
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let mut outcome = Outcome::default();
+    let mut writer = stream.try_clone().expect("a descriptor");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut message = |channel: u8, bytes: &[u8]| {
+                // The key of the mask is zero: what is masked by it stays as it is.
+                let length = u16::try_from(bytes.len() + 1).expect("short");
+                let mut frame = vec![0x82, 0x80 | 126];
+                frame.extend(length.to_be_bytes());
+                frame.extend([0; 4]);
+                frame.push(channel);
+                frame.extend(bytes);
+                let _gone = writer.write_all(&frame);
+            };
+            if let Some(size) = size {
+                message(4, size.as_bytes());
+            }
+            if let Some(input) = input {
+                for piece in input.chunks(30_000) {
+                    message(0, piece);
+                }
+                message(255, &[0]);
+            }
+        });
+        loop {
+            let mut head = [0; 2];
+            stream.read_exact(&mut head).expect("a frame");
+            let length = match head[1] & 0x7f {
+                126 => {
+                    let mut length = [0; 2];
+                    stream.read_exact(&mut length).expect("a length");
+                    usize::from(u16::from_be_bytes(length))
+                }
+                127 => {
+                    let mut length = [0; 8];
+                    stream.read_exact(&mut length).expect("a length");
+                    usize::try_from(u64::from_be_bytes(length)).expect("a small frame")
+                }
+                short => usize::from(short),
+            };
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).expect("a whole frame");
+            match (head[0] & 0x0f, body.first()) {
+                (8, _) => break,
+                (2, Some(1)) => outcome.stdout.extend(&body[1..]),
+                (2, Some(2)) => outcome.stderr.extend(&body[1..]),
+                (2, Some(3)) => outcome.status = serde_json::from_slice(&body[1..]).expect("a status"),
+                _ => {}
+            }
+        }
+    });
+    assert!(outcome.status.is_object(), "{outcome:?}");
+    outcome
+}

@@ -1,0 +1,1056 @@
+//! What a kubelet asks of a runtime, call by call.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use portreeve_e2e::cri::{code, image_spec, pod, shell, v1};
+use portreeve_e2e::{
+    Agent, BUSYBOX, Cri, Image, LOGIN, Registry, World, cgroup_version, criu, skipped, skipped_without_root, wait_until,
+};
+use tonic::Code;
+
+/// An id that nothing has.
+const NOBODY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+fn connect(agent: &Agent<'_>) -> Cri {
+    Cri::connect(&agent.run_dir().join("cri.sock"))
+}
+
+fn logs(world: &World) -> PathBuf {
+    world.path("cri-logs")
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// Everything of CRI is gone, so that the harness finds nothing of it.
+fn clear(cri: &Cri) {
+    for sandbox in cri.sandboxes(v1::PodSandboxFilter::default()) {
+        cri.remove_sandbox(&sandbox.id).unwrap();
+    }
+}
+
+/// Shims and processes of containers.
+fn left(agent: &Agent<'_>) -> Vec<String> {
+    let census = agent.census();
+    census.processes.into_iter().filter(|process| process.contains(" shim ")).chain(census.contained).collect()
+}
+
+#[test]
+fn a_client_learns_who_answers_and_that_all_is_ready() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-hello");
+    let agent = Agent::start(&world);
+    let cri = connect(&agent);
+    let mode = std::fs::metadata(agent.run_dir().join("cri.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let version = v1::VersionRequest { version: "v1".to_owned() };
+    let version = cri.runtime(async |mut runtime| runtime.version(version).await).unwrap();
+    assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("portreeve", "v1"));
+    assert!(!version.version.is_empty() && !version.runtime_version.is_empty());
+
+    let asked = v1::StatusRequest { verbose: true };
+    let status = cri.runtime(async |mut runtime| runtime.status(asked).await).unwrap();
+    let conditions = status.status.unwrap().conditions;
+    let conditions: Vec<_> = conditions.iter().map(|one| (one.r#type.as_str(), one.status)).collect();
+    assert_eq!(conditions, [("RuntimeReady", true), ("NetworkReady", true)]);
+    assert!(status.info["config"].contains("cgroupRoot"));
+    let handlers: Vec<_> = status.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
+    assert_eq!(handlers, [""]);
+
+    let driver = cri.runtime(async |mut runtime| runtime.runtime_config(v1::RuntimeConfigRequest {}).await).unwrap();
+    assert_eq!(driver.linux.unwrap().cgroup_driver(), v1::CgroupDriver::Cgroupfs);
+    let network_config = Some(v1::NetworkConfig { pod_cidr: "10.244.0.0/24".to_owned() });
+    let cidr = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+    cri.runtime(async |mut runtime| runtime.update_runtime_config(cidr).await).unwrap();
+
+    let pod = cri.runtime(async |mut runtime| runtime.checkpoint_pod(v1::CheckpointPodRequest {}).await).unwrap_err();
+    let restored = cri.runtime(async |mut runtime| runtime.restore_pod(v1::RestorePodRequest {}).await).unwrap_err();
+    for refused in [pod, restored] {
+        assert_eq!(refused.code(), Code::Unimplemented);
+        assert!(refused.message().contains("pods"), "{refused}");
+    }
+}
+
+fn checkpoint(cri: &Cri, container_id: &str, location: &Path) -> Result<(), tonic::Status> {
+    let (container_id, location) = (container_id.to_owned(), location.display().to_string());
+    let asked = v1::CheckpointContainerRequest { container_id, location, timeout: 60 };
+    cri.runtime(async |mut runtime| runtime.checkpoint_container(asked).await).map(drop)
+}
+
+#[test]
+fn a_container_is_checkpointed_and_goes_on() {
+    let Some(program) = criu("a_container_is_checkpointed_and_goes_on") else { return };
+    let world = World::new("cri-checkpoint");
+    let mut agent = Agent::with_busybox(&world);
+    agent.terminate();
+    agent.use_programs(program.parent().unwrap());
+    agent.launch();
+    let cri = connect(&agent);
+    let config = pod("a", &world.path("logs"));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let line = "echo said; rm /etc/group; echo kept > /written; while :; do sleep 0.1; done";
+    let id = cri.create(&sandbox, shell("main", BUSYBOX, line), &config).unwrap();
+    let archive = world.path("checkpoint.tar");
+    assert_eq!(code(checkpoint(&cri, &id, &archive)), Code::FailedPrecondition, "it does not run yet");
+    cri.start(&id).unwrap();
+    wait_until("it has written", 10, || match cri.exec(&id, &["test", "-s", "/written"], 5).unwrap().exit_code {
+        0 => Ok(()),
+        code => Err(code.to_string()),
+    });
+    for bad in ["relative.tar", "/", "/nonexistent/place/x.tar"] {
+        assert!(checkpoint(&cri, &id, Path::new(bad)).is_err(), "{bad}");
+    }
+    // Again over the one before, as a kubelet may ask.
+    for _ in 0..2 {
+        checkpoint(&cri, &id, &archive).unwrap_or_else(|refused| panic!("{refused}\n{}", agent.log()));
+    }
+    assert_eq!(std::fs::metadata(&archive).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(cri.container(&id).unwrap().state(), v1::ContainerState::ContainerRunning);
+    assert_eq!(cri.inside(&id, "cat /written"), "kept");
+    assert_eq!(std::fs::read_dir(agent.root().join("checkpoints")).unwrap().count(), 0);
+
+    let names = world.sh(&format!("tar -tf '{}'", archive.display()));
+    for name in ["checkpoint/inventory.img", "config.dump", "spec.dump", "rootfs-diff.tar", "container.log", "dump.log"]
+    {
+        assert!(names.lines().any(|line| line == name), "{name} is not among\n{names}");
+    }
+    let shown = |name: &str| world.sh(&format!("tar -xOf '{}' {name}", archive.display()));
+    let about: serde_json::Value = serde_json::from_str(&shown("config.dump")).unwrap();
+    assert_eq!((about["id"].as_str(), about["name"].as_str()), (Some(id.as_str()), Some("main")));
+    let spec: serde_json::Value = serde_json::from_str(&shown("spec.dump")).unwrap();
+    assert_eq!(spec["process"]["args"][2], line);
+    assert!(shown("container.log").contains(" stdout F said"));
+    let diff = world.sh(&format!("tar -xOf '{}' rootfs-diff.tar | tar -t", archive.display()));
+    assert!(diff.lines().any(|line| line == "written") && diff.lines().any(|line| line == "etc/.wh.group"), "{diff}");
+    cri.remove_sandbox(&sandbox).unwrap();
+}
+
+#[test]
+fn a_container_that_a_broken_off_checkpoint_left_standing_still_goes_on() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-standstill");
+    let mut agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let config = pod("a", &world.path("logs"));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let id = cri.create(&sandbox, shell("main", BUSYBOX, "sleep 1000"), &config).unwrap();
+    cri.start(&id).unwrap();
+    let asked = v1::ContainerStatusRequest { container_id: id.clone(), verbose: true };
+    let told = cri.runtime(async |mut runtime| runtime.container_status(asked).await).unwrap();
+    let info: serde_json::Value = serde_json::from_str(&told.info["info"]).unwrap();
+    let cgroup = info["cgroup"].as_str().unwrap();
+    agent.kill();
+    let (file, frozen) = match cgroup_version() {
+        1 => (format!("/sys/fs/cgroup/freezer{cgroup}/freezer.state"), "FROZEN"),
+        _ => (format!("/sys/fs/cgroup{cgroup}/cgroup.freeze"), "1"),
+    };
+    std::fs::write(&file, frozen).unwrap();
+    let left = agent.root().join("checkpoints").join(&id);
+    std::fs::create_dir_all(&left).unwrap();
+    agent.launch();
+    assert!(!left.exists());
+    assert_ne!(std::fs::read_to_string(&file).unwrap().trim(), frozen);
+    assert_eq!(cri.inside(&id, "echo goes on"), "goes on");
+    cri.remove_sandbox(&sandbox).unwrap();
+}
+
+#[test]
+fn without_criu_a_checkpoint_is_no_ones_to_make() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-no-criu");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    assert_eq!(code(checkpoint(&cri, NOBODY, &world.path("x.tar"))), Code::NotFound);
+    if Path::new("/usr/sbin/criu").exists() || Path::new("/usr/bin/criu").exists() {
+        return skipped("without_criu_a_checkpoint_is_no_ones_to_make", "criu is installed");
+    }
+    let config = pod("a", &world.path("logs"));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let id = cri.create(&sandbox, shell("main", BUSYBOX, "sleep 1000"), &config).unwrap();
+    cri.start(&id).unwrap();
+    let refused = checkpoint(&cri, &id, &world.path("x.tar")).unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(refused.message().contains("CRIU is not installed"), "{refused}");
+    assert!(!world.path("x.tar").exists());
+    cri.remove_sandbox(&sandbox).unwrap();
+}
+
+#[test]
+fn images_come_are_told_and_go() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-images");
+    let registry = Registry::start(&world, 5000);
+    let closed = Registry::closed(&world, 5001);
+    let image = Image::busybox_with(world.home(), "test.local/one:1", &[("etc/one", "one")]);
+    let (one, two) = (registry.push(&image, "one:1"), registry.push(&image, "two:2"));
+    let other = Image::busybox_with(world.home(), "test.local/other:1", &[("etc/other", "other")]);
+    let behind = closed.push(&other, "other:1");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+
+    assert_eq!(cri.image(&one), None, "absent is no error");
+    let id = cri.pull(&one).unwrap();
+    assert_eq!(cri.pull(&one).unwrap(), id, "again");
+    assert_eq!(cri.pull(&two).unwrap(), id, "one image, two names");
+    let shown = cri.image(&one).unwrap();
+    assert_eq!(shown.id, id);
+    assert_eq!(shown.repo_tags, [one.clone(), two.clone()]);
+    assert!(shown.repo_digests.iter().any(|digest| digest.starts_with("127.0.0.1:5000/one@sha256:")), "{shown:?}");
+    assert!(shown.size > 0 && !shown.pinned);
+    assert_eq!(cri.image(&id), Some(shown.clone()), "by its id");
+    assert_eq!(cri.image(&shown.repo_digests[0]).map(|image| image.id), Some(id.clone()), "by its digest");
+    let verbose = v1::ImageStatusRequest { image: Some(image_spec(&one)), verbose: true };
+    let verbose = cri.images(async |mut images| images.image_status(verbose).await).unwrap();
+    assert!(verbose.info["info"].contains("imageSpec"));
+
+    let list = |filter: Option<&str>| {
+        let filter = filter.map(|name| v1::ImageFilter { image: Some(image_spec(name)) });
+        let request = v1::ListImagesRequest { filter };
+        let images = cri.images(async |mut images| images.list_images(request).await).unwrap().images;
+        images.into_iter().map(|image| image.id).collect::<Vec<_>>()
+    };
+    assert!(list(None).contains(&id) && list(None).len() == 2, "and the preloaded one");
+    assert_eq!(list(Some(&two)), [id.as_str()]);
+    assert_eq!(list(Some("nobody.example/x:1")), Vec::<String>::new());
+    let streamed = cri.wait(async {
+        let mut images = Vec::new();
+        let mut client = cri.image_client();
+        let mut stream = client.stream_images(v1::StreamImagesRequest::default()).await.unwrap().into_inner();
+        while let Some(batch) = stream.message().await.unwrap() {
+            images.extend(batch.images);
+        }
+        images.len()
+    });
+    assert_eq!(streamed, 2);
+
+    let pull = |image: &str, auth: Option<v1::AuthConfig>| {
+        let request = v1::PullImageRequest { image: Some(image_spec(image)), auth, sandbox_config: None };
+        cri.images(async |mut images| images.pull_image(request).await)
+    };
+    assert_eq!(code(pull(&format!("{}/nothing:1", registry.host()), None)), Code::NotFound);
+    assert_eq!(code(pull("UPPER//:", None)), Code::InvalidArgument);
+    assert_eq!(code(pull(&behind, None)), Code::PermissionDenied);
+    let login = |password: &str| v1::AuthConfig {
+        username: LOGIN.0.to_owned(),
+        password: password.to_owned(),
+        ..v1::AuthConfig::default()
+    };
+    assert_eq!(code(pull(&behind, Some(login("wrong")))), Code::PermissionDenied);
+    pull(&behind, Some(login(LOGIN.1))).unwrap();
+    let gone = registry.host();
+    drop(registry);
+    let unreachable = pull(&format!("{gone}/one:2"), None).unwrap_err();
+    assert!(unreachable.message().starts_with("RegistryUnavailable: "), "{unreachable}");
+
+    let space = cri.images(async |mut images| images.image_fs_info(v1::ImageFsInfoRequest {}).await).unwrap();
+    for filesystem in space.image_filesystems.iter().chain(&space.container_filesystems) {
+        assert!(PathBuf::from(&filesystem.fs_id.as_ref().unwrap().mountpoint).is_dir());
+        assert!(filesystem.used_bytes.unwrap().value > 100_000 && filesystem.timestamp > 0);
+    }
+    assert_eq!((space.image_filesystems.len(), space.container_filesystems.len()), (1, 1));
+
+    let remove = |image: &str| {
+        let request = v1::RemoveImageRequest { image: Some(image_spec(image)) };
+        cri.images(async |mut images| images.remove_image(request).await)
+    };
+    remove(&one).unwrap();
+    assert_eq!(cri.image(&two), None, "all names go");
+    remove(&one).unwrap();
+    remove(&id).unwrap();
+    assert!(cri.image(BUSYBOX).unwrap().pinned, "preloaded");
+    assert_eq!(code(remove(BUSYBOX)), Code::FailedPrecondition);
+}
+
+#[test]
+fn a_sandbox_lives_and_goes_and_every_verb_may_come_again() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-sandbox");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let mut config = pod("a", &logs(&world));
+    config.labels = labels(&[("app", "a"), ("tier", "front")]);
+    config.annotations = labels(&[("note", "kept")]);
+    let id = cri.run_sandbox(&config).unwrap();
+    let status = cri.sandbox(&id).unwrap();
+    assert_eq!(status.state(), v1::PodSandboxState::SandboxReady);
+    assert_eq!((&status.metadata, &status.labels), (&config.metadata, &config.labels));
+    assert_eq!(status.annotations, config.annotations);
+    assert!(status.created_at > 1_600_000_000_000_000_000);
+    let ip = status.network.unwrap().ip;
+    assert!(ip.starts_with("10."), "{ip}");
+    assert_eq!(cri.sandbox(&id[..12]).unwrap().id, id, "the beginning of an id will do");
+    let asked = v1::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+    let verbose = cri.runtime(async |mut runtime| runtime.pod_sandbox_status(asked).await).unwrap();
+    assert!(verbose.info["info"].contains("pid") && verbose.timestamp > 0);
+
+    assert_eq!(code(cri.run_sandbox(&config)), Code::AlreadyExists);
+    let mut second = config.clone();
+    second.metadata.as_mut().unwrap().attempt = 1;
+    second.labels.insert("tier".to_owned(), "back".to_owned());
+    let next = cri.run_sandbox(&second).unwrap();
+    let update = v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id: next.clone(), ..Default::default() };
+    cri.runtime(async |mut runtime| runtime.update_pod_sandbox_resources(update).await).unwrap();
+
+    let found =
+        |filter: v1::PodSandboxFilter| cri.sandboxes(filter).into_iter().map(|sandbox| sandbox.id).collect::<Vec<_>>();
+    let any = v1::PodSandboxFilter::default;
+    assert_eq!(found(any()), [id.clone(), next.clone()]);
+    assert_eq!(found(v1::PodSandboxFilter { id: id[..10].to_owned(), ..any() }), [id.as_str()]);
+    let back = labels(&[("app", "a"), ("tier", "back")]);
+    assert_eq!(found(v1::PodSandboxFilter { label_selector: back.clone(), ..any() }), [next.as_str()]);
+    let both = v1::PodSandboxFilter { id: id.clone(), label_selector: back, ..any() };
+    assert_eq!(found(both), Vec::<String>::new(), "all parts must hold");
+    cri.stop_sandbox(&next).unwrap();
+    cri.stop_sandbox(&next).unwrap();
+    let state = |state: v1::PodSandboxState| v1::PodSandboxFilter {
+        state: Some(v1::PodSandboxStateValue { state: state.into() }),
+        ..v1::PodSandboxFilter::default()
+    };
+    assert_eq!(found(state(v1::PodSandboxState::SandboxReady)), [id.as_str()]);
+    assert_eq!(found(state(v1::PodSandboxState::SandboxNotready)), [next.as_str()]);
+    assert_eq!(cri.sandbox(&next).unwrap().network.unwrap().ip, "", "its address is given back");
+    let streamed = cri.wait(async {
+        let mut client = cri.runtime_client();
+        let asked = v1::StreamPodSandboxesRequest::default();
+        let mut stream = client.stream_pod_sandboxes(asked).await.unwrap().into_inner();
+        let mut all = Vec::new();
+        while let Some(batch) = stream.message().await.unwrap() {
+            all.extend(batch.pod_sandboxes.into_iter().map(|sandbox| sandbox.id));
+        }
+        all
+    });
+    assert_eq!(streamed, [id.clone(), next.clone()]);
+
+    cri.remove_sandbox(&id).unwrap();
+    cri.remove_sandbox(&id).unwrap();
+    cri.remove_sandbox(&next).unwrap();
+    assert_eq!(found(any()), Vec::<String>::new());
+    assert_eq!(code(cri.sandbox(&id)), Code::NotFound);
+    cri.stop_sandbox(NOBODY).unwrap();
+    cri.remove_sandbox("unknown").unwrap();
+    let again = cri.run_sandbox(&config).unwrap();
+    cri.remove_sandbox(&again).unwrap();
+}
+
+#[test]
+fn a_container_runs_says_what_it_is_and_goes() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-container");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let config = pod("a", &logs(&world));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let mut wanted = shell("main", BUSYBOX, "echo out; echo err >&2; trap 'exit 7' TERM; while :; do sleep 0.1; done");
+    wanted.labels = labels(&[("io.kubernetes.container.name", "main")]);
+    wanted.annotations = labels(&[("io.kubernetes.container.hash", "abc")]);
+    wanted.envs = vec![v1::KeyValue { key: "WORD".to_owned(), value: b"said".to_vec() }];
+    wanted.working_dir = "/tmp".to_owned();
+    let share = world.path("share");
+    wanted.mounts = vec![v1::Mount {
+        container_path: "/share".to_owned(),
+        host_path: share.display().to_string(),
+        ..v1::Mount::default()
+    }];
+    let id = cri.create(&sandbox, wanted.clone(), &config).unwrap();
+    assert!(share.is_dir(), "what is not there becomes a directory");
+    assert_eq!(code(cri.create(&sandbox, wanted.clone(), &config)), Code::AlreadyExists);
+    let created = cri.container(&id).unwrap();
+    assert_eq!(created.state(), v1::ContainerState::ContainerCreated);
+    assert_eq!((created.started_at, created.finished_at), (0, 0));
+    cri.start(&id).unwrap();
+    cri.start(&id).unwrap();
+    let running = cri.container(&id).unwrap();
+    assert_eq!(running.state(), v1::ContainerState::ContainerRunning);
+    assert!(running.started_at >= running.created_at);
+    assert_eq!((&running.metadata, &running.labels), (&wanted.metadata, &wanted.labels));
+    assert_eq!(running.annotations, wanted.annotations);
+    assert_eq!(running.image.unwrap().image, BUSYBOX);
+    assert_eq!(Some(&running.image_id), cri.image(BUSYBOX).map(|image| image.id).as_ref());
+    assert_eq!(running.mounts.len(), 1);
+    assert_eq!(running.mounts[0].container_path, "/share");
+    let log = logs(&world).join("a/main.log");
+    assert_eq!(running.log_path, log.display().to_string());
+
+    assert_eq!(cri.inside(&id, "echo $WORD; pwd; hostname; touch /share/x"), "said\n/tmp\na");
+    assert!(share.join("x").exists());
+    let told = cri.exec(&id, &["sh", "-c", "echo o; echo e >&2; exit 3"], 0).unwrap();
+    assert_eq!((told.stdout.as_slice(), told.stderr.as_slice(), told.exit_code), (&b"o\n"[..], &b"e\n"[..], 3));
+    let begun = Instant::now();
+    assert_eq!(code(cri.exec(&id, &["sleep", "60"], 1)), Code::DeadlineExceeded);
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(cri.exec(&id, &["no-such-program"], 5).is_err());
+    assert_eq!(code(cri.exec(&id, &[], 5)), Code::InvalidArgument);
+    let much = cri.exec(&id, &["sh", "-c", "head -c 30000000 /dev/zero"], 60).unwrap();
+    assert_eq!((much.stdout.len(), much.exit_code), (8 << 20, 0), "what fits an answer");
+
+    let lines = wait_until("both lines are logged", 10, || {
+        let text = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
+        if text.lines().count() == 2 { Ok(text) } else { Err(text) }
+    });
+    for (stream, word) in [("stdout", "out"), ("stderr", "err")] {
+        let fields = lines.lines().map(|line| line.splitn(4, ' ').collect::<Vec<_>>());
+        let fields = fields.into_iter().find(|fields| fields[1] == stream).unwrap_or_else(|| panic!("{lines}"));
+        assert_eq!((fields[2], fields[3]), ("F", word));
+        assert!(fields[0].contains('T') && fields[0].len() >= 30, "{lines}");
+    }
+
+    cri.stop(&id, 10).unwrap();
+    let ended = cri.container(&id).unwrap();
+    assert_eq!((ended.state(), ended.exit_code), (v1::ContainerState::ContainerExited, 7));
+    assert_eq!(ended.reason, "Error");
+    assert!(ended.finished_at >= ended.started_at);
+    cri.stop(&id, 10).unwrap();
+    assert_eq!(code(cri.start(&id)), Code::FailedPrecondition);
+    assert_eq!(code(cri.exec(&id, &["true"], 5)), Code::FailedPrecondition);
+
+    let stubborn =
+        cri.create(&sandbox, shell("deaf", BUSYBOX, "trap '' TERM; touch /deaf; sleep 1000"), &config).unwrap();
+    cri.start(&stubborn).unwrap();
+    wait_until("it does not listen", 10, || {
+        match cri.exec(&stubborn, &["test", "-e", "/deaf"], 5).unwrap().exit_code {
+            0 => Ok(()),
+            code => Err(code.to_string()),
+        }
+    });
+    let begun = Instant::now();
+    cri.stop(&stubborn, 1).unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert_eq!(cri.container(&stubborn).unwrap().exit_code, 137);
+    let fine = cri.create(&sandbox, shell("fine", BUSYBOX, "true"), &config).unwrap();
+    cri.start(&fine).unwrap();
+    let done = cri.wait_exited(&fine);
+    assert_eq!((done.exit_code, done.reason.as_str()), (0, "Completed"));
+    let mut missing = shell("missing", BUSYBOX, "");
+    missing.command = vec!["/no/such".to_owned()];
+    // A program that is not there is found at creation or at start, as runtimes differ.
+    let refused = cri.create(&sandbox, missing, &config).and_then(|id| cri.start(&id));
+    assert!(refused.is_err());
+
+    let found = |filter: v1::ContainerFilter| {
+        cri.containers(filter).into_iter().map(|container| container.id).collect::<Vec<_>>()
+    };
+    let any = v1::ContainerFilter::default;
+    assert_eq!(found(v1::ContainerFilter { id: id[..16].to_owned(), ..any() }), [id.as_str()]);
+    assert_eq!(found(v1::ContainerFilter { label_selector: wanted.labels.clone(), ..any() }), [id.as_str()]);
+    let running = Some(v1::ContainerStateValue { state: v1::ContainerState::ContainerRunning.into() });
+    assert_eq!(found(v1::ContainerFilter { state: running, ..any() }), Vec::<String>::new());
+    assert!(found(v1::ContainerFilter { pod_sandbox_id: sandbox.clone(), ..any() }).len() >= 3);
+    assert_eq!(found(v1::ContainerFilter { pod_sandbox_id: NOBODY.to_owned(), ..any() }), Vec::<String>::new());
+
+    cri.remove(&id).unwrap();
+    cri.remove(&id).unwrap();
+    cri.stop(&id, 0).unwrap();
+    assert_eq!(code(cri.container(&id)), Code::NotFound);
+    assert!(log.exists(), "a log is its reader's");
+    let busy = cri.create(&sandbox, shell("busy", BUSYBOX, "sleep 1000"), &config).unwrap();
+    cri.start(&busy).unwrap();
+    cri.remove(&busy).unwrap();
+    cri.stop_sandbox(&sandbox).unwrap();
+    assert_eq!(code(cri.create(&sandbox, shell("late", BUSYBOX, "true"), &config)), Code::FailedPrecondition);
+    clear(&cri);
+}
+
+#[test]
+fn a_log_that_was_renamed_is_opened_anew_and_never_rotated_by_us() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-log");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let config = pod("a", &logs(&world));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    // More than the 10 MiB at which logs of manifests are rotated.
+    let line = "dd if=/dev/zero bs=1M count=13 2>/dev/null | tr '\\0' x; echo; while :; do echo tick; sleep 0.1; done";
+    let line = line.replace("tr '\\0' x", "cat");
+    let id = cri.create(&sandbox, shell("main", BUSYBOX, &line), &config).unwrap();
+    cri.start(&id).unwrap();
+    let log = logs(&world).join("a/main.log");
+    let ticks = |path: &std::path::Path| {
+        let text = std::fs::read(path).map_err(|error| error.to_string())?;
+        let ends = text.ends_with(b" stdout F tick\n");
+        if ends { Ok(text.len()) } else { Err(format!("{} bytes", text.len())) }
+    };
+    let length = wait_until("it ticks", 30, || ticks(&log));
+    assert!(length > 13 << 20);
+    let names = || {
+        let folder = std::fs::read_dir(logs(&world).join("a")).unwrap();
+        let mut names: Vec<_> = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["main.log"]);
+    let renamed = logs(&world).join("a/main.log.20261122");
+    std::fs::rename(&log, &renamed).unwrap();
+    let reopen = |container: &str| {
+        let request = v1::ReopenContainerLogRequest { container_id: container.to_owned() };
+        cri.runtime(async |mut runtime| runtime.reopen_container_log(request).await)
+    };
+    reopen(&id).unwrap();
+    let fresh = wait_until("the new file ticks", 10, || ticks(&log));
+    assert!(fresh < 1 << 20);
+    let old = std::fs::metadata(&renamed).unwrap().len();
+    wait_until("the new file grows", 10, || {
+        ticks(&log).and_then(|now| if now > fresh { Ok(()) } else { Err(String::new()) })
+    });
+    assert_eq!(std::fs::metadata(&renamed).unwrap().len(), old, "nothing goes to the renamed file any more");
+    assert_eq!(code(reopen(NOBODY)), Code::NotFound);
+    clear(&cri);
+}
+
+#[test]
+fn what_pods_use_is_told_and_limits_change_while_they_run() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-stats");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let mut config = pod("a", &logs(&world));
+    config.labels = labels(&[("app", "a")]);
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let mut wanted = shell(
+        "main",
+        BUSYBOX,
+        "head -c 1048576 /dev/zero > /written; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 1000",
+    );
+    wanted.labels = labels(&[("io.kubernetes.container.name", "main")]);
+    let limits = v1::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        ..v1::LinuxContainerResources::default()
+    };
+    wanted.linux = Some(v1::LinuxContainerConfig { resources: Some(limits.clone()), security_context: None });
+    let id = cri.create(&sandbox, wanted.clone(), &config).unwrap();
+    cri.start(&id).unwrap();
+    wait_until("it has written", 10, || {
+        match cri.exec(&id, &["sh", "-c", "[ $(stat -c %s /written) = 1048576 ]"], 5) {
+            Ok(done) if done.exit_code == 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    let told = cri.container(&id).unwrap().resources.unwrap().linux.unwrap();
+    assert_eq!((told.cpu_quota, told.cpu_shares, told.memory_limit_in_bytes), (50_000, 512, 64 << 20));
+
+    let stats = |id: &str| {
+        let request = v1::ContainerStatsRequest { container_id: id.to_owned() };
+        cri.runtime(async |mut runtime| runtime.container_stats(request).await).map(|answer| answer.stats.unwrap())
+    };
+    let one = stats(&id).unwrap();
+    assert_eq!(one.attributes.as_ref().unwrap().labels, wanted.labels);
+    assert!(one.memory.as_ref().unwrap().working_set_bytes.unwrap().value > 0);
+    let cpu = |stats: &v1::ContainerStats| stats.cpu.as_ref().unwrap().usage_core_nano_seconds.unwrap().value;
+    wait_until("it has used processor time", 20, || {
+        let used = cpu(&stats(&id).unwrap());
+        if used > 1_000_000 { Ok(()) } else { Err(used.to_string()) }
+    });
+    assert_eq!(code(stats(NOBODY)), Code::NotFound);
+    let listed = |filter: v1::ContainerStatsFilter| {
+        let request = v1::ListContainerStatsRequest { filter: Some(filter) };
+        let all = cri.runtime(async |mut runtime| runtime.list_container_stats(request).await).unwrap().stats;
+        all.into_iter().map(|stats| stats.attributes.unwrap().id).collect::<Vec<_>>()
+    };
+    let any = v1::ContainerStatsFilter::default;
+    assert_eq!(listed(any()), [id.as_str()]);
+    assert_eq!(listed(v1::ContainerStatsFilter { pod_sandbox_id: sandbox.clone(), ..any() }), [id.as_str()]);
+    let other = v1::ContainerStatsFilter { label_selector: labels(&[("a", "b")]), ..any() };
+    assert_eq!(listed(other), Vec::<String>::new());
+    // Each of these lists has one entry, and so one message.
+    let streamed = cri.wait(async {
+        let mut client = cri.runtime_client();
+        let mut lengths = Vec::new();
+        let mut stats =
+            client.stream_container_stats(v1::StreamContainerStatsRequest::default()).await.unwrap().into_inner();
+        lengths.push(stats.message().await.unwrap().unwrap().container_stats.len());
+        let mut pods =
+            client.stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest::default()).await.unwrap().into_inner();
+        lengths.push(pods.message().await.unwrap().unwrap().pod_sandbox_stats.len());
+        let mut metrics =
+            client.stream_pod_sandbox_metrics(v1::StreamPodSandboxMetricsRequest {}).await.unwrap().into_inner();
+        lengths.push(metrics.message().await.unwrap().unwrap().pod_sandbox_metrics.len());
+        let mut containers =
+            client.stream_containers(v1::StreamContainersRequest::default()).await.unwrap().into_inner();
+        lengths.push(containers.message().await.unwrap().unwrap().containers.len());
+        assert_eq!(containers.message().await.unwrap(), None);
+        lengths
+    });
+    assert_eq!(streamed, [1, 1, 1, 1]);
+
+    let request = v1::PodSandboxStatsRequest { pod_sandbox_id: sandbox.clone() };
+    let pod = cri.runtime(async |mut runtime| runtime.pod_sandbox_stats(request).await).unwrap().stats.unwrap();
+    let linux = pod.linux.unwrap();
+    assert_eq!(pod.attributes.unwrap().labels, config.labels);
+    assert_eq!(linux.containers.len(), 1);
+    assert!(linux.process.unwrap().process_count.unwrap().value >= 1);
+    assert!(linux.memory.unwrap().usage_bytes.unwrap().value > 0);
+    let used = &linux.containers[0];
+    let memory = used.memory.as_ref().unwrap();
+    assert!(memory.rss_bytes.unwrap().value > 0 && memory.page_faults.unwrap().value > 0, "{memory:?}");
+    assert_eq!(used.swap.as_ref().unwrap().swap_usage_bytes.unwrap().value, 0);
+    // The kernel counts who waited under version 2 only.
+    let counts_waiting = cgroup_version() == 2 && Path::new("/proc/pressure/cpu").exists();
+    assert_eq!((used.cpu.as_ref().unwrap().psi.is_some(), memory.psi.is_some()), (counts_waiting, counts_waiting));
+    assert_eq!(used.io.is_some(), counts_waiting);
+    let network = linux.network.unwrap().default_interface.unwrap();
+    assert_eq!(network.name, "eth0");
+    assert!(network.rx_bytes.is_some() && network.tx_errors.is_some());
+    let layer = linux.containers[0].writable_layer.as_ref().unwrap();
+    assert!(PathBuf::from(&layer.fs_id.as_ref().unwrap().mountpoint).is_dir());
+    assert!(layer.used_bytes.unwrap().value >= 1 << 20, "{layer:?}");
+    assert!(layer.inodes_used.unwrap().value >= 1);
+    let label_selector = config.labels.clone();
+    let filter = v1::PodSandboxStatsFilter { label_selector, ..v1::PodSandboxStatsFilter::default() };
+    let request = v1::ListPodSandboxStatsRequest { filter: Some(filter) };
+    let pods = cri.runtime(async |mut runtime| runtime.list_pod_sandbox_stats(request).await).unwrap().stats;
+    assert_eq!(pods.len(), 1);
+
+    let asked = v1::ListMetricDescriptorsRequest {};
+    let descriptors =
+        cri.runtime(async |mut runtime| runtime.list_metric_descriptors(asked).await).unwrap().descriptors;
+    let asked = v1::ListPodSandboxMetricsRequest {};
+    let metrics = cri.runtime(async |mut runtime| runtime.list_pod_sandbox_metrics(asked).await).unwrap().pod_metrics;
+    assert_eq!((metrics.len(), metrics[0].container_metrics.len()), (1, 1));
+    assert_eq!(metrics[0].container_metrics[0].container_id, id);
+    for metric in metrics[0].metrics.iter().chain(&metrics[0].container_metrics[0].metrics) {
+        let descriptor = descriptors.iter().find(|descriptor| descriptor.name == metric.name).unwrap();
+        assert_eq!(descriptor.label_keys.len(), metric.label_values.len(), "{metric:?}");
+        let label = |key: &str| {
+            let place = descriptor.label_keys.iter().position(|other| other == key).unwrap();
+            metric.label_values[place].as_str()
+        };
+        assert_eq!((label("pod"), label("namespace")), ("a", "default"));
+    }
+    for name in ["container_network_receive_bytes_total", "container_memory_working_set_bytes"] {
+        assert!(metrics[0].metrics.iter().any(|metric| metric.name == name), "{name}");
+    }
+    assert!(metrics[0].container_metrics[0].metrics.iter().any(|metric| metric.name == "container_fs_usage_bytes"));
+
+    let more = v1::LinuxContainerResources { cpu_quota: 80_000, memory_limit_in_bytes: 96 << 20, ..Default::default() };
+    let request = v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(more),
+        ..v1::UpdateContainerResourcesRequest::default()
+    };
+    cri.runtime(async |mut runtime| runtime.update_container_resources(request).await).unwrap();
+    let told = cri.container(&id).unwrap().resources.unwrap().linux.unwrap();
+    assert_eq!((told.cpu_quota, told.cpu_shares, told.memory_limit_in_bytes), (80_000, 512, 96 << 20));
+    cri.stop(&id, 0).unwrap();
+    assert_eq!(listed(any()), Vec::<String>::new(), "what has ended uses nothing");
+    clear(&cri);
+}
+
+#[test]
+fn what_happens_to_containers_is_told_with_the_whole_pod() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-events");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let mut stream = cri
+        .wait(async { cri.runtime_client().get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner() });
+    let config = pod("a", &logs(&world));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let id = cri.create(&sandbox, shell("main", BUSYBOX, "exit 4"), &config).unwrap();
+    cri.start(&id).unwrap();
+    let _ended = cri.wait_exited(&id);
+    cri.remove(&id).unwrap();
+    let mut kinds = Vec::new();
+    while kinds.len() < 4 {
+        let event = cri
+            .wait(async { tokio::time::timeout(Duration::from_secs(20), stream.message()).await })
+            .expect("an event in time")
+            .unwrap()
+            .expect("the stream goes on");
+        assert_eq!(event.container_id, id);
+        assert_eq!(event.pod_sandbox_status.as_ref().unwrap().id, sandbox);
+        if event.container_event_type() == v1::ContainerEventType::ContainerStoppedEvent {
+            let status = event.containers_statuses.iter().find(|status| status.id == id);
+            assert!(status.is_none_or(|status| status.exit_code == 4), "{event:?}");
+        }
+        kinds.push(event.container_event_type());
+    }
+    kinds.sort();
+    let expected = [
+        v1::ContainerEventType::ContainerCreatedEvent,
+        v1::ContainerEventType::ContainerStartedEvent,
+        v1::ContainerEventType::ContainerStoppedEvent,
+        v1::ContainerEventType::ContainerDeletedEvent,
+    ];
+    assert_eq!(kinds, expected);
+    clear(&cri);
+}
+
+#[test]
+fn pods_outlive_the_agent_and_are_found_again() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-restart");
+    let mut agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let config = pod("a", &logs(&world));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let stays =
+        cri.create(&sandbox, shell("stays", BUSYBOX, "while :; do echo tick; sleep 0.1; done"), &config).unwrap();
+    cri.start(&stays).unwrap();
+    let go = world.path("share");
+    let mut ends = shell("ends", BUSYBOX, "while [ ! -e /share/go ]; do sleep 0.05; done; exit 9");
+    ends.mounts = vec![v1::Mount {
+        container_path: "/share".to_owned(),
+        host_path: go.display().to_string(),
+        ..v1::Mount::default()
+    }];
+    let ends = cri.create(&sandbox, ends, &config).unwrap();
+    cri.start(&ends).unwrap();
+    let waits = cri.create(&sandbox, shell("waits", BUSYBOX, "sleep 1000"), &config).unwrap();
+    let before = (cri.sandbox(&sandbox).unwrap(), cri.container(&stays).unwrap());
+
+    agent.kill();
+    std::fs::write(go.join("go"), "").unwrap();
+    agent.launch();
+    let cri = connect(&agent);
+    assert_eq!((cri.sandbox(&sandbox).unwrap(), cri.container(&stays).unwrap()), before);
+    let ended = cri.wait_exited(&ends);
+    assert_eq!(ended.exit_code, 9, "{ended:?}");
+    cri.start(&waits).unwrap();
+    assert_eq!(cri.inside(&stays, "echo here"), "here");
+    let log = logs(&world).join("a/stays.log");
+    let lines = std::fs::read_to_string(&log).unwrap().lines().count();
+    wait_until("the log goes on", 10, || {
+        let now = std::fs::read_to_string(&log).unwrap().lines().count();
+        if now > lines { Ok(()) } else { Err(now.to_string()) }
+    });
+
+    // Between any two calls.
+    agent.kill();
+    agent.launch();
+    let cri = connect(&agent);
+    cri.stop(&stays, 0).unwrap();
+    agent.terminate();
+    agent.launch();
+    let cri = connect(&agent);
+    assert_eq!(cri.container(&stays).unwrap().exit_code, 137);
+    cri.stop_sandbox(&sandbox).unwrap();
+    agent.kill();
+    agent.launch();
+    let cri = connect(&agent);
+    assert_eq!(cri.sandbox(&sandbox).unwrap().state(), v1::PodSandboxState::SandboxNotready);
+    assert_eq!(cri.containers(v1::ContainerFilter::default()).len(), 3);
+    cri.remove_sandbox(&sandbox).unwrap();
+    assert_eq!(cri.containers(v1::ContainerFilter::default()).len(), 0);
+    assert_eq!(left(&agent), Vec::<String>::new());
+}
+
+#[test]
+fn pods_of_a_kubelet_and_of_manifests_never_mix() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-owners");
+    let mut agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let manifest = |word: &str| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: own}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {{name: main, image: {BUSYBOX}, command: [sleep, '1000'], env: [{{name: WORD, value: {word}}}]}}
+"
+        )
+    };
+    agent.drop_manifest("own.yaml", &manifest("one"));
+    let own = agent.wait_ready("own");
+    // The very name of the other.
+    let mut config = pod("own", &logs(&world));
+    config.metadata.as_mut().unwrap().uid = own["metadata"]["uid"].as_str().unwrap().to_owned();
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let id = cri.create(&sandbox, shell("main", BUSYBOX, "sleep 1000"), &config).unwrap();
+    cri.start(&id).unwrap();
+    let seen = |cri: &Cri| {
+        let sandboxes = cri.sandboxes(v1::PodSandboxFilter::default());
+        let containers = cri.containers(v1::ContainerFilter::default());
+        let ids = |all: Vec<String>| all.join(" ");
+        let sandboxes = ids(sandboxes.into_iter().map(|sandbox| sandbox.id).collect());
+        (sandboxes, ids(containers.into_iter().map(|container| container.id).collect()))
+    };
+    assert_eq!(seen(&cri), (sandbox.clone(), id.clone()));
+    assert_eq!(agent.pods().len(), 1);
+    let text = own["status"]["containerStatuses"][0]["containerID"].as_str().unwrap();
+    let foreign = text.rsplit('/').next().unwrap();
+    assert_eq!(code(cri.container(foreign)), Code::NotFound);
+    assert_eq!(code(cri.exec(foreign, &["true"], 5)), Code::NotFound);
+    cri.stop(foreign, 0).unwrap();
+    cri.remove(foreign).unwrap();
+    agent.drop_manifest("own.yaml", &manifest("two"));
+    agent.wait_pod("own", "was restarted", |pod| {
+        pod["status"]["containerStatuses"][0]["restartCount"] == 1 && pod["status"]["phase"] == "Running"
+    });
+    agent.kill();
+    agent.launch();
+    let cri = connect(&agent);
+    agent.remove_manifest("own.yaml");
+    agent.wait_gone("own");
+    assert_eq!(seen(&cri), (sandbox, id.clone()));
+    assert_eq!(cri.container(&id).unwrap().state(), v1::ContainerState::ContainerRunning);
+    clear(&cri);
+}
+
+#[test]
+fn with_cri_alone_no_manifest_is_read() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-only");
+    let mut agent = Agent::with_busybox(&world);
+    let manifest = |name: &str| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{{name: main, image: {BUSYBOX}, command: [sleep, '1000']}}]
+"
+        )
+    };
+    agent.drop_manifest("before.yaml", &manifest("before"));
+    agent.wait_ready("before");
+    agent.terminate();
+    agent.use_arguments(&["--cri-only"]);
+    agent.remove_manifest("before.yaml");
+    agent.drop_manifest("after.yaml", &manifest("after"));
+    agent.launch();
+    let cri = connect(&agent);
+    let config = pod("a", &logs(&world));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let names =
+        || agent.pods().iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(), ["before"], "what runs goes on, and nothing comes");
+    let file = world.path("more.yaml");
+    std::fs::write(&file, manifest("more")).unwrap();
+    let refused = agent.client(&["apply", "-f", file.to_str().unwrap()]);
+    assert!(refused.code != 0 && refused.stderr.contains("--cri-only"), "{refused:?}");
+    cri.remove_sandbox(&sandbox).unwrap();
+    agent.terminate();
+    agent.use_arguments(&[]);
+    agent.launch();
+    agent.wait_ready("after");
+    agent.wait_gone("before");
+    agent.remove_manifest("after.yaml");
+    agent.wait_gone("after");
+}
+
+#[test]
+fn a_malformed_request_is_refused_in_words_and_the_server_stays() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-hostile");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let config = pod("a", &logs(&world));
+    let empty = v1::RunPodSandboxRequest::default();
+    assert_eq!(code(cri.runtime(async |mut runtime| runtime.run_pod_sandbox(empty).await)), Code::InvalidArgument);
+    let handler = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "kata".to_owned() };
+    assert_eq!(code(cri.runtime(async |mut runtime| runtime.run_pod_sandbox(handler).await)), Code::InvalidArgument);
+    type Change = fn(&mut v1::PodSandboxConfig);
+    let changes: [Change; 8] = [
+        |config| config.metadata = None,
+        |config| config.metadata.as_mut().unwrap().uid = String::new(),
+        |config| config.metadata.as_mut().unwrap().uid = "../../x".to_owned(),
+        |config| config.log_directory = "relative".to_owned(),
+        |config| config.hostname = "no/name".to_owned(),
+        |config| {
+            config.port_mappings = vec![v1::PortMapping { host_port: 70_000, container_port: 1, ..Default::default() }]
+        },
+        |config| {
+            config.linux =
+                Some(v1::LinuxPodSandboxConfig { sysctls: labels(&[("kernel.panic", "1")]), ..Default::default() })
+        },
+        |config| {
+            config.dns_config =
+                Some(v1::DnsConfig { servers: vec!["1.1.1.1\noptions x".to_owned()], ..Default::default() })
+        },
+    ];
+    for (index, change) in changes.iter().enumerate() {
+        let mut bad = config.clone();
+        change(&mut bad);
+        let refused = cri.run_sandbox(&bad).unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{index}: {refused}");
+        assert!(!refused.message().is_empty());
+    }
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let good = shell("main", BUSYBOX, "true");
+    type Edit = fn(&mut v1::ContainerConfig);
+    let edits: [(Edit, Code); 6] = [
+        (|config| config.metadata = None, Code::InvalidArgument),
+        (|config| config.log_path = "../../etc/x".to_owned(), Code::InvalidArgument),
+        (|config| config.log_path = "/etc/x".to_owned(), Code::InvalidArgument),
+        (|config| config.image = Some(image_spec("nobody.example/x:1")), Code::NotFound),
+        (|config| config.image = None, Code::NotFound),
+        (
+            |config| config.mounts = vec![v1::Mount { container_path: "/x".to_owned(), ..Default::default() }],
+            Code::InvalidArgument,
+        ),
+    ];
+    for (index, (edit, expected)) in edits.iter().enumerate() {
+        let mut bad = good.clone();
+        edit(&mut bad);
+        let refused = cri.create(&sandbox, bad, &config).unwrap_err();
+        assert_eq!(refused.code(), *expected, "{index}: {refused}");
+    }
+    assert_eq!(code(cri.create(NOBODY, good.clone(), &config)), Code::NotFound);
+    assert_eq!(code(cri.start(NOBODY)), Code::NotFound);
+    assert_eq!(code(cri.container("")), Code::InvalidArgument);
+    assert_eq!(code(cri.exec(NOBODY, &["true"], 1)), Code::NotFound);
+    // Labels and annotations of 10 MB are kept, and more than a message holds is refused.
+    let mut large = pod("large", &logs(&world));
+    large.annotations = labels(&[("large", &"x".repeat(10_000_000))]);
+    let kept = cri.run_sandbox(&large).unwrap();
+    assert_eq!(cri.sandbox(&kept).unwrap().annotations["large"].len(), 10_000_000);
+    large.annotations = labels(&[("large", &"x".repeat(20_000_000))]);
+    assert!(cri.run_sandbox(&large).is_err());
+    assert_eq!(cri.sandboxes(v1::PodSandboxFilter { id: sandbox, ..Default::default() }).len(), 1);
+    clear(&cri);
+}
+
+#[test]
+fn what_a_client_gives_up_is_undone() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-cancel");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    for attempt in 0..20 {
+        let mut config = pod("a", &logs(&world));
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        cri.wait(async {
+            let mut client = cri.runtime_client();
+            let making = client.run_pod_sandbox(request);
+            let _given_up = tokio::time::timeout(Duration::from_millis(u64::from(attempt)), making).await;
+        });
+    }
+    // Those that were answered in time are there; whoever gave up has nothing.
+    let one = pod("b", &logs(&world));
+    let last = cri.run_sandbox(&one).unwrap();
+    cri.remove_sandbox(&last).unwrap();
+    clear(&cri);
+    wait_until("nothing is left", 20, || {
+        clear(&cri);
+        let left = left(&agent);
+        if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+    });
+}
+
+#[test]
+fn a_container_is_confined_as_it_was_asked_to_be() {
+    if skipped_without_root("cri") {
+        return;
+    }
+    let world = World::new("cri-security");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let mut config = pod("a", &logs(&world));
+    config.dns_config = Some(v1::DnsConfig {
+        servers: vec!["10.9.8.7".to_owned()],
+        searches: vec!["example.test".to_owned()],
+        options: vec!["ndots:3".to_owned()],
+    });
+    config.linux = Some(v1::LinuxPodSandboxConfig {
+        sysctls: labels(&[("net.core.somaxconn", "777")]),
+        ..v1::LinuxPodSandboxConfig::default()
+    });
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let run = |name: &str, context: v1::LinuxContainerSecurityContext| {
+        let mut wanted = shell(name, BUSYBOX, "sleep 1000");
+        wanted.linux = Some(v1::LinuxContainerConfig { resources: None, security_context: Some(context) });
+        let id = cri.create(&sandbox, wanted, &config).unwrap_or_else(|refused| panic!("{name}: {refused}"));
+        cri.start(&id).unwrap();
+        id
+    };
+    let plain = v1::LinuxContainerSecurityContext::default;
+    let id = run("plain", plain());
+    assert_eq!(cri.inside(&id, "cat /etc/resolv.conf"), "search example.test\nnameserver 10.9.8.7\noptions ndots:3");
+    assert_eq!(cri.inside(&id, "cat /proc/sys/net/core/somaxconn"), "777");
+    let id = run(
+        "user",
+        v1::LinuxContainerSecurityContext {
+            run_as_user: Some(v1::Int64Value { value: 1000 }),
+            run_as_group: Some(v1::Int64Value { value: 3000 }),
+            supplemental_groups: vec![4000],
+            no_new_privs: true,
+            ..plain()
+        },
+    );
+    assert_eq!(cri.inside(&id, "id -u; id -g; id -G"), "1000\n3000\n3000 2000 4000");
+    assert_eq!(cri.inside(&id, "grep -c 'NoNewPrivs:.*1' /proc/self/status"), "1");
+    let user = cri.container(&id).unwrap().user.unwrap().linux.unwrap();
+    assert_eq!((user.uid, user.gid), (1000, 3000));
+    let id = run(
+        "name",
+        v1::LinuxContainerSecurityContext {
+            run_as_username: "user".to_owned(),
+            supplemental_groups_policy: v1::SupplementalGroupsPolicy::Strict.into(),
+            ..plain()
+        },
+    );
+    assert_eq!(cri.inside(&id, "id -u; id -G"), "1000\n1000");
+    let id = run("readonly", v1::LinuxContainerSecurityContext { readonly_rootfs: true, ..plain() });
+    assert_ne!(cri.exec(&id, &["touch", "/x"], 5).unwrap().exit_code, 0);
+    let id = run(
+        "masked",
+        v1::LinuxContainerSecurityContext {
+            masked_paths: vec!["/proc/version".to_owned()],
+            readonly_paths: vec!["/proc/sys".to_owned()],
+            ..plain()
+        },
+    );
+    assert_eq!(cri.inside(&id, "cat /proc/version"), "");
+    let caps = |id: &str| {
+        let text = cri.inside(id, "grep CapEff /proc/self/status");
+        u64::from_str_radix(text.split_whitespace().nth(1).unwrap(), 16).unwrap()
+    };
+    let none = v1::Capability { drop_capabilities: vec!["ALL".to_owned()], ..v1::Capability::default() };
+    let id = run("nothing", v1::LinuxContainerSecurityContext { capabilities: Some(none.clone()), ..plain() });
+    assert_eq!(caps(&id), 0);
+    let one = v1::Capability { add_capabilities: vec!["NET_ADMIN".to_owned()], ..none };
+    let id = run("one", v1::LinuxContainerSecurityContext { capabilities: Some(one), ..plain() });
+    assert_eq!(caps(&id), 1 << 12);
+    let seccomp = |kind: v1::security_profile::ProfileType| {
+        Some(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: String::new() })
+    };
+    for (name, profile, mode) in [
+        ("filtered", seccomp(v1::security_profile::ProfileType::RuntimeDefault), "2"),
+        ("free", seccomp(v1::security_profile::ProfileType::Unconfined), "0"),
+    ] {
+        let id = run(name, v1::LinuxContainerSecurityContext { seccomp: profile, ..plain() });
+        let line = cri.inside(&id, "grep Seccomp: /proc/self/status");
+        assert_eq!(line.split_whitespace().nth(1), Some(mode), "{name}");
+    }
+    clear(&cri);
+}

@@ -1,0 +1,153 @@
+//! Pods of a kubelet in networks of plugins: what the built-in network is to the node's own pods, which never are in
+//! these.
+//!
+//! Plugins want a path to the pod's network namespace that stays the same until the pod is detached. It is a mount below
+//! the run directory.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::mount::{MsFlags, mount};
+use portreeve_network::cni::{Attach, Capabilities, Names, NetworkList, Published};
+
+use super::sandbox::unmount;
+use super::{Core, blocking, spawn};
+use crate::config::KubeletNetwork;
+use crate::sandbox::SandboxConfig;
+use crate::{EngineError, Owner, SandboxId};
+
+/// What pods are called inside.
+const INTERFACE: &str = "eth0";
+
+impl Core {
+    /// Attaches a pod by plugins, when its owner wants that; its addresses, or its namespace back for the built-in
+    /// network.
+    pub(super) async fn attach_by_plugins(
+        &self,
+        id: &SandboxId,
+        config: &SandboxConfig,
+        netns: OwnedFd,
+    ) -> Result<Result<Vec<IpAddr>, OwnedFd>, EngineError> {
+        if config.owner != Owner::Cri {
+            return Ok(Err(netns));
+        }
+        let Some(network) = self.network_of_plugins().await? else { return Ok(Err(netns)) };
+        let failed = |source| EngineError::Plugins { id: id.to_string(), source };
+        let path = self.netns_path(id);
+        let place = path.clone();
+        blocking(move || {
+            let pinned = pin(&netns, &place);
+            pinned.map_err(EngineError::file("keeping the network namespace at", &place))
+        })
+        .await?;
+        let meta = &config.metadata;
+        let arguments = [
+            ("IgnoreUnknown", "1"),
+            ("K8S_POD_NAMESPACE", meta.namespace.as_str()),
+            ("K8S_POD_NAME", meta.name.as_str()),
+            ("K8S_POD_INFRA_CONTAINER_ID", id.as_str()),
+            ("K8S_POD_UID", meta.uid.as_str()),
+        ];
+        let capabilities = capabilities(config);
+        let pod = Attach {
+            container: id.as_str(),
+            netns: &path,
+            interface: INTERFACE,
+            arguments: &arguments,
+            capabilities: &capabilities,
+        };
+        let attached = self.plugins.attach(&network, &pod).await.map_err(failed)?;
+        Ok(Ok(attached.addresses.iter().map(|address| address.addr()).collect()))
+    }
+
+    /// The network of plugins that a kubelet's pods are in now; `None` for the built-in one.
+    async fn network_of_plugins(&self) -> Result<Option<NetworkList>, EngineError> {
+        let mode = self.config.kubelet_network;
+        if mode == KubeletNetwork::Builtin {
+            return Ok(None);
+        }
+        let plugins = self.plugins.clone();
+        let network = blocking(move || plugins.network().map_err(EngineError::PluginNetwork)).await?;
+        if network.is_none() && mode == KubeletNetwork::Plugins {
+            return Err(EngineError::NoPluginNetwork { directory: self.config.plugins.networks.clone() });
+        }
+        Ok(network)
+    }
+
+    /// Whether a kubelet's pods can have a network now.
+    pub(super) async fn kubelet_network(&self) -> Result<(), EngineError> {
+        match self.network_of_plugins().await? {
+            Some(network) => self.plugins.status(&network).await.map_err(EngineError::PluginNetwork),
+            None => Ok(()),
+        }
+    }
+
+    /// Detaches a pod from what plugins attached it to; one that they did not, is.
+    pub(super) async fn detach_by_plugins(&self, id: &SandboxId) -> Result<(), EngineError> {
+        let path = self.netns_path(id);
+        let netns = path.exists().then_some(path.as_path());
+        let detached = self.plugins.detach(id.as_str(), netns).await;
+        detached.map_err(|source| EngineError::Plugins { id: id.to_string(), source })?;
+        blocking(move || {
+            unmount(&path)?;
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(EngineError::file("removing", &path)(error))
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Has plugins give back what they keep of pods that are gone, as those of the time before a boot.
+    pub(super) async fn collect_by_plugins(self: Arc<Self>) {
+        let keep = self.table().sandboxes.keys().map(ToString::to_string).collect();
+        let collected = match self.network_of_plugins().await {
+            Ok(Some(network)) => self.plugins.collect(&network, &keep).await,
+            // There is none now, but there may have been.
+            Ok(None) | Err(_) => self.plugins.detach_all_but(&keep).await,
+        };
+        if let Err(error) = collected {
+            tracing::warn!(error = %crate::error::chain(&error), "plugins of the network keep what is of pods that are gone");
+        }
+    }
+
+    fn netns_path(&self, id: &SandboxId) -> PathBuf {
+        self.config.run.join("netns").join(id.as_str())
+    }
+}
+
+fn pin(netns: &OwnedFd, path: &std::path::Path) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        spawn::private_directory(directory, 0o711).map_err(io::Error::other)?;
+    }
+    File::create_new(path)?;
+    let from = PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd()));
+    Ok(mount(Some(&from), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+fn capabilities(config: &SandboxConfig) -> Capabilities {
+    let ports = config.port_mappings.iter().map(|port| Published {
+        host_ip: port.host_ip.map(IpAddr::V4),
+        host_port: port.host_port,
+        container_port: port.container_port,
+        protocol: port.protocol,
+    });
+    let names = Names {
+        servers: config.dns.servers.clone(),
+        searches: config.dns.searches.clone(),
+        options: config.dns.options.clone(),
+    };
+    Capabilities {
+        ports: ports.collect(),
+        ingress_bits: config.bandwidth.ingress_bits,
+        egress_bits: config.bandwidth.egress_bits,
+        dns: (names != Names::default()).then_some(names),
+        cgroup: Some(config.cgroup_parent.clone()),
+    }
+}
