@@ -22,6 +22,7 @@ mod registry;
 mod report;
 mod runtime;
 pub mod streaming;
+pub mod systemd;
 mod wait;
 mod world;
 

@@ -295,6 +295,7 @@ fn doctor_tells_each_fact_as_text_and_as_json() {
         "nftables",
         "forwarding",
         "image trust",
+        "AppArmor",
     ] {
         assert!(names.contains(name), "nothing is said of {name}: {names:?}");
     }

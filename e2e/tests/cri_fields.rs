@@ -188,6 +188,76 @@ fn an_apparmor_profile_of_the_node_confines_and_one_that_is_not_there_is_refused
 }
 
 #[test]
+fn a_container_that_names_no_apparmor_profile_has_the_default_one() {
+    let test = "a_container_that_names_no_apparmor_profile_has_the_default_one";
+    if skipped_without_root(test) {
+        return;
+    }
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    if enabled.trim() != "Y" {
+        return skipped(test, "AppArmor is off");
+    }
+    let world = World::new("cri-apparmor-default");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let pod = sandbox(&cri, &world, "a", v1::NamespaceOption::default());
+    let under = |name: &str, change: &dyn Fn(&mut v1::LinuxContainerSecurityContext)| {
+        let mut context = v1::LinuxContainerSecurityContext::default();
+        // What else would forbid it is away: all capabilities, and nothing masked or read-only.
+        let all = vec!["ALL".to_owned()];
+        context.capabilities = Some(v1::Capability { add_capabilities: all, ..Default::default() });
+        change(&mut context);
+        let mut wanted = shell(name, BUSYBOX, "sleep 1000");
+        wanted.linux = Some(v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() });
+        start(&cri, &pod, wanted)
+    };
+    let label = |id: &str| cri.inside(id, "cat /proc/self/attr/current");
+    let profile = |kind: v1::security_profile::ProfileType| {
+        Some(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: String::new() })
+    };
+    use v1::security_profile::ProfileType::{RuntimeDefault, Unconfined};
+    let free = under("free", &|context| context.apparmor = profile(Unconfined));
+    let privileged = under("privileged", &|context| context.privileged = true);
+    for id in [&free, &privileged] {
+        assert_eq!(label(id), "unconfined");
+    }
+    let plain = under("plain", &|_| {});
+    // Somebody tidies up what no file of /etc/apparmor.d has: what comes next has it again.
+    let loaded = || std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap();
+    let listed = loaded();
+    let name =
+        listed.lines().find_map(|line| line.strip_suffix(" (enforce)").filter(|n| n.starts_with("portreeve-default-")));
+    let name = name.expect("the default profile").to_owned();
+    std::fs::write("/sys/kernel/security/apparmor/.remove", &name).unwrap();
+    assert!(!loaded().contains(&name));
+    let asked = under("asked", &|context| context.apparmor = profile(RuntimeDefault));
+    assert_eq!(label(&asked), format!("{name} (enforce)"));
+    cri.stop(&plain, 0).unwrap();
+    let forbidden = [
+        "mount -t tmpfs none /mnt",
+        "echo core > /proc/sys/kernel/core_pattern",
+        "echo 0 > /proc/sys/net/ipv4/ip_forward",
+        "echo b > /proc/sysrq-trigger",
+        "cat /proc/kcore > /dev/null",
+        "echo 1 > /proc/irq/default_smp_affinity",
+    ];
+    for line in forbidden {
+        let answer = cri.exec(&asked, &["sh", "-c", line], 10).unwrap();
+        let words = String::from_utf8_lossy(&answer.stderr);
+        assert!(answer.exit_code != 0 && words.contains("ermission denied"), "{line}: {words}");
+    }
+    for line in
+        ["echo 0 > /proc/self/oom_score_adj", "cat /proc/sys/kernel/shmmax > /proc/sys/kernel/shmmax", "ls /sys/class"]
+    {
+        let answer = cri.exec(&asked, &["sh", "-c", line], 10).unwrap();
+        assert_eq!(answer.exit_code, 0, "{line}: {}", String::from_utf8_lossy(&answer.stderr));
+    }
+    // Signals of the agent come in.
+    cri.stop(&asked, 0).unwrap();
+    clear(&cri);
+}
+
+#[test]
 fn a_pod_has_the_users_that_it_is_given() {
     if skipped_without_root("cri_fields") || skipped_without_own_users("cri_fields: users") {
         return;

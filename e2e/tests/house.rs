@@ -45,12 +45,13 @@ fn dependencies_point_downwards_only() {
         ("oci", &["sys"]),
         ("image", &["network", "sys"]),
         ("network", &["sys"]),
-        ("engine", &["oci", "image", "network", "sys"]),
+        ("systemd", &["oci", "sys"]),
+        ("engine", &["oci", "image", "network", "systemd", "sys"]),
         ("plan", &["manifests"]),
         ("node", &["manifests", "plan", "engine"]),
         ("api", &["node", "plan", "engine", "manifests"]),
         // `portreeve runtime` takes over descriptors and terminals itself.
-        ("cli", &["api", "node", "plan", "engine", "oci", "sys", "manifests"]),
+        ("cli", &["api", "node", "plan", "engine", "oci", "systemd", "sys", "manifests"]),
         ("e2e", &[]),
     ];
     let dependencies = dependencies();

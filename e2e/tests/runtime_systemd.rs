@@ -1,26 +1,19 @@
 //! Cgroups made by systemd: in the guest that is booted with it; elsewhere, the refusal.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use portreeve_e2e::{Attempts, Bundle, Runtime, skipped, wait_until};
+use portreeve_e2e::systemd::{self, property, systemctl};
+use portreeve_e2e::{Attempts, Bundle, Runtime, wait_until};
 use serde_json::{Value, json};
 
 const SLICE: &str = "prt-e2e.slice";
 const BELOW: &str = "prt.slice/prt-e2e.slice";
 
-fn booted_with_systemd() -> bool {
-    Path::new("/run/systemd/system").is_dir()
-}
-
 /// A runtime that has systemd make its cgroups; nothing, said loudly, where there is none.
 fn with_systemd(test: &str) -> Option<Runtime> {
-    if !booted_with_systemd() {
-        let guest = std::env::var("PORTREEVE_GUEST").unwrap_or_default();
-        assert_ne!(guest, "systemd", "this guest is there for it");
-        skipped(test, "this machine was not booted with systemd");
+    if systemd::skipped_without(test) {
         return None;
     }
     let mut runtime = Runtime::for_test(test)?;
@@ -32,16 +25,6 @@ fn with_systemd(test: &str) -> Option<Runtime> {
 fn scoped(bundle: Bundle, name: &str) -> (Bundle, String) {
     let bundle = bundle.with(json!({ "linux": { "cgroupsPath": format!("{SLICE}:unit:{name}") } }));
     (bundle, format!("unit-{name}.scope"))
-}
-
-fn systemctl(arguments: &[&str]) -> String {
-    let output = Command::new("systemctl").args(arguments).stdin(Stdio::null()).output().expect("systemctl");
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
-}
-
-/// A property of a unit.
-fn property(unit: &str, name: &str) -> String {
-    systemctl(&["show", "--property", name, "--value", unit]).trim_end().to_owned()
 }
 
 /// A file of a cgroup below the tests' slice.
@@ -152,7 +135,7 @@ fn a_container_is_a_scope_in_its_slice_with_its_limits_on_both() {
     }
     check_files(&unit, &FILES);
     check_devices(&runtime, &bundle);
-    assert!(!cgroup(&unit).join("maker").exists(), "who made it has gone");
+    assert!(!cgroup(&unit).join("keeper").exists(), "who made it has gone");
     runtime.call(&["delete", "--force", bundle.id()]).ok();
     gone(&unit).expect("the unit goes with its container");
     assert_eq!(runtime.leftovers(), Vec::<String>::new());
@@ -447,7 +430,7 @@ fn without_a_bus_nothing_is_made_and_what_is_there_can_go() {
 fn a_machine_without_systemd_says_so_before_anything_is_made() {
     let name = "a_machine_without_systemd_says_so_before_anything_is_made";
     let Some(mut runtime) = Runtime::for_test(name) else { return };
-    if booted_with_systemd() {
+    if systemd::booted() {
         runtime.world().sh("mount -t tmpfs none /run/systemd");
     }
     runtime.use_flags(&["--systemd-cgroup"]);
@@ -460,7 +443,7 @@ fn a_machine_without_systemd_says_so_before_anything_is_made() {
         assert!(answer.stderr.contains("systemd is not the init of this machine"), "{verb}: {}", answer.stderr);
         assert!(!runtime.root().exists(), "{verb}: no state directory");
     }
-    if booted_with_systemd() {
+    if systemd::booted() {
         runtime.world().sh("umount /run/systemd");
     }
 }

@@ -55,6 +55,9 @@ pub(crate) fn run(args: AgentArgs, run: Option<PathBuf>) -> anyhow::Result<ExitC
     let node = node_config(&config)?;
     let group = socket_group(&config)?;
     check_machine(&config)?;
+    if config.systemd_cgroup {
+        portreeve_systemd::require(nix::unistd::geteuid().is_root())?;
+    }
     config.check_places()?;
     // Held until the process ends; the kernel lets go of them whatever ends it.
     let mut places = [Place::take(&config.run)?, Place::take(&config.root)?];
@@ -222,6 +225,7 @@ fn engine_config(config: &Config) -> EngineConfig {
             CriNetwork::Cni => KubeletNetwork::Plugins,
         },
         plugins: cni_config(config),
+        systemd_cgroups: config.systemd_cgroup,
         images,
         log_rotation: LogRotation::default(),
         executable: None,

@@ -54,6 +54,14 @@ pub(crate) struct Settings {
     #[arg(long = "cri-cni-bin-dir", value_name = "DIR", env = "PORTREEVE_CRI_CNI_BIN_DIR", value_delimiter = ',')]
     #[serde(rename = "cri.cniBinDirs", deserialize_with = "file::paths")]
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
+    /// Systemd makes the cgroups of pods that a kubelet has in slices, as its cgroupDriver systemd does; needs cgroup v2
+    /// [default: false]
+    #[arg(
+        long = "systemd-cgroup", value_name = "BOOL", env = "PORTREEVE_SYSTEMD_CGROUP", num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    #[serde(rename = "cri.systemdCgroup")]
+    pub(crate) systemd_cgroup: Option<bool>,
     /// Images, volumes, logs, ledger: what survives a reboot [default: /var/lib/portreeve]
     #[arg(long, value_name = "DIR", env = "PORTREEVE_ROOT")]
     #[serde(deserialize_with = "file::path")]
@@ -218,6 +226,7 @@ pub(crate) struct Config {
     pub(crate) cri_network: CriNetwork,
     pub(crate) cni_conf_dir: Option<PathBuf>,
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
+    pub(crate) systemd_cgroup: bool,
     pub(crate) root: PathBuf,
     pub(crate) run: PathBuf,
     /// `None`: the host name; see [`Config::node_name`].
@@ -296,6 +305,7 @@ impl Settings {
             cri_network: self.cri_network.or(other.cri_network),
             cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
             cni_bin_dirs: if self.cni_bin_dirs.is_empty() { other.cni_bin_dirs } else { self.cni_bin_dirs },
+            systemd_cgroup: self.systemd_cgroup.or(other.systemd_cgroup),
             root: self.root.or(other.root),
             run: self.run.or(other.run),
             node_name: self.node_name.or(other.node_name),
@@ -359,6 +369,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         cri_network: settings.cri_network.unwrap_or_default(),
         cni_conf_dir: settings.cni_conf_dir.map(absolute).transpose()?,
         cni_bin_dirs: settings.cni_bin_dirs.into_iter().map(absolute).collect::<Result<_, _>>()?,
+        systemd_cgroup: settings.systemd_cgroup.unwrap_or(false),
         root,
         run,
         node_name: settings.node_name,
@@ -546,7 +557,8 @@ mod tests {
 
     #[test]
     fn every_key_of_the_file_is_read() {
-        let text = "manifests: /m\ncriOnly: true\ncri.network: cni\ncri.cniConfDir: /n\ncri.cniBinDirs: [/b]\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
+        let text = "manifests: /m\ncriOnly: true\ncri.network: cni\ncri.cniConfDir: /n\ncri.cniBinDirs: [/b]\n\
+                    cri.systemdCgroup: true\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
                     registriesConf: /c.conf\nimagePolicy: /p.json\nkeepBlobs: true\npartialPulls: true\n\
@@ -559,7 +571,7 @@ mod tests {
         assert_eq!(config.node_labels, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         assert_eq!(config.log_format, LogFormat::Json);
         assert_eq!(config.insecure_registries, ["r:5000"]);
-        assert!(config.keep_blobs && config.partial_pulls && config.cri_only);
+        assert!(config.keep_blobs && config.partial_pulls && config.cri_only && config.systemd_cgroup);
         assert_eq!((config.cri_network, config.cni_conf_dir), (CriNetwork::Cni, Some("/n".into())));
         assert_eq!(config.cni_bin_dirs, [PathBuf::from("/b")]);
         let downloads = Downloads {

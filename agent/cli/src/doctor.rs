@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use owo_colors::OwoColorize;
 use portreeve_engine::image::{PolicySurvey, survey_policy};
-use portreeve_engine::{chain, network};
+use portreeve_engine::{AppArmor, chain, network, survey_apparmor};
 use portreeve_oci::kernel::{self, Fact, Verdict};
 use serde_json::json;
 
@@ -50,6 +50,7 @@ pub(crate) fn run(args: DoctorArgs, run: Option<PathBuf>) -> anyhow::Result<Exit
     facts.push(state_directory(&config.root));
     facts.push(node_name(&config));
     facts.push(image_trust(config.image_policy.as_deref()));
+    facts.push(apparmor(survey_apparmor()));
     if args.cri {
         facts.extend(kubelet::facts(&config, &cni_config(&config), &args.kubelet_config));
     }
@@ -102,6 +103,20 @@ fn node_name(config: &Config) -> Fact {
         }
     };
     Fact { name: "node name", verdict, found, advice }
+}
+
+/// What confines containers that name no AppArmor profile.
+fn apparmor(found: AppArmor) -> Fact {
+    let (verdict, found, advice) = match found {
+        AppArmor::Ready => (Verdict::Present, "containers that name no profile have one", None),
+        AppArmor::Off => (Verdict::Present, "the kernel does not confine by it", None),
+        AppArmor::NoParser => {
+            let advice =
+                "install apparmor_parser (Debian: apparmor): until then containers have no profile of their own";
+            (Verdict::Limited, "on, and nothing can load a profile", Some(advice.to_owned()))
+        }
+    };
+    Fact { name: "AppArmor", verdict, found: found.to_owned(), advice }
 }
 
 /// Which images an agent would use.

@@ -19,6 +19,9 @@ pub struct EngineConfig {
     pub kubelet_network: KubeletNetwork,
     /// Where networks of plugins are, for these.
     pub plugins: CniConfig,
+    /// Whether systemd makes the cgroups of pods whose parent is a slice: such a pod has a scope in it, in which its
+    /// containers' cgroups are. [`portreeve_systemd::require`] has said that it can.
+    pub systemd_cgroups: bool,
     /// Content store and registries.
     pub images: portreeve_image::Config,
     /// When a container's log file makes room for the next.

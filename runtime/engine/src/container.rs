@@ -239,7 +239,7 @@ pub enum SeccompProfile {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AppArmorProfile {
-    /// The engine's own, which is none: it brings no policy to be loaded.
+    /// The engine's own where the node has AppArmor, but for a privileged container, which has none.
     #[default]
     RuntimeDefault,
     /// None.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use portreeve_network::{NetworkError, cni::CniError};
 
+pub use portreeve_sys::chain;
+
 use crate::{ContainerId, ContainerState, SandboxId};
 
 /// Whether the same call may succeed later without anything being edited.
@@ -256,18 +258,6 @@ impl EngineError {
     pub(crate) fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), message: message.into() }
     }
-}
-
-/// An error and everything behind it, on one line: the words of every crate above this one.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 /// Several errors on one line.

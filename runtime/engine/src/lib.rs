@@ -20,6 +20,7 @@
 pub mod shim;
 pub mod spec;
 
+mod apparmor;
 mod client;
 mod config;
 mod container;
@@ -34,6 +35,7 @@ mod sandbox;
 mod session;
 mod stats;
 
+pub use apparmor::{AppArmor, survey_apparmor};
 pub use config::{EngineConfig, KubeletNetwork, LogRotation};
 pub use container::{
     AppArmorProfile, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount,

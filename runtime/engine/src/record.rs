@@ -57,12 +57,22 @@ pub(crate) struct SandboxRecord {
     pub(crate) ips: Vec<IpAddr>,
     #[serde(default)]
     pub(crate) shim_pid: Option<u32>,
+    /// The cgroup of its scope, where systemd makes it.
+    #[serde(default)]
+    pub(crate) scope: Option<String>,
     /// Plugins attached it.
     #[serde(default)]
     pub(crate) plugins: bool,
     /// Why it is stopped.
     #[serde(default)]
     pub(crate) reason: String,
+}
+
+impl SandboxRecord {
+    /// The cgroup that those of its containers are in.
+    pub(crate) fn containers_cgroup(&self) -> &str {
+        self.scope.as_deref().unwrap_or(&self.config.cgroup_parent)
+    }
 }
 
 /// How far a container got.

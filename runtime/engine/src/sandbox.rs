@@ -56,7 +56,9 @@ pub struct SandboxConfig {
     /// Opaque strings, kept as they are.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// The pod's cgroup, a path from the cgroup root: `/portreeve/burstable/pod<uid>`. Containers are its children.
+    /// The pod's cgroup, a path from the cgroup root: `/portreeve/burstable/pod<uid>`. Containers are its children; or,
+    /// where it is a slice and [`EngineConfig::systemd_cgroups`](crate::EngineConfig::systemd_cgroups) is set, children of
+    /// a scope in it.
     pub cgroup_parent: String,
     /// What the pod shares with the node and its containers with one another.
     #[serde(default)]

@@ -5,7 +5,6 @@
 mod support;
 
 use std::{
-    error::Error,
     fs,
     io::Write as _,
     sync::{Arc, Barrier},
@@ -13,6 +12,7 @@ use std::{
 };
 
 use portreeve_image::{Config, Credential, Digest, ImageRef, KeepBlobs, PullError, Retry, Store};
+use portreeve_sys::chain;
 use support::{
     Layout, Pack, Tar, arch, config_json,
     scripted::{Answer, Scripted},
@@ -508,14 +508,6 @@ async fn a_pause_that_is_too_long_fails_the_pull_at_once_and_is_told() {
             let asked = server.requests().iter().filter(|request| request.path == path).count();
             assert_eq!(asked, 1, "{path}");
         }
-    }
-}
-
-/// An error and all its causes, as a person reads them.
-fn chain(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }
 

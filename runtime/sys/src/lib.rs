@@ -26,4 +26,7 @@ pub mod terminal;
 pub mod time;
 pub mod tree;
 
+mod chain;
 mod raw;
+
+pub use chain::chain;

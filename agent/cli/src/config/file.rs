@@ -51,12 +51,13 @@ pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, 
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 35] = [
+pub(crate) const KEYS: [&str; 36] = [
     "manifests",
     "criOnly",
     "cri.network",
     "cri.cniConfDir",
     "cri.cniBinDirs",
+    "cri.systemdCgroup",
     "root",
     "run",
     "nodeName",

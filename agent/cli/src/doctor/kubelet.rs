@@ -23,11 +23,11 @@ pub(super) fn facts(config: &Config, cni: &CniConfig, kubelet: &Path) -> Vec<Fac
     let socket = config.run.join("cri.sock");
     let mut facts = vec![
         endpoint(&socket),
-        cgroups(),
+        cgroups(config.systemd_cgroup),
         swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
         network(config.cri_network, cni),
     ];
-    facts.extend(configuration(kubelet, &socket));
+    facts.extend(configuration(kubelet, &socket, driver(config.systemd_cgroup)));
     facts
 }
 
@@ -48,12 +48,21 @@ fn endpoint(socket: &Path) -> Fact {
     }
 }
 
+/// Who makes cgroups, in a kubelet's words.
+fn driver(systemd: bool) -> &'static str {
+    if systemd { "systemd" } else { "cgroupfs" }
+}
+
 /// Which kubelets take this machine's cgroups.
-fn cgroups() -> Fact {
+fn cgroups(systemd: bool) -> Fact {
     let name = "cgroups for kubelets";
+    if systemd && let Err(error) = portreeve_systemd::require(nix::unistd::geteuid().is_root()) {
+        return fact(name, Verdict::Missing, chain(&error), Some("take cri.systemdCgroup away, or --systemd-cgroup"));
+    }
     match version() {
         Ok(Version::V2) => {
-            fact(name, Verdict::Present, "version 2; the driver is cgroupfs, which the agent tells kubelets", None)
+            let found = format!("version 2; the driver is {}, which the agent tells kubelets", driver(systemd));
+            fact(name, Verdict::Present, found, None)
         }
         Ok(Version::V1) => {
             let advice = "boot with version 2, or set failCgroupV1: false in the kubelet's configuration";
@@ -114,7 +123,7 @@ struct Kubelet {
 }
 
 /// Nothing where there is no such file.
-fn configuration(path: &Path, socket: &Path) -> Option<Fact> {
+fn configuration(path: &Path, socket: &Path, driver: &str) -> Option<Fact> {
     const NAME: &str = "kubelet";
     let read = || -> io::Result<Option<String>> {
         match fs::metadata(path) {
@@ -154,15 +163,16 @@ fn configuration(path: &Path, socket: &Path) -> Option<Fact> {
             format!("set containerRuntimeEndpoint: {wanted} there, and take --container-runtime-endpoint away");
         return Some(fact(NAME, Verdict::Limited, found, Some(&advice)));
     }
-    match kubelet.cgroup_driver.as_str() {
-        "" | "cgroupfs" => Some(fact(NAME, Verdict::Present, format!("{place} asks this agent"), None)),
-        other => {
-            let found = format!("{place} asks this agent, with cgroupDriver {other}");
-            let advice =
-                "newer kubelets take the agent's word for it; set cgroupDriver: cgroupfs for those before 1.34";
-            Some(fact(NAME, Verdict::Limited, found, Some(advice)))
-        }
+    // Source: KubeletConfiguration v1beta1, the default of cgroupDriver.
+    let asked = if kubelet.cgroup_driver.is_empty() { "cgroupfs" } else { kubelet.cgroup_driver.as_str() };
+    if asked == driver {
+        return Some(fact(NAME, Verdict::Present, format!("{place} asks this agent"), None));
     }
+    let found = format!("{place} asks this agent, with cgroupDriver {asked}");
+    let advice = format!(
+        "newer kubelets take the agent's word for it, which is {driver}; set cgroupDriver: {driver} for those before 1.34"
+    );
+    Some(fact(NAME, Verdict::Limited, found, Some(&advice)))
 }
 
 #[cfg(test)]
@@ -186,11 +196,12 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("config.yaml");
         let socket = Path::new("/run/p/cri.sock");
-        assert!(configuration(&path, socket).is_none());
-        let asked = |text: &str| {
+        assert!(configuration(&path, socket, "cgroupfs").is_none());
+        let with = |text: &str, systemd| {
             fs::write(&path, text).unwrap();
-            configuration(&path, socket).unwrap()
+            configuration(&path, socket, driver(systemd)).unwrap()
         };
+        let asked = |text: &str| with(text, false);
         for good in ["unix:///run/p/cri.sock\ncgroupDriver: cgroupfs", "/run/p/cri.sock"] {
             let fact = asked(&format!("kind: KubeletConfiguration\ncontainerRuntimeEndpoint: {good}\n"));
             assert_eq!(fact.verdict, Verdict::Present, "{}", fact.found);
@@ -205,6 +216,10 @@ mod tests {
             assert_eq!(fact.verdict, Verdict::Limited, "{text}");
             assert!(fact.found.contains(words) && fact.advice.is_some(), "{}", fact.found);
         }
+        let here = "containerRuntimeEndpoint: unix:///run/p/cri.sock\n";
+        assert_eq!(with(&format!("{here}cgroupDriver: systemd"), true).verdict, Verdict::Present);
+        let other = with(here, true);
+        assert!(other.verdict == Verdict::Limited && other.found.ends_with("cgroupDriver cgroupfs"), "{}", other.found);
     }
 
     #[test]

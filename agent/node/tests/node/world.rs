@@ -54,6 +54,7 @@ impl World {
             network,
             kubelet_network: KubeletNetwork::Builtin,
             plugins: network::cni::CniConfig::new(directory.join("root/cni")),
+            systemd_cgroups: false,
             images: image::Config::new(directory.join("root/images")),
             log_rotation: LogRotation::default(),
             executable: None,

@@ -41,7 +41,7 @@ impl Core {
                 Ok(id)
             }
             Err(error) => {
-                let cgroup = container_cgroup(&sandbox.facts().record.config.cgroup_parent, &id);
+                let cgroup = container_cgroup(sandbox.facts().record.containers_cgroup(), &id);
                 if let Err(leftover) = self.clear_container(Some(&client), &id, &directory, &cgroup).await {
                     tracing::debug!(container_id = %id, error = %crate::error::chain(&leftover), "half-made container not cleared");
                 }

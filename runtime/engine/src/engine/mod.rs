@@ -72,6 +72,8 @@ struct Core {
     accounts: AccountCache,
     /// Capabilities that this process can hand on.
     capabilities: u64,
+    /// Loads the profile of containers that name none.
+    apparmor: crate::apparmor::Loader,
 }
 
 impl Engine {

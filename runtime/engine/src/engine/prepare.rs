@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxSeccomp};
 use portreeve_image::{Image, Snapshot};
 
+use super::container::container_cgroup;
 use super::table::Sandbox;
 use super::{Core, files, spawn};
 use crate::container::{AppArmorProfile, ContainerConfig, MountSource, SeccompProfile};
@@ -18,14 +19,12 @@ use crate::record::{self, ContainerPhase, ContainerRecord};
 use crate::rootfs::{self, Place};
 use crate::sandbox::{IdMapping, UserNamespace};
 use crate::spec::{self, ImageMount, ImageVolume, Inputs, SandboxFiles};
-use crate::{ContainerId, ContainerState, EngineError, LogRotation, Owner};
+use crate::{ContainerId, ContainerState, EngineError, LogRotation, Owner, apparmor};
 
 /// A node's seccomp profile is never longer.
 const PROFILE: u64 = 1 << 20;
 /// Volumes of an image that are made; an image with more is none that somebody uses.
 const VOLUMES: usize = 256;
-/// Names and modes of all profiles that are loaded. Source: Linux, security/apparmor/apparmorfs.c.
-const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
 /// There where SELinux labels. Source: Linux, security/selinux/selinuxfs.c.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
 /// Source: `/proc/sys/kernel/overflowuid`, proc(5).
@@ -39,13 +38,13 @@ pub(super) fn prepare(
     directory: &Path,
     config: ContainerConfig,
 ) -> Result<ContainerRecord, EngineError> {
-    let (sandbox_config, user_namespace, pid_namespace) = {
+    let (sandbox_config, cgroup, user_namespace, pid_namespace) = {
         let facts = sandbox.facts();
-        (facts.record.config.clone(), facts.user_namespace.clone(), facts.pid_namespace.clone())
+        let cgroup = container_cgroup(facts.record.containers_cgroup(), id);
+        (facts.record.config.clone(), cgroup, facts.user_namespace.clone(), facts.pid_namespace.clone())
     };
     let image = find_image(core, config.image_id.as_deref(), &config.image)?;
     let log = log_call(core, sandbox_config.owner, &sandbox_config.log_directory, config.log_path.as_deref())?;
-    let cgroup = format!("{}/{id}", sandbox_config.cgroup_parent.trim_end_matches('/'));
     let image_config = image.config.config().as_ref();
 
     let accounts = core.accounts.of(&image)?;
@@ -60,9 +59,11 @@ pub(super) fn prepare(
         SeccompProfile::Localhost(path) if !config.security.privileged => Some(profile(path)?),
         _ => None,
     };
-    if let AppArmorProfile::Localhost(name) = &config.security.apparmor {
-        loaded(name)?;
-    }
+    let default_apparmor = match &config.security.apparmor {
+        AppArmorProfile::Localhost(name) => loaded(name).map(|()| None)?,
+        AppArmorProfile::RuntimeDefault if !config.security.privileged => core.apparmor.default_profile(),
+        AppArmorProfile::RuntimeDefault | AppArmorProfile::Unconfined => None,
+    };
     let processes_of = match &config.processes_of {
         Some(target) => Some((target.to_string(), first_process(core, sandbox, target)?)),
         None => None,
@@ -114,6 +115,7 @@ pub(super) fn prepare(
         seccomp,
         images: &images,
         volumes: &volumes,
+        default_apparmor,
         capabilities: core.capabilities,
     })?;
     let path = directory.join("config.json");
@@ -151,18 +153,11 @@ fn first_process(core: &Core, sandbox: &Sandbox, target: &ContainerId) -> Result
 
 /// Whether the node has a profile of this name.
 fn loaded(name: &str) -> Result<(), EngineError> {
-    let profiles = match fs::read_to_string(PROFILES) {
-        Ok(profiles) => profiles,
-        Err(error) => {
-            let message = format!("profile {name:?}: AppArmor is not enabled on this node ({PROFILES}: {error})");
-            return Err(EngineError::invalid("apparmor", message));
-        }
+    let message = match apparmor::is_loaded(name) {
+        Ok(true) => return Ok(()),
+        Ok(false) => format!("profile {name:?} is not loaded on this node; apparmor_parser loads one"),
+        Err(error) => format!("profile {name:?}: {error}"),
     };
-    // Lines are `name (mode)`, and a name may have spaces.
-    if profiles.lines().any(|line| line.rsplit_once(" (").is_some_and(|(found, _)| found == name)) {
-        return Ok(());
-    }
-    let message = format!("profile {name:?} is not loaded on this node; apparmor_parser loads one");
     Err(EngineError::invalid("apparmor", message))
 }
 

@@ -96,6 +96,7 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
             tasks: TaskTracker::new(),
             accounts: Default::default(),
             capabilities: portreeve_sys::capability::bounding().unwrap_or(0),
+            apparmor: crate::apparmor::Loader::default(),
         });
         Ok((core, found, strangers))
     })
@@ -371,7 +372,7 @@ impl Core {
     ) -> Result<(), EngineError> {
         let Some(record) = record.filter(|record| record.phase == ContainerPhase::Made) else {
             // It never was a container to anybody, or is none any more.
-            let cgroup = container_cgroup(&sandbox.facts().record.config.cgroup_parent, &id);
+            let cgroup = container_cgroup(sandbox.facts().record.containers_cgroup(), &id);
             return self.clear_container(client, &id, &directory, &cgroup).await;
         };
         let report = reports.and_then(|all| all.iter().find(|report| report.container == id.as_str()));

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use oci_spec::runtime::LinuxResources;
 use portreeve_network::Network;
 use portreeve_oci::cgroup::Cgroup;
+use portreeve_systemd::Place;
 use rustix::mount::UnmountFlags;
 
 use super::table::{Sandbox, SandboxFacts};
@@ -23,7 +24,7 @@ use crate::error::all;
 use crate::protocol::{Answer, Call, Event};
 use crate::record::{self, SandboxPhase, SandboxRecord};
 use crate::sandbox::{IpcNamespace, NetworkNamespace, PidNamespace, SandboxConfig, UserNamespace};
-use crate::shim::Pod;
+use crate::shim::{Pod, Scope};
 use crate::{EngineError, EngineEvent, SandboxId};
 
 /// How long a shim may take to say hello, and to end when asked.
@@ -88,10 +89,17 @@ impl Core {
 
     async fn make_sandbox(self: Arc<Self>, id: &SandboxId, config: SandboxConfig) -> Result<Arc<Sandbox>, EngineError> {
         let directory = self.sandboxes_directory().join(id.as_str());
+        let mut config = config;
+        let place = self.scope_of(id, &config)?;
+        if let Some(place) = &place {
+            // However it was written.
+            place.above().clone_into(&mut config.cgroup_parent);
+        }
         let mut record = SandboxRecord {
             version: record::VERSION,
             id: id.clone(),
             phase: SandboxPhase::Making,
+            scope: place.map(|place| place.cgroup),
             config,
             created_at: Timestamp::now(),
             ips: Vec::new(),
@@ -107,8 +115,8 @@ impl Core {
             Arc::new(Client::new(stream, Ear::new(&self, id)).map_err(EngineError::file("connecting to", &directory))?);
 
         // While the shim begins: what does not need it.
-        let (place, config) = (directory.clone(), record.config.clone());
-        let around = blocking(move || surroundings(&place, &config));
+        let (place, config, ours) = (directory.clone(), record.config.clone(), record.scope.is_none());
+        let around = blocking(move || surroundings(&place, &config, ours));
         let (hello, around) = tokio::join!(greet(&client, id, &directory), around);
         let (answer, mut fds) = hello?;
         around?;
@@ -154,6 +162,16 @@ impl Core {
         Ok(Arc::new(Sandbox::new(directory, facts)))
     }
 
+    /// Where systemd makes the scope of a pod; `None` when it does not.
+    fn scope_of(&self, id: &SandboxId, config: &SandboxConfig) -> Result<Option<Place>, EngineError> {
+        let parent = &config.cgroup_parent;
+        if !self.config.systemd_cgroups || !portreeve_systemd::is_slice(parent) {
+            return Ok(None);
+        }
+        let place = Place::of_pod(parent, id.as_str());
+        place.map(Some).map_err(|error| EngineError::invalid("cgroupParent", error.to_string()))
+    }
+
     fn spawn_shim(&self, directory: &Path, record: &SandboxRecord) -> Result<(Child, UnixStream), EngineError> {
         spawn::private_directory(directory, 0o700)?;
         record::write(&directory.join("sandbox.json"), record)?;
@@ -176,6 +194,11 @@ impl Core {
         let pod = Pod {
             version: record::VERSION,
             cgroup: self.shims_cgroup(),
+            scope: record.scope.as_ref().map(|_| Scope {
+                parent: config.cgroup_parent.clone(),
+                id: record.id.to_string(),
+                pod: format!("{}/{}", config.metadata.namespace, config.metadata.name),
+            }),
             network,
             ipc: own_ipc,
             pid: config.namespaces.pid == PidNamespace::Pod,
@@ -469,12 +492,14 @@ fn obstacles(network: &Network) -> Vec<String> {
     }
 }
 
-/// Cgroup, files and log directory of a sandbox.
-fn surroundings(directory: &Path, config: &SandboxConfig) -> Result<(), EngineError> {
-    let parent = &config.cgroup_parent;
-    let cgroup = Cgroup::open_or_create(parent).map_err(cgroup_error("making", parent))?;
-    if config.resources != LinuxResources::default() {
-        super::container::limit_cgroup(&cgroup, config.resources.clone())?;
+/// Cgroup, unless it is not `ours` to make, files and log directory of a sandbox.
+fn surroundings(directory: &Path, config: &SandboxConfig, ours: bool) -> Result<(), EngineError> {
+    if ours {
+        let parent = &config.cgroup_parent;
+        let cgroup = Cgroup::open_or_create(parent).map_err(cgroup_error("making", parent))?;
+        if config.resources != LinuxResources::default() {
+            super::container::limit_cgroup(&cgroup, config.resources.clone())?;
+        }
     }
     files::write(directory, config)?;
     if config.log_directory.as_os_str().is_empty() {

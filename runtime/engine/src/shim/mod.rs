@@ -32,8 +32,8 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-pub(crate) use pod::Pod;
 use pod::PodError;
+pub(crate) use pod::{Pod, Scope};
 
 /// Why a shim cannot begin; the agent reads it from the shim's log.
 #[derive(Debug, thiserror::Error)]

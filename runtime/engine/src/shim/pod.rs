@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use portreeve_oci::cgroup::Cgroup;
 use portreeve_sys::clone;
 use portreeve_sys::{namespace, process};
+use portreeve_systemd::{Keeper, Place, SystemdError, Wanted};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,9 @@ pub(crate) struct Pod {
     pub(crate) version: u64,
     /// The shim's own cgroup.
     pub(crate) cgroup: String,
+    /// What systemd makes for its containers.
+    #[serde(default)]
+    pub(crate) scope: Option<Scope>,
     /// A network and hostname of its own.
     #[serde(default)]
     pub(crate) network: bool,
@@ -49,6 +53,17 @@ pub(crate) struct Pod {
     pub(crate) shm: Option<(PathBuf, u64)>,
 }
 
+/// A scope of systemd's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Scope {
+    /// Path of its slice.
+    pub(crate) parent: String,
+    /// The sandbox's id, which is part of its name.
+    pub(crate) id: String,
+    /// Whose it is, for people.
+    pub(crate) pod: String,
+}
+
 /// A row of an id map: inside, outside, length.
 pub(crate) type IdMap = (u32, u32, u32);
 
@@ -63,6 +78,8 @@ pub(super) struct Namespaces {
     pub(super) pid: Option<OwnedFd>,
     /// The first process of the pid namespace: it reaps orphans, and ends with the shim.
     pub(super) pause: Option<clone::Child>,
+    /// Keeps the scope, which systemd would remove between two containers.
+    pub(super) scope: Option<Keeper>,
 }
 
 /// Why the pod cannot be set up.
@@ -78,6 +95,8 @@ pub(crate) enum PodError {
     Newer { path: PathBuf, found: u64 },
     #[error("joining the shims' cgroup")]
     Cgroup(#[from] portreeve_oci::cgroup::CgroupError),
+    #[error("making the pod's scope")]
+    Scope(#[from] SystemdError),
     #[error("setting up the pod's first process: {0}")]
     Pause(String),
     #[error("{action}")]
@@ -119,6 +138,9 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
         own |= clone::NEW_IPC;
     }
     let mut namespaces = Namespaces::default();
+    if let Some(scope) = &pod.scope {
+        namespaces.scope = Some(scope.make()?);
+    }
     if pod.user.is_none() {
         step("making the pod's namespaces", namespace::unshare(own))?;
     }
@@ -139,6 +161,19 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
         step("mounting the pod's /dev/shm", rustix::mount::mount("shm", path, "tmpfs", flags, options.as_c_str()))?;
     }
     Ok(namespaces)
+}
+
+impl Scope {
+    /// Has systemd make it, with a process in it that ends with this one.
+    fn make(&self) -> Result<Keeper, SystemdError> {
+        let wanted = Wanted {
+            place: Place::of_pod(&self.parent, &self.id)?,
+            description: format!("pod {}", self.pod),
+            asked: portreeve_systemd::of_pod(),
+            limits: Vec::new(),
+        };
+        Keeper::start(&wanted).map(|(keeper, _nothing_left_out)| keeper)
+    }
 }
 
 /// Starts the process that the pod's user namespace is made with, and that is the first of its pid namespace.

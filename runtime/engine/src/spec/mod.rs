@@ -53,6 +53,8 @@ pub struct Inputs<'a> {
     pub images: &'a [ImageMount],
     /// The image's volumes that need a place of their own.
     pub volumes: &'a [ImageVolume],
+    /// The AppArmor profile of a container that names none.
+    pub default_apparmor: Option<&'a str>,
     /// Capabilities that this agent can give, one bit each.
     pub capabilities: u64,
 }
@@ -139,7 +141,7 @@ pub fn specification(inputs: Inputs<'_>) -> Result<Spec, EngineError> {
     spec.set_version(VERSION.to_owned());
     spec.set_root(Some(root));
     let mut process = process::process(&inputs, capabilities)?;
-    process.set_apparmor_profile(security::apparmor_profile(security));
+    process.set_apparmor_profile(security::apparmor_profile(security, inputs.default_apparmor));
     process.set_selinux_label(labels.map(|(processes, _)| processes));
     spec.set_process(Some(process));
     spec.set_mounts(Some(mounts::mounts(&inputs)?));

@@ -140,9 +140,10 @@ fn capability(field: &str, name: &str) -> Result<Capability, EngineError> {
 }
 
 /// The profile that its processes are put under; `None`: they stay as this agent is.
-pub(super) fn apparmor_profile(security: &SecurityContext) -> Option<String> {
+pub(super) fn apparmor_profile(security: &SecurityContext, default: Option<&str>) -> Option<String> {
     match &security.apparmor {
         AppArmorProfile::Localhost(name) => Some(name.clone()),
+        AppArmorProfile::RuntimeDefault if !security.privileged => default.map(str::to_owned),
         AppArmorProfile::RuntimeDefault | AppArmorProfile::Unconfined => None,
     }
 }

@@ -67,6 +67,7 @@ fn spec(config: &ContainerConfig, sandbox: &SandboxConfig) -> Result<Value, Engi
         seccomp: None,
         images: &[ImageMount::Layers(vec!["/l/1".into(), "/l/0".into()])],
         volumes: &[],
+        default_apparmor: Some("default"),
         capabilities: u64::MAX,
     })?;
     let mut value = serde_json::to_value(spec).unwrap();
@@ -160,7 +161,14 @@ fn what_is_ambient_is_also_held_and_inherited() {
 fn a_profile_of_the_node_and_labels_are_those_that_are_asked_for() {
     let asked = |security: SecurityContext| spec(&ContainerConfig { security, ..config() }, &sandbox()).unwrap();
     let none = asked(SecurityContext::default());
-    assert_eq!((&none["process"]["apparmorProfile"], &none["process"]["selinuxLabel"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&none["process"]["apparmorProfile"], &none["process"]["selinuxLabel"]),
+        (&json!("default"), &Value::Null)
+    );
+    let unconfined = SecurityContext { apparmor: AppArmorProfile::Unconfined, ..SecurityContext::default() };
+    for without in [unconfined, SecurityContext { privileged: true, ..SecurityContext::default() }] {
+        assert_eq!(asked(without)["process"]["apparmorProfile"], Value::Null);
+    }
     let localhost = AppArmorProfile::Localhost("mine".to_owned());
     let named = asked(SecurityContext { apparmor: localhost, ..SecurityContext::default() });
     assert_eq!(named["process"]["apparmorProfile"], json!("mine"));

@@ -43,6 +43,7 @@ pub(crate) fn config(directory: &Path, name: &str) -> EngineConfig {
         network,
         kubelet_network: KubeletNetwork::Builtin,
         plugins: network::cni::CniConfig::new(directory.join("root/cni")),
+        systemd_cgroups: false,
         images: image::Config::new(directory.join("root/images")),
         log_rotation: LogRotation { max_bytes: 64 << 10, max_files: 3 },
         executable: None,

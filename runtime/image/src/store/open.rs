@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use portreeve_sys::chain;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
@@ -27,7 +28,6 @@ use crate::{
         restore::restore,
         save::SAVES_AT_ONCE,
         snapshot,
-        sources::chain,
         sync::{self, Syncer},
     },
 };

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
+use portreeve_sys::chain;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -29,7 +30,7 @@ use crate::{
         layers::{PlaceError, place_blocking},
         layout::{Layout, entries, name_of},
         pull::Pull,
-        sources::{Sources, chain},
+        sources::Sources,
     },
     text::shown,
 };

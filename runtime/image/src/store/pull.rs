@@ -12,6 +12,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use portreeve_sys::chain;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -35,7 +36,7 @@ use crate::{
         catalog::{Lease, Record},
         chunks::{Chunks, Kept},
         layers::{PlaceError, place_blocking, read_layer},
-        sources::{Sources, chain},
+        sources::Sources,
         sync,
     },
     text::shown,

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use portreeve_sys::chain;
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
@@ -157,13 +158,5 @@ impl Pull {
         let tried: Vec<String> =
             self.progress.borrow().tried.iter().map(|t| format!("{}: {}", t.host, t.problem)).collect();
         tried.join("; ")
-    }
-}
-
-/// An error with its causes, as a person reads them.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }

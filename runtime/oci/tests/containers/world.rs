@@ -11,6 +11,7 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 use portreeve_oci::cgroup::{self, Cgroup};
 use portreeve_oci::{ContainerRef, Create, CreateError, Created, Exec, ExecError, RootFs, Stdio};
+pub(crate) use portreeve_sys::chain;
 use portreeve_sys::process::{Exit, wait};
 use serde_json::{Value, json};
 
@@ -231,17 +232,6 @@ impl Live<'_> {
 pub(crate) fn text(path: &Path) -> String {
     let mut text = String::new();
     File::open(path).expect("open output").read_to_string(&mut text).expect("read output");
-    text
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
     text
 }
 

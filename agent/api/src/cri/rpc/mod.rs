@@ -83,9 +83,9 @@ impl v1::runtime_service_server::RuntimeService for Service {
 
     async fn runtime_config(
         &self,
-        asked: Request<v1::RuntimeConfigRequest>,
+        _nothing_asked: Request<v1::RuntimeConfigRequest>,
     ) -> Answer<Response<v1::RuntimeConfigResponse>> {
-        runtime_config::answer(&asked.into_inner()).map(Response::new)
+        runtime_config::answer(&self.cri).map(Response::new)
     }
 
     async fn update_runtime_config(

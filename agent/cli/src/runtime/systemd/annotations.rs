@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use portreeve_systemd::{Property, SystemdError};
 use zbus::Variant;
-
-use super::SystemdError;
-use super::properties::Property;
 
 /// What the names of such annotations begin with.
 pub(crate) const PREFIX: &str = "org.systemd.property.";

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   /a.slice/a-b.slice/PREFIX-NAME.scope            systemd's: properties of the unit, written anew as it likes
-//!                                      /maker       who keeps the scope while the container is made (see `keeper`)
+//!                                      /keeper      who keeps the scope while the container is made (see `Keeper`)
 //!                                      /container   the container's: its limits and device rules, ours alone
 //! ```
 //!
@@ -15,26 +15,15 @@
 //! with it.
 
 mod annotations;
-mod bus;
-mod keeper;
-mod name;
-mod properties;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
-use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 use portreeve_oci::Warning;
-use portreeve_oci::cgroup::{self, Cgroup, CgroupError, Setting, Version};
+use portreeve_oci::cgroup::{self, Cgroup, Setting};
 use portreeve_oci::lifecycle::{CgroupChoice, Container, CreateOptions, Id, LifecycleError};
-
-use bus::Manager;
-use keeper::{Keeper, Wanted};
-use name::Place;
-
-/// Whether systemd is the init of this machine: sd_booted(3).
-const BOOTED: &str = "/run/systemd/system";
+pub(super) use portreeve_systemd::require;
+use portreeve_systemd::{Keeper, Manager, Place, SystemdError, Wanted, of_limits};
 
 /// The scope of a container that is being made.
 #[derive(Debug)]
@@ -44,25 +33,6 @@ pub(super) struct Scope {
     /// `cpu.max.burst`, for which systemd has no property: without it here, it would count for nothing below.
     burst: Option<String>,
     left_out: Vec<String>,
-}
-
-/// Refuses a machine, or a caller, for whom systemd makes no cgroups; touches nothing.
-///
-/// # Errors
-/// [`SystemdError::NotBooted`], [`SystemdError::Version`], [`SystemdError::User`], [`SystemdError::Cgroup`].
-pub(super) fn require(is_root: bool) -> Result<(), SystemdError> {
-    booted(Path::new(BOOTED))?;
-    if cgroup::version()? != Version::V2 {
-        return Err(SystemdError::Version);
-    }
-    // A user's own manager has a bus of its own, which this does not look for.
-    if is_root { Ok(()) } else { Err(SystemdError::User) }
-}
-
-fn booted(directory: &Path) -> Result<(), SystemdError> {
-    // A link would be somebody else's word.
-    let is_directory = std::fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir());
-    if is_directory { Ok(()) } else { Err(SystemdError::NotBooted) }
 }
 
 impl Scope {
@@ -78,9 +48,9 @@ impl Scope {
         let asked: BTreeMap<String, String> = spec.annotations().clone().unwrap_or_default().into_iter().collect();
         let settings = settings(spec)?;
         let wanted = Wanted {
-            id: id.as_str().to_owned(),
+            description: format!("container {} of portreeve", id.as_str()),
             asked: annotations::properties(&asked)?,
-            limits: properties::of_limits(&settings),
+            limits: of_limits(&settings),
             place,
         };
         let (keeper, left_out) = Keeper::start(&wanted)?;
@@ -153,7 +123,7 @@ pub(super) fn update(container: &mut Container, resources: &LinuxResources) -> a
         // A quota below the burst that is in force would be refused, unheard.
         set_burst(scope, Some("0"))?;
     }
-    for (name, value) in properties::of_limits(&settings) {
+    for (name, value) in of_limits(&settings) {
         match manager.set(&unit, &[(name.clone(), value)]) {
             Err(SystemdError::Refused { text, .. }) if text.contains(&name) => warnings.push(left_out(&name)),
             other => other?,
@@ -180,136 +150,9 @@ fn set_burst(scope: &str, burst: Option<&str>) -> Result<(), SystemdError> {
     Ok(Cgroup::at(scope)?.apply(&resources).map(drop)?)
 }
 
-/// What can go wrong with systemd.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SystemdError {
-    /// It is not the init of this machine.
-    #[error(
-        "--systemd-cgroup: systemd is not the init of this machine ({BOOTED} is missing); \
-         leave the flag out, and engines use cgroupfs (podman: --cgroup-manager cgroupfs)"
-    )]
-    NotBooted,
-    /// The machine has version 1 cgroups.
-    #[error("--systemd-cgroup needs cgroup v2, this machine has v1; leave the flag out, and engines use cgroupfs")]
-    Version,
-    /// The caller is not root.
-    #[error("--systemd-cgroup needs root; leave the flag out, and engines use cgroupfs")]
-    User,
-    /// `linux.cgroupsPath` names no scope.
-    #[error("linux.cgroupsPath {path:?}: {reason}")]
-    Path {
-        /// What it says.
-        path: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// An annotation is no property.
-    #[error("annotation {name}: {reason}")]
-    Annotation {
-        /// Its name.
-        name: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The bus does not answer.
-    #[error("connecting to systemd by the message bus at {socket}")]
-    Connect {
-        /// Where the bus listens.
-        socket: &'static str,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The conversation broke.
-    #[error("talking to systemd")]
-    Talk(#[source] io::Error),
-    /// A message could not be written or read.
-    #[error("encoding a message to systemd, or decoding its answer")]
-    Encoding(#[source] zbus::Error),
-    /// systemd, or the bus, answered no.
-    #[error("{what}: {text} ({name})")]
-    Refused {
-        /// What was asked for.
-        what: String,
-        /// Name of the error.
-        name: String,
-        /// What was said.
-        text: String,
-    },
-    /// A job ended otherwise than it should.
-    #[error("the unit {unit} is not as it was asked for: systemd's job has ended with {result:?}")]
-    Job {
-        /// The unit.
-        unit: String,
-        /// `canceled`, `timeout`, `failed`, `dependency`, `skipped`.
-        result: String,
-    },
-    /// A job has not ended.
-    #[error("systemd's job for the unit {unit} has not ended in time: what does it wait for (`systemctl list-jobs`)?")]
-    Late {
-        /// The unit.
-        unit: String,
-    },
-    /// The scope's cgroup is not where it should be.
-    #[error("systemd has not put the scope to {place}, but to: {found}")]
-    Elsewhere {
-        /// Where it should be.
-        place: String,
-        /// /proc/self/cgroup of its process.
-        found: String,
-    },
-    /// A cgroup could not be made or written.
-    #[error("{action} {path}")]
-    File {
-        /// What was tried, a gerund.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The process that makes and keeps the scope.
-    #[error("asking the process that makes the scope")]
-    Keeper {
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// What that process said.
-    #[error("{0}")]
-    Told(String),
-    /// A cgroup.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-}
-
-impl SystemdError {
-    /// Of a refusal, says what it was about.
-    fn about(self, what: String) -> Self {
-        match self {
-            Self::Refused { name, text, .. } => Self::Refused { what, name, text },
-            other => other,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_machine_is_systemds_when_its_directory_is_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("system");
-        let error = booted(&path).unwrap_err().to_string();
-        assert!(error.contains("not the init") && error.contains("cgroupfs"), "{error}");
-        std::os::unix::fs::symlink(folder.path(), &path).unwrap();
-        assert!(booted(&path).is_err());
-        std::fs::remove_file(&path).unwrap();
-        std::fs::create_dir(&path).unwrap();
-        booted(&path).unwrap();
-    }
 
     #[test]
     fn a_burst_is_the_last_that_is_said() {

@@ -1,16 +1,16 @@
 //! What a container's unit is called, and where its cgroup lies.
 
-use super::SystemdError;
+use crate::SystemdError;
 
 /// The scope of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub struct Place {
     /// Name of its slice.
-    pub(crate) slice: String,
+    pub slice: String,
     /// Name of the scope.
-    pub(crate) unit: String,
+    pub unit: String,
     /// Path of the scope's cgroup below the hierarchy's root.
-    pub(crate) cgroup: String,
+    pub cgroup: String,
 }
 
 /// Where containers are that do not say it.
@@ -30,7 +30,7 @@ impl Place {
     ///
     /// # Errors
     /// [`SystemdError::Path`].
-    pub(crate) fn of(cgroups_path: &str, id: &str) -> Result<Self, SystemdError> {
+    pub fn of(cgroups_path: &str, id: &str) -> Result<Self, SystemdError> {
         let wrong = |reason: String| SystemdError::Path { path: cgroups_path.to_owned(), reason };
         let (slice, prefix, name) = if cgroups_path.is_empty() {
             ("", PREFIX, id)
@@ -58,11 +58,46 @@ impl Place {
         Ok(Self { slice: slice.to_owned(), cgroup: format!("{above}/{unit}"), unit })
     }
 
+    /// The scope of a pod in the slice `parent`, whose last part counts: `/a.slice/a-b.slice` and `a-b.slice` are the same.
+    ///
+    /// # Errors
+    /// [`SystemdError::Slice`].
+    pub fn of_pod(parent: &str, id: &str) -> Result<Self, SystemdError> {
+        let slice = parent.rsplit('/').next().unwrap_or_default();
+        let above = expand(slice).ok_or_else(|| SystemdError::Slice {
+            path: parent.to_owned(),
+            reason: format!("{slice:?} is no name of a slice"),
+        })?;
+        let unit = format!("{PREFIX}-{id}.scope");
+        Ok(Self { slice: slice.to_owned(), cgroup: format!("{above}/{unit}"), unit })
+    }
+
+    /// Path of the slice's cgroup; `/` for the root.
+    #[must_use]
+    pub fn above(&self) -> &str {
+        match self.cgroup.rsplit_once('/') {
+            Some(("", _)) | None => "/",
+            Some((above, _)) => above,
+        }
+    }
+
+    /// Where who keeps the scope is: a cgroup that gives controllers to others has no processes of its own.
+    pub(crate) fn keeper(&self) -> String {
+        format!("{}/keeper", self.cgroup)
+    }
+
     /// The cgroup of the container itself. Limits of the scope's own cgroup are systemd's to write, and those of one below
     /// it are left to whom it is delegated.
-    pub(crate) fn container(&self) -> String {
+    #[must_use]
+    pub fn container(&self) -> String {
         format!("{}/container", self.cgroup)
     }
+}
+
+/// Whether a cgroup's path ends as a slice's does.
+#[must_use]
+pub fn is_slice(path: &str) -> bool {
+    path.ends_with(".slice")
 }
 
 /// Source: systemd.unit(5).
@@ -117,6 +152,23 @@ mod tests {
             assert_eq!(Place::of(path, "c1").expect(path), expected, "{path}");
         }
         assert_eq!(Place::of("", "c1").expect("a place").container(), "/system.slice/portreeve-c1.scope/container");
+    }
+
+    #[test]
+    fn a_pod_has_a_scope_in_its_slice() {
+        let slice = "kubepods-besteffort-pod1_2.slice";
+        let above = "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice";
+        for parent in [slice, above] {
+            let place = Place::of_pod(parent, "9").expect(parent);
+            assert_eq!((place.slice.as_str(), place.unit.as_str()), (slice, "portreeve-9.scope"));
+            assert_eq!((place.above(), place.keeper()), (above, format!("{above}/portreeve-9.scope/keeper")));
+        }
+        assert_eq!(Place::of_pod("-.slice", "9").expect("the root").above(), "/");
+        for wrong in ["", "/", "a", "a--b.slice", "/a.slice/b c.slice", "../-a.slice"] {
+            let error = Place::of_pod(wrong, "9").expect_err(wrong).to_string();
+            assert!(error.contains("no name of a slice") && error.contains("cgroup parent"), "{wrong}: {error}");
+        }
+        assert!(is_slice("/a/b.slice") && !is_slice("/a.slice/b"));
     }
 
     #[test]

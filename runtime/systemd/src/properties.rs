@@ -3,10 +3,10 @@
 use portreeve_oci::cgroup::Setting;
 use zbus::Variant;
 
-use super::name::Place;
+use crate::name::Place;
 
 /// Name and value, as systemd's manager takes them.
-pub(crate) type Property = (String, Variant<'static>);
+pub type Property = (String, Variant<'static>);
 
 /// systemd's word for no limit.
 const NONE: u64 = u64::MAX;
@@ -20,13 +20,13 @@ const PERCENT_US: u64 = 10_000;
 /// As many processors, or memory nodes, as any kernel has.
 const MASK_LIMIT: usize = 8192;
 
-/// What every container's scope has, whose one process at first is `pid`.
+/// What every scope has, whose one process at first is `pid`.
 ///
 /// It is delegated: what lies below its cgroup is left alone by systemd, and gets every controller. Neither a shutdown nor
 /// a stopped target ends a container before its engine does.
-pub(crate) fn of_scope(place: &Place, id: &str, pid: u32) -> Vec<Property> {
+pub(crate) fn of_scope(place: &Place, description: &str, pid: u32) -> Vec<Property> {
     let mut properties = vec![
-        property("Description", format!("container {id} of portreeve")),
+        property("Description", description.to_owned()),
         property("Slice", place.slice.clone()),
         property("Delegate", true),
         property("DefaultDependencies", false),
@@ -35,6 +35,13 @@ pub(crate) fn of_scope(place: &Place, id: &str, pid: u32) -> Vec<Property> {
     let accounting = ["CPUAccounting", "IOAccounting", "MemoryAccounting", "TasksAccounting"];
     properties.extend(accounting.map(|name| property(name, true)));
     properties
+}
+
+/// What a pod's scope has beside that: when it has failed it is forgotten like one that has ended, and the number of its
+/// tasks is the slice's to limit, where systemd would have a limit of its own.
+#[must_use]
+pub fn of_pod() -> Vec<Property> {
+    vec![property("CollectMode", "inactive-or-failed"), property("TasksMax", NONE)]
 }
 
 fn property(name: &str, value: impl Into<Variant<'static>>) -> Property {
@@ -48,7 +55,7 @@ fn property(name: &str, value: impl Into<Variant<'static>>) -> Property {
 /// knows no denials, and is applied anew by `daemon-reload`, when it would be a second, and different, filter.
 ///
 /// Source: systemd.resource-control(5); Linux cgroup-v2.rst.
-pub(crate) fn of_limits(settings: &[Setting]) -> Vec<Property> {
+pub fn of_limits(settings: &[Setting]) -> Vec<Property> {
     let mut properties: Vec<Property> = Vec::new();
     for Setting { file, value, .. } in settings {
         for (name, value) in of_setting(file, value.trim()) {

@@ -21,8 +21,8 @@ use zbus::wire::serialized::{Context, Data};
 use zbus::wire::{DynamicType, Endian, to_bytes};
 use zbus::{OwnedObjectPath, Variant};
 
-use super::SystemdError;
-use super::properties::Property;
+use crate::SystemdError;
+use crate::properties::Property;
 
 /// Where the bus listens: D-Bus specification, "Well-known Message Bus Instances".
 const SOCKET: &str = "/run/dbus/system_bus_socket";
@@ -66,7 +66,7 @@ const MANAGER: Callee = Callee {
 
 /// systemd's manager, by way of the bus.
 #[derive(Debug)]
-pub(crate) struct Manager {
+pub struct Manager {
     stream: UnixStream,
     patience: Duration,
     serial: u32,
@@ -89,7 +89,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`SystemdError::Connect`], [`SystemdError::Talk`].
-    pub(crate) fn connect() -> Result<Self, SystemdError> {
+    pub fn connect() -> Result<Self, SystemdError> {
         let failed = |source| SystemdError::Connect { socket: SOCKET, source };
         let socket = portreeve_sys::socket::connect(Path::new(SOCKET), PATIENCE).map_err(failed)?;
         let mut manager =
@@ -108,7 +108,7 @@ impl Manager {
     /// # Errors
     /// [`SystemdError::Refused`], also for a name that a living unit has; [`SystemdError::Job`], [`SystemdError::Late`];
     /// [`SystemdError::Talk`].
-    pub(crate) fn start(&mut self, unit: &str, properties: &[Property]) -> Result<(), SystemdError> {
+    pub fn start(&mut self, unit: &str, properties: &[Property]) -> Result<(), SystemdError> {
         let started = match self.start_once(unit, properties) {
             Err(SystemdError::Refused { .. }) if self.reset(unit).is_ok() => self.start_once(unit, properties),
             other => other,
@@ -134,7 +134,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`SystemdError::Refused`], [`SystemdError::Job`], [`SystemdError::Late`], [`SystemdError::Talk`].
-    pub(crate) fn stop(&mut self, unit: &str) -> Result<(), SystemdError> {
+    pub fn stop(&mut self, unit: &str) -> Result<(), SystemdError> {
         let stopped = match self.call(&MANAGER, "StopUnit", "ss", &(unit, "replace")) {
             Err(SystemdError::Refused { name, .. }) if name == NO_SUCH_UNIT => return Ok(()),
             Err(error) => Err(error.about(format!("stopping the unit {unit}"))),
@@ -151,7 +151,7 @@ impl Manager {
     ///
     /// # Errors
     /// [`SystemdError::Refused`], [`SystemdError::Talk`].
-    pub(crate) fn set(&mut self, unit: &str, properties: &[Property]) -> Result<(), SystemdError> {
+    pub fn set(&mut self, unit: &str, properties: &[Property]) -> Result<(), SystemdError> {
         let answer = self.call(&MANAGER, "SetUnitProperties", "sba(sv)", &(unit, true, properties));
         answer.map(drop).map_err(|error| error.about(format!("setting properties of the unit {unit}")))
     }

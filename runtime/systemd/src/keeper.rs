@@ -1,6 +1,6 @@
-//! The process that makes a scope, and keeps it until there is a container in it.
+//! The process that makes a scope, and keeps it while nothing else is in it.
 //!
-//! systemd makes a scope around processes that are there, and removes one in which none is left. The container's first
+//! systemd makes a scope around processes that are there, and removes one in which none is left. A container's first
 //! process does not exist yet, and is to be born in its cgroup, under its limits; and its maker has to stay outside,
 //! because what goes wrong with a container kills all that is in its cgroup. So a child of the maker is the first process
 //! of the scope:
@@ -9,48 +9,55 @@
 //!   maker                           keeper
 //!   -----                           ------
 //!   clone3 -----------------------> StartTransientUnit(PIDs = itself), wait for the job
-//!                                   into SCOPE/maker: a cgroup that gives controllers to others has no processes itself
+//!                                   into SCOPE/keeper: a cgroup that gives controllers to others has no processes itself
 //!         <------------------ "+"   (or: why not)
-//!   container into SCOPE/container
+//!   containers below SCOPE          keeps
 //!         --- "go" ---------------> TasksMax, which would have counted the keeper
 //!         <------------------ "+"   ends
-//!   reap, remove SCOPE/maker
+//!   reap, remove SCOPE/keeper
 //! ```
 //!
-//! When the maker dies, or gives up, the keeper hears the end of the socket and ends; the scope is empty then, and systemd
-//! removes it: there is nothing to record before it is made.
+//! The scope of one container is left to that container's process by "go"; that of a pod is kept as long as its shim
+//! lives. When the maker dies, or gives up, the keeper hears the end of the socket and ends; the scope is empty then, and
+//! systemd removes it: there is nothing to record before it is made.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use portreeve_oci::cgroup::Cgroup;
+use portreeve_sys::chain;
 use portreeve_sys::clone::{Child, Clone3, clone3};
+use portreeve_sys::fd::close_range;
 use portreeve_sys::socket::{message_pair, receive, send};
 
-use super::SystemdError;
-use super::bus::Manager;
-use super::name::Place;
-use super::properties::{self, Property};
+use crate::SystemdError;
+use crate::bus::Manager;
+use crate::name::Place;
+use crate::properties::{self, Property};
 
 /// Longest message.
 const LIMIT: usize = 4096;
+
+const STDERR: i32 = 2;
 
 /// The first letter of a message that tells of no failure.
 const DONE: &str = "+";
 
 /// What a scope is to be like.
 #[derive(Debug)]
-pub(crate) struct Wanted {
-    pub(crate) place: Place,
-    pub(crate) id: String,
+pub struct Wanted {
+    /// Its names.
+    pub place: Place,
+    /// What it is for, for people.
+    pub description: String,
     /// That the configuration asks for by name: one that systemd does not know is an error.
-    pub(crate) asked: Vec<Property>,
+    pub asked: Vec<Property>,
     /// Limits, which the container's own cgroup has as well: one that systemd does not know is left out.
-    pub(crate) limits: Vec<Property>,
+    pub limits: Vec<Property>,
 }
 
 /// Keeps a scope while it is there.
 #[derive(Debug)]
-pub(crate) struct Keeper {
+pub struct Keeper {
     line: Option<OwnedFd>,
     child: Child,
     place: String,
@@ -63,18 +70,18 @@ impl Keeper {
     ///
     /// # Errors
     /// [`SystemdError`]; there is no scope then.
-    pub(crate) fn start(wanted: &Wanted) -> Result<(Self, Vec<String>), SystemdError> {
+    pub fn start(wanted: &Wanted) -> Result<(Self, Vec<String>), SystemdError> {
         let failed = |source| SystemdError::Keeper { source };
         let (ours, theirs) = message_pair().map_err(failed)?;
         let child = clone3(&Clone3::default(), || {
-            // Nobody drops it here: this process ends without destructors.
-            let number = ours.as_raw_fd();
-            match portreeve_sys::fd::close_range(number, number) {
+            // Nobody drops them here: this process ends without destructors. It may live long, and holds nothing for others.
+            let kept = theirs.as_raw_fd();
+            match close_range(STDERR + 1, kept - 1).and_then(|()| close_range(kept + 1, i32::MAX)) {
                 Ok(()) => keep(theirs.as_fd(), wanted),
                 Err(_) => 1,
             }
         });
-        let keeper = Self { line: Some(ours), child: child.map_err(failed)?, place: aside(&wanted.place) };
+        let keeper = Self { line: Some(ours), child: child.map_err(failed)?, place: wanted.place.keeper() };
         drop(theirs);
         let left_out = keeper.hear()?;
         Ok((keeper, left_out))
@@ -84,7 +91,7 @@ impl Keeper {
     ///
     /// # Errors
     /// [`SystemdError::Told`] when the last limits could not be set.
-    pub(crate) fn release(self) -> Result<(), SystemdError> {
+    pub fn release(self) -> Result<(), SystemdError> {
         if let Some(line) = &self.line {
             send(line.as_fd(), b"go", &[]).map_err(|source| SystemdError::Keeper { source })?;
         }
@@ -115,17 +122,12 @@ impl Drop for Keeper {
     }
 }
 
-/// Where the keeper waits.
-fn aside(place: &Place) -> String {
-    format!("{}/maker", place.cgroup)
-}
-
 /// The keeper's whole life; answers its exit code.
 fn keep(line: BorrowedFd<'_>, wanted: &Wanted) -> i32 {
     let say = |result: Result<Vec<String>, SystemdError>| {
         let text = match result {
             Ok(left_out) => format!("{DONE}{}", left_out.join(" ")),
-            Err(error) => format!("{:#}", anyhow::Error::from(error)),
+            Err(error) => chain(&error),
         };
         let end = (0..=text.len().min(LIMIT)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
         // Nobody is left to hear it.
@@ -143,6 +145,8 @@ fn keep(line: BorrowedFd<'_>, wanted: &Wanted) -> i32 {
             return 1;
         }
     };
+    // It may take as long as the pod lives.
+    portreeve_sys::memory::release_free();
     let mut word = [0; 8];
     if !matches!(receive(line, &mut word), Ok((1.., _))) {
         return 1;
@@ -158,11 +162,11 @@ fn copy((name, value): &Property) -> Option<Property> {
 }
 
 fn make(wanted: &Wanted, mut limits: Vec<Property>) -> Result<(Manager, Vec<String>), SystemdError> {
-    let Wanted { place, id, asked, .. } = wanted;
+    let Wanted { place, description, asked, .. } = wanted;
     let mut manager = Manager::connect()?;
     let mut left_out = Vec::new();
     loop {
-        let mut all = properties::of_scope(place, id, std::process::id());
+        let mut all = properties::of_scope(place, description, std::process::id());
         all.extend(asked.iter().filter_map(copy));
         all.extend(limits.iter().filter_map(copy));
         match manager.start(&place.unit, &all) {
@@ -190,7 +194,7 @@ fn enter(place: &Place) -> Result<(), SystemdError> {
         let found = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         return Err(SystemdError::Elsewhere { place: place.cgroup.clone(), found: found.trim().to_owned() });
     }
-    for directory in Cgroup::at(&aside(place))?.directories() {
+    for directory in Cgroup::at(&place.keeper())?.directories() {
         let failed = |action, path: &std::path::Path| {
             let path = path.to_owned();
             move |source| SystemdError::File { action, path, source }
