@@ -30,7 +30,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 pub use self::containerd::{Containerd, containerd_sees};
-pub use self::docker::Docker;
+pub use self::docker::{Docker, docker_sees};
 pub use self::facts::Facts;
 pub use self::podman::{Podman, podman_sees};
 use crate::agent::Answer;

@@ -33,7 +33,9 @@ pub use bundle::{Bundle, prober};
 pub use census::Census;
 pub use cri::Cri;
 pub use criu::criu;
-pub use foreign::{Containerd, Docker, Enclosure, Facts, OTHERS, Peers, Podman, containerd_sees, podman_sees};
+pub use foreign::{
+    Containerd, Docker, Enclosure, Facts, OTHERS, Peers, Podman, containerd_sees, docker_sees, podman_sees,
+};
 pub use image::Image;
 pub use registry::{LOGIN, Registry};
 pub use report::{Attempts, Mount, Report};

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portreeve_e2e::cri::{pod, shell, v1};
-use portreeve_e2e::{Agent, BUSYBOX, Cri, World, patience, skipped_without_root, wait_until};
+use portreeve_e2e::cri::{image_spec, pod, shell, v1};
+use portreeve_e2e::{Agent, BUSYBOX, Cri, Image, Registry, World, patience, skipped_without_root, wait_until};
 use tonic::{Code, Status};
 
 fn number(variable: &str, otherwise: u64) -> u64 {
@@ -31,8 +31,26 @@ fn is_broken(status: &Status) -> bool {
     status.code() == Code::Unknown && std::error::Error::source(status).is_some()
 }
 
-/// A pod's life as a kubelet leads it: what is there is looked at before anything is made.
-fn live(cri: &Cri, world: &World, name: &str) {
+/// What a kubelet asks beside a container that runs.
+fn attend(cri: &Cri, container: &str, sandbox: &str) {
+    let update = v1::UpdateContainerResourcesRequest {
+        container_id: container.to_owned(),
+        linux: Some(v1::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() }),
+        ..Default::default()
+    };
+    insist("updating", || cri.runtime(async |mut runtime| runtime.update_container_resources(update.clone()).await))
+        .unwrap();
+    let log = v1::ReopenContainerLogRequest { container_id: container.to_owned() };
+    insist("reopening", || cri.runtime(async |mut runtime| runtime.reopen_container_log(log.clone()).await)).unwrap();
+    let stats = v1::PodSandboxStatsRequest { pod_sandbox_id: sandbox.to_owned() };
+    let stats =
+        insist("counting", || cri.runtime(async |mut runtime| runtime.pod_sandbox_stats(stats.clone()).await)).unwrap();
+    assert_eq!(stats.stats.unwrap().linux.unwrap().containers.len(), 1);
+}
+
+/// A pod's life as a kubelet leads it: what is there is looked at before anything is made. Its image comes and goes with it.
+fn live(cri: &Cri, world: &World, image: &str, name: &str) {
+    let id = insist("pulling", || cri.pull(image)).unwrap();
     let mut config = pod(name, &world.path("cri-logs"));
     config.labels.insert("pod".to_owned(), name.to_owned());
     let list = || {
@@ -65,7 +83,7 @@ fn live(cri: &Cri, world: &World, name: &str) {
         if let Some(one) = found.first() {
             break one.id.clone();
         }
-        let wanted = shell("main", BUSYBOX, "echo one >> /count; sleep 1000");
+        let wanted = shell("main", &id, "echo one >> /count; sleep 1000");
         match insist("creating", || cri.create(&sandbox, wanted.clone(), &config)) {
             Ok(id) => break id,
             Err(status) => assert_eq!(status.code(), Code::AlreadyExists, "{status}"),
@@ -81,6 +99,7 @@ fn live(cri: &Cri, world: &World, name: &str) {
             twice => panic!("started more than once: {}", String::from_utf8_lossy(twice)),
         }
     });
+    attend(cri, &container, &sandbox);
     insist("stopping", || cri.stop(&container, 0)).unwrap();
     let ended = insist("looking", || cri.container(&container)).unwrap();
     assert_eq!(ended.state(), v1::ContainerState::ContainerExited, "{ended:?}");
@@ -88,6 +107,11 @@ fn live(cri: &Cri, world: &World, name: &str) {
     insist("stopping", || cri.stop_sandbox(&sandbox)).unwrap();
     insist("removing", || cri.remove_sandbox(&sandbox)).unwrap();
     assert_eq!(list(), []);
+    let gone = v1::RemoveImageRequest { image: Some(image_spec(image)) };
+    insist("removing", || cri.images(async |mut images| images.remove_image(gone.clone()).await)).unwrap();
+    let shown = v1::ImageStatusRequest { image: Some(image_spec(image)), verbose: false };
+    let shown = insist("looking", || cri.images(async |mut images| images.image_status(shown.clone()).await)).unwrap();
+    assert_eq!(shown.image, None);
 }
 
 #[test]
@@ -100,6 +124,9 @@ fn an_agent_that_is_killed_within_any_call_leaves_a_consistent_world() {
     let mut seed = number("PORTREEVE_SEED", clock);
     eprintln!("PORTREEVE_SEED={seed}");
     let world = World::new("cri-kills");
+    let registry = Registry::start(&world, 5000);
+    let image = Image::busybox_with(world.home(), "test.local/one:1", &[("etc/one", "one")]);
+    let image = registry.push(&image, "one:1");
     let mut agent = Agent::with_busybox(&world);
     let cri = Cri::connect(&agent.run_dir().join("cri.sock"));
     let done = AtomicBool::new(false);
@@ -107,7 +134,7 @@ fn an_agent_that_is_killed_within_any_call_leaves_a_consistent_world() {
         let lives = scope.spawn(|| {
             let mut count = 0;
             while !done.load(Ordering::Relaxed) {
-                live(&cri, &world, &format!("p{count}"));
+                live(&cri, &world, &image, &format!("p{count}"));
                 count += 1;
             }
             count

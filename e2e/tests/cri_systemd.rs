@@ -111,6 +111,15 @@ fn a_pod_lives_in_a_scope_of_its_slice() {
     assert!(stats.memory.unwrap().working_set_bytes.unwrap().value > 0);
     assert_eq!(stats.containers.len(), 1);
 
+    // A slice is systemd's, and a kubelet tells that.
+    let update = v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: sandbox.clone(),
+        resources: Some(v1::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() }),
+        ..Default::default()
+    };
+    cri.runtime(async |mut runtime| runtime.update_pod_sandbox_resources(update).await).unwrap();
+    assert_eq!(file(&slice("one"), "memory.max"), "max");
+
     // Between two containers the scope stays, also without an agent.
     cri.stop(&main, 0).unwrap();
     cri.remove(&main).unwrap();

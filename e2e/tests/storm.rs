@@ -1,7 +1,7 @@
 //! SIGKILL the agent at random moments during a churn of manifests: afterwards the right pods
 //! run, each once, and nothing is left over.
 //!
-//! `PORTREEVE_KILLS` is the number of kills (20 unless told; the full run takes 100) and
+//! `PORTREEVE_KILLS` is the number of kills (20 unless told; the full run takes 200) and
 //! `PORTREEVE_SEED` replays a run.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -391,13 +391,16 @@ impl Core {
     ) -> Result<(), EngineError> {
         let sandbox = self.find_sandbox(id)?;
         let _turn = sandbox.turn.write().await;
-        let parent = sandbox.facts().record.config.cgroup_parent.clone();
-        let limits = resources.clone();
-        blocking(move || {
-            let cgroup = Cgroup::at(&parent).map_err(cgroup_error("finding", &parent))?;
-            super::container::limit_cgroup(&cgroup, limits)
-        })
-        .await?;
+        // What is of a slice is systemd's to write; who changes it tells systemd, and us.
+        let parent = Some(sandbox.facts().record.clone()).filter(|record| record.scope.is_none());
+        if let Some(parent) = parent.map(|record| record.config.cgroup_parent) {
+            let limits = resources.clone();
+            blocking(move || {
+                let cgroup = Cgroup::at(&parent).map_err(cgroup_error("finding", &parent))?;
+                super::container::limit_cgroup(&cgroup, limits)
+            })
+            .await?;
+        }
         let record = {
             let mut facts = sandbox.facts();
             super::container::merge(&mut facts.record.config.resources, &resources);
