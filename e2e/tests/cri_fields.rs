@@ -234,7 +234,7 @@ fn a_container_that_names_no_apparmor_profile_has_the_default_one() {
     assert_eq!(label(&asked), format!("{name} (enforce)"));
     cri.stop(&plain, 0).unwrap();
     let forbidden = [
-        "mount -t tmpfs none /mnt",
+        "mkdir -p /m; mount -t tmpfs none /m",
         "echo core > /proc/sys/kernel/core_pattern",
         "echo 0 > /proc/sys/net/ipv4/ip_forward",
         "echo b > /proc/sysrq-trigger",
