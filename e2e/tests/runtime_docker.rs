@@ -17,7 +17,7 @@ fn containers_of_docker_are_the_same() {
         std::fs::create_dir_all(&folder).expect("a volume");
         std::fs::write(folder.join("file"), "of the host\n").expect("a file of the volume");
         let volume = format!("{}:/vol:ro", folder.display());
-        let operations = ["try", "read /vol/file", "writable /vol"];
+        let operations = ["try", "read /vol/file", "create /vol/x a"];
         let tried = [&["/prober"][..], &operations].concat();
         facts.answer("a volume", &docker.run(&["--volume", &volume], &tried));
         facts.report("on a terminal", &docker.report(&["--tty"]));
