@@ -41,7 +41,7 @@ pub use container::{
     AppArmorProfile, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount,
     MountSource, Propagation, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
 };
-pub use engine::{Engine, Resizer};
+pub use engine::{Engine, Resizer, stop_signal};
 pub use error::{EngineError, Retry, chain};
 pub use event::EngineEvent;
 pub use id::{ContainerId, IdError, Owner, SandboxId};

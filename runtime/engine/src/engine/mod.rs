@@ -32,6 +32,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub(crate) use exec::ExecKill;
+pub use prepare::stop_signal;
 pub use terminal::Resizer;
 
 use crate::{

@@ -51,7 +51,7 @@ pub(super) fn prepare(
     let image_user = image_config.and_then(|image| image.user().as_deref()).unwrap_or_default();
     let identity = spec::resolve(&config.security, image_user, &accounts)?;
     let stop_signal = config.stop_signal.as_deref().or(image_config.and_then(|image| image.stop_signal().as_deref()));
-    let stop_signal = signal(stop_signal.unwrap_or_default())?;
+    let stop_signal = self::stop_signal(stop_signal.unwrap_or_default())?;
     let devices = devices(&config)?;
     let (shown, directories): (Vec<_>, Vec<_>) = shown_images(core, &config)?.into_iter().unzip();
     let wanted = image_volumes(&image, config.security.readonly_rootfs)?;
@@ -185,9 +185,16 @@ fn log_call(core: &Core, owner: Owner, directory: &Path, path: Option<&Path>) ->
     Ok(Some(LogCall { path: directory.join(path), max_bytes: rotation.max_bytes, max_files: rotation.max_files }))
 }
 
-/// `SIGTERM` when nothing is said.
-pub(super) fn signal(text: &str) -> Result<i32, EngineError> {
+/// The number of a signal by its name, with or without `SIG`, or as text; that of `SIGTERM` for no text.
+///
+/// Source: signal(7).
+///
+/// # Errors
+/// [`EngineError::Invalid`] for what is no signal.
+pub fn stop_signal(text: &str) -> Result<i32, EngineError> {
     const FIRST_REALTIME: i32 = 34;
+    /// Second names.
+    const SYNONYMS: [(&str, &str); 3] = [("CLD", "CHLD"), ("IOT", "ABRT"), ("POLL", "IO")];
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let unknown = || EngineError::invalid("stopSignal", format!("{text:?} is not a signal"));
@@ -203,7 +210,8 @@ pub(super) fn signal(text: &str) -> Result<i32, EngineError> {
         let offset = if offset.is_empty() { 0 } else { offset.parse::<i8>().map_err(|_| unknown())? };
         64 + i32::from(offset)
     } else {
-        format!("SIG{name}").parse::<nix::sys::signal::Signal>().map_err(|_| unknown())? as i32
+        let first = SYNONYMS.iter().find(|(second, _)| *second == name).map_or(name, |(_, first)| first);
+        format!("SIG{first}").parse::<nix::sys::signal::Signal>().map_err(|_| unknown())? as i32
     };
     if (1..=64).contains(&number) { Ok(number) } else { Err(unknown()) }
 }
@@ -385,10 +393,13 @@ mod tests {
         let expect =
             [("", 15), ("SIGQUIT", 3), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("SIGRTMIN", 34)];
         for (text, number) in expect {
-            assert_eq!(signal(text).unwrap(), number, "{text}");
+            assert_eq!(stop_signal(text).unwrap(), number, "{text}");
+        }
+        for (text, number) in [("SIGCLD", 17), ("IOT", 6), ("SIGPOLL", 29)] {
+            assert_eq!(stop_signal(text).unwrap(), number, "{text}");
         }
         for text in ["SIGNOPE", "0", "65", "-1", "RTMIN+99"] {
-            assert!(signal(text).is_err(), "{text}");
+            assert!(stop_signal(text).is_err(), "{text}");
         }
     }
 }
