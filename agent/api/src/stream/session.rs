@@ -107,8 +107,15 @@ async fn run<S: Sender, R: Receiver>((mut sink, mut stream): (S, R), session: Se
             Over::OutputEnded => success_status(),
             Over::Process(ended) => {
                 process_gone.cancel();
-                if !output_done && output.as_mut().await.is_err() {
-                    return;
+                if !output_done {
+                    tokio::select! {
+                        // cancel-safe: nothing is taken; a client that does not read loses what it did not take
+                        () = stop.cancelled() => {}
+                        // cancel-safe: pinned outside
+                        written = output.as_mut() => if written.is_err() {
+                            return;
+                        },
+                    }
                 }
                 match ended {
                     Ok(0) => success_status(),

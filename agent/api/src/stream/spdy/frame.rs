@@ -18,6 +18,18 @@ const SYN_REPLY: u16 = 2;
 const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
 const GOAWAY: u16 = 7;
+const HEADERS: u16 = 8;
+
+/// Nothing is wrong. §2.6.6
+pub(super) const OK: u32 = 0;
+/// The protocol does not allow it. §2.4.2, §2.6.6
+pub(super) const PROTOCOL_ERROR: u32 = 1;
+/// There is no such stream. §2.4.2
+const INVALID_STREAM: u32 = 2;
+/// Nothing was done with the stream. §2.4.2
+pub(super) const REFUSED_STREAM: u32 = 3;
+/// The sender had said that it was done. §2.4.2
+const STREAM_ALREADY_CLOSED: u32 = 9;
 
 const FIN: u8 = 1;
 /// Bytes before what a frame carries.
@@ -30,10 +42,26 @@ const PIECE: usize = 32 * 1024;
 /// What a client sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    Open { stream: u32, headers: BTreeMap<String, String>, fin: bool },
-    Data { stream: u32, payload: Bytes, fin: bool },
-    Reset { stream: u32 },
-    Ping { id: u32 },
+    Open {
+        stream: u32,
+        headers: BTreeMap<String, String>,
+        fin: bool,
+    },
+    /// The last stream was opened again, which ends it (`PROTOCOL_ERROR`). §2.3.2
+    Again {
+        stream: u32,
+    },
+    Data {
+        stream: u32,
+        payload: Bytes,
+        fin: bool,
+    },
+    Reset {
+        stream: u32,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
 }
 
@@ -43,6 +71,8 @@ pub(super) struct FrameReader<R> {
     input: R,
     buffer: BytesMut,
     headers: HeaderReader,
+    /// The last stream that was opened.
+    last: u32,
     /// What is still to come of a data frame.
     rest: Option<Rest>,
 }
@@ -56,7 +86,7 @@ struct Rest {
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(super) fn new(input: R) -> Self {
-        Self { input, buffer: BytesMut::new(), headers: HeaderReader::new(), rest: None }
+        Self { input, buffer: BytesMut::new(), headers: HeaderReader::new(), last: 0, rest: None }
     }
 
     /// The next frame that says something; `None` at the end.
@@ -78,6 +108,12 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 }
             }
         }
+    }
+
+    /// Why data are refused on a stream that is not open.
+    pub(super) fn why_not(&self, stream: u32) -> u32 {
+        let was_there = !stream.is_multiple_of(2) && stream <= self.last;
+        if was_there { STREAM_ALREADY_CLOSED } else { INVALID_STREAM }
     }
 
     fn parse(&mut self) -> io::Result<Parsed> {
@@ -109,11 +145,27 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 }
                 body.advance(2);
                 let headers = self.headers.read(&body).ok_or_else(invalid)?;
-                Received::Open { stream, headers, fin: flags & FIN != 0 }
+                // A client's streams have odd numbers, each a higher one than that before. §2.3.2
+                if stream.is_multiple_of(2) || stream < self.last {
+                    return Err(invalid());
+                }
+                match std::mem::replace(&mut self.last, stream) == stream {
+                    true => Received::Again { stream },
+                    false => Received::Open { stream, headers, fin: flags & FIN != 0 },
+                }
+            }
+            // They say nothing here, but what comes after them is compressed with them.
+            SYN_REPLY | HEADERS => {
+                let _stream = number()?;
+                let _headers = self.headers.read(&body).ok_or_else(invalid)?;
+                return Ok(Parsed::Nothing);
             }
             RST_STREAM => Received::Reset { stream: number()? },
-            // Its highest bit belongs to it.
-            PING => Received::Ping { id: body.try_get_u32().map_err(|_| invalid())? },
+            // Its highest bit belongs to it. An even one would be an answer, and nothing was asked. §2.6.5
+            PING => match body.try_get_u32().map_err(|_| invalid())? {
+                id if id.is_multiple_of(2) => return Ok(Parsed::Nothing),
+                id => Received::Ping { id },
+            },
             GOAWAY => Received::GoAway,
             // Settings and windows: nobody who speaks this keeps to them.
             _ => return Ok(Parsed::Nothing),
@@ -166,9 +218,9 @@ pub(super) fn reply(stream: u32, first: bool) -> Bytes {
     control(SYN_REPLY, 0, &body).freeze()
 }
 
-/// Refuses a stream (`REFUSED_STREAM`).
-pub(super) fn reset(stream: u32) -> Bytes {
-    let body: Vec<u8> = [stream.to_be_bytes(), 3u32.to_be_bytes()].concat();
+/// Refuses or ends a stream.
+pub(super) fn reset(stream: u32, why: u32) -> Bytes {
+    let body: Vec<u8> = [stream.to_be_bytes(), why.to_be_bytes()].concat();
     control(RST_STREAM, 0, &body).freeze()
 }
 
@@ -178,8 +230,8 @@ pub(super) fn pong(id: u32) -> Bytes {
 }
 
 /// No further stream is accepted after `last`.
-pub(super) fn go_away(last: u32) -> Bytes {
-    let body: Vec<u8> = [last.to_be_bytes(), 0u32.to_be_bytes()].concat();
+pub(super) fn go_away(last: u32, why: u32) -> Bytes {
+    let body: Vec<u8> = [last.to_be_bytes(), why.to_be_bytes()].concat();
     control(GOAWAY, 0, &body).freeze()
 }
 
@@ -230,14 +282,37 @@ mod tests {
         bytes.extend(control(4, 0, &[0; 12]));
         bytes.extend(data(1, b"", true));
         bytes.extend(pong(7));
-        bytes.extend(reset(3));
-        bytes.extend(go_away(3));
+        bytes.extend(pong(8));
+        bytes.extend(reset(3, REFUSED_STREAM));
+        bytes.extend(go_away(3, OK));
         let all: Vec<Received> = read(&bytes).into_iter().map(Result::unwrap).collect();
         let opened = |stream| Received::Open { stream, headers: BTreeMap::new(), fin: false };
         let piece = |text: &'static str, fin| Received::Data { stream: 1, payload: text.into(), fin };
         let rest = [Received::Ping { id: 7 }, Received::Reset { stream: 3 }, Received::GoAway];
         assert_eq!(all[..4], [opened(1), opened(3), piece("hello", false), piece("", true)]);
         assert_eq!(all[4..], rest);
+    }
+
+    #[test]
+    fn a_stream_is_opened_once_and_numbers_only_rise() {
+        let again = read(&[open(3, true), open(3, false), open(5, false)].concat());
+        let again: Vec<Received> = again.into_iter().map(Result::unwrap).collect();
+        assert!(matches!(again[..], [Received::Open { .. }, Received::Again { stream: 3 }, Received::Open { .. }]));
+        for wrong in [0, 1, 2, 4, 6] {
+            let all = read(&[open(3, true), open(wrong, false)].concat());
+            assert_eq!(all[1].as_ref().unwrap_err().kind(), io::ErrorKind::InvalidData, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn headers_that_say_nothing_here_are_read_for_those_that_come_later() {
+        let mut bytes = Vec::new();
+        for (kind, first) in [(HEADERS, true), (SYN_REPLY, false)] {
+            let body = [1u32.to_be_bytes().to_vec(), empty_block(first)].concat();
+            bytes.extend(control(kind, 0, &body));
+        }
+        bytes.extend(open(1, false));
+        assert!(matches!(read(&bytes)[..], [Ok(Received::Open { stream: 1, .. })]));
     }
 
     #[test]
@@ -256,9 +331,9 @@ mod tests {
 
     #[test]
     fn another_version_and_a_control_frame_without_end_are_refused() {
-        let mut other = go_away(0).to_vec();
+        let mut other = go_away(0, OK).to_vec();
         other[1] = 2;
-        let mut long = go_away(0).to_vec();
+        let mut long = go_away(0, OK).to_vec();
         long[5] = 0xff;
         for bytes in [other, long] {
             assert_eq!(read(&bytes)[0].as_ref().unwrap_err().kind(), io::ErrorKind::InvalidData);

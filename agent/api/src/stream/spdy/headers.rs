@@ -84,8 +84,11 @@ fn parse(mut block: Bytes) -> Option<BTreeMap<String, String>> {
     let count = block.try_get_u32().ok()?;
     let mut headers = BTreeMap::new();
     for _ in 0..count {
-        let name = text(&mut block)?;
-        headers.insert(name.to_ascii_lowercase(), text(&mut block)?);
+        let name = text(&mut block)?.to_ascii_lowercase();
+        // §2.6.10: each has a name, and each name comes once.
+        if name.is_empty() || headers.insert(name, text(&mut block)?).is_some() {
+            return None;
+        }
     }
     block.is_empty().then_some(headers)
 }
@@ -155,6 +158,14 @@ mod tests {
         let mut packer = Compress::new(Compression::best(), true);
         assert_eq!(HeaderReader::new().read(&pack(&mut packer, &[0, 0, 0, 1, 0, 0, 0, 9, b'x'])), None);
         assert_eq!(HeaderReader::new().read(b""), None);
+    }
+
+    #[test]
+    fn a_header_has_a_name_and_comes_once() {
+        for bad in [&[("", "x")][..], &[("a", "x"), ("A", "y")]] {
+            let mut packer = Compress::new(Compression::best(), true);
+            assert_eq!(HeaderReader::new().read(&pack(&mut packer, &block(bad))), None, "{bad:?}");
+        }
     }
 
     #[test]
