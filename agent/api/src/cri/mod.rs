@@ -12,12 +12,13 @@
 //! **Invariant:** a call sees and touches only sandboxes that came through here ([`Owner::Cri`]), and their containers.
 
 mod failure;
+mod host_path;
 mod names;
 mod rpc;
 mod streams;
 mod usage;
 mod view;
-mod wanted;
+pub(crate) mod wanted;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

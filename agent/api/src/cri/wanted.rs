@@ -18,6 +18,8 @@ use tonic::Status;
 
 use super::v1;
 
+/// The longest name of a pod or container, in bytes, as Kubernetes has it.
+const MAX_NAME: usize = 253;
 /// What a mount may be kept from. Source: KEP-5855, `mount_options`.
 const MOUNT_OPTIONS: [&str; 3] = ["nodev", "noexec", "nosuid"];
 
@@ -26,16 +28,40 @@ fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("{field}: {message}"))
 }
 
+/// A name is part of paths, of lines, and of what plugins are told.
+fn name(field: &str, name: &str) -> Result<(), Status> {
+    if name.is_empty() {
+        return Err(invalid(field, "is empty"));
+    }
+    let harmless = |c: char| !c.is_control() && !c.is_whitespace() && c != '/';
+    match name.len() <= MAX_NAME && !matches!(name, "." | "..") && name.chars().all(harmless) {
+        true => Ok(()),
+        false => Err(invalid(field, format!("{name:?} is no name of at most {MAX_NAME} bytes"))),
+    }
+}
+
+/// A path that leads nowhere but down.
+fn path(field: &str, path: String) -> Result<PathBuf, Status> {
+    if path.contains('\0') || path.split('/').any(|part| part == "..") {
+        return Err(invalid(field, format!("{path:?} has a part that no path may have here")));
+    }
+    Ok(path.into())
+}
+
+/// A path within something; `None` for none.
+fn below(field: &str, path: String) -> Result<Option<PathBuf>, Status> {
+    let path = self::path(field, path)?;
+    if path.is_absolute() {
+        return Err(invalid(field, format!("{path:?} is absolute")));
+    }
+    Ok(Some(path).filter(|path| !path.as_os_str().is_empty()))
+}
+
 /// A sandbox. Its cgroup is below `root` when none is given.
-pub(super) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<SandboxConfig, Status> {
+pub(crate) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<SandboxConfig, Status> {
     let metadata = config.metadata.ok_or_else(|| invalid("config.metadata", "is missing"))?;
     for (field, value) in [("name", &metadata.name), ("uid", &metadata.uid), ("namespace", &metadata.namespace)] {
-        if value.is_empty() {
-            return Err(invalid(&format!("config.metadata.{field}"), "is empty"));
-        }
-    }
-    if metadata.uid.contains('/') || matches!(metadata.uid.as_str(), "." | "..") {
-        return Err(invalid("config.metadata.uid", format!("{:?} cannot name a cgroup", metadata.uid)));
+        name(&format!("config.metadata.{field}"), value)?;
     }
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
@@ -49,7 +75,10 @@ pub(super) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<Sandbo
         // A kubelet sets the limits of the cgroups that it makes.
         given => (LinuxResources::default(), given.to_owned()),
     };
-    let log_directory = PathBuf::from(config.log_directory);
+    let log_directory = path("config.log_directory", config.log_directory)?;
+    if log_directory.is_relative() && !log_directory.as_os_str().is_empty() {
+        return Err(invalid("config.log_directory", format!("{log_directory:?} is not absolute")));
+    }
     let bandwidth = Bandwidth {
         ingress_bits: bandwidth(&config.annotations, "kubernetes.io/ingress-bandwidth")?,
         egress_bits: bandwidth(&config.annotations, "kubernetes.io/egress-bandwidth")?,
@@ -163,11 +192,9 @@ fn port_mapping(port: v1::PortMapping) -> Result<Option<PortMapping>, Status> {
 }
 
 /// A container, of the image with this id.
-pub(super) fn container(config: v1::ContainerConfig, image_id: String) -> Result<ContainerConfig, Status> {
+pub(crate) fn container(config: v1::ContainerConfig, image_id: String) -> Result<ContainerConfig, Status> {
     let metadata = config.metadata.clone().ok_or_else(|| invalid("config.metadata", "is missing"))?;
-    if metadata.name.is_empty() {
-        return Err(invalid("config.metadata.name", "is empty"));
-    }
+    name("config.metadata.name", &metadata.name)?;
     if !config.cdi_devices.is_empty() {
         return Err(Status::unimplemented("config.CDI_devices: are not supported"));
     }
@@ -193,7 +220,7 @@ pub(super) fn container(config: v1::ContainerConfig, image_id: String) -> Result
         devices: config.devices.into_iter().map(device).collect(),
         labels: config.labels,
         annotations: config.annotations,
-        log_path: Some(PathBuf::from(config.log_path)).filter(|path| !path.as_os_str().is_empty()),
+        log_path: below("config.log_path", config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
@@ -239,12 +266,15 @@ fn mount(mount: v1::Mount) -> Result<Mount, Status> {
         }
         (Some(image), _) => MountSource::Image {
             id: image.image,
-            sub_path: Some(PathBuf::from(mount.image_sub_path)).filter(|path| !path.as_os_str().is_empty()),
+            sub_path: below("config.mounts.image_sub_path", mount.image_sub_path)?,
         },
         (None, path) if path.is_empty() => {
             return Err(invalid("config.mounts", "one has neither a host_path nor an image"));
         }
-        (None, path) => MountSource::HostPath(host_path(&path)?),
+        (None, path) if !path.starts_with('/') => {
+            return Err(invalid("config.mounts.host_path", format!("{path:?} is not absolute")));
+        }
+        (None, path) => MountSource::HostPath(self::path("config.mounts.host_path", path)?),
     };
     if let Some(unknown) = mount.mount_options.iter().find(|option| !MOUNT_OPTIONS.contains(&option.as_str())) {
         let message = format!("{unknown:?} is not one of {}", MOUNT_OPTIONS.join(", "));
@@ -258,22 +288,6 @@ fn mount(mount: v1::Mount) -> Result<Mount, Status> {
         recursive_readonly: mount.recursive_read_only,
         propagation,
     })
-}
-
-/// What a path of the node leads to: a link itself is never mounted. What is not there becomes a directory, as other
-/// runtimes have it.
-fn host_path(path: &str) -> Result<PathBuf, Status> {
-    let failed = |error: std::io::Error| invalid("config.mounts.host_path", format!("{path}: {error}"));
-    if !path.starts_with('/') {
-        return Err(invalid("config.mounts.host_path", format!("{path:?} is not absolute")));
-    }
-    match std::fs::canonicalize(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(path).map_err(failed)?;
-            std::fs::canonicalize(path).map_err(failed)
-        }
-        found => found.map_err(failed),
-    }
 }
 
 fn device(device: v1::Device) -> Device {
@@ -361,9 +375,10 @@ fn deprecated_seccomp(context: &v1::LinuxContainerSecurityContext) -> &str {
 }
 
 fn seccomp(profile: Option<v1::SecurityProfile>, old: &str) -> Result<SeccompProfile, Status> {
+    const FIELD: &str = "security_context.seccomp.localhost_ref";
     let localhost = |path: &str| match path.starts_with('/') {
-        true => Ok(SeccompProfile::Localhost(path.into())),
-        false => Err(invalid("security_context.seccomp.localhost_ref", format!("{path:?} is no absolute path"))),
+        true => Ok(SeccompProfile::Localhost(self::path(FIELD, path.to_owned())?)),
+        false => Err(invalid(FIELD, format!("{path:?} is no absolute path"))),
     };
     match profile {
         Some(profile) => match profile.profile_type() {
@@ -383,7 +398,7 @@ fn seccomp(profile: Option<v1::SecurityProfile>, old: &str) -> Result<SeccompPro
 }
 
 /// Limits; 0 and nothing mean none.
-pub(super) fn resources(asked: v1::LinuxContainerResources) -> Result<LinuxResources, Status> {
+pub(crate) fn resources(asked: v1::LinuxContainerResources) -> Result<LinuxResources, Status> {
     let given = |value: i64| Some(value).filter(|value| *value != 0);
     let positive = |field: &str, value: i64| {
         let value = given(value).map(u64::try_from).transpose();
@@ -472,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_uid_that_would_leave_our_cgroup_is_refused() {
-        for uid in ["", "..", "a/b", "/"] {
+        for uid in ["", "..", "a/b", "/", "a\nb"] {
             let mut config = pod();
             config.metadata.as_mut().unwrap().uid = uid.to_owned();
             assert_eq!(sandbox(config, "/portreeve").unwrap_err().code(), Code::InvalidArgument, "{uid}");
@@ -658,25 +673,60 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_is_of_what_a_link_leads_to_and_of_one_thing() {
-        let home = tempfile::tempdir().unwrap();
-        let (file, link, absent) = (home.path().join("file"), home.path().join("link"), home.path().join("a/b"));
-        std::fs::write(&file, "").unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        let of = |path: &std::path::Path| {
-            let asked =
-                v1::Mount { container_path: "/x".into(), host_path: path.display().to_string(), ..Default::default() };
-            mount(asked).map(|mount| mount.source)
-        };
-        let real = |path: &std::path::Path| MountSource::HostPath(std::fs::canonicalize(path).unwrap());
-        assert_eq!(of(&link).unwrap(), real(&file));
-        assert_eq!(of(&absent).unwrap(), real(&absent));
-        assert!(absent.is_dir() && of(std::path::Path::new("relative")).is_err());
+    fn a_mount_is_of_one_thing() {
         let image = || Some(v1::ImageSpec { image: "i".into(), ..Default::default() });
         assert!(mount(v1::Mount { host_path: "/".into(), image: image(), ..Default::default() }).is_err());
         assert!(mount(v1::Mount::default()).is_err());
         let shown = mount(v1::Mount { image: image(), image_sub_path: "sub".into(), ..Default::default() }).unwrap();
         assert!(shown.readonly);
         assert_eq!(shown.source, MountSource::Image { id: "i".into(), sub_path: Some("sub".into()) });
+    }
+
+    #[test]
+    fn a_path_leads_nowhere_but_down() {
+        let shown = |image_sub_path: &str| {
+            let image = Some(v1::ImageSpec { image: "i".into(), ..Default::default() });
+            mount(v1::Mount { image, image_sub_path: image_sub_path.into(), ..Default::default() }).is_ok()
+        };
+        let bound = |host_path: &str| mount(v1::Mount { host_path: host_path.into(), ..Default::default() }).is_ok();
+        let logs = |log_directory: &str| {
+            sandbox(v1::PodSandboxConfig { log_directory: log_directory.into(), ..pod() }, "/portreeve").is_ok()
+        };
+        let log = |log_path: &str| {
+            container(v1::ContainerConfig { log_path: log_path.into(), ..container_config() }, "id".into()).is_ok()
+        };
+        assert!(shown("a/..b") && bound("/a") && logs("/a") && logs("") && log("a/0.log") && log(""));
+        for bad in ["..", "a/../b", "a\0"] {
+            assert!(!shown(bad) && !log(bad), "{bad:?}");
+            let absolute = format!("/{bad}");
+            assert!(!shown(&absolute) && !bound(&absolute) && !logs(&absolute) && !log(&absolute), "{bad:?}");
+        }
+        assert!(!bound("relative") && !logs("relative") && !log("/absolute") && !shown("/absolute"));
+        assert!(seccomp(None, "localhost//a/../b").is_err());
+    }
+
+    #[test]
+    fn a_name_is_one_word_that_can_be_part_of_a_path() {
+        let named = |name: &str| {
+            let metadata = v1::ContainerMetadata { name: name.into(), attempt: 0 };
+            container(v1::ContainerConfig { metadata: Some(metadata), ..Default::default() }, "id".into()).is_ok()
+        };
+        let longest = "x".repeat(MAX_NAME);
+        for good in ["a", "Main_1.2", "..a", longest.as_str()] {
+            assert!(named(good), "{good:?}");
+        }
+        let long = "x".repeat(MAX_NAME + 1);
+        for bad in ["", ".", "..", "a/b", "a b", "a\nb", "a\0", long.as_str()] {
+            assert!(!named(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_engine_knows_every_signal() {
+        for signal in (0..).map_while(|number| v1::Signal::try_from(number).ok()) {
+            let config = v1::ContainerConfig { stop_signal: signal.into(), ..container_config() };
+            let name = container(config, "id".into()).unwrap().stop_signal.unwrap_or_default();
+            assert!(portreeve_engine::stop_signal(&name).is_ok(), "{name}");
+        }
     }
 }

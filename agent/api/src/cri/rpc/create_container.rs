@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::Answer;
 use crate::cri::v1::{CreateContainerRequest, CreateContainerResponse, ImageSpec};
-use crate::cri::{Cri, wanted};
+use crate::cri::{Cri, host_path, wanted};
 
 pub(super) async fn answer(cri: &Cri, asked: CreateContainerRequest) -> Answer<CreateContainerResponse> {
     let sandbox = cri.sandbox(&asked.pod_sandbox_id)?;
@@ -15,7 +15,7 @@ pub(super) async fn answer(cri: &Cri, asked: CreateContainerRequest) -> Answer<C
     for shown in config.mounts.iter().filter_map(|mount| mount.image.as_ref()).filter(|image| !image.image.is_empty()) {
         trusted(cri, shown).await?;
     }
-    let config = wanted::container(config, image.id.to_string())?;
+    let mut config = wanted::container(config, image.id.to_string())?;
     let metadata = &config.metadata;
     let attempt = format!("attempt {} of container {:?} in sandbox {}", metadata.attempt, metadata.name, sandbox.id);
     let name = cri.names.take(attempt.clone());
@@ -23,6 +23,10 @@ pub(super) async fn answer(cri: &Cri, asked: CreateContainerRequest) -> Answer<C
     if let Some(twin) = cri.containers_in(&sandbox.id).into_iter().find(|other| other.metadata == *metadata) {
         return Err(Status::already_exists(format!("{attempt} is container {}", twin.id)));
     }
+    let mounts = std::mem::take(&mut config.mounts);
+    config.mounts = tokio::task::spawn_blocking(move || host_path::resolve_blocking(mounts))
+        .await
+        .map_err(|error| Status::internal(error.to_string()))??;
     let (engine, undoing) = (cri.engine.clone(), cri.engine.clone());
     let making = async move {
         let made = engine.create_container(&sandbox.id, config).await;
