@@ -20,11 +20,15 @@
 //!
 //! **Invariant:** every size a client controls has a bound, and a client that does not read
 //! holds no more than one bounded channel.
+//!
+//! Requests of CRI and streams over SPDY have fuzz targets (`fuzz/`), which `e2e/fuzz` runs.
 
 pub mod age;
 pub mod backend;
 pub mod channel;
 pub mod cri;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod v1alpha1;
 
 mod app;

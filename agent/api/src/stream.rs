@@ -76,13 +76,16 @@ impl Carrier {
                 session::serve(carrier::over_socket(socket, protocol), session, stop).await;
             }
             Self::Spdy(connection) => {
-                let channels = [(STDIN, spec.stdin), (STDOUT, spec.stdout), (STDERR, spec.stderr), (RESIZE, spec.tty)];
-                let wanted = channels.into_iter().filter_map(|(channel, wanted)| wanted.then_some(channel));
-                let wanted: Vec<u8> = wanted.chain([ERROR]).collect();
-                spdy::converse(connection, &wanted, |streams| session::serve(streams, session, stop)).await;
+                spdy::converse(connection, &channels(spec), |streams| session::serve(streams, session, stop)).await;
             }
         }
     }
+}
+
+/// The channels of a process, each a stream of SPDY that its client opens.
+pub(crate) fn channels(spec: &ExecSpec) -> Vec<u8> {
+    let all = [(STDIN, spec.stdin), (STDOUT, spec.stdout), (STDERR, spec.stderr), (RESIZE, spec.tty), (ERROR, true)];
+    all.into_iter().filter_map(|(channel, wanted)| wanted.then_some(channel)).collect()
 }
 
 /// Runs a command in a container.
