@@ -22,6 +22,7 @@
 //! **Invariant:** nothing is mounted in the caller's mount namespace, so nothing is left there when the caller dies.
 //! **Invariant:** a path inside a container is resolved by `openat2(RESOLVE_IN_ROOT)` and then used as a descriptor.
 
+pub mod attach;
 pub mod cgroup;
 pub mod config;
 pub mod features;

@@ -453,7 +453,7 @@ pub(crate) fn root(
 }
 
 /// An overlay as a detached mount; without a place to write (layer, work directory) it has at least two layers.
-fn overlay(
+pub(crate) fn overlay(
     name: &str,
     lower: &[PathBuf],
     writable: Option<(&Path, &Path)>,

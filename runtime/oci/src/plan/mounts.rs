@@ -84,6 +84,16 @@ pub(crate) fn plan(spec: &Spec) -> Result<Vec<MountOp>, PlanError> {
     Ok(ops)
 }
 
+/// What a mount of the configuration shows when that is layers and nothing else.
+pub(crate) fn overlay(index: usize, mount: &Mount) -> Result<Option<What>, PlanError> {
+    if mount.typ().as_deref() != Some("overlay") {
+        return Ok(None);
+    }
+    let options = parse(mount.options().as_deref().unwrap_or_default());
+    let what = one(index, mount, clean(mount.destination()), options)?.what;
+    Ok(matches!(what, What::Layers { .. }).then_some(what))
+}
+
 /// File systems of the kernel have labels of their own, by the policy.
 const SELF_LABELLED: [&str; 3] = ["proc", "sysfs", "mqueue"];
 
