@@ -231,6 +231,14 @@ pub enum EngineError {
         #[source]
         source: Box<portreeve_oci::lifecycle::LifecycleError>,
     },
+    /// Containers of another runtime do not have that.
+    #[error("{what} is not made of a container of the runtime handler {handler:?}")]
+    NotByHandler {
+        /// What was asked for.
+        what: &'static str,
+        /// The handler's name.
+        handler: String,
+    },
     /// Several parts of a teardown failed; the others were done.
     #[error("{}", crate::error::lines(.0))]
     Teardown(Vec<EngineError>),
@@ -245,6 +253,7 @@ impl EngineError {
             | Self::WrongState { .. }
             | Self::Invalid { .. }
             | Self::RunsAsRoot { .. }
+            | Self::NotByHandler { .. }
             | Self::NewerState { .. }
             | Self::NewerShim { .. } => Retry::Never,
             _ => Retry::Later,

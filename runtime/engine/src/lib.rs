@@ -27,6 +27,7 @@ mod container;
 mod engine;
 mod error;
 mod event;
+mod handler;
 mod id;
 mod protocol;
 mod record;
@@ -44,6 +45,7 @@ pub use container::{
 pub use engine::{Engine, Resizer, stop_signal};
 pub use error::{EngineError, Retry, chain};
 pub use event::EngineEvent;
+pub use handler::{Handler, HandlerError, HandlerFeatures, features as handler_features};
 pub use id::{ContainerId, IdError, Owner, SandboxId};
 pub use portreeve_oci::cgroup::{Pressure, Pressures, Stalls, Stats};
 pub use portreeve_sys::tree::remove as remove_tree;

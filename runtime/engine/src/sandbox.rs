@@ -15,7 +15,7 @@ use oci_spec::runtime::LinuxResources;
 use portreeve_network::PortMapping;
 use serde::{Deserialize, Serialize};
 
-use crate::{Owner, SandboxId};
+use crate::{Handler, Owner, SandboxId};
 
 /// What a sandbox is called by its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,9 @@ pub struct SandboxConfig {
     /// Limits of the pod's cgroup as a whole.
     #[serde(default)]
     pub resources: LinuxResources,
+    /// What makes its containers; `None`: our own runtime.
+    #[serde(default)]
+    pub handler: Option<Handler>,
 }
 
 /// A pod's resolver, as CRI has it.
@@ -183,6 +186,8 @@ pub struct SandboxStatus {
     pub state: SandboxState,
     /// When it was asked for.
     pub created_at: Timestamp,
+    /// What makes its containers, as given.
+    pub handler: Option<Handler>,
     /// Its addresses; empty with the node's network or when stopped.
     pub ips: Vec<IpAddr>,
     /// What stood in the way of its network when it was made, for a person; an engine opened later does not know.

@@ -41,6 +41,7 @@ impl Runtime for FakeRuntime {
                 annotations: config.annotations,
                 state: SandboxState::Ready,
                 created_at: now,
+                handler: config.handler,
                 ips,
                 warnings: Vec::new(),
                 shim_pid: Some(1),

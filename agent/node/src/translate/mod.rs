@@ -187,6 +187,8 @@ pub(crate) fn sandbox(
             .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
             .collect(),
         resources: pod_resources(spec),
+        // runtimeClassName is refused before.
+        handler: None,
     })
 }
 

@@ -74,6 +74,9 @@ impl Core {
             ContainerState::Running => {}
             state => return Err(EngineError::WrongState { id: id.clone(), state, wanted: "running" }),
         }
+        if let Some(handler) = self.find_sandbox(&container.sandbox)?.facts().record.config.handler.clone() {
+            return Err(EngineError::NotByHandler { what: "a checkpoint", handler: handler.name });
+        }
         let (core, one) = (Arc::clone(&self), Arc::clone(&container));
         blocking(move || core.checkpoint(&one, &location)).await
     }

@@ -15,6 +15,7 @@ use super::{Core, blocking, cgroup_error, prepare};
 use crate::client::Client;
 use crate::container::{ContainerConfig, ContainerState};
 use crate::error::all;
+use crate::handler::Runtime;
 use crate::protocol::{Answer, Call, ExitRecord};
 use crate::record::{self, ContainerPhase};
 use crate::{ContainerId, EngineError, EngineEvent, Exit, SandboxId};
@@ -195,6 +196,7 @@ impl Core {
         let (core, directory, path) = (Arc::clone(self), directory.to_owned(), cgroup.to_owned());
         blocking(move || {
             let mut errors = Vec::new();
+            forget(&directory, &name);
             if let Ok(cgroup) = Cgroup::at(&path) {
                 let removed = remove_cgroup(&cgroup).map_err(cgroup_error("removing", &path));
                 errors.extend(removed.err());
@@ -240,9 +242,9 @@ impl Core {
             if known {
                 continue;
             }
-            let directory = container.directory.clone();
+            let (directory, id) = (container.directory.clone(), container.id.to_string());
             let buried = blocking(move || {
-                kill_cgroup(&cgroup)?;
+                kill_abandoned(&directory, &id, &cgroup)?;
                 recorded_exit(&directory, started_at)
             });
             match buried.await {
@@ -298,6 +300,26 @@ pub(super) fn kill_cgroup(path: &str) -> Result<(), EngineError> {
     }
     cgroup.kill_all().map_err(cgroup_error("killing", path))?;
     cgroup.wait_empty(KILLED).map_err(cgroup_error("emptying", path))
+}
+
+/// Kills what runs of a container whose shim is gone. Blocking.
+pub(super) fn kill_abandoned(directory: &Path, id: &str, cgroup: &str) -> Result<(), EngineError> {
+    // What would go on making it comes first.
+    if let Some(runtime) = Runtime::of_bundle(directory) {
+        runtime.kill_strays(directory);
+    }
+    kill_cgroup(cgroup)?;
+    forget(directory, id);
+    Ok(())
+}
+
+/// Has another runtime forget a container, when it was made by one; what its shim did already is not done again. What
+/// stays is in the container's directory and its cgroup, which go as well. Blocking.
+fn forget(directory: &Path, id: &str) {
+    let forgotten = Runtime::of_bundle(directory).map_or(Ok(()), |runtime| runtime.forget(id, directory));
+    if let Err(left) = forgotten {
+        tracing::warn!(container_id = id, left, "another runtime has not forgotten a container");
+    }
 }
 
 /// Puts limits in force on a cgroup in which something may run: memory below what is in use is refused, not taken away.

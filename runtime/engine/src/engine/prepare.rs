@@ -11,6 +11,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxSeccomp};
 use portreeve_image::{Image, Snapshot};
 
 use super::container::container_cgroup;
+use super::sandbox::bundle_mode;
 use super::table::Sandbox;
 use super::{Core, files, spawn};
 use crate::container::{AppArmorProfile, ContainerConfig, MountSource, SeccompProfile};
@@ -72,7 +73,7 @@ pub(super) fn prepare(
         (sandbox.directory.join("hostname"), sandbox.directory.join("resolv.conf"), sandbox.directory.join("shm"));
     let own_shm = sandbox_config.namespaces.ipc == crate::IpcNamespace::Pod;
     // From here on something exists: the record says so first.
-    spawn::private_directory(directory, 0o700)?;
+    spawn::private_directory(directory, bundle_mode(&sandbox_config))?;
     let (tty, stdin, stdin_once) = (config.tty, config.stdin, config.stdin_once);
     let mut record = ContainerRecord {
         version: record::VERSION,

@@ -25,13 +25,14 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use super::container::{container_cgroup, kill_cgroup, recorded_exit};
+use super::container::{container_cgroup, kill_abandoned, kill_cgroup, recorded_exit};
 use super::sandbox::{Ear, PATIENCE, kill_if_shim, kill_shim, remove_tree, shim_directory};
 use super::spawn::{self, Executable};
 use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
 use super::{Core, EVENTS, blocking, cgroup_error};
 use crate::client::{Client, End};
 use crate::error::chain;
+use crate::handler;
 use crate::protocol::{Answer, Call, ContainerReport};
 use crate::record::{self, ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::sandbox::NetworkNamespace;
@@ -343,7 +344,9 @@ impl Core {
             let hello = client.hello(id).await?;
             Ok::<_, EngineError>((hello, client.ask(Call::State).await?))
         };
-        let ((hello, mut fds), (state, _)) = match tokio::time::timeout(PATIENCE, greeting).await {
+        // One that waits for a program of another runtime answers when that has ended.
+        let patience = if handler::state_directory(directory).exists() { handler::BUSY } else { PATIENCE };
+        let ((hello, mut fds), (state, _)) = match tokio::time::timeout(patience, greeting).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error @ EngineError::NewerShim { .. })) => return Err(error),
             Ok(Err(error)) => {
@@ -384,9 +387,9 @@ impl Core {
                 facts.exit = report.exit.clone();
             }
             None => {
-                let (cgroup, place) = (facts.record.cgroup.clone(), directory.clone());
+                let (cgroup, place, name) = (facts.record.cgroup.clone(), directory.clone(), id.to_string());
                 let exit = blocking(move || {
-                    kill_cgroup(&cgroup)?;
+                    kill_abandoned(&place, &name, &cgroup)?;
                     recorded_exit(&place, None)
                 })
                 .await?;
@@ -482,6 +485,11 @@ impl Core {
                 && !living.contains(&directory)
             {
                 kill_if_shim(pid, &directory);
+            } else if let Some(bundle) = handler::called_for(pid)
+                && bundle.starts_with(&sandboxes)
+                && !living.iter().any(|directory| bundle.starts_with(directory))
+            {
+                handler::kill_if_called_for(pid, &bundle);
             }
         }
         Ok(())

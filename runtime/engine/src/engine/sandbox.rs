@@ -21,6 +21,7 @@ use super::table::{Sandbox, SandboxFacts};
 use super::{Core, blocking, cgroup_error, files, spawn};
 use crate::client::{Client, End, Listener};
 use crate::error::all;
+use crate::handler;
 use crate::protocol::{Answer, Call, Event};
 use crate::record::{self, SandboxPhase, SandboxRecord};
 use crate::sandbox::{IpcNamespace, NetworkNamespace, PidNamespace, SandboxConfig, UserNamespace};
@@ -173,11 +174,11 @@ impl Core {
     }
 
     fn spawn_shim(&self, directory: &Path, record: &SandboxRecord) -> Result<(Child, UnixStream), EngineError> {
-        spawn::private_directory(directory, 0o700)?;
+        let config = &record.config;
+        spawn::private_directory(directory, bundle_mode(config))?;
         record::write(&directory.join("sandbox.json"), record)?;
         record::write(&directory.join("intent.json"), record)?;
-        spawn::private_directory(&directory.join("containers"), 0o700)?;
-        let config = &record.config;
+        spawn::private_directory(&directory.join("containers"), bundle_mode(config))?;
         let shm = directory.join("shm");
         spawn::private_directory(&shm, 0o755)?;
         let network = config.namespaces.network == NetworkNamespace::Pod;
@@ -214,7 +215,11 @@ impl Core {
             hostname: config.hostname.clone(),
             sysctls,
             shm: own_ipc.then_some((shm, SHM_BYTES)),
+            runtime: config.handler.as_ref().map(|handler| handler.program.clone()),
         };
+        if pod.runtime.is_some() {
+            spawn::private_directory(&handler::state_directory(directory), 0o700)?;
+        }
         record::write(&directory.join("shim.json"), &pod)?;
         self.executable.spawn(directory)
     }
@@ -440,6 +445,12 @@ impl Core {
         };
         record::write(&sandbox.directory.join("sandbox.json"), &record)
     }
+}
+
+/// The mode of a sandbox's directory, and of those of its containers. The run directory above is closed to others.
+pub(super) fn bundle_mode(config: &SandboxConfig) -> u32 {
+    // Another runtime becomes a root that is nobody here before it looks for what the shim shows it.
+    if config.handler.is_some() && config.namespaces.user != UserNamespace::Node { 0o711 } else { 0o700 }
 }
 
 /// Reaps a shim that this process started, in its own time.

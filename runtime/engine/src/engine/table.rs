@@ -99,6 +99,7 @@ impl Sandbox {
             annotations: config.annotations.clone(),
             state: if ready { SandboxState::Ready } else { SandboxState::NotReady { reason: reason(record) } },
             created_at: record.created_at,
+            handler: config.handler.clone(),
             ips: record.ips.clone(),
             warnings: facts.warnings.clone(),
             shim_pid: record.shim_pid.filter(|_| ready),

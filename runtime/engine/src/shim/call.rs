@@ -1,6 +1,6 @@
 //! What an agent asks for, and the answer. One request at a time.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -68,7 +68,7 @@ impl Shim {
                     return Err(Refusal::new(Failure::NotFound, format!("container {target} does not run any more")));
                 }
                 let directory = self.directory.join("containers").join(&call.container);
-                let (container, warnings) = Container::create(directory, call)?;
+                let (container, warnings) = Container::create(directory, call, self.runtime.as_ref())?;
                 let pid = u32::try_from(container.pid).unwrap_or(0);
                 let number = self.number();
                 self.containers.insert(number, container);
@@ -95,7 +95,8 @@ impl Shim {
             }
             Call::KillExec { exec } => {
                 if let Some(running) = self.execs.get(&exec) {
-                    exec::kill_tree(running, self.containers.get(&running.container).map(|one| &one.cgroup));
+                    let cgroup = self.containers.get(&running.container).map(|one| &one.cgroup);
+                    exec::kill_tree(running.pid, running.pidfd.as_fd(), cgroup);
                 }
                 Ok((Answer::Done, Vec::new()))
             }
@@ -153,6 +154,7 @@ impl Shim {
             return Err(Refusal::new(Failure::Other, "the container still runs"));
         }
         // A merely created one ends when it is dropped; it is reaped as an orphan.
+        container.forget();
         self.containers.remove(&number);
         Ok((Answer::Done, Vec::new()))
     }

@@ -19,6 +19,7 @@ use portreeve_sys::process;
 use super::log::{Log, Which};
 use super::output::{Progress, Source};
 use crate::Exit;
+use crate::handler::Runtime;
 use crate::protocol::{Answer, ContainerReport, CreateCall, ExitRecord, Failure};
 
 /// So much of what an ended container left in its pipes is read before its exit is announced.
@@ -35,7 +36,9 @@ pub(super) struct Container {
     pub(super) pidfd: OwnedFd,
     pub(super) cgroup: Cgroup,
     directory: PathBuf,
-    waiting: Option<Created>,
+    waiting: Option<Waiting>,
+    /// What has made it, as long as that has something of it.
+    foreign: Option<Runtime>,
     started_at: Option<Timestamp>,
     exit: Option<ExitRecord>,
     /// Its program could not be run: why.
@@ -47,6 +50,15 @@ pub(super) struct Container {
     terminal: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
     stdin_once: bool,
+}
+
+/// Where it waits for its start.
+#[derive(Debug)]
+enum Waiting {
+    /// At a socket of ours.
+    Ours(Created),
+    /// Wherever another runtime has it wait.
+    Theirs(Runtime),
 }
 
 /// What the shim answers when a request fails.
@@ -85,7 +97,11 @@ pub(super) fn specification(directory: &Path) -> Result<Spec, Refusal> {
 
 impl Container {
     /// Sets it up, up to but not including its program.
-    pub(super) fn create(directory: PathBuf, call: CreateCall) -> Result<(Self, Vec<String>), Refusal> {
+    pub(super) fn create(
+        directory: PathBuf,
+        call: CreateCall,
+        foreign: Option<&Runtime>,
+    ) -> Result<(Self, Vec<String>), Refusal> {
         let spec = specification(&directory)?;
         let cgroup = Cgroup::at(&call.cgroup).map_err(|error| Refusal::of(&error))?;
         let log = match call.log {
@@ -99,14 +115,28 @@ impl Container {
         let (stdio, ends) = streams(&spec, call.tty, call.stdin)
             .map_err(|error| Refusal::context("making the container's streams", &error))?;
         let rootfs = RootFs::Overlay { lower: call.rootfs.lower, upper: call.rootfs.upper, work: call.rootfs.work };
-        let mut created = portreeve_oci::create(Create::new(&call.container, &spec, rootfs, &cgroup, stdio))
-            .map_err(|error| Refusal::of(&error))?;
-        let warnings = created.warnings.iter().map(ToString::to_string).collect();
-        let terminal = created.terminal.take();
         let own_pids = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).is_some_and(|namespaces| {
             namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_none())
         });
         let context = |error: io::Error| Refusal::context("keeping the container's streams", &error);
+        let (pid, pidfd, terminal, waiting, warnings) = match foreign {
+            None => {
+                let mut created = portreeve_oci::create(Create::new(&call.container, &spec, rootfs, &cgroup, stdio))
+                    .map_err(|error| Refusal::of(&error))?;
+                let warnings: Vec<String> = created.warnings.iter().map(ToString::to_string).collect();
+                let pidfd = created.pidfd.try_clone().map_err(context)?;
+                let terminal = created.terminal.take();
+                (created.pid.as_raw_nonzero().get(), pidfd, terminal, Waiting::Ours(created), warnings)
+            }
+            Some(runtime) => {
+                let ears: Vec<BorrowedFd<'_>> =
+                    [&ends.stdout, &ends.stderr].into_iter().flatten().map(AsFd::as_fd).collect();
+                let made = runtime.create((&call.container, &directory, &cgroup), spec, &rootfs, stdio, &ears)?;
+                let words = Some(made.words).filter(|words| !words.is_empty());
+                let waiting = Waiting::Theirs(runtime.clone());
+                (made.pid, made.pidfd, made.terminal, waiting, words.into_iter().collect())
+            }
+        };
         let outputs = match &terminal {
             Some(master) => {
                 [Some(Source::new(master.try_clone().map_err(context)?, Which::Stdout).map_err(context)?), None]
@@ -121,11 +151,12 @@ impl Container {
         };
         let container = Self {
             id: call.container,
-            pid: created.pid.as_raw_nonzero().get(),
-            pidfd: created.pidfd.try_clone().map_err(context)?,
+            pid,
+            pidfd,
             cgroup,
             directory,
-            waiting: Some(created),
+            waiting: Some(waiting),
+            foreign: foreign.cloned(),
             started_at: None,
             exit: None,
             unstartable: None,
@@ -147,14 +178,25 @@ impl Container {
         let Some(waiting) = self.waiting.take() else {
             return Err(Refusal::new(Failure::Other, "the container has ended already"));
         };
-        match waiting.start() {
+        let started = match waiting {
+            Waiting::Ours(created) => created.start().map_err(|error| crate::error::chain(&error)),
+            Waiting::Theirs(runtime) => {
+                let started = runtime.start(&self.id, &self.directory);
+                started.map_err(|error| {
+                    // What our own does by itself, when it cannot execute the program.
+                    let _second_way = self.cgroup.kill_all();
+                    let _gone = process::pidfd_send_signal(self.pidfd.as_fd(), nix::libc::SIGKILL);
+                    crate::error::chain(&error)
+                })
+            }
+        };
+        match started {
             Ok(()) => {
                 let now = Timestamp::now();
                 self.started_at = Some(now);
                 Ok(now)
             }
-            Err(error) => {
-                let message = crate::error::chain(&error);
+            Err(message) => {
                 self.unstartable = Some(message.clone());
                 Err(Refusal { message, kind: Failure::Program, code: START_ERROR })
             }
@@ -173,6 +215,13 @@ impl Container {
         }
         if !self.alive() {
             return Ok(());
+        }
+        // The first process may stand for one that only its runtime reaches.
+        if let Some(runtime) = self.foreign.as_ref().filter(|_| !all) {
+            return match runtime.signal(&self.id, &self.directory, signal) {
+                Err(error) if !process::has_ended(self.pidfd.as_fd(), 0).unwrap_or(false) => Err(Refusal::of(&error)),
+                _ => Ok(()),
+            };
         }
         match process::pidfd_send_signal(self.pidfd.as_fd(), signal) {
             // It is being killed with its cgroup, which no security module forbids.
@@ -217,6 +266,18 @@ impl Container {
         }
         self.exit = Some(record.clone());
         record
+    }
+
+    /// Has another runtime forget it; for ours there is nothing to do.
+    pub(super) fn forget(&mut self) {
+        if let Some(runtime) = self.foreign.take() {
+            runtime.forget_or_tell(&self.id, &self.directory);
+        }
+    }
+
+    /// What has made it, when that is not our own runtime.
+    pub(super) fn foreign(&self) -> Option<&Runtime> {
+        self.foreign.as_ref()
     }
 
     /// Reads once from one of its streams.

@@ -1,7 +1,7 @@
 //! Further processes in a running container.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::Process;
 use portreeve_oci::cgroup::Cgroup;
@@ -38,6 +38,10 @@ pub(super) fn exec(
     } else {
         pipes(&call, fds)?
     };
+    if let Some(runtime) = container.foreign() {
+        let made = runtime.exec(&container.id, container.directory(), &process, stdio)?;
+        return Ok((Running { container: number, pid: made.pid, pidfd: made.pidfd }, made.terminal));
+    }
     let reference = ContainerRef { pidfd: container.first(), spec: &spec, cgroup: Some(&container.cgroup) };
     match portreeve_oci::exec(Exec::new(reference, &process, stdio)) {
         Ok(execed) => {
@@ -85,19 +89,19 @@ fn pipes(call: &ExecCall, fds: Vec<OwnedFd>) -> Result<Stdio, Refusal> {
 /// They are stopped first, so that none escapes by forking meanwhile.
 ///
 /// What has made a session of its own and outlived its parent is a daemon, and stays.
-pub(super) fn kill_tree(process: &Running, cgroup: Option<&Cgroup>) {
+pub(crate) fn kill_tree(leader: i32, pidfd: BorrowedFd<'_>, cgroup: Option<&Cgroup>) {
     let signal = |pid: i32, signal| {
         // Descendants are named by number, from a list just read: they are stopped, or children of stopped ones.
         let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
     };
     let stop = nix::sys::signal::Signal::SIGSTOP;
-    let mut tree = vec![process.pid];
-    signal(process.pid, stop);
+    let mut tree = vec![leader];
+    signal(leader, stop);
     for _ in 0..PASSES {
         let before = tree.len();
         // The leader has not been reaped, so nobody else's session has its number.
         for pid in cgroup.map(members).unwrap_or_default() {
-            if session(pid) == Some(process.pid) && !tree.contains(&pid) {
+            if session(pid) == Some(leader) && !tree.contains(&pid) {
                 signal(pid, stop);
                 tree.push(pid);
             }
@@ -119,7 +123,7 @@ pub(super) fn kill_tree(process: &Running, cgroup: Option<&Cgroup>) {
     for pid in tree.iter().skip(1) {
         signal(*pid, nix::sys::signal::Signal::SIGKILL);
     }
-    let _gone = portreeve_sys::process::pidfd_send_signal(process.pidfd.as_fd(), nix::libc::SIGKILL);
+    let _gone = portreeve_sys::process::pidfd_send_signal(pidfd, nix::libc::SIGKILL);
 }
 
 fn members(cgroup: &Cgroup) -> Vec<i32> {

@@ -21,17 +21,20 @@ mod call;
 mod connection;
 mod container;
 mod exec;
+mod foreign;
 mod log;
 mod output;
 mod pause;
 mod pod;
 mod run;
+mod visible;
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+pub(crate) use exec::kill_tree;
 use pod::PodError;
 pub(crate) use pod::{Pod, Scope};
 

@@ -51,6 +51,9 @@ pub(crate) struct Pod {
     /// Where the pod's `/dev/shm` is mounted on the node, when it has one.
     #[serde(default)]
     pub(crate) shm: Option<(PathBuf, u64)>,
+    /// The program of the runtime that makes its containers, when that is not our own.
+    #[serde(default)]
+    pub(crate) runtime: Option<PathBuf>,
 }
 
 /// A scope of systemd's.
@@ -159,6 +162,9 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let options = std::ffi::CString::new(format!("mode=1777,size={size}")).unwrap_or_default();
         step("mounting the pod's /dev/shm", rustix::mount::mount("shm", path, "tmpfs", flags, options.as_c_str()))?;
+    }
+    if pod.runtime.is_some() && pod.user.is_some() {
+        step("showing the pod its containers", super::visible::show(directory))?;
     }
     Ok(namespaces)
 }

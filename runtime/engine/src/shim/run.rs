@@ -17,6 +17,7 @@ use super::container::Container;
 use super::exec::Running;
 use super::output::Progress;
 use super::pod::Namespaces;
+use crate::handler::Runtime;
 use crate::protocol::{Event, Message};
 
 /// All that a shim has.
@@ -24,6 +25,8 @@ use crate::protocol::{Event, Message};
 pub(super) struct Shim {
     pub(super) directory: PathBuf,
     pub(super) namespaces: Namespaces,
+    /// What makes its containers, when that is not our own runtime.
+    pub(super) runtime: Option<Runtime>,
     /// By a number of the shim's own.
     pub(super) containers: BTreeMap<u64, Container>,
     pub(super) execs: BTreeMap<u64, Running>,
@@ -66,6 +69,7 @@ pub(super) fn run(mut shim: Shim) {
 impl Shim {
     pub(super) fn new(directory: PathBuf, listener: UnixListener, signals: SignalFd, namespaces: Namespaces) -> Self {
         Self {
+            runtime: Runtime::of(&directory),
             directory,
             namespaces,
             containers: BTreeMap::new(),
@@ -244,8 +248,12 @@ impl Shim {
     fn gone(&mut self, pid: i32, how: process::Exit) {
         if let Some(container) = self.containers.values_mut().find(|one| one.pid == pid && one.alive()) {
             let record = container.ended(how);
-            let event = Event::Exited { container: container.id.clone(), record };
+            let (id, event) = (container.id.clone(), Event::Exited { container: container.id.clone(), record });
             self.announce(&event);
+            // Nobody waits for that.
+            if let Some((_, container)) = self.find(&id) {
+                container.forget();
+            }
         } else if let Some(exec) = self.execs.iter().find(|(_, one)| one.pid == pid).map(|(number, _)| *number) {
             self.execs.remove(&exec);
             let code = match how {

@@ -22,6 +22,7 @@ fn sandbox() -> SandboxConfig {
         namespaces: Namespaces::default(),
         sysctls: Default::default(),
         resources: Default::default(),
+        handler: None,
     }
 }
 

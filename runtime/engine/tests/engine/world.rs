@@ -122,6 +122,7 @@ impl World {
             namespaces: Namespaces { network: NetworkNamespace::Node, ..Namespaces::default() },
             sysctls: Default::default(),
             resources: Default::default(),
+            handler: None,
         }
     }
 
