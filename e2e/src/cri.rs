@@ -94,7 +94,15 @@ impl Cri {
     /// # Errors
     /// What the server answered.
     pub fn run_sandbox(&self, config: &v1::PodSandboxConfig) -> Result<String, Status> {
-        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        self.run_sandbox_by(config, "")
+    }
+
+    /// Makes a sandbox whose containers a runtime handler makes.
+    ///
+    /// # Errors
+    /// What the server answered.
+    pub fn run_sandbox_by(&self, config: &v1::PodSandboxConfig, handler: &str) -> Result<String, Status> {
+        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
         self.runtime(async |mut runtime| runtime.run_pod_sandbox(request).await).map(|answer| answer.pod_sandbox_id)
     }
 

@@ -49,4 +49,4 @@ pub use problem::{Position, Problem, Reason, Severity};
 pub use qos::{QosClass, qos_class};
 pub use references::references;
 pub use support::{Support, SupportRow, support_table};
-pub use validation::{check_label_key, check_label_value, check_subdomain};
+pub use validation::{check_label, check_label_key, check_label_value, check_subdomain};

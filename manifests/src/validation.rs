@@ -40,6 +40,14 @@ pub fn check_label_value(text: &str) -> Result<(), &'static str> {
     names::label_value(text)
 }
 
+/// Whether a text can be the name of what Kubernetes names by a DNS label (RFC 1123): a namespace, a runtime handler.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_label(text: &str) -> Result<(), &'static str> {
+    names::label(text)
+}
+
 /// Whether a text can be the name of what Kubernetes names by a DNS subdomain (RFC 1123): a node, a pod.
 ///
 /// # Errors

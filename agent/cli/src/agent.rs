@@ -139,7 +139,14 @@ async fn run_node(
     let served = tokio::spawn(doors.serve(Arc::new(NodeBackend::new(node.clone())), stop.clone()));
     let own_users =
         kernel::survey().iter().any(|fact| fact.name == "user namespaces" && fact.verdict == Verdict::Present);
-    let cri_served = tokio::spawn(Cri::serve(Arc::clone(engine), node.clone(), own_users, cri, stop.clone()));
+    let cri_served = tokio::spawn(Cri::serve(
+        Arc::clone(engine),
+        node.clone(),
+        own_users,
+        config.runtime_handlers.clone(),
+        cri,
+        stop.clone(),
+    ));
     info!("stopping after {}", signals.stop().await);
     if ephemeral {
         tokio::select! {

@@ -62,6 +62,14 @@ pub(crate) struct Settings {
     )]
     #[serde(rename = "cri.systemdCgroup")]
     pub(crate) systemd_cgroup: Option<bool>,
+    /// Another OCI runtime for pods whose RuntimeClass has this handler, as name=/path/of/program; may be given again, or
+    /// several with commas
+    #[arg(
+        long = "cri-runtime-handler", value_name = "NAME=PATH", env = "PORTREEVE_CRI_RUNTIME_HANDLER",
+        value_delimiter = ',', value_parser = value::handler
+    )]
+    #[serde(rename = "cri.runtimeHandlers", deserialize_with = "file::handlers")]
+    pub(crate) runtime_handlers: Vec<(String, PathBuf)>,
     /// Images, volumes, logs, ledger: what survives a reboot [default: /var/lib/portreeve]
     #[arg(long, value_name = "DIR", env = "PORTREEVE_ROOT")]
     #[serde(deserialize_with = "file::path")]
@@ -227,6 +235,7 @@ pub(crate) struct Config {
     pub(crate) cni_conf_dir: Option<PathBuf>,
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     pub(crate) systemd_cgroup: bool,
+    pub(crate) runtime_handlers: BTreeMap<String, PathBuf>,
     pub(crate) root: PathBuf,
     pub(crate) run: PathBuf,
     /// `None`: the host name; see [`Config::node_name`].
@@ -306,6 +315,7 @@ impl Settings {
             cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
             cni_bin_dirs: if self.cni_bin_dirs.is_empty() { other.cni_bin_dirs } else { self.cni_bin_dirs },
             systemd_cgroup: self.systemd_cgroup.or(other.systemd_cgroup),
+            runtime_handlers: list(self.runtime_handlers, other.runtime_handlers),
             root: self.root.or(other.root),
             run: self.run.or(other.run),
             node_name: self.node_name.or(other.node_name),
@@ -370,6 +380,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         cni_conf_dir: settings.cni_conf_dir.map(absolute).transpose()?,
         cni_bin_dirs: settings.cni_bin_dirs.into_iter().map(absolute).collect::<Result<_, _>>()?,
         systemd_cgroup: settings.systemd_cgroup.unwrap_or(false),
+        runtime_handlers: settings.runtime_handlers.into_iter().collect(),
         root,
         run,
         node_name: settings.node_name,
@@ -443,7 +454,8 @@ impl Config {
     ///
     /// # Errors
     /// What is there and can never be what it should, with its key. What is not there (yet) is no error: a
-    /// directory of manifests or images may be mounted later.
+    /// directory of manifests or images may be mounted later. A runtime of pods has to be there: without it they would
+    /// fail one by one, and nobody would look here.
     pub(crate) fn check_places(&self) -> anyhow::Result<()> {
         let directories = [
             ("manifests", Some(&self.manifests)),
@@ -455,11 +467,24 @@ impl Config {
                 bail!("{key}: {} is a file; name the directory that it lies in", directory.display());
             }
         }
+        for (name, program) in &self.runtime_handlers {
+            executable(program).map_err(|why| anyhow!("cri.runtimeHandlers: {name}: {} {why}", program.display()))?;
+        }
         for path in &self.registry_cas {
             std::fs::read(path).with_context(|| format!("registryCas: reading {}", path.display()))?;
         }
         Ok(())
     }
+}
+
+/// Whether somebody can execute a file; why not, as a sentence that goes on after its path.
+pub(crate) fn executable(path: &Path) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    let found = std::fs::metadata(path).map_err(|error| format!("cannot be executed: {error}"))?;
+    if found.is_file() && found.permissions().mode() & 0o111 != 0 {
+        return Ok(());
+    }
+    Err("is no executable file".to_owned())
 }
 
 fn absolute(path: PathBuf) -> anyhow::Result<PathBuf> {
@@ -558,7 +583,7 @@ mod tests {
     #[test]
     fn every_key_of_the_file_is_read() {
         let text = "manifests: /m\ncriOnly: true\ncri.network: cni\ncri.cniConfDir: /n\ncri.cniBinDirs: [/b]\n\
-                    cri.systemdCgroup: true\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
+                    cri.systemdCgroup: true\ncri.runtimeHandlers: {a: /a, b: /b}\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
                     registriesConf: /c.conf\nimagePolicy: /p.json\nkeepBlobs: true\npartialPulls: true\n\
@@ -574,6 +599,8 @@ mod tests {
         assert!(config.keep_blobs && config.partial_pulls && config.cri_only && config.systemd_cgroup);
         assert_eq!((config.cri_network, config.cni_conf_dir), (CriNetwork::Cni, Some("/n".into())));
         assert_eq!(config.cni_bin_dirs, [PathBuf::from("/b")]);
+        let handlers = [("a", "/a"), ("b", "/b")].map(|(name, path)| (name.to_owned(), path.into()));
+        assert_eq!(config.runtime_handlers, BTreeMap::from(handlers));
         let downloads = Downloads {
             at_once: Some(2),
             at_once_per_registry: Some(1),
@@ -617,6 +644,12 @@ mod tests {
         ("- a", "1:1: invalid type: sequence, expected keys with values, as in `root: /var/lib`"),
         ("bridge: x\nbridge: y", "2:1: `bridge` is there already"),
         ("nodeLabels: {a: b, a: c}", "1:20: nodeLabels: `a` is there already"),
+        (
+            "cri.runtimeHandlers: {A: /a}",
+            "1:23: cri.runtimeHandlers: `A` cannot be the name of a handler: it must be lower-case letters, digits and \
+             `-`, beginning and ending with a letter or digit, at most 63",
+        ),
+        ("cri.runtimeHandlers: {a: b}", "1:26: cri.runtimeHandlers.a: `b` is no absolute path of a program"),
         ("root: ''", "1:7: root: `` is no path"),
         ("bridge: [a]", "1:9: bridge: invalid type: sequence, expected one value"),
         ("cgroupRoot: /", "1:13: cgroupRoot: `/` must be an absolute path below the root, such as /portreeve"),
@@ -686,6 +719,9 @@ mod tests {
             ("manifests", file.display().to_string(), false),
             ("preload", file.display().to_string(), false),
             ("registryCas", format!("[{}]", absent.display()), false),
+            ("cri.runtimeHandlers", format!("{{a: {}}}", absent.display()), false),
+            ("cri.runtimeHandlers", format!("{{a: {}}}", file.display()), false),
+            ("cri.runtimeHandlers", "{a: /bin/sh}".to_owned(), true),
             ("manifests", absent.display().to_string(), true),
             ("preload", absent.display().to_string(), true),
         ] {

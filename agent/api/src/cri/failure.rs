@@ -10,6 +10,7 @@ pub(super) fn engine(error: &EngineError) -> Status {
             Code::NotFound
         }
         EngineError::Invalid { .. } | EngineError::RunsAsRoot { .. } => Code::InvalidArgument,
+        EngineError::NotByHandler { .. } => Code::Unimplemented,
         EngineError::Checkpoint { source, .. } if source.lacks_criu() => Code::Unimplemented,
         EngineError::SandboxNotReady { .. } | EngineError::WrongState { .. } => Code::FailedPrecondition,
         // What makes a probe time out rather than fail.

@@ -12,6 +12,7 @@
 //! **Invariant:** a call sees and touches only sandboxes that came through here ([`Owner::Cri`]), and their containers.
 
 mod failure;
+mod handlers;
 mod host_path;
 mod names;
 mod rpc;
@@ -20,6 +21,7 @@ mod usage;
 mod view;
 pub(crate) mod wanted;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ use tonic::Status;
 use tracing::{debug, warn};
 
 use crate::server::{ServeError, bind_socket};
+use handlers::Handlers;
 use names::Names;
 use rpc::Service;
 use streams::Streams;
@@ -109,6 +112,8 @@ pub struct Cri {
     node: Node,
     /// Whether pods can have users of their own here.
     own_users: bool,
+    /// Runtimes beside our own.
+    handlers: Handlers,
     /// Where streams are.
     streams: Streams,
     /// What is being made now.
@@ -123,13 +128,22 @@ pub struct Cri {
 
 impl Cri {
     /// Answers at a socket for an engine that `node` has, too, until `stop`; then ends streams, gives the rest a moment,
-    /// and takes the socket's name away. `own_users`: whether the kernel can give pods users of their own.
-    pub async fn serve(engine: Arc<Engine>, node: Node, own_users: bool, socket: CriSocket, stop: CancellationToken) {
+    /// and takes the socket's name away. `own_users`: whether the kernel can give pods users of their own; `handlers`:
+    /// programs of other runtimes, by the names under which pods ask for them.
+    pub async fn serve(
+        engine: Arc<Engine>,
+        node: Node,
+        own_users: bool,
+        handlers: BTreeMap<String, PathBuf>,
+        socket: CriSocket,
+        stop: CancellationToken,
+    ) {
         let (streams, tasks) = (Streams::new(socket.address), TaskTracker::new());
         let cri = Self {
             engine: Arc::clone(&engine),
             node,
             own_users,
+            handlers: Handlers::new(handlers),
             streams: streams.clone(),
             names: Names::default(),
             sizes: Sizes::default(),

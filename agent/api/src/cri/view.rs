@@ -43,7 +43,7 @@ pub(super) fn sandbox(sandbox: SandboxStatus) -> v1::PodSandbox {
         created_at: nanoseconds(sandbox.created_at),
         labels: sandbox.labels,
         annotations: sandbox.annotations,
-        runtime_handler: String::new(),
+        runtime_handler: sandbox.handler.map(|handler| handler.name).unwrap_or_default(),
     }
 }
 
@@ -82,7 +82,7 @@ pub(super) fn sandbox_status(sandbox: &SandboxStatus) -> v1::PodSandboxStatus {
         linux: Some(v1::LinuxPodSandboxStatus { namespaces: Some(v1::Namespace { options: Some(options) }) }),
         labels: sandbox.labels.clone(),
         annotations: sandbox.annotations.clone(),
-        runtime_handler: String::new(),
+        runtime_handler: sandbox.handler.as_ref().map(|handler| handler.name.clone()).unwrap_or_default(),
     }
 }
 

@@ -110,6 +110,7 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<Sandbo
         namespaces,
         sysctls: linux.sysctls,
         resources,
+        handler: None,
     })
 }
 

@@ -47,17 +47,22 @@ pub(super) fn paths<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, 
 }
 
 pub(super) fn labels<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
-    from.deserialize_any(Labels)
+    from.deserialize_any(Map(value::label_key, value::label_value))
+}
+
+pub(super) fn handlers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, PathBuf)>, D::Error> {
+    from.deserialize_any(Map(value::handler_name, value::program))
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 36] = [
+pub(crate) const KEYS: [&str; 37] = [
     "manifests",
     "criOnly",
     "cri.network",
     "cri.cniConfDir",
     "cri.cniBinDirs",
     "cri.systemdCgroup",
+    "cri.runtimeHandlers",
     "root",
     "run",
     "nodeName",
@@ -180,11 +185,15 @@ impl<'de, T, F: Fn(&str) -> Result<T, String> + Copy> Visitor<'de> for List<F> {
     }
 }
 
-/// Labels, each key once; none where nothing is said.
-struct Labels;
+/// Values by keys, each key once, which two functions read; none where nothing is said.
+struct Map<K, V>(K, V);
 
-impl<'de> Visitor<'de> for Labels {
-    type Value = Vec<(String, String)>;
+impl<'de, T, K, V> Visitor<'de> for Map<K, V>
+where
+    K: Fn(&str) -> Result<String, String>,
+    V: Fn(&str) -> Result<T, String> + Copy,
+{
+    type Value = Vec<(String, T)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("keys with values")
@@ -196,11 +205,11 @@ impl<'de> Visitor<'de> for Labels {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = BTreeMap::new();
-        let once = |found: &BTreeMap<String, String>, text: &str| {
-            if found.contains_key(text) { Err("is there already".to_owned()) } else { value::label_key(text) }
+        let once = |found: &BTreeMap<String, T>, text: &str| {
+            if found.contains_key(text) { Err("is there already".to_owned()) } else { (self.0)(text) }
         };
         while let Some(key) = map.next_key_seed(Text(|text: &str| once(&found, text)))? {
-            let value = map.next_value_seed(Text(value::label_value))?;
+            let value = map.next_value_seed(Text(self.1))?;
             found.insert(key, value);
         }
         Ok(found.into_iter().collect())

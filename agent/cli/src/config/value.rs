@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use portreeve_engine::image::DownloadWindow;
-use portreeve_manifests::{check_label_key, check_label_value, check_subdomain};
+use portreeve_manifests::{check_label, check_label_key, check_label_value, check_subdomain};
 use tracing_subscriber::EnvFilter;
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
@@ -35,6 +35,25 @@ pub(super) fn label_key(text: &str) -> Result<String, String> {
 pub(super) fn label_value(text: &str) -> Result<String, String> {
     check_label_value(text).map_err(|why| format!("cannot be the value of a label: it {why}"))?;
     Ok(text.to_owned())
+}
+
+/// A runtime handler as a flag gives it.
+pub(super) fn handler(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, program) = text.split_once('=').ok_or("is not name=/path/of/program")?;
+    let name = handler_name(name).map_err(|why| format!("has a name that {why}"))?;
+    Ok((name, self::program(program).map_err(|why| format!("names a program that {why}"))?))
+}
+
+/// Source: Kubernetes, `RuntimeClass.handler`: a DNS label.
+pub(super) fn handler_name(text: &str) -> Result<String, String> {
+    check_label(text).map_err(|why| format!("cannot be the name of a handler: it {why}"))?;
+    Ok(text.to_owned())
+}
+
+/// Never looked for by its name: what runs a node's pods is one file.
+pub(super) fn program(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("is no absolute path of a program".to_owned()) }
 }
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
@@ -176,6 +195,16 @@ mod tests {
         assert_eq!(label("a=").unwrap().1, "");
         for wrong in ["a", "=b", "a b=c", "a=b c", "a=b=c", "/a=b"] {
             assert!(label(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_handler_is_a_label_and_an_absolute_path() {
+        assert_eq!(handler("runc-1=/opt/a=b/runc").unwrap(), ("runc-1".to_owned(), "/opt/a=b/runc".into()));
+        for wrong in
+            ["runc", "=/runc", "a_b=/runc", "A=/runc", "-a=/runc", "a.b=/runc", "runc=", "runc=runc", "runc=./runc"]
+        {
+            assert!(handler(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -5,13 +5,13 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use portreeve_engine::chain;
 use portreeve_engine::network::cni::{CniConfig, NetworkList};
+use portreeve_engine::{HandlerFeatures, chain, handler_features};
 use portreeve_oci::cgroup::{Version, version};
 use portreeve_oci::kernel::{Fact, Verdict};
 use serde::Deserialize;
 
-use crate::config::{Config, CriNetwork};
+use crate::config::{Config, CriNetwork, executable};
 
 /// Where kubeadm has the kubelet's configuration, and Debian's kubelet looks for it.
 pub(super) const CONFIGURATION: &str = "/var/lib/kubelet/config.yaml";
@@ -27,6 +27,7 @@ pub(super) fn facts(config: &Config, cni: &CniConfig, kubelet: &Path) -> Vec<Fac
         swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
         network(config.cri_network, cni),
     ];
+    facts.extend(config.runtime_handlers.iter().map(|(name, program)| handler(name, program)));
     facts.extend(configuration(kubelet, &socket, driver(config.systemd_cgroup)));
     facts
 }
@@ -110,6 +111,38 @@ fn network(mode: CriNetwork, cni: &CniConfig) -> Fact {
             let directories: Vec<String> = cni.plugins.iter().map(|path| path.display().to_string()).collect();
             let advice = format!("put the plugins into {}", directories.join(" or "));
             fact(NAME, Verdict::Limited, format!("{found}, which lacks {}", lacks.join(" and ")), Some(&advice))
+        }
+    }
+}
+
+/// A runtime that pods can name, and what a kubelet would know of it.
+fn handler(name: &str, program: &Path) -> Fact {
+    const NAME: &str = "runtime handler";
+    let place = format!("{name}: {}", program.display());
+    if let Err(why) = executable(program) {
+        let advice = "install it, or take it out of cri.runtimeHandlers: until then no agent starts";
+        return fact(NAME, Verdict::Limited, format!("{place} {why}"), Some(advice));
+    }
+    match handler_features(program) {
+        Ok(HandlerFeatures { recursive_readonly_mounts: true, user_namespaces: true }) => {
+            fact(NAME, Verdict::Present, place, None)
+        }
+        Ok(features) => {
+            let lacks = [
+                ("recursive read-only mounts", features.recursive_readonly_mounts),
+                ("users of a pod's own", features.user_namespaces),
+            ];
+            let lacks: Vec<&str> = lacks.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
+            fact(NAME, Verdict::Present, format!("{place}, without {}", lacks.join(" and ")), None)
+        }
+        Err(error) => {
+            let advice = "a kubelet takes it for one without recursive read-only mounts and users of a pod's own";
+            fact(
+                NAME,
+                Verdict::Present,
+                format!("{place}, which does not tell its features: {}", chain(&error)),
+                Some(advice),
+            )
         }
     }
 }
@@ -220,6 +253,29 @@ mod tests {
         assert_eq!(with(&format!("{here}cgroupDriver: systemd"), true).verdict, Verdict::Present);
         let other = with(here, true);
         assert!(other.verdict == Verdict::Limited && other.found.ends_with("cgroupDriver cgroupfs"), "{}", other.found);
+    }
+
+    #[test]
+    fn a_runtime_is_an_executable_file_that_tells_what_it_can_do() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("runtime");
+        assert!(
+            handler("a", &path).verdict == Verdict::Limited && handler("a", home.path()).verdict == Verdict::Limited
+        );
+        let told = |line: &str| {
+            fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            handler("a", &path)
+        };
+        let fact = told("echo '{\"mountOptions\": [\"rro\"]}'");
+        assert!(
+            fact.verdict == Verdict::Present && fact.found.ends_with("without users of a pod's own"),
+            "{}",
+            fact.found
+        );
+        let fact = told("echo no such verb >&2; exit 1");
+        assert!(fact.found.contains("no such verb") && fact.advice.is_some(), "{}", fact.found);
     }
 
     #[test]

@@ -352,14 +352,6 @@ fn not_built<T>(what: &str) -> Answer<T> {
     Err(Status::unimplemented(format!("{what} are not built into this runtime")))
 }
 
-/// There is one runtime, and it has no name.
-fn handler(name: &str) -> Result<(), Status> {
-    match name {
-        "" => Ok(()),
-        other => Err(Status::invalid_argument(format!("there is no runtime handler {other:?}; leave it empty"))),
-    }
-}
-
 /// Whether labels have all those that are wanted.
 fn matches(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
@@ -399,11 +391,5 @@ mod tests {
         let has = labels(&[("a", "1"), ("b", "2")]);
         assert!(matches(&labels(&[]), &has) && matches(&labels(&[("b", "2")]), &has));
         assert!(!matches(&labels(&[("a", "2")]), &has) && !matches(&labels(&[("c", "")]), &has));
-    }
-
-    #[test]
-    fn the_only_runtime_has_no_name() {
-        assert!(handler("").is_ok());
-        assert_eq!(handler("kata").unwrap_err().code(), tonic::Code::InvalidArgument);
     }
 }

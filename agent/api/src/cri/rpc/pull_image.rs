@@ -10,7 +10,8 @@ use crate::cri::v1::{AuthConfig, PullImageRequest, PullImageResponse};
 
 pub(super) async fn answer(cri: &Cri, asked: PullImageRequest) -> Answer<PullImageResponse> {
     let spec = asked.image.unwrap_or_default();
-    super::handler(&spec.runtime_handler)?;
+    // An image is the same for every runtime here.
+    cri.handlers.find(&spec.runtime_handler)?;
     let name: ImageRef =
         spec.image.parse().map_err(|error| Status::invalid_argument(format!("image.image: {}", chain(&error))))?;
     let logins = asked.auth.map(|auth| login(&auth, name.registry())).transpose()?.flatten();

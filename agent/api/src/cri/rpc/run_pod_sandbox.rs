@@ -7,9 +7,10 @@ use crate::cri::v1::{RunPodSandboxRequest, RunPodSandboxResponse};
 use crate::cri::{Cri, wanted};
 
 pub(super) async fn answer(cri: &Cri, asked: RunPodSandboxRequest) -> Answer<RunPodSandboxResponse> {
-    super::handler(&asked.runtime_handler)?;
+    let handler = cri.handlers.find(&asked.runtime_handler)?;
     let config = asked.config.ok_or_else(|| Status::invalid_argument("config: is missing"))?;
-    let config = wanted::sandbox(config, &cri.engine.config().cgroup_root)?;
+    let mut config = wanted::sandbox(config, &cri.engine.config().cgroup_root)?;
+    config.handler = handler;
     let metadata = &config.metadata;
     let attempt = format!("attempt {} of pod {}/{}", metadata.attempt, metadata.namespace, metadata.name);
     let name = cri.names.take(format!("{attempt} {}", metadata.uid));

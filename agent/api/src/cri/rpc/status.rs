@@ -7,8 +7,7 @@ use portreeve_engine::chain;
 use super::Answer;
 use crate::cri::Cri;
 use crate::cri::v1::{
-    RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest,
-    StatusResponse,
+    RuntimeCondition, RuntimeFeatures, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest, StatusResponse,
 };
 
 pub(super) async fn answer(cri: &Cri, asked: &StatusRequest) -> Answer<StatusResponse> {
@@ -27,6 +26,7 @@ pub(super) async fn answer(cri: &Cri, asked: &StatusRequest) -> Answer<StatusRes
         let text = serde_json::json!({ "root": config.root, "run": config.run, "cgroupRoot": config.cgroup_root });
         info.insert("config".to_owned(), text.to_string());
     }
+    let own = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: cri.own_users };
     Ok(StatusResponse {
         status: Some(RuntimeStatus {
             conditions: vec![
@@ -36,10 +36,7 @@ pub(super) async fn answer(cri: &Cri, asked: &StatusRequest) -> Answer<StatusRes
             ],
         }),
         info,
-        runtime_handlers: vec![RuntimeHandler {
-            name: String::new(),
-            features: Some(RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: cri.own_users }),
-        }],
+        runtime_handlers: cri.handlers.shown(own).await,
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
