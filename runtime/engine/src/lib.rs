@@ -15,7 +15,8 @@
 //!
 //! **Invariant:** every verb is idempotent: stop of the stopped and remove of the absent are `Ok`.
 //!
-//! **Invariant:** the agent never forks a container. The shim, single-threaded, clones it through `portreeve-oci`.
+//! **Invariant:** the agent never forks a container. The shim, single-threaded, clones it through `portreeve-oci`, or
+//! calls the program of another runtime, whose container then is its child.
 
 pub mod shim;
 pub mod spec;

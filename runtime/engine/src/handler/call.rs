@@ -175,9 +175,9 @@ fn hear(ear: BorrowedFd<'_>, heard: &mut Vec<u8>) -> Option<bool> {
     }
 }
 
-/// A line of a log in JSON, as runc and crun write it.
+/// A record of a log in JSON: runc writes each on a line, crun on several.
 #[derive(Debug, Deserialize)]
-struct Line {
+struct Logged {
     #[serde(default)]
     level: String,
     msg: String,
@@ -186,10 +186,9 @@ struct Line {
 /// What a program said: the last error of its log, or else the last lines that it printed or logged.
 fn words(log: Option<&Path>, heard: &[Vec<u8>]) -> String {
     let logged = log.map(read).unwrap_or_default();
-    let error = logged.lines().rev().find_map(|line| {
-        let line: Line = serde_json::from_str(line).ok()?;
-        matches!(line.level.as_str(), "error" | "fatal" | "panic").then_some(line.msg)
-    });
+    let records = serde_json::Deserializer::from_str(&logged).into_iter::<Logged>().map_while(Result::ok);
+    let is_error = |record: &Logged| matches!(record.level.as_str(), "error" | "fatal" | "panic");
+    let error = records.filter(is_error).last().map(|record| record.msg);
     let printed = || heard.iter().rev().map(|text| String::from_utf8_lossy(text));
     let said = error.or_else(|| printed().map(|text| last_lines(&text)).find(|text| !text.is_empty()));
     shortened(&said.unwrap_or_else(|| last_lines(&logged)))
@@ -244,6 +243,8 @@ mod tests {
         let logged =
             "{\"level\":\"warning\",\"msg\":\"w\"}\n{\"level\":\"error\",\"msg\":\"it is\\nbroken\",\"time\":\"t\"}\n";
         assert_eq!(told(line, logged), "/bin/sh test: it is broken");
+        let logged = "{\n  \"msg\": \"broken\",\n  \"level\": \"error\",\n  \"time\": \"t\"\n}\n";
+        assert_eq!(told(line, logged), "/bin/sh test: broken");
         assert_eq!(told("exit 3", "some line\n"), "/bin/sh test: some line");
         assert_eq!(told("exit 3", ""), "/bin/sh test: it ended with code 3 and said nothing");
         assert_eq!(told("kill -9 $$", ""), "/bin/sh test: signal 9 ended it");

@@ -14,6 +14,8 @@
 //!
 //! **Invariant:** there is one thread, and no tokio. **Invariant:** an exit is in `exit.json` before it is announced.
 //!
+//! With another runtime (`foreign`) it calls that one's program in place of `portreeve-oci`, and all else is the same.
+//!
 //! Memory: at most 0.5 MiB PSS. A container's specification is read from disk when it is needed and dropped again;
 //! nothing is kept per line, per request or per ended process.
 
