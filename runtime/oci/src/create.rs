@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::{Cgroup, CgroupError, Join, container_device_rules, delegate_owner, devices_can_be_limited};
 use crate::error::{CreateError, SetupError, StartError, Step, Warning};
 use crate::gate::Inherited;
-use crate::hooks::{Hooks, Point, Terms};
+use crate::hooks::{Hooks, Outside, Point, Terms};
 use crate::init::{self, Container, Joining, Process};
 use crate::lifecycle::Rootless;
 use crate::plan::identity::Identity;
@@ -98,8 +98,14 @@ pub struct Create<'a> {
     pub pivot: Pivot,
     /// Where the process waits for its start.
     pub gate: Gate,
-    /// The bundle's directory, of which hooks are told, and the program that takes the listener of a seccomp filter.
+    /// The bundle's directory, of which hooks are told, and the program that takes the listener of a seccomp filter. For
+    /// hooks of the creation, layers are attached at its directory `rootfs`, which has to be there, in the container's
+    /// own mount namespace: nothing is mounted on the host.
     pub bundle: PathBuf,
+    /// What hooks beside the container do before they are executed; `None`: they stay where the maker is.
+    pub outside: Option<Outside<'a>>,
+    /// How long the hooks of the creation may take together, and those of the start; `None`: as long as each of them may.
+    pub hooks_within: Option<Duration>,
     /// Whether the caller lacks the privileges of the host's root.
     pub rootless: Rootless,
     /// Hears of the container's process as soon as it is there, before hooks run.
@@ -131,6 +137,8 @@ impl<'a> Create<'a> {
             pivot: Pivot::default(),
             gate: Gate::default(),
             bundle: PathBuf::new(),
+            outside: None,
+            hooks_within: None,
             rootless: Rootless::No,
             born: None,
         }
@@ -391,10 +399,25 @@ fn clear(cgroup: &Cgroup) -> Result<(), CgroupError> {
 
 fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<Warning>) -> Result<Created, CreateError> {
     let Create {
-        id, spec, rootfs, cgroup, stdio, extra_fds, keep_keyring, pivot, gate, bundle, rootless, born, ..
+        id,
+        spec,
+        rootfs,
+        cgroup,
+        stdio,
+        extra_fds,
+        keep_keyring,
+        pivot,
+        gate,
+        bundle,
+        outside,
+        hooks_within,
+        rootless,
+        born,
+        ..
     } = request;
     let Plan { identity, namespaces, mounts: ops, sysctls, filter, devices, hooks, links } = plan;
-    let hooks = hooks.about(id, &bundle);
+    let hooks = hooks.about(id, &bundle).within(hooks_within);
+    let until = hooks.until();
     let looked_for = hooks.place(&rootfs, namespaces.new & NEW_MOUNT != 0)?;
     let opens = rootless == Rootless::Yes && !prepare::may_mount()?;
     if opens && !namespaces.has(NEW_MOUNT) {
@@ -466,6 +489,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
             gate: gate.as_ref(),
             keyring: keyring.as_deref(),
             hooks: Some(&hooks),
+            hooks_until: until,
             procfs: procfs.as_ref().map(AsFd::as_fd),
         };
         let container = Container {
@@ -519,7 +543,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
     });
     let mounted = |child: &Child| {
         let pid = child.pid.as_raw_nonzero().get();
-        let terms = Terms { alive: Some(child.pidfd.as_fd()), ..Terms::default() };
+        let terms = Terms { alive: Some(child.pidfd.as_fd()), confine: outside.map(|outside| outside.0), until };
         hooks.run(Point::Prestart, pid, terms).and_then(|()| hooks.run(Point::CreateRuntime, pid, terms))
     };
     let heard = match (spawn::listen(&mut spawned, told, mounted).map_err(failed), handed) {

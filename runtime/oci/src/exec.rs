@@ -119,6 +119,7 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
             gate: None,
             keyring: keyring.as_deref(),
             hooks: None,
+            hooks_until: None,
             procfs: procfs.as_ref().map(AsFd::as_fd),
         };
         init::further(&process, user_namespace)

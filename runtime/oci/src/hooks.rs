@@ -19,17 +19,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use oci_spec::runtime::{ContainerState, Hook as HookSpec, Hooks as HooksSpec, State};
+use oci_spec::runtime::{ContainerState, Hook as HookSpec, Hooks as HooksSpec, Spec, State};
 use portreeve_sys::clone::{Child, Clone3, clone3};
-use portreeve_sys::process::{Exit, pidfd_send_signal, wait};
+use portreeve_sys::process::{Exit, Pid, pidfd_send_signal, wait};
 use portreeve_sys::{exec, fd, process};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, kill_process_group};
 
-use crate::create::RootFs;
+use crate::create::{self, RootFs};
 use crate::plan::PlanError;
+
+/// The directory of a bundle in which layers are attached for hooks.
+pub(crate) const ROOTFS: &str = "rootfs";
 
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +103,57 @@ pub(crate) struct Terms<'a> {
     pub(crate) alive: Option<BorrowedFd<'a>>,
     /// What the hook's own process does last before it executes it.
     pub(crate) confine: Option<&'a dyn Fn() -> io::Result<()>>,
+    /// When it is killed, also before its own timeout.
+    pub(crate) until: Option<Instant>,
+}
+
+/// What a hook that runs beside the container does last before it is executed: a maker that lives in other namespaces than
+/// its hooks are to see enters theirs. It is done in a process of the hook's own; an error is the hook's.
+#[derive(Clone, Copy)]
+pub struct Outside<'a>(pub &'a dyn Fn() -> io::Result<()>);
+
+impl fmt::Debug for Outside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Outside")
+    }
+}
+
+/// The hooks that whoever holds a container runs when it has been created: `poststart` and `poststop`.
+#[derive(Debug, Clone)]
+pub struct LaterHooks(Hooks);
+
+impl LaterHooks {
+    /// Those of a configuration; `None` when it has none of the two.
+    ///
+    /// `id` and `bundle` are what they are told about the container.
+    ///
+    /// # Errors
+    /// [`PlanError`] for a hook that cannot be run, whatever its point.
+    pub fn of(spec: &Spec, id: &str, bundle: &Path) -> Result<Option<Self>, PlanError> {
+        let mut hooks = Hooks::plan(spec.hooks().as_ref(), create::state(spec, ContainerState::Creating))?;
+        hooks.hooks.retain(|hook| matches!(hook.point, Point::Poststart | Point::Poststop));
+        Ok((!hooks.hooks.is_empty()).then(|| Self(hooks.about(id, bundle))))
+    }
+
+    /// Runs the `poststart` hooks, up to the first that fails: the container is to be stopped then.
+    ///
+    /// `pid` is its first process; hooks that still run at `until` are killed.
+    ///
+    /// # Errors
+    /// [`HookError`] of the one that failed.
+    pub fn run_poststart(&self, pid: Pid, outside: Outside<'_>, until: Instant) -> Result<(), HookError> {
+        let terms = Terms { confine: Some(outside.0), until: Some(until), ..Terms::default() };
+        self.0.run(Point::Poststart, pid.as_raw_nonzero().get(), terms)
+    }
+
+    /// Runs the `poststop` hooks, also after one that fails; what failed is the answer.
+    ///
+    /// Hooks that still run at `until` are killed, and fail.
+    #[must_use]
+    pub fn run_poststop(&self, outside: Outside<'_>, until: Instant) -> Vec<HookError> {
+        let terms = Terms { confine: Some(outside.0), until: Some(until), ..Terms::default() };
+        self.0.each(Point::Poststop, None, terms).filter_map(Result::err).collect()
+    }
 }
 
 /// The hooks of a container, in the order of the configuration, and what they are told about it.
@@ -108,6 +162,8 @@ pub(crate) struct Hooks {
     hooks: Vec<Hook>,
     /// But for the status, which follows from the point.
     state: State,
+    /// How long those of a point may take together, whatever each of them may.
+    within: Option<Duration>,
 }
 
 impl Hooks {
@@ -129,13 +185,23 @@ impl Hooks {
                 }
             }
         }
-        Ok(Self { hooks, state })
+        Ok(Self { hooks, state, within: None })
     }
 
     /// The same hooks, which are told about the container of this name and bundle.
     pub(crate) fn about(mut self, id: &str, bundle: &Path) -> Self {
         self.state.set_id(id.to_owned()).set_bundle(bundle.to_owned());
         self
+    }
+
+    /// The same hooks, where those of a point have only so long together.
+    pub(crate) fn within(self, within: Option<Duration>) -> Self {
+        Self { within, ..self }
+    }
+
+    /// When those that begin now have to have ended.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.within.and_then(|within| Instant::now().checked_add(within))
     }
 
     /// What they are told, but for the process.
@@ -148,6 +214,10 @@ impl Hooks {
     }
 
     /// Where the container's root file system is attached for its hooks to find; `None` when none looks for it.
+    ///
+    /// Layers have no place of their own: they are attached in the bundle, in the directory that [`Create::bundle`] names.
+    ///
+    /// [`Create::bundle`]: crate::Create::bundle
     pub(crate) fn place(&self, rootfs: &RootFs, own_mounts: bool) -> Result<Option<PathBuf>, PlanError> {
         match rootfs {
             // Its hooks would run in the container's root.
@@ -156,9 +226,11 @@ impl Hooks {
             }
             _ if !own_mounts || !self.any_before_pivot() => Ok(None),
             RootFs::Directory(path) => Ok(Some(path.clone())),
-            RootFs::Overlay { .. } => {
-                Err(PlanError::new("hooks", "those of the creation need a root file system that is a directory"))
-            }
+            RootFs::Overlay { .. } if self.state.bundle().as_os_str().is_empty() => Err(PlanError::new(
+                "hooks",
+                "those of the creation need a bundle, in which they find the root file system",
+            )),
+            RootFs::Overlay { .. } => Ok(Some(self.state.bundle().join(ROOTFS))),
         }
     }
 
@@ -229,7 +301,7 @@ impl Hook {
         let child = clone3(&Clone3::default(), || self.execute(&stdin, &theirs, directory, terms))?;
         drop(theirs);
         let mut said = Tail::default();
-        let end = self.await_end(&child, output, terms.alive, &mut said)?;
+        let end = self.await_end(&child, output, terms, &mut said)?;
         let killed = "and was killed with all of its process group";
         Ok(match end {
             End::Itself(Exit::Code(0)) => Ok(()),
@@ -239,6 +311,7 @@ impl Hook {
                 let seconds = self.timeout.unwrap_or_default().as_secs();
                 Err(format!("it timed out after {seconds} s, {killed}{said}"))
             }
+            End::Late => Err(format!("it still ran when the time that hooks have together was over, {killed}{said}")),
             End::Outlived => Err(format!("it still ran when the container's process had ended, {killed}{said}")),
         })
     }
@@ -268,22 +341,17 @@ impl Hook {
     }
 
     /// Waits for its end, not for that of what it leaves behind.
-    fn await_end(
-        &self,
-        child: &Child,
-        output: OwnedFd,
-        alive: Option<BorrowedFd<'_>>,
-        said: &mut Tail,
-    ) -> io::Result<End> {
+    fn await_end(&self, child: &Child, output: OwnedFd, terms: Terms<'_>, said: &mut Tail) -> io::Result<End> {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let first = [deadline, terms.until].into_iter().flatten().min();
         let mut output = Some(output);
         loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = first.map(|first| first.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 end(child)?;
-                return Ok(End::TimedOut);
+                return Ok(if first == deadline { End::TimedOut } else { End::Late });
             }
-            let fds = [Some(child.pidfd.as_fd()), alive, output.as_ref().map(AsFd::as_fd)];
+            let fds = [Some(child.pidfd.as_fd()), terms.alive, output.as_ref().map(AsFd::as_fd)];
             let [ended, outlived, heard] = ready(fds, left)?;
             if heard && output.as_ref().is_some_and(|output| !said.hear(output)) {
                 output = None;
@@ -306,6 +374,8 @@ enum End {
     Itself(Exit),
     /// It took too long, and was killed.
     TimedOut,
+    /// It and others of its point took too long together, and it was killed.
+    Late,
     /// The container's process ended before it, and it was killed.
     Outlived,
 }

@@ -51,6 +51,6 @@ pub use crate::create::{Create, Created, Gate, Pivot, RootFs, Running, Starter, 
 pub use crate::criu::{CgroupMode, CriuError, CriuOptions};
 pub use crate::error::{CreateError, ExecError, SetupError, StartError, Warning};
 pub use crate::exec::{ContainerRef, Exec, Execed, exec};
-pub use crate::hooks::HookError;
+pub use crate::hooks::{HookError, LaterHooks, Outside};
 pub use crate::stdio::{Stdio, WindowSize};
 pub use portreeve_sys::process::Pid;

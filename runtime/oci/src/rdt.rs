@@ -205,6 +205,17 @@ pub(crate) fn to_remove(spec: &Spec, id: &str) -> Result<Option<String>, CgroupE
     Ok(Resctrl::mounted()?.new_group(&plan, id))
 }
 
+/// Removes the group that a container has alone, where its configuration made one; absent is success.
+///
+/// # Errors
+/// [`CgroupError`] when the kernel keeps it.
+pub fn remove_of(spec: &Spec, id: &str) -> Result<(), CgroupError> {
+    // Where it is mounted no more, its groups have gone with it.
+    let (Some(rdt), Ok(resctrl)) = (wanted(spec), Resctrl::mounted()) else { return Ok(()) };
+    let plan = plan(rdt).map_err(RdtError::from)?;
+    plan.own(id).map_or(Ok(()), |path| Ok(resctrl.remove(&path)?))
+}
+
 /// Removes what [`to_remove`] has named; absent is success.
 pub(crate) fn remove(path: Option<&str>) -> Result<(), CgroupError> {
     let Some(path) = path else { return Ok(()) };

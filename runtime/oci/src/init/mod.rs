@@ -17,6 +17,7 @@ mod visitor;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use oci_spec::runtime::Spec;
 use portreeve_sys::capability::{self, Sets};
@@ -59,6 +60,8 @@ pub(crate) struct Process<'a> {
     pub(crate) keyring: Option<&'a std::ffi::CStr>,
     /// Of a container, for its first process.
     pub(crate) hooks: Option<&'a Hooks>,
+    /// When those of the creation have to have ended.
+    pub(crate) hooks_until: Option<Instant>,
     /// A procfs of its maker's, where it may not make one itself.
     pub(crate) procfs: Option<BorrowedFd<'a>>,
 }
@@ -278,7 +281,10 @@ fn perform(step: InitStep, container: &Container<'_>, process: &Process<'_>, mad
                 return Err(Failure::Said(1));
             }
         }
-        InitStep::RunHooks => run_hooks(process, Point::CreateContainer, Terms::default())?,
+        InitStep::RunHooks => {
+            let terms = Terms { until: process.hooks_until, ..Terms::default() };
+            run_hooks(process, Point::CreateContainer, terms)?;
+        }
         InitStep::Sysctls => sysctl::write(container.sysctls, process.procfs)?,
         InitStep::ReadOnlyPaths => {
             masks::read_only(root, linux.and_then(|linux| linux.readonly_paths().as_deref()).unwrap_or_default())?;
@@ -322,7 +328,8 @@ fn run_hooks_of_the_start(process: &Process<'_>, capabilities: &Sets) -> Result<
         filter.load().map_err(failed)?;
         if order::needs_privilege(process.identity, true) { capability::set(capabilities) } else { Ok(()) }
     };
-    run_hooks(process, Point::StartContainer, Terms { confine: Some(&confine), ..Terms::default() })
+    let until = process.hooks.and_then(Hooks::until);
+    run_hooks(process, Point::StartContainer, Terms { confine: Some(&confine), until, ..Terms::default() })
 }
 
 fn open_root() -> Result<OwnedFd, SetupError> {

@@ -279,6 +279,8 @@ impl Container {
             pivot,
             gate: Gate::Listening { listener, lock },
             bundle: self.record.bundle.clone(),
+            outside: None,
+            hooks_within: None,
             rootless,
             born: cgroup.is_none().then_some(Born(&write_down)),
         });

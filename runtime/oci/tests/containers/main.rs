@@ -9,6 +9,7 @@ mod attacks;
 mod basics;
 mod deletion;
 mod filters;
+mod hooks;
 mod lifecycle;
 mod limits;
 mod locality;
@@ -54,6 +55,7 @@ fn main() {
         attacks::TESTS,
         races::TESTS,
         lifecycle::TESTS,
+        hooks::TESTS,
         deletion::TESTS,
         limits::TESTS,
         mounts::TESTS,
