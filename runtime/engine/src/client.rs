@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ pub(crate) struct Client {
     open: Arc<Mutex<Open>>,
     more: Arc<Notify>,
     next: AtomicU64,
+    /// As the shim has said.
+    hooks: AtomicBool,
     reader: tokio::task::AbortHandle,
 }
 
@@ -98,7 +100,8 @@ impl Client {
         let open = Arc::new(Mutex::new(Open::default()));
         let more = Arc::new(Notify::new());
         let task = tokio::spawn(serve(Arc::clone(&stream), Arc::clone(&open), Arc::clone(&more), listener));
-        Ok(Self { stream, open, more, next: AtomicU64::new(1), reader: task.abort_handle() })
+        let (next, hooks) = (AtomicU64::new(1), AtomicBool::new(false));
+        Ok(Self { stream, open, more, next, hooks, reader: task.abort_handle() })
     }
 
     /// Set when the shim is gone.
@@ -113,8 +116,17 @@ impl Client {
             Answer::Hello { version, .. } if version > VERSION => {
                 Err(EngineError::NewerShim { id: id.clone(), found: version, known: VERSION })
             }
-            answer => Ok((answer, fds)),
+            answer => {
+                let runs = matches!(answer, Answer::Hello { hooks: true, .. });
+                self.hooks.store(runs, Ordering::Relaxed);
+                Ok((answer, fds))
+            }
         }
+    }
+
+    /// Whether the shim has greeted as one that runs hooks: one of an older program would leave them out.
+    pub(crate) fn runs_hooks(&self) -> bool {
+        self.hooks.load(Ordering::Relaxed)
     }
 
     /// Asks without descriptors; a refusal is an error.

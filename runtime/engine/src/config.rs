@@ -22,6 +22,9 @@ pub struct EngineConfig {
     /// Whether systemd makes the cgroups of pods whose parent is a slice: such a pod has a scope in it, in which its
     /// containers' cgroups are. [`portreeve_systemd::require`] has said that it can.
     pub systemd_cgroups: bool,
+    /// Where specifications of devices are that containers are given by name; see [`cdi`](crate::cdi). Of two that have a
+    /// device the later directory's counts.
+    pub cdi_directories: Vec<PathBuf>,
     /// Content store and registries.
     pub images: portreeve_image::Config,
     /// When a container's log file makes room for the next.

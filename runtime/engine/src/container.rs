@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
+use crate::cdi::DeviceName;
 use crate::{ContainerId, SandboxId};
 
 /// What a container is called by its owner.
@@ -51,6 +52,9 @@ pub struct ContainerConfig {
     /// Device nodes of the node.
     #[serde(default)]
     pub devices: Vec<Device>,
+    /// Devices by the names that specifications on the node have for them; looked up when it is created.
+    #[serde(default)]
+    pub cdi_devices: Vec<DeviceName>,
     /// Labels, kept as they are.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

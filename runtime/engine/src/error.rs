@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portreeve_network::{NetworkError, cni::CniError};
-
 pub use portreeve_sys::chain;
 
+use crate::cdi::CdiError;
 use crate::{ContainerId, ContainerState, SandboxId};
 
 /// Whether the same call may succeed later without anything being edited.
@@ -222,6 +222,9 @@ pub enum EngineError {
         #[source]
         source: io::Error,
     },
+    /// A device that was asked for by name cannot be given.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     /// A container could not be checkpointed; it goes on.
     #[error("checkpointing container {id}")]
     Checkpoint {
@@ -252,6 +255,7 @@ impl EngineError {
             | Self::UnknownContainer(_)
             | Self::WrongState { .. }
             | Self::Invalid { .. }
+            | Self::Cdi(CdiError::Name { .. })
             | Self::RunsAsRoot { .. }
             | Self::NotByHandler { .. }
             | Self::NewerState { .. }

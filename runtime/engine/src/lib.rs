@@ -18,6 +18,7 @@
 //! **Invariant:** the agent never forks a container. The shim, single-threaded, clones it through `portreeve-oci`, or
 //! calls the program of another runtime, whose container then is its child.
 
+pub mod cdi;
 pub mod shim;
 pub mod spec;
 

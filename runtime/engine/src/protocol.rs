@@ -201,6 +201,9 @@ pub(crate) enum Answer {
         /// Likewise of the pod's pid namespace.
         #[serde(default)]
         pid_namespace: Option<String>,
+        /// It runs the hooks of a container's specification.
+        #[serde(default)]
+        hooks: bool,
     },
     /// To `State`.
     State { containers: Vec<ContainerReport> },

@@ -11,7 +11,8 @@
 //!     containers/<cid>/
 //!       container.json              phase making -> made
 //!       config.json                 OCI specification
-//!       rootfs/ mounts/             mounts for another runtime, see `handler`
+//!       rootfs/                     where hooks find its files, in its own mount namespace, and another runtime its root
+//!       mounts/                     mounts for another runtime, see `handler`
 //!       exit.json                   written by the shim
 //! ```
 
@@ -32,6 +33,8 @@ use crate::{ContainerId, EngineError, SandboxId};
 
 /// The newest version that this program reads.
 pub(crate) const VERSION: u64 = 1;
+/// The directory of a container with hooks; `root.path` of its specification.
+pub(crate) const ROOTFS: &str = "rootfs";
 /// A record is never longer: a pod's annotations hold its manifest.
 const LONGEST: u64 = 16 << 20;
 

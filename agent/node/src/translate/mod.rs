@@ -275,6 +275,7 @@ pub(crate) fn container(
         working_dir: definition.working_dir.clone().filter(|path| !path.is_empty()),
         mounts: parts.mounts,
         devices: Vec::new(),
+        cdi_devices: Vec::new(),
         labels,
         annotations: BTreeMap::from([(RECORD.to_owned(), record)]),
         log_path: Some(log_path(&definition.name, parts.attempt)),

@@ -55,6 +55,7 @@ impl World {
             kubelet_network: KubeletNetwork::Builtin,
             plugins: network::cni::CniConfig::new(directory.join("root/cni")),
             systemd_cgroups: false,
+            cdi_directories: Vec::new(),
             images: image::Config::new(directory.join("root/images")),
             log_rotation: LogRotation::default(),
             executable: None,

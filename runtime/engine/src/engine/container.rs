@@ -22,6 +22,8 @@ use crate::{ContainerId, EngineError, EngineEvent, Exit, SandboxId};
 
 /// How long the processes of a killed cgroup may take to go.
 const KILLED: Duration = Duration::from_secs(10);
+/// The field of a specification that makes such a group.
+const RDT: &[u8] = b"\"intelRdt\"";
 
 impl Core {
     pub(super) async fn create_container(
@@ -201,6 +203,8 @@ impl Core {
                 let removed = remove_cgroup(&cgroup).map_err(cgroup_error("removing", &path));
                 errors.extend(removed.err());
             }
+            let removed = remove_share(&directory, &name).map_err(cgroup_error("removing what is beside", &path));
+            errors.extend(removed.err());
             if let Err(error) = core.images.remove_snapshot(&name) {
                 let action = "removing a container's root file system".to_owned();
                 errors.push(EngineError::Images { action, source: error.into() });
@@ -344,6 +348,16 @@ fn remove_cgroup(cgroup: &Cgroup) -> Result<(), portreeve_oci::cgroup::CgroupErr
         cgroup.wait_empty(KILLED)?;
     }
     cgroup.remove()
+}
+
+/// Removes the group in which a container had a share of the processor's cache, or was counted, alone.
+fn remove_share(directory: &Path, id: &str) -> Result<(), portreeve_oci::cgroup::CgroupError> {
+    // Few have one, and what cannot be read made none.
+    let Ok(bytes) = std::fs::read(directory.join("config.json")) else { return Ok(()) };
+    if !bytes.windows(RDT.len()).any(|window| window == RDT) {
+        return Ok(());
+    }
+    serde_json::from_slice(&bytes).map_or(Ok(()), |spec| portreeve_oci::rdt::remove_of(&spec, id))
 }
 
 /// What the shim recorded, or, when it died before it could, a record that says so.

@@ -14,6 +14,7 @@ use super::container::container_cgroup;
 use super::sandbox::bundle_mode;
 use super::table::Sandbox;
 use super::{Core, files, spawn};
+use crate::cdi;
 use crate::container::{AppArmorProfile, ContainerConfig, MountSource, SeccompProfile};
 use crate::protocol::{CreateCall, LogCall, RootFsCall};
 use crate::record::{self, ContainerPhase, ContainerRecord};
@@ -39,10 +40,11 @@ pub(super) fn prepare(
     directory: &Path,
     config: ContainerConfig,
 ) -> Result<ContainerRecord, EngineError> {
-    let (sandbox_config, cgroup, user_namespace, pid_namespace) = {
+    let (sandbox_config, cgroup, user_namespace, pid_namespace, runs_hooks) = {
         let facts = sandbox.facts();
         let cgroup = container_cgroup(facts.record.containers_cgroup(), id);
-        (facts.record.config.clone(), cgroup, facts.user_namespace.clone(), facts.pid_namespace.clone())
+        let runs_hooks = facts.client.as_ref().is_some_and(|client| client.runs_hooks());
+        (facts.record.config.clone(), cgroup, facts.user_namespace.clone(), facts.pid_namespace.clone(), runs_hooks)
     };
     let image = find_image(core, config.image_id.as_deref(), &config.image)?;
     let log = log_call(core, sandbox_config.owner, &sandbox_config.log_directory, config.log_path.as_deref())?;
@@ -50,7 +52,21 @@ pub(super) fn prepare(
 
     let accounts = core.accounts.of(&image)?;
     let image_user = image_config.and_then(|image| image.user().as_deref()).unwrap_or_default();
-    let identity = spec::resolve(&config.security, image_user, &accounts)?;
+    let mut identity = spec::resolve(&config.security, image_user, &accounts)?;
+    let edits = cdi::resolve(&core.config.cdi_directories, &config.cdi_devices)?;
+    let own_users = sandbox_config.namespaces.user != UserNamespace::Node;
+    if own_users {
+        edits.check_own_users()?;
+    }
+    if edits.has_hooks() && !runs_hooks {
+        let message = "one has hooks, which the shim of this pod, an older program, leaves out: make the pod anew";
+        return Err(EngineError::invalid("CDI_devices", message));
+    }
+    for group in edits.groups() {
+        if !identity.groups.contains(group) {
+            identity.groups.push(*group);
+        }
+    }
     let stop_signal = config.stop_signal.as_deref().or(image_config.and_then(|image| image.stop_signal().as_deref()));
     let stop_signal = self::stop_signal(stop_signal.unwrap_or_default())?;
     let devices = devices(&config)?;
@@ -100,7 +116,7 @@ pub(super) fn prepare(
     let users = &sandbox_config.namespaces.user;
     let volumes =
         make_volumes(wanted, &snapshot, users).map_err(EngineError::file("making volumes in", &snapshot.upper))?;
-    let specification = spec::specification(Inputs {
+    let mut specification = spec::specification(Inputs {
         config: &record.config,
         sandbox: &sandbox_config,
         image: &image.config,
@@ -119,6 +135,11 @@ pub(super) fn prepare(
         default_apparmor,
         capabilities: core.capabilities,
     })?;
+    edits.apply(&mut specification, own_users);
+    if edits.has_hooks() {
+        // Where they look for the container's files. It tells whoever finds the container, too, that its shim may be busy.
+        spawn::private_directory(&directory.join(record::ROOTFS), 0o700)?;
+    }
     let path = directory.join("config.json");
     let bytes =
         serde_json::to_vec(&specification).map_err(|error| EngineError::file("encoding", &path)(error.into()))?;

@@ -17,6 +17,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use portreeve_network::{Network, cni::Cni};
 use portreeve_oci::cgroup::{self, Cgroup};
@@ -36,7 +37,11 @@ use crate::handler;
 use crate::protocol::{Answer, Call, ContainerReport};
 use crate::record::{self, ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::sandbox::NetworkNamespace;
+use crate::shim::HOOKS;
 use crate::{ContainerId, EngineConfig, EngineError, SandboxId};
+
+/// What a shim may take to answer when its hooks have ended.
+const AFTER_HOOKS: Duration = Duration::from_secs(5);
 
 /// A sandbox's directory, and what was found in it.
 struct Found {
@@ -344,8 +349,14 @@ impl Core {
             let hello = client.hello(id).await?;
             Ok::<_, EngineError>((hello, client.ask(Call::State).await?))
         };
-        // One that waits for a program of another runtime answers when that has ended.
-        let patience = if handler::state_directory(directory).exists() { handler::BUSY } else { PATIENCE };
+        // One that waits for a program of another runtime, or runs hooks just now, answers when that has ended.
+        let patience = if handler::state_directory(directory).exists() {
+            handler::BUSY
+        } else if has_hooks(directory) {
+            HOOKS + AFTER_HOOKS
+        } else {
+            PATIENCE
+        };
         let ((hello, mut fds), (state, _)) = match tokio::time::timeout(patience, greeting).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error @ EngineError::NewerShim { .. })) => return Err(error),
@@ -503,6 +514,12 @@ struct Shim {
     user_namespace: Option<String>,
     pid_namespace: Option<String>,
     containers: Vec<ContainerReport>,
+}
+
+/// Whether a container of the sandbox has hooks.
+fn has_hooks(sandbox: &Path) -> bool {
+    let containers = fs::read_dir(sandbox.join("containers"));
+    containers.is_ok_and(|all| all.flatten().any(|one| one.path().join(record::ROOTFS).is_dir()))
 }
 
 /// Whether `path` is `above` or below it.

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use jiff::Timestamp;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::container::{Container, Refusal};
@@ -68,13 +69,14 @@ impl Shim {
                     return Err(Refusal::new(Failure::NotFound, format!("container {target} does not run any more")));
                 }
                 let directory = self.directory.join("containers").join(&call.container);
-                let (container, warnings) = Container::create(directory, call, self.runtime.as_ref())?;
+                let (container, warnings) =
+                    Container::create(directory, call, self.runtime.as_ref(), &self.namespaces)?;
                 let pid = u32::try_from(container.pid).unwrap_or(0);
                 let number = self.number();
                 self.containers.insert(number, container);
                 Ok((Answer::Created { pid, warnings }, Vec::new()))
             }
-            Call::Start { container } => match self.container(&container)?.start() {
+            Call::Start { container } => match self.start(&container) {
                 Ok(started_at) => Ok((Answer::Started { started_at }, Vec::new())),
                 Err(refusal) => {
                     self.settle(&container);
@@ -127,13 +129,18 @@ impl Shim {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             user_namespace: Namespaces::path(self.namespaces.user.as_ref()),
             pid_namespace: Namespaces::path(self.namespaces.pid.as_ref()),
+            hooks: true,
         };
         Ok((answer, netns.into_iter().collect()))
     }
 
     fn container(&mut self, id: &str) -> Result<&mut Container, Refusal> {
-        let missing = || Refusal::new(Failure::NotFound, format!("this shim has no container {id}"));
-        self.find(id).map(|(_, container)| container).ok_or_else(missing)
+        self.find(id).map(|(_, container)| container).ok_or_else(|| missing(id))
+    }
+
+    fn start(&mut self, id: &str) -> Result<Timestamp, Refusal> {
+        let container = self.containers.values_mut().find(|one| one.id == id);
+        container.ok_or_else(|| missing(id))?.start(&self.namespaces)
     }
 
     /// After a failed start: the process is ending; its exit is announced before the failure is answered.
@@ -154,10 +161,16 @@ impl Shim {
             return Err(Refusal::new(Failure::Other, "the container still runs"));
         }
         // A merely created one ends when it is dropped; it is reaped as an orphan.
-        container.forget();
-        self.containers.remove(&number);
+        if let Some(mut container) = self.containers.remove(&number) {
+            container.give_up(&self.namespaces);
+            container.forget();
+        }
         Ok((Answer::Done, Vec::new()))
     }
+}
+
+fn missing(id: &str) -> Refusal {
+    Refusal::new(Failure::NotFound, format!("this shim has no container {id}"))
 }
 
 fn done(result: Result<(), Refusal>) -> Reply {

@@ -9,21 +9,26 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use portreeve_oci::cgroup::Cgroup;
-use portreeve_oci::{Create, Created, RootFs, Stdio, WindowSize};
+use portreeve_oci::{Create, CreateError, Created, LaterHooks, Outside, RootFs, Stdio, WindowSize};
 use portreeve_sys::process;
 
 use super::log::{Log, Which};
 use super::output::{Progress, Source};
+use super::pod::Namespaces;
 use crate::Exit;
 use crate::handler::Runtime;
 use crate::protocol::{Answer, ContainerReport, CreateCall, ExitRecord, Failure};
 
 /// So much of what an ended container left in its pipes is read before its exit is announced.
 const LAST_READS: usize = 64;
+/// All hooks of one step of a container have so long together: the shim does nothing else meanwhile, and an agent gives up
+/// one that is silent for half a minute.
+pub(crate) const HOOKS: Duration = Duration::from_secs(20);
 /// The exit code of a container whose program could not be run, whatever the reason.
 /// Source: containerd internal/cri/server/helpers.go, `errorStartExitCode`.
 const START_ERROR: i32 = 128;
@@ -39,6 +44,8 @@ pub(super) struct Container {
     waiting: Option<Waiting>,
     /// What has made it, as long as that has something of it.
     foreign: Option<Runtime>,
+    /// Those that are still to run: after the start, and once at the end. Another runtime runs its own.
+    hooks: Option<LaterHooks>,
     started_at: Option<Timestamp>,
     exit: Option<ExitRecord>,
     /// Its program could not be run: why.
@@ -96,11 +103,12 @@ pub(super) fn specification(directory: &Path) -> Result<Spec, Refusal> {
 }
 
 impl Container {
-    /// Sets it up, up to but not including its program.
+    /// Sets it up, up to but not including its program; hooks beside it run where `namespaces` lead out to.
     pub(super) fn create(
         directory: PathBuf,
         call: CreateCall,
         foreign: Option<&Runtime>,
+        namespaces: &Namespaces,
     ) -> Result<(Self, Vec<String>), Refusal> {
         let spec = specification(&directory)?;
         let cgroup = Cgroup::at(&call.cgroup).map_err(|error| Refusal::of(&error))?;
@@ -115,14 +123,28 @@ impl Container {
         let (stdio, ends) = streams(&spec, call.tty, call.stdin)
             .map_err(|error| Refusal::context("making the container's streams", &error))?;
         let rootfs = RootFs::Overlay { lower: call.rootfs.lower, upper: call.rootfs.upper, work: call.rootfs.work };
+        let hooks = match foreign {
+            None => LaterHooks::of(&spec, &call.container, &directory).map_err(|error| Refusal::of(&error))?,
+            Some(_) => None,
+        };
         let own_pids = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).is_some_and(|namespaces| {
             namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_none())
         });
         let context = |error: io::Error| Refusal::context("keeping the container's streams", &error);
         let (pid, pidfd, terminal, waiting, warnings) = match foreign {
             None => {
-                let mut created = portreeve_oci::create(Create::new(&call.container, &spec, rootfs, &cgroup, stdio))
-                    .map_err(|error| Refusal::of(&error))?;
+                let outside = || namespaces.leave();
+                let mut request = Create::new(&call.container, &spec, rootfs, &cgroup, stdio);
+                request.bundle.clone_from(&directory);
+                request.outside = Some(Outside(&outside));
+                request.hooks_within = Some(HOOKS);
+                let mut created = portreeve_oci::create(request).map_err(|error| {
+                    // Nothing was begun of a specification that is refused; what other hooks have begun, these end.
+                    if !matches!(error, CreateError::Plan(_) | CreateError::Seccomp(_)) {
+                        run_last(&call.container, hooks.as_ref(), namespaces);
+                    }
+                    Refusal::of(&error)
+                })?;
                 let warnings: Vec<String> = created.warnings.iter().map(ToString::to_string).collect();
                 let pidfd = created.pidfd.try_clone().map_err(context)?;
                 let terminal = created.terminal.take();
@@ -157,6 +179,7 @@ impl Container {
             directory,
             waiting: Some(waiting),
             foreign: foreign.cloned(),
+            hooks,
             started_at: None,
             exit: None,
             unstartable: None,
@@ -171,15 +194,20 @@ impl Container {
     }
 
     /// Executes its program. An error has been kept: the process ends, and its exit will say `StartError`.
-    pub(super) fn start(&mut self) -> Result<Timestamp, Refusal> {
+    pub(super) fn start(&mut self, namespaces: &Namespaces) -> Result<Timestamp, Refusal> {
         if let (None, Some(started_at)) = (&self.exit, self.started_at) {
             return Ok(started_at);
         }
         let Some(waiting) = self.waiting.take() else {
             return Err(Refusal::new(Failure::Other, "the container has ended already"));
         };
+        let until = Instant::now() + HOOKS;
+        let mut pid = None;
         let started = match waiting {
-            Waiting::Ours(created) => created.start().map_err(|error| crate::error::chain(&error)),
+            Waiting::Ours(created) => {
+                pid = Some(created.pid);
+                created.start().map_err(|error| crate::error::chain(&error))
+            }
             Waiting::Theirs(runtime) => {
                 let started = runtime.start(&self.id, &self.directory);
                 started.map_err(|error| {
@@ -190,16 +218,39 @@ impl Container {
                 })
             }
         };
-        match started {
-            Ok(()) => {
-                let now = Timestamp::now();
-                self.started_at = Some(now);
-                Ok(now)
+        if let Err(message) = started {
+            return Err(self.unstarted(message));
+        }
+        let now = Timestamp::now();
+        self.started_at = Some(now);
+        let outside = || namespaces.leave();
+        let ran = self.hooks.as_ref().zip(pid).map(|(hooks, pid)| hooks.run_poststart(pid, Outside(&outside), until));
+        match ran.unwrap_or(Ok(())) {
+            Ok(()) => Ok(now),
+            Err(error) => {
+                // Source: runtime-spec, runtime.md, Lifecycle, step 9: the container is stopped then.
+                let _it_ends_anyway = self.kill(nix::libc::SIGKILL, true);
+                Err(self.unstarted(crate::error::chain(&error)))
             }
-            Err(message) => {
-                self.unstartable = Some(message.clone());
-                Err(Refusal { message, kind: Failure::Program, code: START_ERROR })
-            }
+        }
+    }
+
+    fn unstarted(&mut self, message: String) -> Refusal {
+        self.unstartable = Some(message.clone());
+        Refusal { message, kind: Failure::Program, code: START_ERROR }
+    }
+
+    /// Runs the hooks of its end; a second time there are none.
+    pub(super) fn run_last_hooks(&mut self, namespaces: &Namespaces) {
+        run_last(&self.id, self.hooks.take().as_ref(), namespaces);
+    }
+
+    /// Ends one that was never started, when hooks wait for that.
+    pub(super) fn give_up(&mut self, namespaces: &Namespaces) {
+        self.waiting = None;
+        if self.hooks.is_some() {
+            let _nothing_to_wait_for = process::has_ended(self.pidfd.as_fd(), 1000);
+            self.run_last_hooks(namespaces);
         }
     }
 
@@ -391,6 +442,15 @@ fn streams(spec: &Spec, tty: bool, stdin: bool) -> io::Result<(Stdio, Ends)> {
         Stdio::Pipes { stdin: in_reader.map(Into::into), stdout: out_writer.into(), stderr: err_writer.into() },
         Ends { stdin: in_writer.map(Into::into), stdout: Some(out_reader.into()), stderr: Some(err_reader.into()) },
     ))
+}
+
+/// Runs the hooks of a container's end; that one fails changes nothing any more.
+fn run_last(id: &str, hooks: Option<&LaterHooks>, namespaces: &Namespaces) {
+    let Some(hooks) = hooks else { return };
+    let outside = || namespaces.leave();
+    for error in hooks.run_poststop(Outside(&outside), Instant::now() + HOOKS) {
+        eprintln!("at the end of {id}: {}", crate::error::chain(&error));
+    }
 }
 
 fn write_exit(directory: &Path, record: &ExitRecord) -> io::Result<()> {

@@ -12,6 +12,10 @@
 //! has to be held by a parent (streams, exit codes) and does what needs a single-threaded parent (clone). When it
 //! dies, its socket closes, and the agent kills its containers by their cgroups.
 //!
+//! Hooks of a container that run beside it are its children for a moment: of a creation and a start before the answer, of
+//! an end after it was announced. They see what the agent sees, not the pod's namespaces. It does nothing else meanwhile,
+//! so they have a bound.
+//!
 //! **Invariant:** there is one thread, and no tokio. **Invariant:** an exit is in `exit.json` before it is announced.
 //!
 //! With another runtime (`foreign`) it calls that one's program in place of `portreeve-oci`, and all else is the same.
@@ -36,6 +40,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+pub(crate) use container::HOOKS;
 pub(crate) use exec::kill_tree;
 use pod::PodError;
 pub(crate) use pod::{Pod, Scope};

@@ -83,6 +83,8 @@ pub(super) struct Namespaces {
     pub(super) pause: Option<clone::Child>,
     /// Keeps the scope, which systemd would remove between two containers.
     pub(super) scope: Option<Keeper>,
+    /// The node's own, which this process has left for the pod's: hooks beside a container run there.
+    left: Vec<(u64, OwnedFd)>,
 }
 
 /// Why the pod cannot be set up.
@@ -143,6 +145,12 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
     let mut namespaces = Namespaces::default();
     if let Some(scope) = &pod.scope {
         namespaces.scope = Some(scope.make()?);
+    }
+    for (kind, name) in [(clone::NEW_NET, "net"), (clone::NEW_UTS, "uts"), (clone::NEW_IPC, "ipc")] {
+        if own & kind != 0 {
+            let file = fs::File::open(format!("/proc/self/ns/{name}"));
+            namespaces.left.push((kind, step("opening the node's namespaces", file)?.into()));
+        }
     }
     if pod.user.is_none() {
         step("making the pod's namespaces", namespace::unshare(own))?;
@@ -243,6 +251,15 @@ fn sysctl(name: &str, value: &str) -> io::Result<()> {
 }
 
 impl Namespaces {
+    /// Has the calling process, which is about to execute a hook, live where this agent does: with the node's network, ipc
+    /// and hostname, and killed no later than others when memory runs out.
+    pub(super) fn leave(&self) -> io::Result<()> {
+        for (kind, namespace) in &self.left {
+            namespace::enter(namespace.as_fd(), *kind)?;
+        }
+        fs::write("/proc/self/oom_score_adj", "0")
+    }
+
     /// The path of a held namespace, as this process and its clones see it.
     pub(super) fn path(fd: Option<&OwnedFd>) -> Option<String> {
         fd.map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()))

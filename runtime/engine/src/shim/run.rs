@@ -246,12 +246,14 @@ impl Shim {
     }
 
     fn gone(&mut self, pid: i32, how: process::Exit) {
-        if let Some(container) = self.containers.values_mut().find(|one| one.pid == pid && one.alive()) {
-            let record = container.ended(how);
-            let (id, event) = (container.id.clone(), Event::Exited { container: container.id.clone(), record });
+        let of_pid = |(_, one): &(&u64, &mut Container)| one.pid == pid && one.alive();
+        if let Some((number, container)) = self.containers.iter_mut().find(of_pid) {
+            let (number, record) = (*number, container.ended(how));
+            let event = Event::Exited { container: container.id.clone(), record };
             self.announce(&event);
-            // Nobody waits for that.
-            if let Some((_, container)) = self.find(&id) {
+            // Whoever waits for the end has heard of it: they take their time.
+            if let Some(container) = self.containers.get_mut(&number) {
+                container.run_last_hooks(&self.namespaces);
                 container.forget();
             }
         } else if let Some(exec) = self.execs.iter().find(|(_, one)| one.pid == pid).map(|(number, _)| *number) {

@@ -14,6 +14,7 @@ use oci_spec::runtime::{
     LinuxSeccomp, Root, Spec, VERSION,
 };
 
+pub(crate) use mounts::clean;
 pub use user::{Accounts, Identity, resolve};
 
 use crate::container::ContainerConfig;

@@ -175,7 +175,7 @@ pub(super) fn root_propagation(config: &ContainerConfig) -> Result<Option<String
 }
 
 /// The path without `.`, `..` and doubled slashes; `None` when it is not absolute or the root itself.
-fn clean(path: &Path) -> Option<PathBuf> {
+pub(crate) fn clean(path: &Path) -> Option<PathBuf> {
     let mut clean = PathBuf::from("/");
     for component in path.is_absolute().then_some(path)?.components() {
         match component {

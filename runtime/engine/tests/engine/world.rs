@@ -44,6 +44,7 @@ pub(crate) fn config(directory: &Path, name: &str) -> EngineConfig {
         kubelet_network: KubeletNetwork::Builtin,
         plugins: network::cni::CniConfig::new(directory.join("root/cni")),
         systemd_cgroups: false,
+        cdi_directories: vec![directory.join("cdi")],
         images: image::Config::new(directory.join("root/images")),
         log_rotation: LogRotation { max_bytes: 64 << 10, max_files: 3 },
         executable: None,
