@@ -134,6 +134,7 @@ impl<'w> Agent<'w> {
             .env("PATH", std::env::join_paths(path).expect("directories without colons"))
             // Not those of the machine.
             .env("PORTREEVE_CRI_CNI_CONF_DIR", self.networks())
+            .env("PORTREEVE_CRI_CDI_SPEC_DIR", self.device_specifications())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("the agent's log"))
@@ -231,6 +232,12 @@ impl<'w> Agent<'w> {
     /// When it is not there.
     pub fn remove_manifest(&self, file: &str) {
         std::fs::remove_file(self.manifests().join(file)).expect("removing a manifest");
+    }
+
+    /// Where specifications of devices are; not made.
+    #[must_use]
+    pub fn device_specifications(&self) -> PathBuf {
+        self.directory.join("cdi")
     }
 
     /// Where networks of CNI plugins are configured; not made.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use portreeve_engine::cdi;
 use portreeve_engine::image::DownloadWindow;
 use portreeve_node::ImageCollection;
 use serde::Deserialize;
@@ -70,6 +71,11 @@ pub(crate) struct Settings {
     )]
     #[serde(rename = "cri.runtimeHandlers", deserialize_with = "file::handlers")]
     pub(crate) runtime_handlers: Vec<(String, PathBuf)>,
+    /// Directory of CDI specifications, by which a kubelet's containers are given devices; may be given again, or several
+    /// with commas, of which later ones win [default: /etc/cdi,/var/run/cdi]
+    #[arg(long = "cri-cdi-spec-dir", value_name = "DIR", env = "PORTREEVE_CRI_CDI_SPEC_DIR", value_delimiter = ',')]
+    #[serde(rename = "cri.cdiSpecDirs", deserialize_with = "file::paths")]
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// Images, volumes, logs, ledger: what survives a reboot [default: /var/lib/portreeve]
     #[arg(long, value_name = "DIR", env = "PORTREEVE_ROOT")]
     #[serde(deserialize_with = "file::path")]
@@ -236,6 +242,8 @@ pub(crate) struct Config {
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     pub(crate) systemd_cgroup: bool,
     pub(crate) runtime_handlers: BTreeMap<String, PathBuf>,
+    /// The later win.
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     pub(crate) root: PathBuf,
     pub(crate) run: PathBuf,
     /// `None`: the host name; see [`Config::node_name`].
@@ -316,6 +324,7 @@ impl Settings {
             cni_bin_dirs: if self.cni_bin_dirs.is_empty() { other.cni_bin_dirs } else { self.cni_bin_dirs },
             systemd_cgroup: self.systemd_cgroup.or(other.systemd_cgroup),
             runtime_handlers: list(self.runtime_handlers, other.runtime_handlers),
+            cdi_spec_dirs: list(self.cdi_spec_dirs, other.cdi_spec_dirs),
             root: self.root.or(other.root),
             run: self.run.or(other.run),
             node_name: self.node_name.or(other.node_name),
@@ -381,6 +390,10 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
         cni_bin_dirs: settings.cni_bin_dirs.into_iter().map(absolute).collect::<Result<_, _>>()?,
         systemd_cgroup: settings.systemd_cgroup.unwrap_or(false),
         runtime_handlers: settings.runtime_handlers.into_iter().collect(),
+        cdi_spec_dirs: match settings.cdi_spec_dirs.as_slice() {
+            [] => cdi::DIRECTORIES.map(PathBuf::from).to_vec(),
+            given => given.iter().cloned().map(absolute).collect::<Result<_, _>>()?,
+        },
         root,
         run,
         node_name: settings.node_name,
@@ -583,7 +596,7 @@ mod tests {
     #[test]
     fn every_key_of_the_file_is_read() {
         let text = "manifests: /m\ncriOnly: true\ncri.network: cni\ncri.cniConfDir: /n\ncri.cniBinDirs: [/b]\n\
-                    cri.systemdCgroup: true\ncri.runtimeHandlers: {a: /a, b: /b}\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
+                    cri.systemdCgroup: true\ncri.runtimeHandlers: {a: /a, b: /b}\ncri.cdiSpecDirs: [/d, /e]\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
                     registriesConf: /c.conf\nimagePolicy: /p.json\nkeepBlobs: true\npartialPulls: true\n\
@@ -601,6 +614,7 @@ mod tests {
         assert_eq!(config.cni_bin_dirs, [PathBuf::from("/b")]);
         let handlers = [("a", "/a"), ("b", "/b")].map(|(name, path)| (name.to_owned(), path.into()));
         assert_eq!(config.runtime_handlers, BTreeMap::from(handlers));
+        assert_eq!(config.cdi_spec_dirs, ["/d", "/e"].map(PathBuf::from));
         let downloads = Downloads {
             at_once: Some(2),
             at_once_per_registry: Some(1),

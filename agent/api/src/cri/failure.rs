@@ -1,5 +1,6 @@
 //! What the engine and the store refuse, in gRPC's codes.
 
+use portreeve_engine::cdi::CdiError;
 use portreeve_engine::{EngineError, chain};
 use tonic::{Code, Status};
 
@@ -11,6 +12,9 @@ pub(super) fn engine(error: &EngineError) -> Status {
         }
         EngineError::Invalid { .. } | EngineError::RunsAsRoot { .. } => Code::InvalidArgument,
         EngineError::NotByHandler { .. } => Code::Unimplemented,
+        EngineError::Cdi(CdiError::Name { .. }) => Code::InvalidArgument,
+        // A file that somebody may put there, or mend.
+        EngineError::Cdi(_) => Code::FailedPrecondition,
         EngineError::Checkpoint { source, .. } if source.lacks_criu() => Code::Unimplemented,
         EngineError::SandboxNotReady { .. } | EngineError::WrongState { .. } => Code::FailedPrecondition,
         // What makes a probe time out rather than fail.

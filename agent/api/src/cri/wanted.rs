@@ -11,7 +11,7 @@ use portreeve_engine::network::{PortMapping, Protocol};
 use portreeve_engine::{
     AppArmorProfile, Bandwidth, ContainerConfig, ContainerId, ContainerMetadata, Device, DnsConfig, IdMapping,
     IpcNamespace, Mount, MountSource, Namespaces, NetworkNamespace, Owner, PidNamespace, Propagation, SandboxConfig,
-    SandboxMetadata, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy, UserNamespace,
+    SandboxMetadata, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy, UserNamespace, cdi,
 };
 use portreeve_manifests::quantity;
 use tonic::Status;
@@ -196,9 +196,8 @@ fn port_mapping(port: v1::PortMapping) -> Result<Option<PortMapping>, Status> {
 pub(crate) fn container(config: v1::ContainerConfig, image_id: String) -> Result<ContainerConfig, Status> {
     let metadata = config.metadata.clone().ok_or_else(|| invalid("config.metadata", "is missing"))?;
     name("config.metadata.name", &metadata.name)?;
-    if !config.cdi_devices.is_empty() {
-        return Err(Status::unimplemented("config.CDI_devices: are not supported"));
-    }
+    let named = config.cdi_devices.iter().map(|device| device.name.as_str());
+    let cdi_devices = cdi::requested(named, &config.annotations).map_err(|error| invalid("config", error))?;
     let signal = config.stop_signal();
     let asked = config.image.map(|image| match image.user_specified_image.as_str() {
         "" => image.image,
@@ -219,6 +218,7 @@ pub(crate) fn container(config: v1::ContainerConfig, image_id: String) -> Result
         envs: config.envs.into_iter().map(env).collect::<Result<_, _>>()?,
         mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().map(device).collect(),
+        cdi_devices,
         labels: config.labels,
         annotations: config.annotations,
         log_path: below("config.log_path", config.log_path)?,
@@ -603,10 +603,33 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_those_of_the_field_and_of_annotations_each_once() {
+        let of = |named: &[&str], annotations: &[(&str, &str)]| {
+            let cdi_devices = named.iter().map(|name| v1::CdiDevice { name: (*name).to_owned() }).collect();
+            let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let wanted = v1::ContainerConfig { cdi_devices, annotations, ..container_config() };
+            let made = container(wanted, "id".into())?;
+            Ok::<_, Status>(made.cdi_devices.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let both = of(
+            &["vendor.com/gpu=1", "vendor.com/gpu=0", "vendor.com/gpu=1"],
+            &[("cdi.k8s.io/b", "vendor.com/net=x"), ("cdi.k8s.io/a", "vendor.com/gpu=0,other.org/n.i-c=a:b_c")],
+        );
+        assert_eq!(
+            both.unwrap(),
+            ["vendor.com/gpu=1", "vendor.com/gpu=0", "other.org/n.i-c=a:b_c", "vendor.com/net=x"]
+        );
+        let refused = of(&[], &[("cdi.k8s.io/a", "vendor.com/gpu=0, vendor.com/gpu=1")]).unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("annotations[cdi.k8s.io/a]"), "{refused}");
+        assert_eq!(of(&[], &[("io.kubernetes/x", "gpu")]).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_and_never_left_out() {
         let refused = |config: v1::ContainerConfig| container(config, "id".into()).unwrap_err().code();
-        let devices = vec![v1::CdiDevice { name: "vendor.com/gpu=0".into() }];
-        assert_eq!(refused(v1::ContainerConfig { cdi_devices: devices, ..container_config() }), Code::Unimplemented);
+        let devices = vec![v1::CdiDevice { name: "gpu0".into() }];
+        assert_eq!(refused(v1::ContainerConfig { cdi_devices: devices, ..container_config() }), Code::InvalidArgument);
         let mount = |mount_options: &[&str]| {
             let mount_options = mount_options.iter().map(|option| (*option).to_owned()).collect();
             let mount =

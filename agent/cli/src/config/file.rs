@@ -55,7 +55,7 @@ pub(super) fn handlers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 37] = [
+pub(crate) const KEYS: [&str; 38] = [
     "manifests",
     "criOnly",
     "cri.network",
@@ -63,6 +63,7 @@ pub(crate) const KEYS: [&str; 37] = [
     "cri.cniBinDirs",
     "cri.systemdCgroup",
     "cri.runtimeHandlers",
+    "cri.cdiSpecDirs",
     "root",
     "run",
     "nodeName",

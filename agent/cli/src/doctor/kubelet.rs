@@ -3,10 +3,10 @@
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use portreeve_engine::network::cni::{CniConfig, NetworkList};
-use portreeve_engine::{HandlerFeatures, chain, handler_features};
+use portreeve_engine::{HandlerFeatures, cdi, chain, handler_features};
 use portreeve_oci::cgroup::{Version, version};
 use portreeve_oci::kernel::{Fact, Verdict};
 use serde::Deserialize;
@@ -26,6 +26,7 @@ pub(super) fn facts(config: &Config, cni: &CniConfig, kubelet: &Path) -> Vec<Fac
         cgroups(config.systemd_cgroup),
         swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
         network(config.cri_network, cni),
+        devices(&config.cdi_spec_dirs),
     ];
     facts.extend(config.runtime_handlers.iter().map(|(name, program)| handler(name, program)));
     facts.extend(configuration(kubelet, &socket, driver(config.systemd_cgroup)));
@@ -145,6 +146,29 @@ fn handler(name: &str, program: &Path) -> Fact {
             )
         }
     }
+}
+
+/// Which devices containers can be given by name.
+fn devices(directories: &[PathBuf]) -> Fact {
+    const NAME: &str = "CDI devices";
+    const FEW: usize = 4;
+    let few = |all: Vec<String>, between: &str| match all.len().checked_sub(FEW) {
+        Some(further @ 1..) => {
+            let named: Vec<String> = all.into_iter().take(FEW).collect();
+            format!("{}{between}and {further} more", named.join(between))
+        }
+        _ => all.join(between),
+    };
+    let places: Vec<String> = directories.iter().map(|path| path.display().to_string()).collect();
+    let places = places.join(", ");
+    let found = cdi::survey(directories);
+    let names: Vec<String> = found.devices.iter().map(ToString::to_string).collect();
+    let names = if names.is_empty() { format!("none in {places}") } else { few(names, ", ") };
+    if found.unusable.is_empty() {
+        return fact(NAME, Verdict::Present, names, None);
+    }
+    let advice = "mend it, or take it away: until then containers that ask for its devices are refused";
+    fact(NAME, Verdict::Limited, format!("{names}; left out: {}", few(found.unusable, "; ")), Some(advice))
 }
 
 /// What of a kubelet's configuration concerns a runtime. Source: KubeletConfiguration v1beta1.
@@ -276,6 +300,28 @@ mod tests {
         );
         let fact = told("echo no such verb >&2; exit 1");
         assert!(fact.found.contains("no such verb") && fact.advice.is_some(), "{}", fact.found);
+    }
+
+    #[test]
+    fn devices_are_named_and_so_are_files_that_do_not_count() {
+        let home = tempfile::tempdir().unwrap();
+        let directories = [home.path().join("absent"), home.path().to_owned()];
+        let none = devices(&directories);
+        assert!(none.verdict == Verdict::Present && none.found.starts_with("none in "), "{}", none.found);
+        let names: Vec<String> =
+            (0..6).map(|number| format!("{{name: d{number}, containerEdits: {{env: [A=b]}}}}")).collect();
+        let text = format!("cdiVersion: 1.0.0\nkind: vendor.com/gpu\ndevices: [{}]\n", names.join(", "));
+        fs::write(home.path().join("gpu.yaml"), &text).unwrap();
+        let all = devices(&directories);
+        assert_eq!(all.verdict, Verdict::Present, "{}", all.found);
+        assert!(all.found.starts_with("vendor.com/gpu=d0, ") && all.found.ends_with("d3, and 2 more"), "{}", all.found);
+        fs::write(home.path().join("twice.yaml"), text.replace("d1", "e1").replace("d5", "e5")).unwrap();
+        fs::write(home.path().join("bad.json"), "{").unwrap();
+        let some = devices(&directories);
+        assert_eq!(some.verdict, Verdict::Limited);
+        for word in ["vendor.com/gpu=d1", "bad.json: ", "twice.yaml", "and 1 more"] {
+            assert!(some.found.contains(word), "{word}: {}", some.found);
+        }
     }
 
     #[test]
