@@ -126,13 +126,20 @@ pub(crate) struct Runtime {
     pub(crate) network: bool,
     /// Whether the ipc is.
     pub(crate) ipc: bool,
+    /// A process of the pod's own users, when it has such; known to its shim alone.
+    pub(crate) user: Option<i32>,
 }
 
 impl Runtime {
     /// Of the sandbox with this directory; `None` when that has our own.
     pub(crate) fn of(sandbox: &Path) -> Option<Self> {
         let Pod { cgroup, network, ipc, runtime, .. } = record::read(&sandbox.join("shim.json")).ok()??;
-        runtime.map(|program| Self { program, sandbox: sandbox.to_owned(), shims: cgroup, network, ipc })
+        runtime.map(|program| Self { program, sandbox: sandbox.to_owned(), shims: cgroup, network, ipc, user: None })
+    }
+
+    /// The same, with a process of the pod's own users.
+    pub(crate) fn with_user(self, user: Option<i32>) -> Self {
+        Self { user, ..self }
     }
 
     /// Of a container whose bundle this is.

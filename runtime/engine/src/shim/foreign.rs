@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use portreeve_oci::cgroup::Cgroup;
-use portreeve_oci::{RootFs, Stdio, attach};
+use portreeve_oci::{RootFs, Stdio, WindowSize, attach};
 use portreeve_sys::process::{Pid, pidfd_open};
 use portreeve_sys::{capability, socket, terminal};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -90,7 +90,13 @@ impl Runtime {
     /// Runs a further process; `stdio` goes to it as it is.
     pub(super) fn exec(&self, id: &str, bundle: &Path, process: &Process, stdio: Stdio) -> Result<Made, Refusal> {
         let file = bundle.join("exec.json");
-        write(&file, process)?;
+        let mut process = process.clone();
+        if let Stdio::Terminal { size: Some(WindowSize { rows, columns }) } = &stdio {
+            // It is there before the program asks.
+            let size = oci_spec::runtime::BoxBuilder::default().height(u64::from(*rows)).width(u64::from(*columns));
+            process.set_console_size(size.build().ok());
+        }
+        write(&file, &process)?;
         let mut command = self.command("exec", bundle);
         command.arg("--detach").arg("--process").arg(&file);
         let made = self.process("exec", (id, bundle), command, stdio, &[]);
@@ -239,6 +245,10 @@ fn for_others(spec: &mut Spec, runtime: &Runtime, shim: u32) {
     let mut linux = spec.linux().clone().unwrap_or_default();
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     for namespace in &mut namespaces {
+        if let Some(pid) = runtime.user.filter(|_| namespace.typ() == LinuxNamespaceType::User) {
+            // runc understands the maps of a namespace by this path alone.
+            namespace.set_path(Some(format!("/proc/{pid}/ns/user").into()));
+        }
         let rest = namespace.path().as_ref().and_then(|path| path.strip_prefix("/proc/self").ok());
         if let Some(path) = rest.map(|rest| Path::new(&own).join(rest)) {
             namespace.set_path(Some(path));
@@ -322,7 +332,8 @@ mod tests {
                 },
             }))
             .unwrap();
-            for_others(&mut spec, &runtime(home.path(), &pod), 123);
+            let user = network.then_some(55);
+            for_others(&mut spec, &runtime(home.path(), &pod).with_user(user), 123);
             serde_json::to_value(&spec).unwrap()
         };
         let spec = said(true, true);
@@ -332,10 +343,10 @@ mod tests {
                 |one: &Value| format!("{} {}", one["type"].as_str().unwrap(), one["path"].as_str().unwrap_or("-"));
             all.map(line).collect::<Vec<_>>()
         };
-        let own = ["mount -", "user /proc/123/fd/9", "pid /proc/77/ns/pid"];
+        let own = |user: &'static str| ["mount -", user, "pid /proc/77/ns/pid"];
         let pods = ["network /proc/123/ns/net", "uts /proc/123/ns/uts", "ipc /proc/123/ns/ipc"];
-        assert_eq!(namespaces(&spec), [own, pods].concat());
-        assert_eq!(namespaces(&said(false, false)), own, "the node's");
+        assert_eq!(namespaces(&spec), [own("user /proc/55/ns/user"), pods].concat());
+        assert_eq!(namespaces(&said(false, false)), own("user /proc/123/fd/9"), "the node's");
         assert_eq!(spec["mounts"][0]["uidMappings"], spec["linux"]["uidMappings"]);
         assert_eq!(spec["mounts"][0]["gidMappings"], spec["linux"]["gidMappings"]);
         assert_eq!(spec["mounts"][1].get("uidMappings"), None);

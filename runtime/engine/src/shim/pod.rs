@@ -79,7 +79,8 @@ pub(super) struct Namespaces {
     pub(super) user: Option<OwnedFd>,
     /// Of the processes.
     pub(super) pid: Option<OwnedFd>,
-    /// The first process of the pid namespace: it reaps orphans, and ends with the shim.
+    /// The first process of the pid namespace: it reaps orphans, and ends with the shim. With another runtime that of the
+    /// user namespace, too.
     pub(super) pause: Option<clone::Child>,
     /// Keeps the scope, which systemd would remove between two containers.
     pub(super) scope: Option<Keeper>,
@@ -222,6 +223,9 @@ fn first_process(pod: &Pod, own: u64, namespaces: &mut Namespaces) -> Result<(),
     }
     if pod.pid {
         namespaces.pid = Some(open("pid")?.into());
+        namespaces.pause = Some(child);
+    } else if pod.runtime.is_some() {
+        // Others read the id maps of a namespace from a process in it.
         namespaces.pause = Some(child);
     } else {
         step("ending a child", process::pidfd_send_signal(child.pidfd.as_fd(), nix::libc::SIGKILL))?;

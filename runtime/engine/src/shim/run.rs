@@ -68,8 +68,9 @@ pub(super) fn run(mut shim: Shim) {
 
 impl Shim {
     pub(super) fn new(directory: PathBuf, listener: UnixListener, signals: SignalFd, namespaces: Namespaces) -> Self {
+        let user = namespaces.user.as_ref().and(namespaces.pause.as_ref()).map(|one| one.pid.as_raw_nonzero().get());
         Self {
-            runtime: Runtime::of(&directory),
+            runtime: Runtime::of(&directory).map(|runtime| runtime.with_user(user)),
             directory,
             namespaces,
             containers: BTreeMap::new(),
