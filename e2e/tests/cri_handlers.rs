@@ -221,7 +221,7 @@ fn terminals_and_streams_are_as_with_our_own() {
         assert_eq!(words, ["terminal", "error"], "{log}");
 
         // The size of its own terminal, while somebody is attached.
-        let line = "i=0; while [ $i -lt 200 ] && [ \"$(busybox stty size)\" != '33 132' ]; do i=$((i+1)); sleep 0.05; done; \
+        let line = "i=0; while [ $i -lt 200 ] && [ \"$(busybox stty size 2>/dev/null)\" != '33 132' ]; do i=$((i+1)); sleep 0.05; done; \
                     busybox stty size; read word; echo got $word";
         let mut wanted = shell("sized", BUSYBOX, line);
         (wanted.tty, wanted.stdin) = (true, true);
@@ -257,7 +257,7 @@ fn terminals_and_streams_are_as_with_our_own() {
         let echoed = over_spdy(place.world, &exec("cat; echo end >&2; exit 5", false), &all, b"input", None);
         assert_eq!((echoed.stdout.as_slice(), echoed.stderr.as_slice()), (&b"input"[..], &b"end\n"[..]));
         assert_eq!(echoed.exit_code(), Some(5), "{}", echoed.status);
-        let line = "i=0; while [ $i -lt 100 ] && [ \"$(busybox stty size)\" != '33 132' ]; do i=$((i+1)); sleep 0.05; done; \
+        let line = "i=0; while [ $i -lt 100 ] && [ \"$(busybox stty size 2>/dev/null)\" != '33 132' ]; do i=$((i+1)); sleep 0.05; done; \
                     busybox stty size; test -t 0 && echo terminal";
         let found = over_spdy(place.world, &exec(line, true), &["stdin", "stdout", "resize"], b"", size);
         assert_eq!(String::from_utf8_lossy(&found.stdout), "33 132\r\nterminal\r\n");
