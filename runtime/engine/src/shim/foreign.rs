@@ -318,7 +318,7 @@ mod tests {
         let said = |network, ipc| {
             let pod = Pod { version: 1, network, ipc, runtime: Some("/bin/x".into()), ..Pod::default() };
             let mut spec: Spec = serde_json::from_value(json!({
-                "ociVersion": "1.0.0", "process": {"cwd": "/", "oomScoreAdj": 7},
+                "ociVersion": "1.0.0", "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 7},
                 "mounts": [
                     {"destination": "/a", "options": ["bind", "idmap"]}, {"destination": "/b", "options": ["bind"]},
                 ],
