@@ -7,14 +7,12 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{
-    Hook as OciHook, Hooks, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxIntelRdt, Mount as OciMount, Spec,
-};
+use oci_spec::runtime::{Hook as OciHook, Hooks, LinuxDevice, LinuxDeviceType, LinuxIntelRdt, Mount as OciMount, Spec};
 
 use super::CdiError;
 use super::catalogue::Part;
 use super::document::{DeviceNode, Hook, IntelRdt, Mount};
-use crate::spec::clean;
+use crate::spec::{clean, device_rule};
 
 /// All that devices change, looked up: what is left needs nothing but the specification.
 #[derive(Debug, Clone, Default)]
@@ -204,13 +202,7 @@ impl Edits {
                 }
             }
             if let Some(access) = access {
-                let mut rule = LinuxDeviceCgroup::default();
-                rule.set_allow(true);
-                rule.set_typ(Some(device.typ()));
-                rule.set_major(Some(device.major()));
-                rule.set_minor(Some(device.minor()));
-                rule.set_access(Some(access.clone()));
-                rules.push(rule);
+                rules.push(device_rule(device, access));
             }
         }
         resources.set_devices(Some(rules));

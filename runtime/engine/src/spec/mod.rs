@@ -183,6 +183,17 @@ fn id_mappings(maps: &[IdMapping]) -> Vec<LinuxIdMapping> {
         .collect()
 }
 
+/// Lets a device be used so: `access` is of r, w, m.
+pub(crate) fn device_rule(device: &LinuxDevice, access: &str) -> LinuxDeviceCgroup {
+    let mut rule = LinuxDeviceCgroup::default();
+    rule.set_allow(true);
+    rule.set_typ(Some(device.typ()));
+    rule.set_major(Some(device.major()));
+    rule.set_minor(Some(device.minor()));
+    rule.set_access(Some(access.to_owned()));
+    rule
+}
+
 fn resources(inputs: &Inputs<'_>) -> oci_spec::runtime::LinuxResources {
     let mut resources = inputs.config.resources.clone();
     let mut rules = resources.devices().clone().unwrap_or_default();
@@ -199,13 +210,7 @@ fn resources(inputs: &Inputs<'_>) -> oci_spec::runtime::LinuxResources {
         none.set_access(Some("rwm".to_owned()));
         rules.insert(0, none);
         for (device, access) in inputs.devices {
-            let mut rule = LinuxDeviceCgroup::default();
-            rule.set_allow(true);
-            rule.set_typ(Some(device.typ()));
-            rule.set_major(Some(device.major()));
-            rule.set_minor(Some(device.minor()));
-            rule.set_access(Some(access.clone()));
-            rules.push(rule);
+            rules.push(device_rule(device, access));
         }
     }
     resources.set_devices(Some(rules));
