@@ -61,7 +61,6 @@ pub(crate) struct Settings {
         long = "systemd-cgroup", value_name = "BOOL", env = "PORTREEVE_SYSTEMD_CGROUP", num_args = 0..=1,
         default_missing_value = "true"
     )]
-    #[serde(rename = "cri.systemdCgroup")]
     pub(crate) systemd_cgroup: Option<bool>,
     /// Another OCI runtime for pods whose RuntimeClass has this handler, as name=/path/of/program; may be given again, or
     /// several with commas
@@ -596,7 +595,7 @@ mod tests {
     #[test]
     fn every_key_of_the_file_is_read() {
         let text = "manifests: /m\ncriOnly: true\ncri.network: cni\ncri.cniConfDir: /n\ncri.cniBinDirs: [/b]\n\
-                    cri.systemdCgroup: true\ncri.runtimeHandlers: {a: /a, b: /b}\ncri.cdiSpecDirs: [/d, /e]\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
+                    systemdCgroup: true\ncri.runtimeHandlers: {a: /a, b: /b}\ncri.cdiSpecDirs: [/d, /e]\nroot: /r\nrun: /x\nnodeName: n\nnodeLabels: {a: b}\nlisten: 127.0.0.1:0\n\
                     socketGroup: adm\ncgroupRoot: /c\nbridge: br\npodCIDR: 10.1.0.0/24\nnftTable: t\npreload: /p\n\
                     insecureRegistries: ['r:5000']\nregistryCas: [/ca.pem]\nregistryHosts: /h\n\
                     registriesConf: /c.conf\nimagePolicy: /p.json\nkeepBlobs: true\npartialPulls: true\n\

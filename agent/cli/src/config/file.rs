@@ -61,7 +61,7 @@ pub(crate) const KEYS: [&str; 38] = [
     "cri.network",
     "cri.cniConfDir",
     "cri.cniBinDirs",
-    "cri.systemdCgroup",
+    "systemdCgroup",
     "cri.runtimeHandlers",
     "cri.cdiSpecDirs",
     "root",

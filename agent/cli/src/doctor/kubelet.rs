@@ -59,7 +59,7 @@ fn driver(systemd: bool) -> &'static str {
 fn cgroups(systemd: bool) -> Fact {
     let name = "cgroups for kubelets";
     if systemd && let Err(error) = portreeve_systemd::require(nix::unistd::geteuid().is_root()) {
-        return fact(name, Verdict::Missing, chain(&error), Some("take cri.systemdCgroup away, or --systemd-cgroup"));
+        return fact(name, Verdict::Missing, chain(&error), Some("take systemdCgroup away, or --systemd-cgroup"));
     }
     match version() {
         Ok(Version::V2) => {
