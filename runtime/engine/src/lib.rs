@@ -44,7 +44,7 @@ pub use container::{
     AppArmorProfile, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount,
     MountSource, Propagation, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
 };
-pub use engine::{Engine, Resizer, stop_signal};
+pub use engine::{Engine, Resizer, limits_huge_pages, stop_signal};
 pub use error::{EngineError, Retry, chain};
 pub use event::EngineEvent;
 pub use handler::{Handler, HandlerError, HandlerFeatures, features as handler_features};

@@ -106,6 +106,9 @@ pub struct Create<'a> {
     pub outside: Option<Outside<'a>>,
     /// How long the hooks of the creation may take together, and those of the start; `None`: as long as each of them may.
     pub hooks_within: Option<Duration>,
+    /// How long the container's process may be silent while it sets itself up, and until its program has been executed;
+    /// `None`: without bound. Its hooks are part of that.
+    pub patience: Option<Duration>,
     /// Whether the caller lacks the privileges of the host's root.
     pub rootless: Rootless,
     /// Hears of the container's process as soon as it is there, before hooks run.
@@ -139,6 +142,7 @@ impl<'a> Create<'a> {
             bundle: PathBuf::new(),
             outside: None,
             hooks_within: None,
+            patience: None,
             rootless: Rootless::No,
             born: None,
         }
@@ -411,6 +415,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         bundle,
         outside,
         hooks_within,
+        patience,
         rootless,
         born,
         ..
@@ -473,7 +478,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
     let prepared = if opens { None } else { Some(wanted.open()?) };
     let stdio = complete(stdio)?;
     let keyring = if keep_keyring { None } else { CString::new(format!("_ses.{id}")).ok() };
-    let sockets = spawn::sockets(extra_fds.len())?;
+    let sockets = spawn::sockets(extra_fds.len(), patience)?;
     let gate = Inherited::from(gate, spawn::first_free(extra_fds.len())).step("copying the gate's descriptors", "")?;
     let between = namespaces.needs_intermediate();
     let end = order::End { filter: hears(filter.as_ref()), look_up: gate.is_some(), hooks: Some(&hooks) };
@@ -523,7 +528,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
                 // himself first does so as the caller's user.
                 if user_namespace.is_some() && !opens { init::become_root_of_user_namespace() } else { Ok(()) }
             };
-            spawn::between(sockets, new, place, enter, run)
+            spawn::between(sockets, patience, new, place, enter, run)
         } else {
             spawn::direct(sockets, new, place, run)
         }

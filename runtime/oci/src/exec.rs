@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use oci_spec::runtime::{ContainerState, Process as ProcessSpec, Spec, State};
 use portreeve_sys::clone::{NEW_MOUNT, NEW_USER};
@@ -53,13 +54,24 @@ pub struct Exec<'a> {
     /// The container's state, of which the program that takes the listener of a seccomp filter is told; without it as
     /// much as the configuration says.
     pub state: Option<State>,
+    /// How long it may be silent until its program has been executed; `None`: without bound.
+    pub patience: Option<Duration>,
 }
 
 impl<'a> Exec<'a> {
     /// A process with no further descriptors and a session keyring of its own.
     #[must_use]
     pub fn new(container: ContainerRef<'a>, process: &'a ProcessSpec, stdio: Stdio) -> Self {
-        Self { container, process, stdio, extra_fds: Vec::new(), keep_keyring: false, below: &[], state: None }
+        Self {
+            container,
+            process,
+            stdio,
+            extra_fds: Vec::new(),
+            keep_keyring: false,
+            below: &[],
+            state: None,
+            patience: None,
+        }
     }
 }
 
@@ -85,7 +97,7 @@ pub struct Execed {
 /// # Errors
 /// [`ExecError`] names the step that failed; nothing runs then and nothing is left to reap.
 pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
-    let Exec { container, process, stdio, extra_fds, keep_keyring, below, state } = request;
+    let Exec { container, process, stdio, extra_fds, keep_keyring, below, state, patience } = request;
     let identity = identity::plan(process, container.spec)?;
     let namespaces = namespaces::plan(container.spec)?;
     let linux = container.spec.linux().as_ref();
@@ -124,11 +136,13 @@ pub fn exec(request: Exec<'_>) -> Result<Execed, ExecError> {
         };
         init::further(&process, user_namespace)
     };
-    let sockets = spawn::sockets(extra_fds.len())?;
+    let sockets = spawn::sockets(extra_fds.len(), patience)?;
     // By a process in between: whoever is in the container's PID namespace sees no newborn before that is in the other
     // namespaces too. Its root, its mounts and its network would be the host's, for who may trace it, and in part for all.
-    let clone =
-        || spawn::between(sockets, 0, Place { cgroup: join.as_ref(), birth: true }, enter, run).map_err(exec_error);
+    let clone = || {
+        spawn::between(sockets, patience, 0, Place { cgroup: join.as_ref(), birth: true }, enter, run)
+            .map_err(exec_error)
+    };
     let mut warnings = prepare::beyond(&identity.capabilities, user_namespace)?;
     let born = || born_on(identity.affinity.initial.as_ref(), clone);
     let mut spawned = scored(identity.oom_score_adj, &mut warnings, born)?;

@@ -13,10 +13,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use oci_spec::runtime::State;
 use portreeve_sys::clone::{Child, Clone3, NEW_TIME, NEW_USER, clone3};
-use portreeve_sys::process::{Exit, pidfd_send_signal, wait};
+use portreeve_sys::process::{Exit, has_ended, pidfd_send_signal, wait};
 use portreeve_sys::time::{Clocks, Offset};
 use portreeve_sys::{fd, namespace, socket};
 use rustix::io::Errno;
@@ -29,6 +30,9 @@ use crate::hooks::HookError;
 use crate::init::{self, Joining};
 use crate::plan::namespaces;
 use crate::seccomp::{Listener, ListenerError};
+
+/// How long a process that was killed may take to end.
+const KILLED_MS: i32 = 5000;
 
 /// A process that has been cloned and sets itself up.
 #[derive(Debug)]
@@ -56,9 +60,11 @@ impl From<SetupError> for SpawnError {
     }
 }
 
-/// Both ends of a handshake; the child's is numbered above what the program will use.
-pub(crate) fn sockets(extra_fds: usize) -> Result<(OwnedFd, OwnedFd), SetupError> {
+/// Both ends of a handshake; the child's is numbered above what the program will use. On ours every word comes within
+/// `patience`, or what listens fails.
+pub(crate) fn sockets(extra_fds: usize, patience: Option<Duration>) -> Result<(OwnedFd, OwnedFd), SetupError> {
     let (ours, theirs) = socket::message_pair().step("making a socket pair", "")?;
+    socket::bound_reads(ours.as_fd(), patience).step("setting the time for the handshake", "")?;
     let theirs = fd::duplicate_above(theirs.as_fd(), first_free(extra_fds)).step("copying a socket", "")?;
     Ok((ours, theirs))
 }
@@ -124,6 +130,7 @@ fn walkable(error: &io::Error) -> bool {
 /// Clones by a process in between, which joins the cgroup and runs `enter` first.
 pub(crate) fn between(
     sockets: (OwnedFd, OwnedFd),
+    patience: Option<Duration>,
     namespaces: u64,
     place: Place<'_>,
     enter: impl Fn() -> Result<(), SetupError>,
@@ -159,7 +166,13 @@ pub(crate) fn between(
         other => other,
     };
     let first = first.step("cloning the process in between", "")?;
-    let exit = wait(first.pidfd.as_fd()).step("waiting for the process in between", "")?;
+    let waiting = "waiting for the process in between";
+    let within = patience.map_or(-1, |patience| i32::try_from(patience.as_millis()).unwrap_or(i32::MAX));
+    if !has_ended(first.pidfd.as_fd(), within).step(waiting, "")? {
+        let _ = pidfd_send_signal(first.pidfd.as_fd(), 9);
+        Err(late()).step(waiting, "")?;
+    }
+    let exit = wait(first.pidfd.as_fd()).step(waiting, "")?;
     drop(theirs);
     let listening = "listening to the process in between";
     let good = exit == Exit::Code(0);
@@ -211,7 +224,7 @@ pub(crate) fn listen(
     let mut heard = Heard::default();
     let mut early = std::mem::take(&mut spawned.early).into_iter();
     loop {
-        let message = early.next().map_or_else(|| handshake::next(spawned.socket.as_fd()), Ok);
+        let message = early.next().map_or_else(|| hear(spawned.socket.as_fd()), Ok);
         match message.step("listening to the container's process", "") {
             Ok(Message::Ready) => return Ok(heard),
             Ok(Message::Terminal(master)) => heard.terminal = Some(master),
@@ -261,10 +274,22 @@ pub(crate) fn abandon(spawned: &Spawned) -> Option<Exit> {
     end(spawned.child.pidfd.as_fd())
 }
 
-/// As [`abandon`], of a process that is known by its descriptor.
+/// As [`abandon`], of a process that is known by its descriptor. One that does not end although it was killed, such as
+/// one of a frozen cgroup, is left to whoever reaps orphans.
 pub(crate) fn end(pidfd: BorrowedFd<'_>) -> Option<Exit> {
     let _ = pidfd_send_signal(pidfd, 9);
-    wait(pidfd).ok()
+    let ended = has_ended(pidfd, KILLED_MS).unwrap_or(true);
+    if ended { wait(pidfd).ok() } else { None }
+}
+
+/// The next word, of a process that may have been stopped before it could say it.
+fn hear(socket: BorrowedFd<'_>) -> io::Result<Message> {
+    handshake::next(socket).map_err(|error| if error.kind() == io::ErrorKind::WouldBlock { late() } else { error })
+}
+
+fn late() -> io::Error {
+    let what = "it has not gone on in time: somebody in the container has stopped it, or its cgroup is frozen";
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 /// Says the word.
@@ -278,7 +303,7 @@ pub(crate) fn go(socket: BorrowedFd<'_>) -> Result<(), StartError> {
 /// Says the word and listens until the program has been executed.
 pub(crate) fn start(socket: BorrowedFd<'_>) -> Result<(), StartError> {
     go(socket)?;
-    match handshake::next(socket).step("listening to the container's process", "")? {
+    match hear(socket).step("listening to the container's process", "")? {
         Message::Closed => Ok(()),
         message => Err(refusal(message)),
     }
@@ -415,7 +440,7 @@ mod tests {
             load(&program, 0).map(drop).step("loading a filter", "")
         };
         let body = |socket: BorrowedFd<'_>, _: Joining| i32::from(handshake::wait_go(socket).is_err());
-        let sockets = sockets(0).expect("sockets");
+        let sockets = sockets(0, None).expect("sockets");
         let error = between(sockets, 0, Place::default(), enter, body).expect_err("it was killed");
         assert!(matches!(&error, SpawnError::Died(how) if how.contains("signal 31")), "{error:?}");
         // What it made ends by itself.

@@ -23,6 +23,14 @@ pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
+/// Bounds how long reading from a socket may take; what takes longer fails with `EAGAIN`. `None`: no bound.
+///
+/// # Errors
+/// Of setsockopt(2).
+pub fn bound_reads(socket: BorrowedFd<'_>, patience: Option<Duration>) -> io::Result<()> {
+    Ok(set_socket_timeout(socket, Timeout::Recv, patience)?)
+}
+
 /// Connects to a stream socket; connecting, and then each sending, waits for the other side at most `patience`.
 ///
 /// # Errors

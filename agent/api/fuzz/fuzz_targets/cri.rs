@@ -116,6 +116,7 @@ fn check_specification(config: &ContainerConfig, sandbox: &SandboxConfig) {
         seccomp: None,
         images: &images,
         volumes: &[],
+        default_apparmor: None,
         capabilities: u64::MAX,
     });
     let Ok(spec) = asked else { return };

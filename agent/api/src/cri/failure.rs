@@ -22,7 +22,18 @@ pub(super) fn engine(error: &EngineError) -> Status {
         EngineError::ShimLost | EngineError::ShimSilent { .. } => Code::Unavailable,
         _ => Code::Unknown,
     };
-    Status::new(code, chain(error))
+    Status::new(code, short(chain(error)))
+}
+
+/// As much of a message as every client takes: gRPC sends it in a header, and it quotes what was asked for.
+pub(super) fn short(mut message: String) -> String {
+    const MOST: usize = 4096;
+    if message.len() > MOST {
+        let end = (0..=MOST).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        message.truncate(end);
+        message.push_str("...");
+    }
+    message
 }
 
 #[cfg(test)]

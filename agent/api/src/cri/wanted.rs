@@ -16,16 +16,19 @@ use portreeve_engine::{
 use portreeve_manifests::quantity;
 use tonic::Status;
 
-use super::v1;
+use super::{failure, v1};
 
 /// The longest name of a pod or container, in bytes, as Kubernetes has it.
 const MAX_NAME: usize = 253;
+/// Labels and annotations of a pod or container have no more bytes: lists of many fit their answers then. Kubernetes has
+/// 256 KiB for a pod's annotations, and a kubelet adds its own.
+const MOST_TEXT: usize = 512 << 10;
 /// What a mount may be kept from. Source: KEP-5855, `mount_options`.
 const MOUNT_OPTIONS: [&str; 3] = ["nodev", "noexec", "nosuid"];
 
 /// The least that a field has to say is not there, or makes no sense.
 fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
-    Status::invalid_argument(format!("{field}: {message}"))
+    Status::invalid_argument(failure::short(format!("{field}: {message}")))
 }
 
 /// A name is part of paths, of lines, and of what plugins are told.
@@ -63,6 +66,7 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<Sandbo
     for (field, value) in [("name", &metadata.name), ("uid", &metadata.uid), ("namespace", &metadata.namespace)] {
         name(&format!("config.metadata.{field}"), value)?;
     }
+    bounded(&config.labels, &config.annotations)?;
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
     let namespaces = namespaces(security.namespace_options.unwrap_or_default())?;
@@ -71,6 +75,11 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<Sandbo
         "" => {
             let parent = format!("{}/cri/pod{}", root.trim_end_matches('/'), metadata.uid);
             (self::resources(linux.resources.unwrap_or_default())?, parent)
+        }
+        // What is there belongs to the agent, to pods of others among it.
+        given if within(given, root) => {
+            let message = format!("{given} is below {root}, where this agent makes cgroups itself");
+            return Err(invalid("config.linux.cgroup_parent", message));
         }
         // A kubelet sets the limits of the cgroups that it makes.
         given => (LinuxResources::default(), given.to_owned()),
@@ -114,6 +123,20 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<Sandbo
     })
 }
 
+/// Whether a cgroup is `above` or below it, however the path is written.
+fn within(path: &str, above: &str) -> bool {
+    let parts = |path: &str| path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    parts(path).starts_with(&parts(above))
+}
+
+fn bounded(labels: &BTreeMap<String, String>, annotations: &BTreeMap<String, String>) -> Result<(), Status> {
+    let bytes: usize = labels.iter().chain(annotations).map(|(name, value)| name.len() + value.len()).sum();
+    if bytes <= MOST_TEXT {
+        return Ok(());
+    }
+    Err(invalid("config.annotations", format!("with the labels they have {bytes} bytes, at most {MOST_TEXT} are kept")))
+}
+
 /// A limit of bits per second, which a pod's annotation has as a quantity.
 fn bandwidth(annotations: &BTreeMap<String, String>, name: &str) -> Result<Option<u64>, Status> {
     let Some(text) = annotations.get(name) else { return Ok(None) };
@@ -150,20 +173,22 @@ fn namespaces(options: v1::NamespaceOption) -> Result<Namespaces, Status> {
             Some(user) => match user.mode() {
                 v1::NamespaceMode::Node => UserNamespace::Node,
                 v1::NamespaceMode::Pod => {
-                    let rows = |rows: Vec<v1::IdMapping>| {
-                        let row = |row: v1::IdMapping| IdMapping {
-                            container: row.container_id,
-                            host: row.host_id,
-                            length: row.length,
-                        };
-                        rows.into_iter().map(row).collect()
-                    };
-                    UserNamespace::Pod { uid_maps: rows(user.uids), gid_maps: rows(user.gids) }
+                    UserNamespace::Pod { uid_maps: id_map("uids", user.uids)?, gid_maps: id_map("gids", user.gids)? }
                 }
                 other => return refused("userns_options.mode", other),
             },
         },
     })
+}
+
+/// The ids of a pod of its own, of which one is root's: nothing could be set up for it otherwise.
+fn id_map(field: &str, rows: Vec<v1::IdMapping>) -> Result<Vec<IdMapping>, Status> {
+    if !rows.iter().any(|row| row.container_id == 0 && row.length > 0) {
+        let field = format!("namespace_options.userns_options.{field}");
+        return Err(invalid(&field, "container id 0 is not mapped"));
+    }
+    let row = |row: v1::IdMapping| IdMapping { container: row.container_id, host: row.host_id, length: row.length };
+    Ok(rows.into_iter().map(row).collect())
 }
 
 /// `None` for a port that is not published.
@@ -196,6 +221,7 @@ fn port_mapping(port: v1::PortMapping) -> Result<Option<PortMapping>, Status> {
 pub(crate) fn container(config: v1::ContainerConfig, image_id: String) -> Result<ContainerConfig, Status> {
     let metadata = config.metadata.clone().ok_or_else(|| invalid("config.metadata", "is missing"))?;
     name("config.metadata.name", &metadata.name)?;
+    bounded(&config.labels, &config.annotations)?;
     let named = config.cdi_devices.iter().map(|device| device.name.as_str());
     let cdi_devices = cdi::requested(named, &config.annotations).map_err(|error| invalid("config", error))?;
     let signal = config.stop_signal();
@@ -471,12 +497,17 @@ mod tests {
     #[test]
     fn a_cgroup_that_is_given_is_the_clients_to_limit_and_another_is_ours() {
         let limits = v1::LinuxContainerResources { memory_limit_in_bytes: 1 << 20, ..Default::default() };
-        let linux = |parent: &str| {
+        let asked = |parent: &str| {
             let cgroup_parent = parent.to_owned();
             let resources = Some(limits.clone());
             let linux = v1::LinuxPodSandboxConfig { cgroup_parent, resources, ..Default::default() };
-            sandbox(v1::PodSandboxConfig { linux: Some(linux), ..pod() }, "/portreeve/").unwrap()
+            sandbox(v1::PodSandboxConfig { linux: Some(linux), ..pod() }, "/portreeve/")
         };
+        for agents in ["/portreeve", "portreeve/cri/", "//portreeve/shims", "/portreeve/besteffort/podx"] {
+            assert_eq!(asked(agents).unwrap_err().code(), Code::InvalidArgument, "{agents}");
+        }
+        let linux = |parent: &str| asked(parent).unwrap();
+        assert_eq!(linux("/portreeve2/x").cgroup_parent, "/portreeve2/x");
         let given = linux("/kubepods/burstable/podu");
         assert_eq!(given.cgroup_parent, "/kubepods/burstable/podu");
         assert_eq!(given.resources, LinuxResources::default());

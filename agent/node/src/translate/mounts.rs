@@ -53,8 +53,10 @@ pub(crate) struct MountPlan<'a> {
 
 impl MountPlan<'_> {
     pub(crate) fn mount(&self, source: MountSource) -> Mount {
+        // Source: the comment of `Volume.image` in Kubernetes' API: nothing in it is executable.
+        let image = matches!(source, MountSource::Image { .. });
         Mount {
-            options: Vec::new(),
+            options: image.then(|| "noexec".to_owned()).into_iter().collect(),
             container_path: self.container_path.clone(),
             source,
             readonly: self.readonly,

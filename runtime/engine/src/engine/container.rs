@@ -291,6 +291,12 @@ impl Core {
     }
 }
 
+/// Whether limits of huge pages can be set on this machine.
+#[must_use]
+pub fn limits_huge_pages() -> bool {
+    portreeve_oci::cgroup::controllers().is_ok_and(|all| all.iter().any(|name| name == "hugetlb"))
+}
+
 /// The cgroup of a container below its pod's.
 pub(super) fn container_cgroup(parent: &str, id: &ContainerId) -> String {
     format!("{}/{id}", parent.trim_end_matches('/'))

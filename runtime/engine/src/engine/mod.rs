@@ -31,6 +31,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+pub use container::limits_huge_pages;
 pub(crate) use exec::ExecKill;
 pub use prepare::stop_signal;
 pub use terminal::Resizer;

@@ -2,7 +2,9 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +23,7 @@ use crate::record::{self, ContainerPhase, ContainerRecord};
 use crate::rootfs::{self, Place};
 use crate::sandbox::{IdMapping, UserNamespace};
 use crate::spec::{self, ImageMount, ImageVolume, Inputs, SandboxFiles};
-use crate::{ContainerId, ContainerState, EngineError, LogRotation, Owner, apparmor};
+use crate::{ContainerId, ContainerState, Device, EngineError, LogRotation, Owner, apparmor};
 
 /// A node's seccomp profile is never longer.
 const PROFILE: u64 = 1 << 20;
@@ -248,16 +250,45 @@ fn devices(config: &ContainerConfig) -> Result<Vec<(LinuxDevice, String)>, Engin
                 format!("permissions {:?} are not of r, w, m", device.permissions),
             ));
         }
-        let found = look(&device.host_path, &device.container_path)
-            .map_err(|error| EngineError::invalid(field(), format!("{}: {error}", device.host_path.display())))?;
-        let found = found
-            .ok_or_else(|| EngineError::invalid(field(), format!("{} is no device", device.host_path.display())))?;
+        let refused = |what: String| EngineError::invalid(field(), format!("{}: {what}", device.host_path.display()));
+        if device.host_path.is_dir() {
+            let before = all.len();
+            devices_below(device, &mut all).map_err(|error| refused(error.to_string()))?;
+            if all.len() == before {
+                return Err(refused("no device is in it".to_owned()));
+            }
+            continue;
+        }
+        let found = look(&device.host_path, &device.container_path).map_err(|error| refused(error.to_string()))?;
+        let found = found.ok_or_else(|| refused("is no device".to_owned()))?;
         all.push((found, device.permissions.clone()));
     }
     if config.security.privileged {
         node_devices(Path::new("/dev"), &mut all);
     }
     Ok(all)
+}
+
+/// The devices of a directory and of those in it, such as /dev/snd, at the same places below another path. Links are not
+/// followed.
+fn devices_below(asked: &Device, all: &mut Vec<(LinuxDevice, String)>) -> io::Result<()> {
+    for entry in fs::read_dir(&asked.host_path)? {
+        let entry = entry?;
+        let one = Device {
+            host_path: entry.path(),
+            container_path: asked.container_path.join(entry.file_name()),
+            permissions: asked.permissions.clone(),
+        };
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            devices_below(&one, all)?;
+        } else if !kind.is_symlink()
+            && let Some(found) = look(&one.host_path, &one.container_path)?
+        {
+            all.push((found, one.permissions));
+        }
+    }
+    Ok(())
 }
 
 fn look(host: &Path, inside: &Path) -> std::io::Result<Option<LinuxDevice>> {
@@ -400,7 +431,12 @@ fn on_node(maps: &[IdMapping], id: u32) -> u32 {
 fn profile(path: &Path) -> Result<LinuxSeccomp, EngineError> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(EngineError::file("opening seccomp profile", path))?;
+    // A named pipe would be waited for.
+    let opened = fs::File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(EngineError::file("opening seccomp profile", path))?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(EngineError::invalid("seccomp", format!("{} is no file", path.display())));
+    }
     file.take(PROFILE).read_to_end(&mut bytes).map_err(EngineError::file("reading seccomp profile", path))?;
     serde_json::from_slice(&bytes)
         .map_err(|error| EngineError::invalid("seccomp", format!("{}: {error}", path.display())))

@@ -29,6 +29,10 @@ const LAST_READS: usize = 64;
 /// All hooks of one step of a container have so long together: the shim does nothing else meanwhile, and an agent gives up
 /// one that is silent for half a minute.
 pub(crate) const HOOKS: Duration = Duration::from_secs(20);
+/// A container's process may be silent so long, its hooks included: another one of its pod may have stopped it.
+const PATIENCE: Duration = Duration::from_secs(HOOKS.as_secs() + 2);
+/// Longest message of a failure, in bytes: it quotes what was asked for, and all messages of a shim fit a frame.
+const WORDS: usize = 4096;
 /// The exit code of a container whose program could not be run, whatever the reason.
 /// Source: containerd internal/cri/server/helpers.go, `errorStartExitCode`.
 const START_ERROR: i32 = 128;
@@ -78,7 +82,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(kind: Failure, message: impl Into<String>) -> Self {
-        Self { message: message.into(), kind, code: 0 }
+        Self { message: shortened(message.into()), kind, code: 0 }
     }
 
     pub(super) fn of(error: &dyn std::error::Error) -> Self {
@@ -92,6 +96,16 @@ impl Refusal {
     pub(super) fn answer(self) -> Answer {
         Answer::Failed { message: self.message, kind: self.kind, code: self.code }
     }
+}
+
+/// As much of a message as is told.
+pub(super) fn shortened(mut message: String) -> String {
+    if message.len() > WORDS {
+        let end = (0..=WORDS).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        message.truncate(end);
+        message.push_str("...");
+    }
+    message
 }
 
 /// Reads a container's specification; it is big, so nobody keeps it.
@@ -138,6 +152,7 @@ impl Container {
                 request.bundle.clone_from(&directory);
                 request.outside = Some(Outside(&outside));
                 request.hooks_within = Some(HOOKS);
+                request.patience = Some(PATIENCE);
                 let mut created = portreeve_oci::create(request).map_err(|error| {
                     // Nothing was begun of a specification that is refused; what other hooks have begun, these end.
                     if !matches!(error, CreateError::Plan(_) | CreateError::Seccomp(_)) {
@@ -236,6 +251,9 @@ impl Container {
     }
 
     fn unstarted(&mut self, message: String) -> Refusal {
+        let message = shortened(message);
+        // One that was stopped has not ended by itself.
+        let _gone = process::pidfd_send_signal(self.pidfd.as_fd(), nix::libc::SIGKILL);
         self.unstartable = Some(message.clone());
         Refusal { message, kind: Failure::Program, code: START_ERROR }
     }

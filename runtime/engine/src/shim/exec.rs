@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use oci_spec::runtime::Process;
 use portreeve_oci::cgroup::Cgroup;
@@ -12,6 +13,9 @@ use crate::protocol::{ExecCall, Failure};
 
 /// How often the descendants of a process to be killed are looked for again.
 const PASSES: usize = 8;
+
+/// A process that takes longer to begin was stopped by another one of the container, and this shim waits meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A process that runs.
 #[derive(Debug)]
@@ -43,13 +47,16 @@ pub(super) fn exec(
         return Ok((Running { container: number, pid: made.pid, pidfd: made.pidfd }, made.terminal));
     }
     let reference = ContainerRef { pidfd: container.first(), spec: &spec, cgroup: Some(&container.cgroup) };
-    match portreeve_oci::exec(Exec::new(reference, &process, stdio)) {
+    let mut request = Exec::new(reference, &process, stdio);
+    request.patience = Some(PATIENCE);
+    match portreeve_oci::exec(request) {
         Ok(execed) => {
             let pid = execed.pid.as_raw_nonzero().get();
             Ok((Running { container: number, pid, pidfd: execed.pidfd }, execed.terminal))
         }
         Err(error) => {
-            Err(Refusal { message: crate::error::chain(&error), kind: Failure::Program, code: error.exit_code() })
+            let refusal = Refusal::new(Failure::Program, crate::error::chain(&error));
+            Err(Refusal { code: error.exit_code(), ..refusal })
         }
     }
 }

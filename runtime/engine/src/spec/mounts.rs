@@ -138,16 +138,13 @@ fn translate<'a>(
             let further = one.options.iter().map(String::as_str);
             mount(path, "bind", source, &["rbind", propagation, access].into_iter().chain(further).collect::<Vec<_>>())
         }
-        // Source: the comment of `Volume.image` in Kubernetes' API: read-only, and nothing in it is executable.
         MountSource::Image { id, .. } => match images.next() {
-            Some(ImageMount::Empty) => {
-                mount(path, "tmpfs", "tmpfs", &["ro", "nosuid", "nodev", "noexec", "mode=755", "size=4k"])
-            }
+            Some(ImageMount::Empty) => mount(path, "tmpfs", "tmpfs", &of_image(&one.options, &["mode=755", "size=4k"])),
             // Never a bind of the store's own directory: who may mount in his namespaces makes that writable, and
             // with users of his own writes as the node's root. An overlay without an upper directory stays read-only.
             Some(ImageMount::Layers(found)) => {
                 let lower = format!("lowerdir={}", layers(found));
-                mount(path, "overlay", "overlay", &["ro", "nosuid", "nodev", "noexec", lower.as_str()])
+                mount(path, "overlay", "overlay", &of_image(&one.options, &[lower.as_str()]))
             }
             None => {
                 let message = format!("image {id:?} was not looked up");
@@ -160,6 +157,13 @@ fn translate<'a>(
             mount(path, "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=1777", access, size.as_str()])
         }
     })
+}
+
+/// Options of what an image shows: read-only, whatever else it is kept from, and those of its file system.
+fn of_image<'o>(asked: &'o [String], further: &[&'o str]) -> Vec<&'o str> {
+    let always = ["ro", "nosuid", "nodev"];
+    let asked = asked.iter().map(String::as_str).filter(|option| !always.contains(option));
+    always.into_iter().chain(asked).chain(further.iter().copied()).collect()
 }
 
 /// What the root's propagation must be for the mounts' own to work.

@@ -184,16 +184,18 @@ fn architecture() -> Arch {
 
 pub(super) fn masked_paths(security: &SecurityContext) -> Vec<String> {
     match &security.masked_paths {
+        // A kubelet gives the same lists to every container. Source: api.proto, `privileged`.
+        _ if security.privileged => Vec::new(),
         Some(paths) => paths.clone(),
-        None if security.privileged => Vec::new(),
         None => MASKED.iter().chain(&MASKED_SYS).map(|path| (*path).to_owned()).collect(),
     }
 }
 
 pub(super) fn readonly_paths(security: &SecurityContext) -> Vec<String> {
     match &security.readonly_paths {
+        // A kubelet gives the same lists to every container. Source: api.proto, `privileged`.
+        _ if security.privileged => Vec::new(),
         Some(paths) => paths.clone(),
-        None if security.privileged => Vec::new(),
         None => READONLY.iter().map(|path| (*path).to_owned()).collect(),
     }
 }

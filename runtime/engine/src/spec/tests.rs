@@ -202,7 +202,11 @@ fn mounts_replace_the_engines_own_and_parents_come_first() {
         recursive_readonly: false,
         propagation: Propagation::Private,
     };
-    let image = Mount { source: MountSource::Image { id: "x".into(), sub_path: None }, ..host("/models", true) };
+    let image = Mount {
+        source: MountSource::Image { id: "x".into(), sub_path: None },
+        options: vec!["noexec".into(), "nodev".into()],
+        ..host("/models", true)
+    };
     let mounts = vec![host("/data/deep/", true), host("//data/./", false), image, host("/etc/hostname", true)];
     let value = spec(&ContainerConfig { mounts, ..config() }, &sandbox()).unwrap();
     let all = value["mounts"].as_array().unwrap();

@@ -281,6 +281,7 @@ impl Container {
             bundle: self.record.bundle.clone(),
             outside: None,
             hooks_within: None,
+            patience: None,
             rootless,
             born: cgroup.is_none().then_some(Born(&write_down)),
         });

@@ -16,6 +16,7 @@ pub(super) async fn answer(cri: &Cri, asked: CreateContainerRequest) -> Answer<C
         trusted(cri, shown).await?;
     }
     let mut config = wanted::container(config, image.id.to_string())?;
+    super::without_missing(&mut config.resources);
     let metadata = &config.metadata;
     let attempt = format!("attempt {} of container {:?} in sandbox {}", metadata.attempt, metadata.name, sandbox.id);
     let name = cri.names.take(attempt.clone());

@@ -1,4 +1,4 @@
-//! `ExecSync`: a command and what it wrote, 8 MiB of each stream at most; killed after its timeout.
+//! `ExecSync`: a command and what it wrote, just under 8 MiB of each stream at most; killed after its timeout.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use tonic::Status;
 
 use super::Answer;
 use crate::cri::v1::{ExecSyncRequest, ExecSyncResponse};
-use crate::cri::{Cri, failure};
+use crate::cri::{Cri, MAX_MESSAGE, failure};
 
-/// An answer is no longer than what a client takes, both streams together.
-const MOST: usize = 8 << 20;
+/// Of each stream: both together, and what frames them, fit the longest message.
+const MOST: usize = MAX_MESSAGE / 2 - 1024;
 
 pub(super) async fn answer(cri: &Cri, asked: ExecSyncRequest) -> Answer<ExecSyncResponse> {
     let container = cri.container(&asked.container_id)?;

@@ -37,8 +37,10 @@ mod version;
 use std::collections::BTreeMap;
 use std::future::Future;
 
+use oci_spec::runtime::LinuxResources;
 use portreeve_engine::EngineError;
 use tonic::{Request, Response, Status};
+use tracing::debug;
 
 use super::{Cri, failure, v1};
 use batch::{Batches, batches};
@@ -141,7 +143,7 @@ impl v1::runtime_service_server::RuntimeService for Service {
         &self,
         asked: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<Response<v1::UpdatePodSandboxResourcesResponse>> {
-        update_pod_sandbox_resources::answer(&self.cri, &asked.into_inner()).map(Response::new)
+        update_pod_sandbox_resources::answer(&self.cri, asked.into_inner()).await.map(Response::new)
     }
 
     async fn create_container(
@@ -350,6 +352,16 @@ impl v1::image_service_server::ImageService for Service {
 /// What a client may ask of a runtime, and this one cannot do.
 fn not_built<T>(what: &str) -> Answer<T> {
     Err(Status::unimplemented(format!("{what} are not built into this runtime")))
+}
+
+/// A kubelet says of every size of huge pages that a container may have none, also where nothing can limit them: that is
+/// no reason to make none.
+fn without_missing(resources: &mut LinuxResources) {
+    let limited = resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty());
+    if limited && !portreeve_engine::limits_huge_pages() {
+        debug!("limits of huge pages are left out: this machine has no hugetlb controller");
+        resources.set_hugepage_limits(None);
+    }
 }
 
 /// Whether labels have all those that are wanted.

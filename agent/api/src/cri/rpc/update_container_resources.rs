@@ -10,7 +10,8 @@ pub(super) async fn answer(
 ) -> Answer<UpdateContainerResourcesResponse> {
     let container = cri.container(&asked.container_id)?;
     if let Some(limits) = asked.linux {
-        let limits = wanted::resources(limits)?;
+        let mut limits = wanted::resources(limits)?;
+        super::without_missing(&mut limits);
         cri.engine.update_resources(&container.id, &limits).await.map_err(|error| failure::engine(&error))?;
     }
     Ok(UpdateContainerResourcesResponse {})
