@@ -441,7 +441,7 @@ mod tests {
         };
         let body = |socket: BorrowedFd<'_>, _: Joining| i32::from(handshake::wait_go(socket).is_err());
         let sockets = sockets(0, None).expect("sockets");
-        let error = between(sockets, 0, Place::default(), enter, body).expect_err("it was killed");
+        let error = between(sockets, None, 0, Place::default(), enter, body).expect_err("it was killed");
         assert!(matches!(&error, SpawnError::Died(how) if how.contains("signal 31")), "{error:?}");
         // What it made ends by itself.
         let (_, status) = wait_for_any(WaitOptions::empty()).expect("wait").expect("a child");
