@@ -1,7 +1,5 @@
 //! The fields of `PodSandboxConfig` and `ContainerConfig`, group by group, seen from inside.
 
-use std::path::Path;
-
 use portreeve_e2e::cri::{image_spec, pod, shell, v1};
 use portreeve_e2e::{
     Agent, BUSYBOX, Cri, World, cgroup_hierarchies, remove_cgroup, skipped, skipped_without_host_ports,
