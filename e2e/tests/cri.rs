@@ -951,7 +951,7 @@ fn a_malformed_request_is_refused_in_words_and_the_server_stays() {
     noted.annotations = labels(&[("large", &"x".repeat(10_000_000))]);
     large.annotations.clone_from(&noted.annotations);
     assert_eq!(code(cri.run_sandbox(&large)), Code::InvalidArgument);
-    assert_eq!(code(cri.create(&kept, noted, &large)), Code::InvalidArgument);
+    assert_eq!(code(cri.create(&kept, noted, &config)), Code::InvalidArgument);
     large.annotations = labels(&[("large", &"x".repeat(20_000_000))]);
     assert!(cri.run_sandbox(&large).is_err());
     assert_eq!(cri.sandboxes(v1::PodSandboxFilter { id: sandbox, ..Default::default() }).len(), 1);

@@ -243,7 +243,8 @@ fn a_hostile_container_and_a_hostile_request_end_no_neighbour() {
     let world = World::new("cri-hostile");
     let agent = Agent::with_busybox(&world);
     let cri = connect(&agent);
-    let pod = sandbox(&cri, &world, "a", v1::NamespaceOption::default());
+    let pid = v1::NamespaceMode::Container.into();
+    let pod = sandbox(&cri, &world, "a", v1::NamespaceOption { pid, ..Default::default() });
     let good = start(&cri, &pod, shell("good", BUSYBOX, "sleep 1000"));
     let huge = "0,".repeat(1_000_000);
     let mut wanted = shell("huge", BUSYBOX, "true");

@@ -384,6 +384,7 @@ fn a_container_is_confined_as_it_was_asked_to_be() {
             container_path: path.to_owned(),
             image: image.clone(),
             image_sub_path: sub_path.to_owned(),
+            mount_options: vec!["noexec".to_owned()],
             ..v1::Mount::default()
         };
         wanted.mounts = vec![shows("/image", ""), shows("/part", "www")];
