@@ -252,7 +252,9 @@ pub(crate) async fn a_missing_sub_path_can_be_used_by_whoever_may_use_the_volume
 "#;
     world.write("web.yaml", &pod("web", "touch /rel/data/x && exec sleep 1000", more));
     world.until("web is ready", |w| w.is_ready("web")).await;
-    assert_eq!(world.sh("web", "ls /rel/data; touch /rel/data/y && echo yes").await, "x\nyes");
+    // Ready says that the program runs, not that it has come as far as its file.
+    let line = "until [ -e /rel/data/x ]; do sleep 0.01; done; ls /rel/data; touch /rel/data/y && echo yes";
+    assert_eq!(world.sh("web", line).await, "x\nyes");
 }
 
 /// A firewall of somebody else in the test's own network; gone when it is dropped.
