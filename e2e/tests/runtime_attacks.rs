@@ -97,6 +97,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -135,6 +136,9 @@ fn capable(names: &[&str]) -> Value {
 /// what was caught can be written unless something else forbids it.
 const HUNT: Duration = Duration::from_secs(4);
 
+/// Each hunter takes a processor for itself: of several at once none would be given anything.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// A container that hunts the programs of other processes in its pid namespace, and may look at any of them.
 fn hunt(runtime: &Runtime) -> Bundle {
     let bundle = runtime.bundle(&["prey", &HUNT.as_millis().to_string()]);
@@ -156,6 +160,7 @@ fn caught_nothing(hunter: &Bundle, when: &str) {
 fn cve_2019_5736_the_runtime_cannot_be_overwritten_by_what_is_entered() {
     let test = "cve_2019_5736_the_runtime_cannot_be_overwritten_by_what_is_entered";
     let Some(mut runtime) = Runtime::for_test(test) else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let victim = runtime.use_copy();
     let before = fingerprint(&victim);
     let hunter = hunt(&runtime);
@@ -175,6 +180,7 @@ fn cve_2019_5736_the_runtime_cannot_be_overwritten_by_an_image() {
     let Some(mut runtime) = Runtime::for_test("cve_2019_5736_the_runtime_cannot_be_overwritten_by_an_image") else {
         return;
     };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let victim = runtime.use_copy();
     let before = fingerprint(&victim);
     let hunter = hunt(&runtime);
@@ -200,6 +206,7 @@ fn cve_2019_5736_the_runtime_cannot_be_overwritten_by_an_image() {
 fn cve_2019_5736_the_runtime_cannot_be_overwritten_by_a_neighbour() {
     let test = "cve_2019_5736_the_runtime_cannot_be_overwritten_by_a_neighbour";
     let Some(mut runtime) = Runtime::for_test(test) else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let victim = runtime.use_copy();
     let before = fingerprint(&victim);
     let hunter = hunt(&runtime);
