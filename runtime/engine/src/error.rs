@@ -273,6 +273,19 @@ impl EngineError {
     }
 }
 
+/// As much of a message as is told, 4 KiB: it quotes what was asked for, and has to fit the frames of shims and the headers
+/// of gRPC.
+#[must_use]
+pub fn shortened(mut message: String) -> String {
+    const MOST: usize = 4096;
+    if message.len() > MOST {
+        let end = (0..=MOST).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        message.truncate(end);
+        message.push_str("...");
+    }
+    message
+}
+
 /// Several errors on one line.
 pub(crate) fn lines(errors: &[EngineError]) -> String {
     errors.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; ")

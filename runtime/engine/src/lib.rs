@@ -45,7 +45,7 @@ pub use container::{
     MountSource, Propagation, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
 };
 pub use engine::{Engine, Resizer, limits_huge_pages, stop_signal};
-pub use error::{EngineError, Retry, chain};
+pub use error::{EngineError, Retry, chain, shortened};
 pub use event::EngineEvent;
 pub use handler::{Handler, HandlerError, HandlerFeatures, features as handler_features};
 pub use id::{ContainerId, IdError, Owner, SandboxId};

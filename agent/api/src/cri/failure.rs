@@ -1,7 +1,7 @@
 //! What the engine and the store refuse, in gRPC's codes.
 
 use portreeve_engine::cdi::CdiError;
-use portreeve_engine::{EngineError, chain};
+use portreeve_engine::{EngineError, chain, shortened};
 use tonic::{Code, Status};
 
 /// The code that a kubelet acts on, and the whole error with its causes.
@@ -22,18 +22,7 @@ pub(super) fn engine(error: &EngineError) -> Status {
         EngineError::ShimLost | EngineError::ShimSilent { .. } => Code::Unavailable,
         _ => Code::Unknown,
     };
-    Status::new(code, short(chain(error)))
-}
-
-/// As much of a message as every client takes: gRPC sends it in a header, and it quotes what was asked for.
-pub(super) fn short(mut message: String) -> String {
-    const MOST: usize = 4096;
-    if message.len() > MOST {
-        let end = (0..=MOST).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
-        message.truncate(end);
-        message.push_str("...");
-    }
-    message
+    Status::new(code, shortened(chain(error)))
 }
 
 #[cfg(test)]

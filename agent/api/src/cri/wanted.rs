@@ -12,11 +12,12 @@ use portreeve_engine::{
     AppArmorProfile, Bandwidth, ContainerConfig, ContainerId, ContainerMetadata, Device, DnsConfig, IdMapping,
     IpcNamespace, Mount, MountSource, Namespaces, NetworkNamespace, Owner, PidNamespace, Propagation, SandboxConfig,
     SandboxMetadata, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy, UserNamespace, cdi,
+    shortened,
 };
 use portreeve_manifests::quantity;
 use tonic::Status;
 
-use super::{failure, v1};
+use super::v1;
 
 /// The longest name of a pod or container, in bytes, as Kubernetes has it.
 const MAX_NAME: usize = 253;
@@ -28,7 +29,7 @@ const MOUNT_OPTIONS: [&str; 3] = ["nodev", "noexec", "nosuid"];
 
 /// The least that a field has to say is not there, or makes no sense.
 fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
-    Status::invalid_argument(failure::short(format!("{field}: {message}")))
+    Status::invalid_argument(shortened(format!("{field}: {message}")))
 }
 
 /// A name is part of paths, of lines, and of what plugins are told.

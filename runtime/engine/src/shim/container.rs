@@ -31,8 +31,6 @@ const LAST_READS: usize = 64;
 pub(crate) const HOOKS: Duration = Duration::from_secs(20);
 /// A container's process may be silent so long, its hooks included: another one of its pod may have stopped it.
 const PATIENCE: Duration = Duration::from_secs(HOOKS.as_secs() + 2);
-/// Longest message of a failure, in bytes: it quotes what was asked for, and all messages of a shim fit a frame.
-const WORDS: usize = 4096;
 /// The exit code of a container whose program could not be run, whatever the reason.
 /// Source: containerd internal/cri/server/helpers.go, `errorStartExitCode`.
 const START_ERROR: i32 = 128;
@@ -82,7 +80,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(kind: Failure, message: impl Into<String>) -> Self {
-        Self { message: shortened(message.into()), kind, code: 0 }
+        Self { message: crate::error::shortened(message.into()), kind, code: 0 }
     }
 
     pub(super) fn of(error: &dyn std::error::Error) -> Self {
@@ -96,16 +94,6 @@ impl Refusal {
     pub(super) fn answer(self) -> Answer {
         Answer::Failed { message: self.message, kind: self.kind, code: self.code }
     }
-}
-
-/// As much of a message as is told.
-pub(super) fn shortened(mut message: String) -> String {
-    if message.len() > WORDS {
-        let end = (0..=WORDS).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
-        message.truncate(end);
-        message.push_str("...");
-    }
-    message
 }
 
 /// Reads a container's specification; it is big, so nobody keeps it.
@@ -251,7 +239,7 @@ impl Container {
     }
 
     fn unstarted(&mut self, message: String) -> Refusal {
-        let message = shortened(message);
+        let message = crate::error::shortened(message);
         // One that was stopped has not ended by itself.
         let _gone = process::pidfd_send_signal(self.pidfd.as_fd(), nix::libc::SIGKILL);
         self.unstartable = Some(message.clone());

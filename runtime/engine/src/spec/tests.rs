@@ -215,6 +215,10 @@ fn mounts_replace_the_engines_own_and_parents_come_first() {
     assert_eq!(at("/etc/hostname")[0]["source"], json!("/host"));
     assert_eq!(at("/data/deep")[0]["options"], json!(["rbind", "rprivate", "ro"]));
     assert_eq!(at("/models")[0]["options"], json!(["ro", "nosuid", "nodev", "noexec", "lowerdir=/l/1:/l/0"]));
+    let executable = Mount { source: MountSource::Image { id: "x".into(), sub_path: None }, ..host("/models", true) };
+    let value = spec(&ContainerConfig { mounts: vec![executable], ..config() }, &sandbox()).unwrap();
+    let shown = value["mounts"].as_array().unwrap().iter().find(|one| one["destination"] == json!("/models")).unwrap();
+    assert_eq!(shown["options"], json!(["ro", "nosuid", "nodev", "lowerdir=/l/1:/l/0"]), "who wants noexec says so");
     let place = |path: &str| all.iter().position(|one| one["destination"] == json!(path)).unwrap();
     assert!(place("/data") < place("/data/deep"));
     for path in ["/", "relative", "/a/.."] {
