@@ -236,13 +236,11 @@ impl Figures {
         rows.find(|(whose, name, _)| whose == program && name == figure).and_then(|(.., row)| row.get(part)).copied()
     }
 
-    /// Prints a table in Markdown with a line for each program's figure.
-    pub fn print(&self) {
-        println!("\n| program | figure | min / value | p50 | p99 |\n|---|---|---:|---:|---:|");
-        for (program, figure, row) in &self.rows {
-            let cell = |name: &str| row.get(name).map_or(String::new(), |value| format!("{value:.2}"));
-            let first = if row.contains_key("min") { cell("min") } else { cell("value") };
-            println!("| {program} | {figure} | {first} | {} | {} |", cell("p50"), cell("p99"));
+    /// Adds a figure of a program from other ones, under another name; without it, nothing.
+    pub fn take(&mut self, others: &Self, program: &str, figure: &str, name: &str) {
+        let mut rows = others.rows.iter();
+        if let Some((_, _, row)) = rows.find(|(whose, named, _)| whose == program && named == figure) {
+            self.rows.push((program.to_owned(), name.to_owned(), row.clone()));
         }
     }
 

@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use portreeve_e2e::measure::{Account, Figures, millis};
+use portreeve_e2e::measure::{Account, Figures, appeared, millis, pss_kib, watch};
 use portreeve_e2e::{BUSYBOX, Image, World};
 
-use crate::{Settings, appeared, big, pss_kib, pulled, toucher, watch};
+use crate::Settings;
+use crate::files::{CYCLE, GONE, IDLE, RUNNING, SHIM_PSS, all_gone, all_running, big, pulled, toucher};
 
-/// Measures `podman kube play` and `kube down` with its OCI runtime of choice.
-pub(crate) fn measure(settings: &Settings, report: &mut Figures) {
+/// Measures `podman kube play` and `kube down` with its OCI runtime of choice; says what it is called in tables.
+pub(crate) fn measure(settings: &Settings, report: &mut Figures) -> String {
     let world = World::new("podman");
-    let program = world.sh("podman --version").trim().replace(" version", "") + " kube play";
-    let program = program.as_str();
+    let title = world.sh("podman --version").trim().replace(" version", "") + " kube play";
+    let program = title.as_str();
     // Where this process may not raise limits, podman's own defaults are refused; and crun
     // refuses a cgroup v1 machine that shows it the v2 hierarchy as well. Neither costs time.
     let configuration = world.path("containers.conf");
@@ -30,7 +31,7 @@ pub(crate) fn measure(settings: &Settings, report: &mut Figures) {
     };
     if let Err(error) = podman(&["load", "-q", "-i", &image.tar.to_string_lossy()]) {
         println!("podman does not run here: {error}");
-        return;
+        return title;
     }
     let out = world.path("out");
     let inotify = watch(&out);
@@ -43,7 +44,7 @@ pub(crate) fn measure(settings: &Settings, report: &mut Figures) {
         let begun = Instant::now();
         if let Err(error) = podman(&["kube", "play", &file]) {
             println!("podman kube play does not run here: {error}");
-            return;
+            return title;
         }
         appeared(&inotify, 1);
         up.push(begun.elapsed());
@@ -52,9 +53,9 @@ pub(crate) fn measure(settings: &Settings, report: &mut Figures) {
         down.push(begun.elapsed());
     }
     let cpu = Duration::from_nanos((account.nanoseconds() - before) / cycles.max(1) as u64);
-    report.times(program, "file dropped to running", &up);
-    report.times(program, "file removed to gone", &down);
-    report.one(program, "CPU per whole cycle, ms", millis(cpu));
+    report.times(program, RUNNING, &up);
+    report.times(program, GONE, &down);
+    report.one(program, CYCLE, millis(cpu));
 
     let all: Vec<String> = (0..settings.pods).map(|number| toucher(&format!("m{number}"), BUSYBOX, &out)).collect();
     std::fs::write(&file, all.join("---\n")).expect("writing a manifest");
@@ -65,21 +66,21 @@ pub(crate) fn measure(settings: &Settings, report: &mut Figures) {
     } else {
         appeared(&inotify, settings.pods);
         let took = millis(begun.elapsed());
-        report.one(program, &format!("{} pods dropped at once to all running, ms", settings.pods), took);
+        report.one(program, &all_running(settings.pods), took);
         let keepers: Vec<u64> = account.processes("conmon").iter().map(|pid| pss_kib(pid)).collect();
         report.one(program, "shims", keepers.len() as f64);
         let each = keepers.iter().sum::<u64>() as f64 / 1024.0 / keepers.len().max(1) as f64;
-        report.one(program, "PSS per shim, MiB", each);
+        report.one(program, SHIM_PSS, each);
         let before = account.nanoseconds();
         std::thread::sleep(Duration::from_secs(settings.idle));
         let used = Duration::from_nanos(account.nanoseconds() - before).as_secs_f64();
-        report.one(program, "idle CPU, % of a core", 100.0 * used / settings.idle.max(1) as f64);
+        report.one(program, IDLE, 100.0 * used / settings.idle.max(1) as f64);
     }
     let begun = Instant::now();
     podman(&["kube", "down", &file]).expect("podman kube down");
     if played.is_ok() {
         let took = millis(begun.elapsed());
-        report.one(program, &format!("{} pods removed at once to all gone, ms", settings.pods), took);
+        report.one(program, &all_gone(settings.pods), took);
     }
 
     if settings.pull > 0 {
@@ -90,4 +91,5 @@ pub(crate) fn measure(settings: &Settings, report: &mut Figures) {
             Err(error) => println!("podman pull does not run here: {error}"),
         }
     }
+    title
 }

@@ -10,6 +10,11 @@ use portreeve_e2e::{Cri, Enclosure, Image, Peers, Registry, wait_until};
 use crate::Settings;
 use crate::pods::Bench;
 
+/// What it is called in tables.
+pub(crate) fn name(peers: &Peers) -> String {
+    format!("containerd {}, runc {}", peers.version("containerd"), peers.version("runc"))
+}
+
 /// Measures it in namespaces of its own.
 pub(crate) fn measure(settings: &Settings, peers: Peers, program: &str, figures: &mut Figures) {
     let daemon = peers.program("containerd");

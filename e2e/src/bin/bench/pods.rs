@@ -19,9 +19,12 @@ const WORKERS: usize = 10;
 const QUESTIONS: usize = 20;
 
 pub(crate) const UP: &str = "up: RunPodSandbox, CreateContainer, StartContainer, ms";
+pub(crate) const DOWN: &str = "down: StopPodSandbox, RemovePodSandbox, ms";
 pub(crate) const CYCLE: &str = "CPU per cycle, ms";
 pub(crate) const ALL_UP: &str = "many pods by 10 workers: all up, ms";
 pub(crate) const ALL_REMOVED: &str = "many pods by 10 workers: all removed, ms";
+pub(crate) const POD_CPU: &str = "CPU per pod of those, ms";
+pub(crate) const IDLE: &str = "CPU at rest, % of a core";
 pub(crate) const PSS_PER_POD: &str = "PSS per pod, all told, MiB";
 
 /// Measures our own endpoint for a kubelet.
@@ -78,7 +81,9 @@ impl Bench<'_> {
         self.ready();
         self.single(settings.single, figures);
         self.many(settings.pods, settings.idle, figures);
-        self.listed(settings.listed, figures);
+        if settings.listed > 0 {
+            self.listed(settings.listed, figures);
+        }
     }
 
     fn ready(&self) {
@@ -143,7 +148,7 @@ impl Bench<'_> {
     /// One pod after another.
     fn single(&self, count: usize, figures: &mut Figures) {
         let inotify = watch(&self.out);
-        let (mut ups, mut stops, mut removals) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ups, mut stops, mut removals, mut downs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let before = self.account.nanoseconds();
         for number in 0..count {
             let begun = Instant::now();
@@ -153,14 +158,16 @@ impl Bench<'_> {
             let begun = Instant::now();
             self.cri.wait(self.stop(&up));
             stops.push(begun.elapsed());
-            let begun = Instant::now();
+            let stopped = Instant::now();
             self.cri.wait(self.remove(&up));
-            removals.push(begun.elapsed());
+            removals.push(stopped.elapsed());
+            downs.push(begun.elapsed());
         }
         let charged = self.account.nanoseconds() - before;
         figures.times(self.program, UP.trim_end_matches(", ms"), &ups);
         figures.times(self.program, "StopPodSandbox", &stops);
         figures.times(self.program, "RemovePodSandbox", &removals);
+        figures.times(self.program, DOWN.trim_end_matches(", ms"), &downs);
         figures.one(self.program, CYCLE, charged as f64 / 1e6 / count.max(1) as f64);
 
         let up = self.cri.wait(self.up("exec"));
@@ -207,13 +214,13 @@ impl Bench<'_> {
         appeared(&inotify, count);
         figures.one(self.program, ALL_UP, millis(begun.elapsed()));
         let charged = self.account.nanoseconds() - before;
-        figures.one(self.program, "CPU per pod of those, ms", charged as f64 / 1e6 / count.max(1) as f64);
+        figures.one(self.program, POD_CPU, charged as f64 / 1e6 / count.max(1) as f64);
         std::thread::sleep(Duration::from_secs(3));
 
         let before = self.account.nanoseconds();
         std::thread::sleep(Duration::from_secs(idle));
         let used = Duration::from_nanos(self.account.nanoseconds() - before).as_secs_f64();
-        figures.one(self.program, "CPU at rest, % of a core", 100.0 * used / idle.max(1) as f64);
+        figures.one(self.program, IDLE, 100.0 * used / idle.max(1) as f64);
         let processes = (self.processes)();
         let kibibytes: u64 = processes.iter().map(|pid| pss_kib(pid)).sum();
         figures.one(self.program, PSS_PER_POD, kibibytes as f64 / 1024.0 / count.max(1) as f64);
