@@ -101,6 +101,9 @@ fn pods_of_a_kubelet_are_in_the_clusters_network_and_the_nodes_own_are_not() {
         assert!(shaped.contains("rate 10Mbit"), "{shaped}");
     }
     assert!(cri.inside(&container, "ip -6 addr show dev eth0").contains("fd92::2"));
+    for own in ["127.0.0.1", "[::1]"] {
+        assert_eq!(cri.inside(&container, &format!("wget -q -O - http://{own}/")), "hello");
+    }
     let greedy = BTreeMap::from([("kubernetes.io/egress-bandwidth".to_owned(), "much".to_owned())]);
     let greedy = v1::PodSandboxConfig { annotations: greedy, ..pod("greedy", &logs) };
     assert_eq!(code(cri.run_sandbox(&greedy)), Code::InvalidArgument);

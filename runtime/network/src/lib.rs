@@ -78,6 +78,7 @@ pub use config::{Config, DEFAULT_POOL, DEFAULT_SUBNET_LOCK, PortMapping, Protoco
 pub use drift::{Drift, Reconciled};
 pub use error::{NetworkError, Retry};
 pub use network::{Attachment, Network};
+pub use pod::set_loopback_up;
 pub use resolver::{ResolveError, Resolver};
 pub use survey::{ForeignDrop, Lack, Survey, survey};
 pub use watch::Watch;

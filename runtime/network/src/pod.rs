@@ -68,14 +68,7 @@ pub(crate) fn set_up(
                 .map_err(|source| NetworkError::Sysctl { path: setting::path(name), source })?;
         }
         connect()?;
-        let mut socket = Socket::open(NETLINK_ROUTE).map_err(|source| NetworkError::Route {
-            action: "opening a netlink socket in the pod".to_owned(),
-            source,
-        })?;
-        let refuse = |refusal: Refusal| NetworkError::Route {
-            action: format!("{} in the pod", refusal.action),
-            source: refusal.source,
-        };
+        let mut socket = open()?;
         let link = link::link(&mut socket, INTERFACE).map_err(refuse)?.ok_or_else(|| NetworkError::Route {
             action: format!("finding {INTERFACE} in the pod"),
             source: io::ErrorKind::NotFound.into(),
@@ -89,12 +82,28 @@ pub(crate) fn set_up(
     })
 }
 
+/// Sets up the loopback link of a sandbox's new network namespace: plugins of a cluster leave that to the runtime.
+///
+/// # Errors
+/// [`NetworkError::EnterNetns`], [`NetworkError::Route`].
+pub fn set_loopback_up(sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
+    inside(sandbox_id, netns, || {
+        let mut batch = Batch::new();
+        link::push_up(&mut batch, LOOPBACK);
+        open()?.run(&batch).map_err(refuse)
+    })
+}
+
+fn open() -> Result<Socket, NetworkError> {
+    let action = "opening a netlink socket in the pod";
+    Socket::open(NETLINK_ROUTE).map_err(|source| NetworkError::Route { action: action.to_owned(), source })
+}
+
+fn refuse(refusal: Refusal) -> NetworkError {
+    NetworkError::Route { action: format!("{} in the pod", refusal.action), source: refusal.source }
+}
+
 /// The pod's interface as it is now, if it has one.
 pub(crate) fn interface(sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<Option<Link>, NetworkError> {
-    inside(sandbox_id, netns, || {
-        let refuse = |action: String, source| NetworkError::Route { action, source };
-        let mut socket = Socket::open(NETLINK_ROUTE)
-            .map_err(|source| refuse("opening a netlink socket in the pod".to_owned(), source))?;
-        link::link(&mut socket, INTERFACE).map_err(|r| refuse(r.action, r.source))
-    })
+    inside(sandbox_id, netns, || link::link(&mut open()?, INTERFACE).map_err(refuse))
 }

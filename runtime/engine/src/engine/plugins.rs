@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,10 +38,12 @@ impl Core {
         let Some(network) = self.network_of_plugins().await? else { return Ok(Err(netns)) };
         let failed = |source| EngineError::Plugins { id: id.to_string(), source };
         let path = self.netns_path(id);
-        let place = path.clone();
+        let (place, sandbox) = (path.clone(), id.to_string());
         blocking(move || {
             let pinned = pin(&netns, &place);
-            pinned.map_err(EngineError::file("keeping the network namespace at", &place))
+            pinned.map_err(EngineError::file("keeping the network namespace at", &place))?;
+            let up = portreeve_network::set_loopback_up(&sandbox, netns.as_fd());
+            up.map_err(|source| EngineError::Network { id: sandbox, source })
         })
         .await?;
         let meta = &config.metadata;

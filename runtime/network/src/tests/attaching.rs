@@ -26,6 +26,17 @@ fn a_pod_believes_no_router_and_has_no_address_but_ours() {
 }
 
 #[test]
+fn the_loopback_link_is_set_up_without_an_attachment() {
+    world(|_| {
+        let pod = Netns::new();
+        let reaches = || pod.run(|| std::net::UdpSocket::bind("127.0.0.1:0").and_then(|it| it.connect("127.0.0.1:9")));
+        assert_eq!(reaches().unwrap_err().kind(), std::io::ErrorKind::NetworkUnreachable);
+        crate::set_loopback_up(&id('a'), pod.as_fd()).unwrap();
+        reaches().unwrap();
+    });
+}
+
+#[test]
 fn detaching_is_complete_and_may_be_repeated() {
     world(|world| {
         let network = world.open();
