@@ -1,7 +1,7 @@
 //! Clients of the addresses that `Exec`, `Attach` and `PortForward` give: SPDY/3.1 and WebSocket v5, by hand.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -32,29 +32,28 @@ impl Outcome {
 }
 
 /// A connection that asked for an upgrade: the head of the answer, and the connection.
-fn upgrade(world: &World, url: &str, headers: &str) -> (String, TcpStream) {
+fn upgrade(world: &World, url: &str, headers: &str) -> io::Result<(String, TcpStream)> {
     let (address, path) =
         url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).expect("an address of HTTP");
-    let mut stream = world.inside(|| TcpStream::connect(address)).expect("somebody listens");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
-    write!(stream, "POST /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n{headers}\r\n")
-        .expect("sending");
+    let mut stream = world.inside(|| TcpStream::connect(address))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(stream, "POST /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n{headers}\r\n")?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        if stream.read(&mut byte).expect("the head of an answer") == 0 {
+        if stream.read(&mut byte)? == 0 {
             break;
         }
         head.push(byte[0]);
     }
-    (String::from_utf8(head).expect("text"), stream)
+    Ok((String::from_utf8(head).expect("text"), stream))
 }
 
 /// The first line of what the server says to a client that comes with SPDY.
 #[must_use]
 pub fn refusal(world: &World, url: &str) -> String {
     let headers = "Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
-    upgrade(world, url, headers).0.lines().next().unwrap_or_default().to_owned()
+    upgrade(world, url, headers).expect("an answer").0.lines().next().unwrap_or_default().to_owned()
 }
 
 /// SPDY on an upgraded connection.
@@ -82,11 +81,24 @@ impl Spdy {
     /// When the server refuses.
     #[must_use]
     pub fn connect(world: &World, url: &str, protocol: &str) -> Self {
+        Self::try_connect(world, url, protocol).expect("a connection")
+    }
+
+    /// Upgrades.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the server refuses.
+    ///
+    /// # Panics
+    /// When the server speaks another protocol.
+    pub fn try_connect(world: &World, url: &str, protocol: &str) -> io::Result<Self> {
         let headers = format!("Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
-        let (head, stream) = upgrade(world, url, &headers);
-        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        let (head, stream) = upgrade(world, url, &headers)?;
+        if !head.starts_with("HTTP/1.1 101") {
+            return Err(io::Error::other(head));
+        }
         assert!(head.to_lowercase().contains(&format!("x-stream-protocol-version: {protocol}")), "{head}");
-        Self { stream, next: 1 }
+        Ok(Self { stream, next: 1 })
     }
 
     /// Opens a stream.
@@ -94,6 +106,14 @@ impl Spdy {
     /// # Panics
     /// When the connection is gone.
     pub fn open(&mut self, headers: &[(&str, &str)]) -> u32 {
+        self.try_open(headers).expect("opening a stream")
+    }
+
+    /// Opens a stream.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn try_open(&mut self, headers: &[(&str, &str)]) -> io::Result<u32> {
         let number = |number: usize| u32::try_from(number).expect("short").to_be_bytes();
         let mut block = number(headers.len()).to_vec();
         for text in headers.iter().flat_map(|(name, value)| [name, value]) {
@@ -116,8 +136,8 @@ impl Spdy {
         let mut frame = vec![0x80, 3, 0, 1, 0];
         frame.extend(&number(body.len())[1..]);
         frame.extend(body);
-        self.stream.write_all(&frame).expect("opening a stream");
-        id
+        self.stream.write_all(&frame)?;
+        Ok(id)
     }
 
     /// Sends on a stream.
@@ -137,10 +157,7 @@ impl Spdy {
         self.stream.try_clone().expect("a descriptor")
     }
 
-    /// The next frame that says something; `None` at the end.
-    ///
-    /// # Panics
-    /// When nothing comes for 30 s.
+    /// The next frame that says something; `None` at the end, and when nothing comes for 30 s.
     pub fn frame(&mut self) -> Option<Frame> {
         loop {
             let mut head = [0; 8];
@@ -148,8 +165,8 @@ impl Spdy {
                 return None;
             }
             let length = u32::from_be_bytes([0, head[5], head[6], head[7]]);
-            let mut body = vec![0; usize::try_from(length).expect("small")];
-            self.stream.read_exact(&mut body).expect("a whole frame");
+            let mut body = vec![0; usize::try_from(length).ok()?];
+            self.stream.read_exact(&mut body).ok()?;
             let id = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"));
             if head[0] & 0x80 == 0 {
                 return Some(Frame::Data(id(&head), body, head[4] & 1 == 1));
@@ -179,10 +196,27 @@ fn send(stream: &mut TcpStream, id: u32, bytes: &[u8], last: bool) {
 /// When the session does not end with a status.
 #[must_use]
 pub fn over_spdy(world: &World, url: &str, kinds: &[&str], input: &[u8], size: Option<&str>) -> Outcome {
-    let mut spdy = Spdy::connect(world, url, "v4.channel.k8s.io");
+    try_over_spdy(world, url, kinds, input, size).expect("a session with a status")
+}
+
+/// As [`over_spdy`].
+///
+/// # Errors
+/// When the connection breaks before the status, or the server refuses.
+///
+/// # Panics
+/// When what comes is not as it should be.
+pub fn try_over_spdy(
+    world: &World,
+    url: &str,
+    kinds: &[&str],
+    input: &[u8],
+    size: Option<&str>,
+) -> io::Result<Outcome> {
+    let mut spdy = Spdy::try_connect(world, url, "v4.channel.k8s.io")?;
     let mut ids = BTreeMap::new();
     for kind in kinds.iter().chain(&["error"]) {
-        ids.insert(*kind, spdy.open(&[("streamtype", kind)]));
+        ids.insert(*kind, spdy.try_open(&[("streamtype", kind)])?);
     }
     if let Some(size) = size {
         spdy.send(ids["resize"], size.as_bytes(), false);
@@ -211,8 +245,7 @@ pub fn over_spdy(world: &World, url: &str, kinds: &[&str], input: &[u8], size: O
             }
         }
     });
-    assert!(outcome.status.is_object(), "{outcome:?}");
-    outcome
+    if outcome.status.is_object() { Ok(outcome) } else { Err(io::Error::other(format!("{outcome:?}"))) }
 }
 
 /// A whole session over a WebSocket.
@@ -223,7 +256,7 @@ pub fn over_spdy(world: &World, url: &str, kinds: &[&str], input: &[u8], size: O
 pub fn over_socket(world: &World, url: &str, input: Option<&[u8]>, size: Option<&str>) -> Outcome {
     let headers = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
                    Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n";
-    let (head, mut stream) = upgrade(world, url, headers);
+    let (head, mut stream) = upgrade(world, url, headers).expect("an answer");
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     let mut outcome = Outcome::default();
     let mut writer = stream.try_clone().expect("a descriptor");
