@@ -264,12 +264,15 @@ impl Cgroup {
     /// What it has used.
     ///
     /// # Errors
-    /// [`CgroupError::Read`] when it does not exist; files of controllers that are not there count as zero.
+    /// [`CgroupError::Read`] when it does not exist, or ends meanwhile, and when a file that is there cannot be read; files
+    /// of controllers that are not there count as zero.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
+        let counted = stats::read(layout()?, self.relative());
+        // Afterwards: one that ends meanwhile has files that are absent, and its zeros are no figures.
         if !self.exists() {
             return Err(CgroupError::Read { path: PathBuf::from(&self.path), source: io::ErrorKind::NotFound.into() });
         }
-        Ok(stats::read(layout()?, self.relative()))
+        counted
     }
 
     /// Everything that the kernel counts for it, in the shape in which runc prints it.

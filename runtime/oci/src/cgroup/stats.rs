@@ -1,9 +1,12 @@
 //! Reading what a cgroup has used.
 
+use std::cell::RefCell;
+use std::io;
 use std::path::Path;
 
-use super::Version;
 use super::layout::Layout;
+use super::lifecycle::gone;
+use super::{CgroupError, Version};
 
 /// What a cgroup and everything below it has used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,10 +54,38 @@ pub struct Stats {
 }
 
 /// Reads every figure; a file that is not there counts as zero.
-pub(crate) fn read(layout: &Layout, relative: &str) -> Stats {
-    match layout.version() {
-        Version::V1 => read_v1(layout, relative),
-        Version::V2 => layout.unified.as_deref().map(|mount| read_v2(&mount.join(relative))).unwrap_or_default(),
+///
+/// # Errors
+/// [`CgroupError::Read`] for the first file that is there and cannot be read.
+pub(crate) fn read(layout: &Layout, relative: &str) -> Result<Stats, CgroupError> {
+    match (layout.version(), &layout.unified) {
+        (Version::V1, _) => read_v1(layout, relative),
+        (Version::V2, Some(mount)) => read_v2(&mount.join(relative)),
+        (Version::V2, None) => Ok(Stats::default()),
+    }
+}
+
+/// Files of a cgroup, read one after the other, and the first that could not be.
+#[derive(Default)]
+struct Files(RefCell<Option<CgroupError>>);
+
+impl Files {
+    fn text(&self, path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap_or_else(|source| {
+            // A kernel without what a file counts has no file, or one that it refuses to read.
+            if !gone(&source) && source.kind() != io::ErrorKind::Unsupported {
+                self.0.borrow_mut().get_or_insert(CgroupError::Read { path: path.to_owned(), source });
+            }
+            String::new()
+        })
+    }
+
+    fn number(&self, path: &Path) -> Option<u64> {
+        self.text(path).trim().parse().ok()
+    }
+
+    fn all_read(self, stats: Stats) -> Result<Stats, CgroupError> {
+        self.0.into_inner().map_or(Ok(stats), Err)
     }
 }
 
@@ -74,23 +105,24 @@ pub(crate) fn number(path: &Path) -> Option<u64> {
 /// Above this a version 1 limit means none (the kernel shows the largest page-aligned number).
 pub(crate) const V1_UNLIMITED: u64 = 1 << 60;
 
-fn read_v1(layout: &Layout, relative: &str) -> Stats {
+fn read_v1(layout: &Layout, relative: &str) -> Result<Stats, CgroupError> {
+    let files = Files::default();
     let directory = |controller: &str| layout.v1_mount(controller).map(|mount| mount.join(relative));
     let mut stats = Stats::default();
     if let Some(cpu) = directory("cpuacct") {
-        stats.cpu_usage_ns = number(&cpu.join("cpuacct.usage")).unwrap_or(0);
-        stats.cpu_user_ns = number(&cpu.join("cpuacct.usage_user")).unwrap_or(0);
-        stats.cpu_system_ns = number(&cpu.join("cpuacct.usage_sys")).unwrap_or(0);
+        stats.cpu_usage_ns = files.number(&cpu.join("cpuacct.usage")).unwrap_or(0);
+        stats.cpu_user_ns = files.number(&cpu.join("cpuacct.usage_user")).unwrap_or(0);
+        stats.cpu_system_ns = files.number(&cpu.join("cpuacct.usage_sys")).unwrap_or(0);
     }
     if let Some(cpu) = directory("cpu") {
-        let text = text(&cpu.join("cpu.stat"));
+        let text = files.text(&cpu.join("cpu.stat"));
         stats.cpu_periods = keyed(&text, "nr_periods").unwrap_or(0);
         stats.cpu_throttled_periods = keyed(&text, "nr_throttled").unwrap_or(0);
         stats.cpu_throttled_ns = keyed(&text, "throttled_time").unwrap_or(0);
     }
     if let Some(memory) = directory("memory") {
-        let text = text(&memory.join("memory.stat"));
-        stats.memory_bytes = number(&memory.join("memory.usage_in_bytes")).unwrap_or(0);
+        let text = files.text(&memory.join("memory.stat"));
+        stats.memory_bytes = files.number(&memory.join("memory.usage_in_bytes")).unwrap_or(0);
         let inactive = keyed(&text, "total_inactive_file").unwrap_or(0);
         stats.memory_working_set_bytes = stats.memory_bytes.saturating_sub(inactive);
         stats.memory_rss_bytes = keyed(&text, "total_rss").unwrap_or(0);
@@ -98,23 +130,22 @@ fn read_v1(layout: &Layout, relative: &str) -> Stats {
         stats.major_page_faults = keyed(&text, "total_pgmajfault").unwrap_or(0);
         stats.swap_bytes = keyed(&text, "total_swap").unwrap_or(0);
         // The limit there is one on memory and swap together.
-        let both = number(&memory.join("memory.memsw.limit_in_bytes")).filter(|limit| *limit < V1_UNLIMITED);
-        stats.memory_peak_bytes = number(&memory.join("memory.max_usage_in_bytes")).unwrap_or(0);
-        stats.memory_limit_bytes = number(&memory.join("memory.limit_in_bytes")).filter(|limit| *limit < V1_UNLIMITED);
+        let both = files.number(&memory.join("memory.memsw.limit_in_bytes")).filter(|limit| *limit < V1_UNLIMITED);
+        stats.memory_peak_bytes = files.number(&memory.join("memory.max_usage_in_bytes")).unwrap_or(0);
+        stats.memory_limit_bytes =
+            files.number(&memory.join("memory.limit_in_bytes")).filter(|limit| *limit < V1_UNLIMITED);
         stats.swap_limit_bytes = both.map(|both| both.saturating_sub(stats.memory_limit_bytes.unwrap_or(0)));
-        stats.oom_kills =
-            keyed(&std::fs::read_to_string(memory.join("memory.oom_control")).unwrap_or_default(), "oom_kill")
-                .unwrap_or(0);
+        stats.oom_kills = keyed(&files.text(&memory.join("memory.oom_control")), "oom_kill").unwrap_or(0);
     }
     if let Some(pids) = directory("pids") {
-        stats.pids = number(&pids.join("pids.current")).unwrap_or(0);
-        stats.pids_limit = number(&pids.join("pids.max"));
+        stats.pids = files.number(&pids.join("pids.current")).unwrap_or(0);
+        stats.pids_limit = files.number(&pids.join("pids.max"));
     }
     if let Some(blkio) = directory("blkio") {
-        let text = text(&blkio.join("blkio.throttle.io_service_bytes_recursive"));
+        let text = files.text(&blkio.join("blkio.throttle.io_service_bytes_recursive"));
         (stats.io_read_bytes, stats.io_write_bytes) = block_bytes_v1(&text);
     }
-    stats
+    files.all_read(stats)
 }
 
 /// Sums of the `MAJOR:MINOR Read N` and `Write N` lines.
@@ -129,16 +160,17 @@ fn block_bytes_v1(text: &str) -> (u64, u64) {
     (sum("Read"), sum("Write"))
 }
 
-fn read_v2(directory: &Path) -> Stats {
-    let cpu = text(&directory.join("cpu.stat"));
-    let memory = text(&directory.join("memory.stat"));
-    let io = text(&directory.join("io.stat"));
+fn read_v2(directory: &Path) -> Result<Stats, CgroupError> {
+    let files = Files::default();
+    let cpu = files.text(&directory.join("cpu.stat"));
+    let memory = files.text(&directory.join("memory.stat"));
+    let io = files.text(&directory.join("io.stat"));
     let us = |key: &str| keyed(&cpu, key).unwrap_or(0).saturating_mul(1000);
-    let memory_bytes = number(&directory.join("memory.current")).unwrap_or(0);
+    let memory_bytes = files.number(&directory.join("memory.current")).unwrap_or(0);
     let io_sum = |key: &str| -> u64 {
         io.split_ascii_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
     };
-    Stats {
+    let stats = Stats {
         cpu_usage_ns: us("usage_usec"),
         cpu_user_ns: us("user_usec"),
         cpu_system_ns: us("system_usec"),
@@ -148,18 +180,19 @@ fn read_v2(directory: &Path) -> Stats {
         memory_bytes,
         memory_working_set_bytes: memory_bytes.saturating_sub(keyed(&memory, "inactive_file").unwrap_or(0)),
         memory_rss_bytes: keyed(&memory, "anon").unwrap_or(0),
-        memory_peak_bytes: number(&directory.join("memory.peak")).unwrap_or(0),
-        memory_limit_bytes: number(&directory.join("memory.max")),
-        swap_bytes: number(&directory.join("memory.swap.current")).unwrap_or(0),
-        swap_limit_bytes: number(&directory.join("memory.swap.max")),
+        memory_peak_bytes: files.number(&directory.join("memory.peak")).unwrap_or(0),
+        memory_limit_bytes: files.number(&directory.join("memory.max")),
+        swap_bytes: files.number(&directory.join("memory.swap.current")).unwrap_or(0),
+        swap_limit_bytes: files.number(&directory.join("memory.swap.max")),
         page_faults: keyed(&memory, "pgfault").unwrap_or(0),
         major_page_faults: keyed(&memory, "pgmajfault").unwrap_or(0),
-        oom_kills: keyed(&text(&directory.join("memory.events")), "oom_kill").unwrap_or(0),
-        pids: number(&directory.join("pids.current")).unwrap_or(0),
-        pids_limit: number(&directory.join("pids.max")),
+        oom_kills: keyed(&files.text(&directory.join("memory.events")), "oom_kill").unwrap_or(0),
+        pids: files.number(&directory.join("pids.current")).unwrap_or(0),
+        pids_limit: files.number(&directory.join("pids.max")),
         io_read_bytes: io_sum("rbytes="),
         io_write_bytes: io_sum("wbytes="),
-    }
+    };
+    files.all_read(stats)
 }
 
 #[cfg(test)]
@@ -186,7 +219,7 @@ mod tests {
         for (name, content) in files {
             std::fs::write(directory.path().join(name), content).expect("write");
         }
-        let stats = read_v2(directory.path());
+        let stats = read_v2(directory.path()).expect("figures");
         assert_eq!((stats.cpu_usage_ns, stats.cpu_throttled_periods, stats.cpu_throttled_ns), (1_500_000, 2, 7000));
         assert_eq!(
             (stats.memory_bytes, stats.memory_working_set_bytes, stats.memory_limit_bytes),
@@ -195,6 +228,15 @@ mod tests {
         assert_eq!(stats.swap_limit_bytes, Some(77));
         assert_eq!((stats.oom_kills, stats.pids, stats.pids_limit), (1, 3, Some(20)));
         assert_eq!((stats.io_read_bytes, stats.io_write_bytes), (101, 202));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_and_one_that_is_absent_counts_as_zero() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        assert_eq!(read_v2(directory.path()).expect("zeros"), Stats::default());
+        std::fs::create_dir(directory.path().join("memory.stat")).expect("mkdir");
+        let error = read_v2(directory.path()).expect_err("a directory is no file");
+        assert_eq!(error.to_string(), format!("reading {}", directory.path().join("memory.stat").display()));
     }
 
     #[test]
