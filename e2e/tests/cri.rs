@@ -675,48 +675,6 @@ fn what_pods_use_is_told_and_limits_change_while_they_run() {
 }
 
 #[test]
-fn what_happens_to_containers_is_told_with_the_whole_pod() {
-    if skipped_without_root("cri") {
-        return;
-    }
-    let world = World::new("cri-events");
-    let agent = Agent::with_busybox(&world);
-    let cri = connect(&agent);
-    let mut stream = cri
-        .wait(async { cri.runtime_client().get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner() });
-    let config = pod("a", &logs(&world));
-    let sandbox = cri.run_sandbox(&config).unwrap();
-    let id = cri.create(&sandbox, shell("main", BUSYBOX, "exit 4"), &config).unwrap();
-    cri.start(&id).unwrap();
-    let _ended = cri.wait_exited(&id);
-    cri.remove(&id).unwrap();
-    let mut kinds = Vec::new();
-    while kinds.len() < 4 {
-        let event = cri
-            .wait(async { tokio::time::timeout(Duration::from_secs(20), stream.message()).await })
-            .expect("an event in time")
-            .unwrap()
-            .expect("the stream goes on");
-        assert_eq!(event.container_id, id);
-        assert_eq!(event.pod_sandbox_status.as_ref().unwrap().id, sandbox);
-        if event.container_event_type() == v1::ContainerEventType::ContainerStoppedEvent {
-            let status = event.containers_statuses.iter().find(|status| status.id == id);
-            assert!(status.is_none_or(|status| status.exit_code == 4), "{event:?}");
-        }
-        kinds.push(event.container_event_type());
-    }
-    kinds.sort();
-    let expected = [
-        v1::ContainerEventType::ContainerCreatedEvent,
-        v1::ContainerEventType::ContainerStartedEvent,
-        v1::ContainerEventType::ContainerStoppedEvent,
-        v1::ContainerEventType::ContainerDeletedEvent,
-    ];
-    assert_eq!(kinds, expected);
-    clear(&cri);
-}
-
-#[test]
 fn pods_outlive_the_agent_and_are_found_again() {
     if skipped_without_root("cri") {
         return;

@@ -46,7 +46,7 @@ pub use container::{
 };
 pub use engine::{Engine, Resizer, limits_huge_pages, stop_signal};
 pub use error::{EngineError, Retry, chain, shortened};
-pub use event::EngineEvent;
+pub use event::{EngineEvent, PodEvent};
 pub use handler::{Handler, HandlerError, HandlerFeatures, features as handler_features};
 pub use id::{ContainerId, IdError, Owner, SandboxId};
 pub use portreeve_oci::cgroup::{Pressure, Pressures, Stalls, Stats};

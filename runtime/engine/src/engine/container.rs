@@ -39,8 +39,9 @@ impl Core {
         match self.make_container(&sandbox, &client, &id, &directory, config).await {
             Ok(facts) => {
                 let container = Arc::new(Container::new(directory, facts));
+                let order = self.order();
                 self.table_mut().containers.insert(id.clone(), container);
-                self.tell(EngineEvent::ContainerCreated { sandbox: sandbox.id.clone(), id: id.clone() });
+                self.tell(&order, EngineEvent::ContainerCreated { sandbox: sandbox.id.clone(), id: id.clone() });
                 Ok(id)
             }
             Err(error) => {
@@ -89,8 +90,7 @@ impl Core {
         let client = self.find_sandbox(&container.sandbox)?.ready()?;
         match client.ask(Call::Start { container: id.to_string() }).await {
             Ok((Answer::Started { started_at }, _)) => {
-                container.change(|facts| facts.started_at = Some(started_at));
-                self.tell(EngineEvent::ContainerStarted { sandbox: container.sandbox.clone(), id: id.clone() });
+                self.container_started(&container, started_at);
                 Ok(())
             }
             Ok(_) => Err(EngineError::Shim("the shim gave no answer to a start".to_owned())),
@@ -170,9 +170,11 @@ impl Core {
         let client = self.find_sandbox(&container.sandbox).ok().and_then(|sandbox| sandbox.facts().client.clone());
         let cgroup = container.facts().record.cgroup.clone();
         self.clear_container(client.as_deref(), &container.id, &container.directory, &cgroup).await?;
+        let order = self.order();
         self.table_mut().containers.remove(&container.id);
         container.change(|facts| facts.removed = true);
-        self.tell(EngineEvent::ContainerRemoved { sandbox: container.sandbox.clone(), id: container.id.clone() });
+        let (sandbox, id) = (container.sandbox.clone(), container.id.clone());
+        self.tell(&order, EngineEvent::ContainerRemoved { sandbox, id });
         Ok(())
     }
 
@@ -220,18 +222,34 @@ impl Core {
     /// A container's end, as its shim tells it.
     pub(super) fn container_ended(&self, id: &str, record: ExitRecord) {
         let Some(container) = id.parse().ok().and_then(|id| self.find_container(&id).ok()) else { return };
-        let exit = record.exit;
+        if let Some(started_at) = record.started_at {
+            self.container_started(&container, started_at);
+        }
+        let (order, exit) = (self.order(), record.exit);
         let first = container.change(|facts| {
             let first = facts.exit.is_none();
             if first {
-                facts.started_at = facts.started_at.or(record.started_at);
                 facts.exit = Some(record);
             }
             first
         });
         if first {
             let (sandbox, id) = (container.sandbox.clone(), container.id.clone());
-            self.tell(EngineEvent::ContainerExited { sandbox, id, exit });
+            self.tell(&order, EngineEvent::ContainerExited { sandbox, id, exit });
+        }
+    }
+
+    /// A container's start: as the answer of its shim tells it, or its end, which may be heard of before.
+    fn container_started(&self, container: &Container, started_at: Timestamp) {
+        let order = self.order();
+        let first = container.change(|facts| {
+            let first = facts.started_at.is_none();
+            facts.started_at.get_or_insert(started_at);
+            first
+        });
+        if first {
+            let (sandbox, id) = (container.sandbox.clone(), container.id.clone());
+            self.tell(&order, EngineEvent::ContainerStarted { sandbox, id });
         }
     }
 

@@ -23,9 +23,10 @@ mod terminal;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use oci_spec::runtime::LinuxResources;
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, watch};
@@ -38,8 +39,8 @@ pub use terminal::Resizer;
 
 use crate::{
     AttachRequest, AttachSession, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, EngineConfig,
-    EngineError, EngineEvent, ExecOutput, ExecRequest, ExecSession, SandboxConfig, SandboxId, SandboxStats,
-    SandboxStatus,
+    EngineError, EngineEvent, ExecOutput, ExecRequest, ExecSession, PodEvent, SandboxConfig, SandboxId,
+    SandboxStats, SandboxStatus,
 };
 use accounts::AccountCache;
 use drift::Upkeep;
@@ -70,6 +71,11 @@ struct Core {
     plugins: portreeve_network::cni::Cni,
     table: RwLock<Table>,
     events: broadcast::Sender<EngineEvent>,
+    /// The same with what the pods were then, for those who want that.
+    pod_events: broadcast::Sender<Arc<PodEvent>>,
+    /// Held from a change of the table until it is told: no event overtakes another, and none shows what came after it.
+    /// Taken before the table and the facts of anything.
+    order: Mutex<()>,
     tasks: TaskTracker,
     accounts: AccountCache,
     /// Capabilities that this process can hand on.
@@ -116,6 +122,12 @@ impl Engine {
     /// Everything that happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<EngineEvent> {
         self.core.events.subscribe()
+    }
+
+    /// Everything that happens from now on, in its order, each with the pod as it was then. A listener that falls more
+    /// than 1024 events behind is told how many it has missed.
+    pub fn subscribe_with_pods(&self) -> broadcast::Receiver<Arc<PodEvent>> {
+        self.core.pod_events.subscribe()
     }
 
     /// Whether a kubelet's pods can have a network now. Runs plugins, where these say so themselves.
@@ -434,8 +446,37 @@ impl Core {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, event: EngineEvent) {
+    /// The right to change what exists and to tell of it, until it is dropped. Nothing that waits or blocks is done by
+    /// who has it.
+    fn order(&self) -> MutexGuard<'_, ()> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of a change that has just been made; `_order` was held over it.
+    fn tell(&self, _order: &MutexGuard<'_, ()>, event: EngineEvent) {
+        let pod = self.pod(event.sandbox());
+        self.tell_of(pod, event);
+    }
+
+    fn tell_of(&self, pod: Option<(SandboxStatus, Vec<ContainerStatus>)>, event: EngineEvent) {
+        if let Some((sandbox, containers)) = pod {
+            let told = PodEvent { event: event.clone(), at: Timestamp::now(), sandbox, containers };
+            let _nobody_listens = self.pod_events.send(Arc::new(told));
+        }
         let _nobody_listens = self.events.send(event);
+    }
+
+    /// A sandbox and its containers as they are, while somebody wants to hear of pods; nothing otherwise.
+    fn pod(&self, id: &SandboxId) -> Option<(SandboxStatus, Vec<ContainerStatus>)> {
+        if self.pod_events.receiver_count() == 0 {
+            return None;
+        }
+        let table = self.table();
+        let sandbox = table.sandboxes.get(id)?.status();
+        let of_it = table.containers.values().filter(|one| one.sandbox == *id);
+        let mut containers: Vec<_> = of_it.map(|one| Self::status_of(&table, one)).collect();
+        containers.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Some((sandbox, containers))
     }
 
     fn find_sandbox(&self, id: &SandboxId) -> Result<Arc<Sandbox>, EngineError> {

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use portreeve_network::{Network, cni::Cni};
@@ -99,6 +99,8 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
             network,
             table: RwLock::new(Table::default()),
             events: broadcast::Sender::new(EVENTS),
+            pod_events: broadcast::Sender::new(EVENTS),
+            order: Mutex::default(),
             tasks: TaskTracker::new(),
             accounts: Default::default(),
             capabilities: portreeve_sys::capability::bounding().unwrap_or(0),

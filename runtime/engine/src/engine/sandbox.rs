@@ -69,8 +69,11 @@ impl Core {
         let id = SandboxId::random().map_err(EngineError::file("reading", Path::new("/dev/urandom")))?;
         match Arc::clone(&self).make_sandbox(&id, config).await {
             Ok(sandbox) => {
-                self.table_mut().sandboxes.insert(id.clone(), Arc::clone(&sandbox));
-                self.tell(EngineEvent::SandboxReady(id.clone()));
+                {
+                    let order = self.order();
+                    self.table_mut().sandboxes.insert(id.clone(), Arc::clone(&sandbox));
+                    self.tell(&order, EngineEvent::SandboxReady(id.clone()));
+                }
                 // Its end may have come before it was in the table.
                 let client = sandbox.facts().client.clone();
                 if let Some(end) = client.and_then(|client| client.ended()) {
@@ -257,7 +260,7 @@ impl Core {
                 tokio::join!(self.end_shim(sandbox, client, child), self.release(&sandbox.id, &sandbox.directory));
             let errors: Vec<EngineError> = [ended, released].into_iter().filter_map(Result::err).collect();
             if was_ready && reason == STOPPED {
-                self.tell(EngineEvent::SandboxStopped(sandbox.id.clone()));
+                self.tell(&self.order(), EngineEvent::SandboxStopped(sandbox.id.clone()));
             }
             all(errors)?;
             let mut facts = sandbox.facts();
@@ -268,8 +271,9 @@ impl Core {
             record.reason = STOPPED.to_owned();
             record.ips.clear();
             record::write(&sandbox.directory.join("sandbox.json"), &record)?;
+            let order = self.order();
             sandbox.facts().record.reason = record.reason;
-            self.tell(EngineEvent::SandboxStopped(sandbox.id.clone()));
+            self.tell(&order, EngineEvent::SandboxStopped(sandbox.id.clone()));
         }
         Ok(())
     }
@@ -331,7 +335,7 @@ impl Core {
         if let Err(error) = self.halt(&sandbox, reason).await {
             tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&error), "lost sandbox not cleared");
         }
-        self.tell(EngineEvent::SandboxLost { id: id.clone(), reason: reason.to_owned() });
+        self.tell(&self.order(), EngineEvent::SandboxLost { id: id.clone(), reason: reason.to_owned() });
     }
 
     pub(super) async fn remove_sandbox(self: Arc<Self>, id: &SandboxId) -> Result<(), EngineError> {
@@ -360,8 +364,10 @@ impl Core {
             remove_tree(&directory)
         })
         .await?;
+        let _order = self.order();
+        let last = self.pod(id);
         self.table_mut().sandboxes.remove(id);
-        self.tell(EngineEvent::SandboxRemoved(id.clone()));
+        self.tell_of(last, EngineEvent::SandboxRemoved(id.clone()));
         Ok(())
     }
 

@@ -24,7 +24,7 @@ fn memory(bytes: i64) -> LinuxResources {
 
 pub(crate) async fn a_container_runs_logs_and_ends_with_its_code() {
     let world = World::new().await;
-    let mut events = world.engine().subscribe();
+    let (mut events, mut with_pods) = (world.engine().subscribe(), world.engine().subscribe_with_pods());
     let pod = world.pod().await;
     let id = world.create(&pod, sh("echo out; echo err >&2; printf 'no newline'; exit 3")).await;
     assert_eq!(world.status(&id).state, ContainerState::Created);
@@ -53,6 +53,16 @@ pub(crate) async fn a_container_runs_logs_and_ends_with_its_code() {
     assert!(seen.iter().any(
         |event| matches!(event, EngineEvent::ContainerExited { id: which, exit, .. } if *which == id && exit.code == 3)
     ));
+
+    // With pods, the same is told in the same order, with what each of them made of the pod.
+    let (mut same, mut states) = (Vec::new(), Vec::new());
+    while let Ok(told) = with_pods.try_recv() {
+        assert_eq!((&told.sandbox.id, told.event.sandbox()), (&pod, &pod));
+        states.extend(told.containers.iter().find(|one| one.id == id).map(|one| one.state));
+        same.push(told.event.clone());
+    }
+    assert_eq!(same, seen);
+    assert_eq!(states[..3], [ContainerState::Created, ContainerState::Running, ContainerState::Exited]);
 }
 
 pub(crate) async fn containers_of_a_pod_share_network_hostname_and_shm() {
