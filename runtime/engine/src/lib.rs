@@ -49,14 +49,14 @@ pub use error::{EngineError, Retry, chain, shortened};
 pub use event::{EngineEvent, PodEvent};
 pub use handler::{Handler, HandlerError, HandlerFeatures, features as handler_features};
 pub use id::{ContainerId, IdError, Owner, SandboxId};
-pub use portreeve_oci::cgroup::{Pressure, Pressures, Stalls, Stats};
+pub use portreeve_oci::cgroup::{Figures, Pressure, Pressures, Stalls, Stats, figures};
 pub use portreeve_sys::tree::remove as remove_tree;
 pub use sandbox::{
     Bandwidth, DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig,
     SandboxMetadata, SandboxState, SandboxStatus, UserNamespace,
 };
 pub use session::{AttachRequest, AttachSession, ExecOutput, ExecRequest, ExecSession, Input, Output, TerminalSize};
-pub use stats::{ContainerStats, SandboxStats, Usage};
+pub use stats::{ContainerCount, ContainerStats, Count, Descriptors, Processes, SandboxCount, SandboxStats, Usage};
 
 /// The images crate, whose types appear in this API.
 pub use portreeve_image as image;

@@ -39,7 +39,7 @@ pub use terminal::Resizer;
 
 use crate::{
     AttachRequest, AttachSession, ContainerConfig, ContainerId, ContainerStats, ContainerStatus, EngineConfig,
-    EngineError, EngineEvent, ExecOutput, ExecRequest, ExecSession, PodEvent, SandboxConfig, SandboxId,
+    EngineError, EngineEvent, ExecOutput, ExecRequest, ExecSession, PodEvent, SandboxConfig, SandboxCount, SandboxId,
     SandboxStats, SandboxStatus,
 };
 use accounts::AccountCache;
@@ -399,6 +399,15 @@ impl Engine {
     /// [`EngineError::Cgroup`] when its cgroup is gone.
     pub async fn sandbox_stats(&self, id: &SandboxId) -> Result<SandboxStats, EngineError> {
         self.core.sandbox_stats(id).await
+    }
+
+    /// Everything that is counted of a pod, for metrics. Reads some fifty files for each cgroup, and what each process of
+    /// its containers has open.
+    ///
+    /// # Errors
+    /// [`EngineError::Cgroup`] when its cgroup is gone.
+    pub async fn count_sandbox(&self, id: &SandboxId) -> Result<SandboxCount, EngineError> {
+        self.core.count_sandbox(id).await
     }
 
     /// Stops and removes every sandbox, whoever owns it, and takes away bridge, rules and cgroups: nothing of this
