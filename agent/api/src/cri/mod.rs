@@ -11,15 +11,18 @@
 //!
 //! **Invariant:** a call sees and touches only sandboxes that came through here ([`Owner::Cri`]), and their containers.
 
+mod complaints;
 mod failure;
 mod handlers;
 mod host_path;
 mod names;
+mod rates;
 mod rpc;
 mod streams;
-mod usage;
+mod traffic;
 mod view;
 pub(crate) mod wanted;
+mod written;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, stream};
-use portreeve_engine::{ContainerStatus, Engine, Owner, SandboxId, SandboxStatus};
+use portreeve_engine::{ContainerStatus, Engine, Owner, SandboxId, SandboxState, SandboxStatus};
 use portreeve_node::Node;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -38,11 +41,13 @@ use tonic::Status;
 use tracing::{debug, warn};
 
 use crate::server::{ServeError, bind_socket};
+use complaints::Complaints;
 use handlers::Handlers;
 use names::Names;
+use rates::Rates;
 use rpc::Service;
 use streams::Streams;
-use usage::Sizes;
+use written::Layers;
 
 /// CRI v1 as types, made from `proto/cri.proto`.
 #[allow(missing_docs, unreachable_pub, missing_debug_implementations, clippy::all, clippy::pedantic)]
@@ -119,7 +124,11 @@ pub struct Cri {
     /// What is being made now.
     names: Names,
     /// How much containers had written when it was looked at last.
-    sizes: Sizes,
+    layers: Layers,
+    /// What they and their pods use of the processors, from one call to the next.
+    rates: Rates,
+    /// What could not be read of them.
+    complaints: Complaints,
     /// What goes on when its client has gone.
     tasks: TaskTracker,
     /// Ends streams.
@@ -146,7 +155,9 @@ impl Cri {
             handlers: Handlers::new(handlers),
             streams: streams.clone(),
             names: Names::default(),
-            sizes: Sizes::default(),
+            layers: Layers::default(),
+            rates: Rates::default(),
+            complaints: Complaints::default(),
             tasks: tasks.clone(),
             stop: stop.clone(),
         };
@@ -200,6 +211,15 @@ impl Cri {
             return Ok(self.engine.sandbox(&id).filter(|sandbox| sandbox.owner == Owner::Cri));
         }
         only(id, self.sandboxes(), |sandbox| sandbox.id.as_str())
+    }
+
+    /// What was found of a sandbox. Of one that has ended meanwhile there is nothing; of one that has not, why there is
+    /// nothing is told.
+    fn still_ready<T>(&self, id: &SandboxId, found: Result<T, Status>) -> Option<T> {
+        if !self.engine.sandbox(id).is_some_and(|sandbox| sandbox.state == SandboxState::Ready) {
+            return None;
+        }
+        found.map_err(|error| self.complaints.unread(id.as_str(), "cgroup", error.message())).ok()
     }
 
     fn sandbox(&self, id: &str) -> Result<SandboxStatus, Status> {

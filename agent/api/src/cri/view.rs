@@ -242,6 +242,7 @@ pub(super) fn resources(enforced: &LinuxResources) -> v1::LinuxContainerResource
 pub(super) fn container_stats(
     container: &ContainerStatus,
     used: &ContainerStats,
+    nano_cores: Option<u64>,
     writable_layer: Option<v1::FilesystemUsage>,
 ) -> v1::ContainerStats {
     v1::ContainerStats {
@@ -251,7 +252,7 @@ pub(super) fn container_stats(
             labels: container.labels.clone(),
             annotations: container.annotations.clone(),
         }),
-        cpu: Some(cpu(&used.usage)),
+        cpu: Some(cpu(&used.usage, nano_cores)),
         memory: Some(memory(&used.usage)),
         writable_layer,
         swap: Some(swap(&used.usage)),
@@ -263,11 +264,12 @@ fn count(value: u64) -> Option<v1::UInt64Value> {
     Some(v1::UInt64Value { value })
 }
 
-pub(super) fn cpu(used: &Usage) -> v1::CpuUsage {
+/// `nano_cores`: nanoseconds of it that are used per second now, where that is known.
+pub(super) fn cpu(used: &Usage, nano_cores: Option<u64>) -> v1::CpuUsage {
     v1::CpuUsage {
         timestamp: nanoseconds(used.at),
         usage_core_nano_seconds: count(used.counted.cpu_usage_ns),
-        usage_nano_cores: None,
+        usage_nano_cores: nano_cores.and_then(count),
         psi: used.waited.cpu.map(pressure),
     }
 }

@@ -13,6 +13,9 @@ use crate::error::chain;
 use crate::stats::{ContainerCount, Count, Descriptors, Processes, SandboxCount};
 use crate::{ContainerId, ContainerStats, EngineError, SandboxId, SandboxStats, Usage};
 
+/// What was read of each container, or why it could not be.
+type Each<T> = Vec<(ContainerId, Result<T, EngineError>)>;
+
 impl Core {
     pub(super) async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, EngineError> {
         let container = self.find_container(id)?;
@@ -42,7 +45,7 @@ impl Core {
         id: &SandboxId,
         of_sandbox: fn(&Cgroup) -> Result<P, CgroupError>,
         of_container: fn(&Cgroup, Option<u32>) -> Result<C, CgroupError>,
-    ) -> Result<(P, Vec<(ContainerId, Result<C, EngineError>)>), EngineError> {
+    ) -> Result<(P, Each<C>), EngineError> {
         let parent = self.find_sandbox(id)?.facts().record.config.cgroup_parent.clone();
         let containers: Vec<_> = self
             .containers_of(id)
@@ -61,10 +64,7 @@ impl Core {
     }
 
     /// What could be read, and why the rest could not. One that has ended since uses nothing, whatever was read of it.
-    fn split<T>(
-        &self,
-        each: Vec<(ContainerId, Result<T, EngineError>)>,
-    ) -> (Vec<(ContainerId, T)>, BTreeMap<ContainerId, String>) {
+    fn split<T>(&self, each: Each<T>) -> (Vec<(ContainerId, T)>, BTreeMap<ContainerId, String>) {
         let (mut found, mut unread) = (Vec::new(), BTreeMap::new());
         for (id, one) in each {
             if !self.find_container(&id).is_ok_and(|one| one.state() == ContainerState::Running) {

@@ -409,8 +409,13 @@ impl Store {
     /// The writable directories of all snapshots; none when they cannot be listed.
     #[must_use]
     pub fn writable_parts(&self) -> Vec<PathBuf> {
-        let directory = self.inner.catalog.layout.snapshots();
-        self.snapshots().unwrap_or_default().iter().map(|id| directory.join(id).join("upper")).collect()
+        self.snapshots().unwrap_or_default().iter().map(|id| self.writable_part(id)).collect()
+    }
+
+    /// The writable directory of a snapshot, whether it is there or not.
+    #[must_use]
+    pub fn writable_part(&self, id: &str) -> PathBuf {
+        self.inner.catalog.layout.snapshots().join(id).join("upper")
     }
 
     /// Checks all that is here of images: documents and kept blobs by their digests, unpacked layers by what was

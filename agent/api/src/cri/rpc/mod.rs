@@ -25,6 +25,7 @@ mod remove_pod_sandbox;
 mod reopen_container_log;
 mod run_pod_sandbox;
 mod runtime_config;
+mod series;
 mod start_container;
 mod status;
 mod stop_container;
@@ -44,6 +45,9 @@ use tracing::debug;
 
 use super::{Cri, failure, v1};
 use batch::{Batches, batches};
+
+/// Of how many sandboxes or containers one call reads the files at once.
+const AT_ONCE: usize = 4;
 
 /// What a call answers.
 type Answer<T> = Result<T, Status>;
