@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use crate::protocol::{Answer, Call, Event, Failure, Incoming, Message, Outgoing, Received, Request, VERSION};
@@ -68,6 +68,8 @@ pub(crate) struct Client {
     next: AtomicU64,
     /// As the shim has said.
     hooks: AtomicBool,
+    /// Who begins an exec: a container can hold up its beginning, and the shim would go on to those whose caller has gone.
+    exec: Arc<Semaphore>,
     reader: tokio::task::AbortHandle,
 }
 
@@ -84,8 +86,16 @@ struct Open {
 #[derive(Debug)]
 struct Question {
     answer: oneshot::Sender<Reply>,
-    /// For an exec: who waits for its end. Taken over by the reader itself, so that no exit slips through.
-    exit: Option<oneshot::Sender<i32>>,
+    exec: Option<Beginning>,
+}
+
+/// Of an exec that the shim was asked for.
+#[derive(Debug)]
+struct Beginning {
+    /// Who waits for its end. Taken over by the reader itself, so that no exit slips through.
+    exit: oneshot::Sender<i32>,
+    /// Whether or not anybody waits for the answer, the next one is asked for when it has come.
+    _turn: OwnedSemaphorePermit,
 }
 
 fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
@@ -101,7 +111,8 @@ impl Client {
         let more = Arc::new(Notify::new());
         let task = tokio::spawn(serve(Arc::clone(&stream), Arc::clone(&open), Arc::clone(&more), listener));
         let (next, hooks) = (AtomicU64::new(1), AtomicBool::new(false));
-        Ok(Self { stream, open, more, next, hooks, reader: task.abort_handle() })
+        let exec = Arc::new(Semaphore::new(1));
+        Ok(Self { stream, open, more, next, hooks, exec, reader: task.abort_handle() })
     }
 
     /// Set when the shim is gone.
@@ -134,14 +145,18 @@ impl Client {
         self.send(call, Vec::new(), None).await
     }
 
-    /// Asks for an exec; the receiver hears of its end.
+    /// Asks for an exec when the one before has begun; the receiver hears of its end.
+    ///
+    /// # Cancel safety
+    /// Dropping it before its turn has come leaves the shim alone; after that, what begins is killed.
     pub(crate) async fn exec(
         &self,
         call: Call,
         fds: Vec<OwnedFd>,
     ) -> Result<(Reply, oneshot::Receiver<i32>), EngineError> {
-        let (sender, receiver) = oneshot::channel();
-        Ok((self.send(call, fds, Some(sender)).await?, receiver))
+        let turn = Arc::clone(&self.exec).acquire_owned().await.map_err(|_closed| EngineError::ShimLost)?;
+        let (exit, receiver) = oneshot::channel();
+        Ok((self.send(call, fds, Some(Beginning { exit, _turn: turn })).await?, receiver))
     }
 
     /// Orders to kill an exec'd process, and waits for nothing.
@@ -155,12 +170,7 @@ impl Client {
         }
     }
 
-    async fn send(
-        &self,
-        call: Call,
-        fds: Vec<OwnedFd>,
-        exit: Option<oneshot::Sender<i32>>,
-    ) -> Result<Reply, EngineError> {
+    async fn send(&self, call: Call, fds: Vec<OwnedFd>, exec: Option<Beginning>) -> Result<Reply, EngineError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let outgoing =
             Outgoing::new(&Request { id, call }, fds).map_err(|error| EngineError::Shim(error.to_string()))?;
@@ -170,7 +180,7 @@ impl Client {
             if open.end.is_some() {
                 return Err(EngineError::ShimLost);
             }
-            open.questions.insert(id, Question { answer: sender, exit });
+            open.questions.insert(id, Question { answer: sender, exec });
             open.outgoing.push_back(outgoing);
             // What does not go at once is the reader's, as are errors. It also begins to wait.
             let _all_gone = flush(&self.stream, &mut open);
@@ -302,9 +312,9 @@ fn dispatch(open: &Mutex<Open>, listener: &dyn Listener, json: &[u8], fds: Vec<O
     match serde_json::from_slice(json) {
         Ok(Message::Reply { id, answer }) => {
             let mut open = lock(open);
-            let Some(Question { answer: sender, exit }) = open.questions.remove(&id) else { return };
-            if let (Answer::Exec { exec, .. }, Some(exit)) = (&answer, exit) {
-                open.execs.insert(*exec, exit);
+            let Some(Question { answer: sender, exec: beginning }) = open.questions.remove(&id) else { return };
+            if let (Answer::Exec { exec, .. }, Some(beginning)) = (&answer, beginning) {
+                open.execs.insert(*exec, beginning.exit);
             }
             if let Err((Answer::Exec { exec, .. }, _)) = sender.send((answer, fds)) {
                 kill_unclaimed(&mut open, exec);
@@ -446,6 +456,38 @@ mod tests {
         }
         drop(asked);
         assert!(matches!(shim.next().await.call, Call::KillExec { exec: 8 }));
+    }
+
+    #[tokio::test]
+    async fn execs_that_are_given_up_before_their_turn_never_reach_the_shim() {
+        let (client, _ear, mut shim) = pair();
+        let mut first = Box::pin(client.exec(exec(), Vec::new()));
+        let mut second = Box::pin(client.exec(exec(), Vec::new()));
+        let mut third = Box::pin(client.exec(exec(), Vec::new()));
+        assert!(waits(&mut first).await && waits(&mut second).await && waits(&mut third).await);
+        // The first is under way: its turn ends with the answer, which nobody takes.
+        let begun = shim.next().await;
+        drop((first, second));
+        assert!(waits(&mut third).await);
+        shim.answer(begun.id, Answer::Exec { exec: 7, pid: 1 });
+        let (answer, ()) = tokio::join!(third, async {
+            assert!(matches!(shim.next().await.call, Call::KillExec { exec: 7 }));
+            let request = shim.next().await;
+            assert!(matches!(request.call, Call::Exec(_)));
+            shim.answer(request.id, Answer::Exec { exec: 8, pid: 1 });
+        });
+        assert!(matches!(answer, Ok(((Answer::Exec { exec: 8, .. }, _), _))));
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_its_turn_hears_that_the_shim_is_gone() {
+        let (client, _ear, shim) = pair();
+        let gone = async {
+            tokio::task::yield_now().await;
+            drop(shim);
+        };
+        let (first, second, ()) = tokio::join!(client.exec(exec(), vec![]), client.exec(exec(), vec![]), gone);
+        assert!(matches!(first, Err(EngineError::ShimLost)) && matches!(second, Err(EngineError::ShimLost)));
     }
 
     /// Polls once; whether it waits.
