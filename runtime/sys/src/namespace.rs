@@ -1,7 +1,10 @@
 //! Entering and making namespaces in the calling thread.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::Arc;
 
 use crate::raw::check_int;
 
@@ -14,6 +17,17 @@ pub fn enter(fd: BorrowedFd<'_>, kind: u64) -> io::Result<()> {
     // SAFETY: setns takes two numbers. What it changes (mount, user, ... of this thread) no Rust invariant rests on.
     check_int(unsafe { libc::setns(fd.as_raw_fd(), kind) })?;
     Ok(())
+}
+
+/// Has what `command` executes live in these namespaces, each with its `clone::NEW_*` flag, while the caller stays where it
+/// is. What it is told here holds for each time that it is executed.
+///
+/// An execution then fails with the errors of [`enter`].
+pub fn enter_on_execution(command: &mut Command, namespaces: Arc<[(u64, OwnedFd)]>) {
+    let enter_all = move || namespaces.iter().try_for_each(|(kind, fd)| enter(fd.as_fd(), *kind));
+    // SAFETY: it runs in the child between fork and exec. There it makes system calls alone: it takes no lock and allocates
+    // nothing, an error being a number; the descriptors are the child's copies, which close at its exec.
+    unsafe { command.pre_exec(enter_all) };
 }
 
 /// Type of the namespace behind `fd`, a `clone::NEW_*` flag; `None` when it is another file. See ioctl_nsfs(2).
