@@ -13,13 +13,15 @@
 mod call;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use portreeve_oci::attach;
 use portreeve_oci::cgroup::Cgroup;
+use portreeve_sys::namespace;
 use portreeve_sys::process::{self, Pid};
 use serde::{Deserialize, Serialize};
 
@@ -126,20 +128,22 @@ pub(crate) struct Runtime {
     pub(crate) network: bool,
     /// Whether the ipc is.
     pub(crate) ipc: bool,
-    /// A process of the pod's own users, when it has such; known to its shim alone.
-    pub(crate) user: Option<i32>,
+    /// The node's namespaces that the caller has left: hooks, which the program runs, belong there. The container's own are
+    /// named in its configuration.
+    outside: Arc<[(u64, OwnedFd)]>,
 }
 
 impl Runtime {
     /// Of the sandbox with this directory; `None` when that has our own.
     pub(crate) fn of(sandbox: &Path) -> Option<Self> {
         let Pod { cgroup, network, ipc, runtime, .. } = record::read(&sandbox.join("shim.json")).ok()??;
-        runtime.map(|program| Self { program, sandbox: sandbox.to_owned(), shims: cgroup, network, ipc, user: None })
+        let (sandbox, outside) = (sandbox.to_owned(), Arc::default());
+        runtime.map(|program| Self { program, sandbox, shims: cgroup, network, ipc, outside })
     }
 
-    /// The same, with a process of the pod's own users.
-    pub(crate) fn with_user(self, user: Option<i32>) -> Self {
-        Self { user, ..self }
+    /// The same for a caller that has left these namespaces of the node.
+    pub(crate) fn called_from(self, left: Arc<[(u64, OwnedFd)]>) -> Self {
+        Self { outside: left, ..self }
     }
 
     /// Of a container whose bundle this is.
@@ -155,6 +159,9 @@ impl Runtime {
         command.env_clear().env("PATH", PATH).env(MARK, bundle).current_dir(bundle).stdin(Stdio::null());
         command.arg("--root").arg(state_directory(&self.sandbox)).arg("--log").arg(log(bundle));
         command.args(["--log-format", "json", verb]);
+        if !self.outside.is_empty() {
+            namespace::enter_on_execution(&mut command, Arc::clone(&self.outside));
+        }
         command
     }
 

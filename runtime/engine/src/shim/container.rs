@@ -156,7 +156,10 @@ impl Container {
             Some(runtime) => {
                 let ears: Vec<BorrowedFd<'_>> =
                     [&ends.stdout, &ends.stderr].into_iter().flatten().map(AsFd::as_fd).collect();
-                let made = runtime.create((&call.container, &directory, &cgroup), spec, &rootfs, stdio, &ears)?;
+                let users = namespaces.process_of_users();
+                let users = users.map_err(|error| Refusal::context("finding the pod's users", &error))?;
+                let made =
+                    runtime.create((&call.container, &directory, &cgroup), spec, users, &rootfs, stdio, &ears)?;
                 let words = Some(made.words).filter(|words| !words.is_empty());
                 let waiting = Waiting::Theirs(runtime.clone());
                 (made.pid, made.pidfd, made.terminal, waiting, words.into_iter().collect())

@@ -50,19 +50,20 @@ pub(super) struct Made {
 }
 
 impl Runtime {
-    /// Makes a container from the configuration of a bundle. `ears` are our ends of its streams: what comes there before
+    /// Makes a container from the configuration of a bundle. `users` is a process of the pod's own users; `ears` are our ends of its streams: what comes there before
     /// it is started is the program's.
     pub(super) fn create(
         &self,
         (id, bundle, cgroup): (&str, &Path, &Cgroup),
         mut spec: Spec,
+        users: Option<i32>,
         rootfs: &RootFs,
         stdio: Stdio,
         ears: &[BorrowedFd<'_>],
     ) -> Result<Made, Refusal> {
         let made = (|| {
             attach::lay_out(&mut spec, rootfs, bundle).map_err(|error| Refusal::of(&error))?;
-            for_others(&mut spec, self, process_id());
+            for_others(&mut spec, self, process_id(), users);
             write(&bundle.join("config.json"), &spec)?;
             let mut command = self.command("create", bundle);
             command.arg("--bundle").arg(bundle);
@@ -240,12 +241,12 @@ impl Drop for Console {
 }
 
 /// What our own runtime has by living in this shim, said in words that another one understands.
-fn for_others(spec: &mut Spec, runtime: &Runtime, shim: u32) {
+fn for_others(spec: &mut Spec, runtime: &Runtime, shim: u32, users: Option<i32>) {
     let own = format!("/proc/{shim}/");
     let mut linux = spec.linux().clone().unwrap_or_default();
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     for namespace in &mut namespaces {
-        if let Some(pid) = runtime.user.filter(|_| namespace.typ() == LinuxNamespaceType::User) {
+        if let Some(pid) = users.filter(|_| namespace.typ() == LinuxNamespaceType::User) {
             // runc understands the maps of a namespace by this path alone.
             namespace.set_path(Some(format!("/proc/{pid}/ns/user").into()));
         }
@@ -332,8 +333,7 @@ mod tests {
                 },
             }))
             .unwrap();
-            let user = network.then_some(55);
-            for_others(&mut spec, &runtime(home.path(), &pod).with_user(user), 123);
+            for_others(&mut spec, &runtime(home.path(), &pod), 123, network.then_some(55));
             serde_json::to_value(&spec).unwrap()
         };
         let spec = said(true, true);

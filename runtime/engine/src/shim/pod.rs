@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use portreeve_oci::cgroup::Cgroup;
 use portreeve_sys::clone;
@@ -85,7 +86,7 @@ pub(super) struct Namespaces {
     /// Keeps the scope, which systemd would remove between two containers.
     pub(super) scope: Option<Keeper>,
     /// The node's own, which this process has left for the pod's: hooks beside a container run there.
-    left: Vec<(u64, OwnedFd)>,
+    left: Arc<[(u64, OwnedFd)]>,
 }
 
 /// Why the pod cannot be set up.
@@ -147,12 +148,14 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
     if let Some(scope) = &pod.scope {
         namespaces.scope = Some(scope.make()?);
     }
+    let mut left = Vec::new();
     for (kind, name) in [(clone::NEW_NET, "net"), (clone::NEW_UTS, "uts"), (clone::NEW_IPC, "ipc")] {
         if own & kind != 0 {
             let file = fs::File::open(format!("/proc/self/ns/{name}"));
-            namespaces.left.push((kind, step("opening the node's namespaces", file)?.into()));
+            left.push((kind, step("opening the node's namespaces", file)?.into()));
         }
     }
+    namespaces.left = left.into();
     if pod.user.is_none() {
         step("making the pod's namespaces", namespace::unshare(own))?;
     }
@@ -258,14 +261,52 @@ impl Namespaces {
     /// Has the calling process, which is about to execute a hook, live where this agent does: with the node's network, ipc
     /// and hostname, and killed no later than others when memory runs out.
     pub(super) fn leave(&self) -> io::Result<()> {
-        for (kind, namespace) in &self.left {
+        for (kind, namespace) in self.left.iter() {
             namespace::enter(namespace.as_fd(), *kind)?;
         }
         fs::write("/proc/self/oom_score_adj", "0")
     }
 
+    /// The node's namespaces that this process has left, each with its `clone::NEW_*` flag.
+    pub(super) fn left(&self) -> Arc<[(u64, OwnedFd)]> {
+        Arc::clone(&self.left)
+    }
+
+    /// A process of the pod's own users, when it has such. It stays what it is as long as this process reaps nothing, which
+    /// it does between calls alone.
+    ///
+    /// # Errors
+    /// When it has ended: its number may be anybody's.
+    pub(super) fn process_of_users(&self) -> io::Result<Option<i32>> {
+        let Some(process) = self.user.as_ref().and(self.pause.as_ref()) else { return Ok(None) };
+        if process::has_ended(process.pidfd.as_fd(), 0)? {
+            return Err(io::Error::other("the process that holds them has ended"));
+        }
+        Ok(Some(process.pid.as_raw_nonzero().get()))
+    }
+
     /// The path of a held namespace, as this process and its clones see it.
     pub(super) fn path(fd: Option<&OwnedFd>) -> Option<String> {
         fd.map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_of_a_pods_users_is_not_named_any_more_when_it_has_ended() {
+        let mut sleep = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = process::Pid::from_raw(sleep.id().try_into().unwrap()).unwrap();
+        let child = clone::Child { pid, pidfd: process::pidfd_open(pid).unwrap() };
+        let user = fs::File::open("/proc/self/ns/user").unwrap().into();
+        let namespaces = Namespaces { user: Some(user), pause: Some(child), ..Namespaces::default() };
+        assert_eq!(namespaces.process_of_users().unwrap(), Some(pid.as_raw_nonzero().get()));
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+        assert!(namespaces.process_of_users().is_err());
+        let of_the_node = Namespaces { user: None, ..namespaces };
+        assert_eq!(of_the_node.process_of_users().unwrap(), None);
     }
 }

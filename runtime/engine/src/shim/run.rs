@@ -68,9 +68,8 @@ pub(super) fn run(mut shim: Shim) {
 
 impl Shim {
     pub(super) fn new(directory: PathBuf, listener: UnixListener, signals: SignalFd, namespaces: Namespaces) -> Self {
-        let user = namespaces.user.as_ref().and(namespaces.pause.as_ref()).map(|one| one.pid.as_raw_nonzero().get());
         Self {
-            runtime: Runtime::of(&directory).map(|runtime| runtime.with_user(user)),
+            runtime: Runtime::of(&directory).map(|runtime| runtime.called_from(namespaces.left())),
             directory,
             namespaces,
             containers: BTreeMap::new(),
