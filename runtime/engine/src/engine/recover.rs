@@ -32,7 +32,7 @@ use super::spawn::{self, Executable};
 use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
 use super::{Core, EVENTS, blocking, cgroup_error};
 use crate::client::{Client, End};
-use crate::error::chain;
+use crate::error::{all, chain};
 use crate::handler;
 use crate::protocol::{Answer, Call, ContainerReport};
 use crate::record::{self, ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
@@ -234,10 +234,12 @@ impl Core {
             record = self.give_up(&id, &directory, record, damages).await?;
         }
         let Some(record) = record.filter(|record| record.phase != SandboxPhase::Making) else {
+            let mut errors = Vec::new();
             for (container, directory, record) in containers {
                 let cgroup = record.map(|record| record.cgroup).unwrap_or_default();
-                self.clear_container(None, &container, &directory, &cgroup).await?;
+                errors.extend(self.clear_container(None, &container, &directory, &cgroup).await.err());
             }
+            all(errors)?;
             self.clear_sandbox(&id, &directory, None).await?;
             return Ok(None);
         };
@@ -263,12 +265,25 @@ impl Core {
             reports = Some(found.containers);
         }
         let client = facts.client.clone();
+        if client.is_none() {
+            // One that was given up may still write down how its containers end, which is read below.
+            let (pid, place) = (facts.record.shim_pid, directory.clone());
+            blocking(move || {
+                kill_shim(pid, &place, true);
+                Ok(())
+            })
+            .await?;
+        }
         let sandbox = Arc::new(Sandbox::new(directory, facts));
         self.table_mut().sandboxes.insert(id.clone(), Arc::clone(&sandbox));
         for (container, directory, record) in containers {
+            let name = container.to_string();
             let recovered =
                 self.recover_container(&sandbox, client.as_deref(), reports.as_deref(), container, directory, record);
-            recovered.await?;
+            // Its sandbox and the others of that are not worse off for it.
+            if let Err(error) = recovered.await {
+                tracing::warn!(sandbox_id = %id, container_id = name, error = %chain(&error), "container not recovered, it is tried again at the next start");
+            }
         }
         match (client, reports) {
             (Some(client), Some(reports)) => {

@@ -463,7 +463,8 @@ fn run_last(id: &str, hooks: Option<&LaterHooks>, namespaces: &Namespaces) {
 }
 
 fn write_exit(directory: &Path, record: &ExitRecord) -> io::Result<()> {
-    let temporary = directory.join("exit.json.new");
+    // Not the name that an agent has for it: one that has given this shim up writes it as well.
+    let temporary = directory.join("exit.json.shim");
     let mut file = fs::File::create(&temporary)?;
     file.write_all(&serde_json::to_vec(record)?)?;
     fs::rename(&temporary, directory.join("exit.json"))

@@ -132,6 +132,53 @@ pub(crate) async fn an_exit_without_an_agent_is_known_later() {
     wait_until("the orphan is gone", || world.processes().len() == 1).await;
 }
 
+pub(crate) async fn a_shim_that_is_given_up_writes_nothing_while_its_containers_are_recovered() {
+    const CONTAINERS: usize = 12;
+    let mut world = World::new().await;
+    let pod = world.pod().await;
+    let mut containers = Vec::new();
+    for _ in 0..CONTAINERS {
+        containers.push(world.start(&pod, sh("exec sleep 100")).await);
+    }
+    world.close().await;
+    // It lives, and cannot be reached.
+    fs::remove_file(world.path("run/sandboxes").join(pod.as_str()).join("shim.sock")).unwrap();
+    world.open().await;
+    assert_eq!(world.engine().sandbox(&pod).unwrap().state, SandboxState::NotReady { reason: "shim died".into() });
+    for id in &containers {
+        let place = format!("run/sandboxes/{pod}/containers/{id}/exit.json");
+        let written: serde_json::Value = serde_json::from_slice(&fs::read(world.path(&place)).unwrap()).unwrap();
+        let message = world.status(id).message;
+        assert!(message.contains("shim had died") && written["message"] == message.as_str(), "{message:?} {written}");
+    }
+    assert_eq!(world.processes(), Vec::<String>::new());
+}
+
+pub(crate) async fn a_container_that_cannot_be_recovered_is_not_the_end_of_the_others() {
+    let mut world = World::new().await;
+    let (pod, living) = (world.pod().await, world.pod().await);
+    let (broken, whole) = (world.start(&pod, sh("sleep 100")).await, world.start(&pod, sh("sleep 100")).await);
+    let other = world.start(&living, sh("sleep 100")).await;
+    world.close().await;
+    kill_and_wait(&world, &pod).await;
+    // Nothing can be written there.
+    fs::create_dir(world.path(&format!("run/sandboxes/{pod}/containers/{broken}/exit.json.new"))).unwrap();
+    world.open().await;
+    assert_eq!(world.engine().sandbox(&pod).unwrap().state, SandboxState::NotReady { reason: "shim died".into() });
+    assert_eq!(world.status(&whole).exit.unwrap().code, 137);
+    assert!(world.engine().container(&broken).is_none());
+    assert_eq!(world.status(&other).state, ContainerState::Running);
+}
+
+/// Kills the shim of a pod while there is no agent.
+async fn kill_and_wait(world: &World, pod: &SandboxId) {
+    let line = format!("shim {}", world.path("run/sandboxes").join(pod.as_str()).display());
+    let shim = || world.processes().into_iter().find(|one| one.contains(&line));
+    let pid = shim().unwrap().split(' ').next().unwrap().parse().unwrap();
+    kill(pid);
+    wait_until("the shim is gone", || shim().is_none()).await;
+}
+
 /// Makes and removes pods until it is killed; in a process of its own.
 pub(crate) async fn victim(directory: PathBuf) {
     let name = fs::read_to_string(directory.join("name")).expect("name");
