@@ -67,6 +67,10 @@ impl Core {
     pub(super) async fn run_sandbox(self: Arc<Self>, config: SandboxConfig) -> Result<SandboxId, EngineError> {
         check(&config)?;
         let id = SandboxId::random().map_err(EngineError::file("reading", Path::new("/dev/urandom")))?;
+        let parent = config.cgroup_parent.clone();
+        let scope = self.scope_of(&id, &config)?.is_some();
+        // What was there before is somebody's, whether or not anything is in it yet.
+        let makes_cgroup = !scope && Cgroup::at(&parent).is_ok_and(|cgroup| !cgroup.exists());
         match Arc::clone(&self).make_sandbox(&id, config).await {
             Ok(sandbox) => {
                 {
@@ -85,6 +89,9 @@ impl Core {
                 let directory = self.sandboxes_directory().join(id.as_str());
                 if let Err(leftover) = self.clear_sandbox(&id, &directory, None).await {
                     tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&leftover), "half-made sandbox not cleared");
+                }
+                if makes_cgroup && let Err(leftover) = self.remove_pod_cgroup(&id, parent).await {
+                    tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&leftover), "cgroup of a half-made sandbox not removed");
                 }
                 Err(error)
             }
@@ -350,25 +357,30 @@ impl Core {
         }
         all(errors)?;
         let parent = sandbox.facts().record.config.cgroup_parent.clone();
-        let shared = self
-            .table()
-            .sandboxes
-            .values()
-            .any(|other| other.id != *id && other.facts().record.config.cgroup_parent == parent);
+        if self.is_ours(&parent) {
+            self.remove_pod_cgroup(id, parent).await?;
+        }
         let directory = sandbox.directory.clone();
-        let ours = self.is_ours(&parent) && !shared;
-        blocking(move || {
-            if ours && let Ok(cgroup) = Cgroup::at(&parent) {
-                cgroup.remove().map_err(cgroup_error("removing", &parent))?;
-            }
-            remove_tree(&directory)
-        })
-        .await?;
+        blocking(move || remove_tree(&directory)).await?;
         let _order = self.order();
         let last = self.pod(id);
         self.table_mut().sandboxes.remove(id);
         self.tell_of(last, EngineEvent::SandboxRemoved(id.clone()));
         Ok(())
+    }
+
+    /// Removes the cgroup of a sandbox, unless it is another one's, too.
+    async fn remove_pod_cgroup(&self, id: &SandboxId, path: String) -> Result<(), EngineError> {
+        let shares = |other: &Arc<Sandbox>| other.id != *id && other.facts().record.config.cgroup_parent == path;
+        if self.table().sandboxes.values().any(shares) {
+            return Ok(());
+        }
+        blocking(move || match Cgroup::at(&path) {
+            Ok(cgroup) => cgroup.remove().map_err(cgroup_error("removing", &path)),
+            // Then there never was one.
+            Err(_) => Ok(()),
+        })
+        .await
     }
 
     /// Whether a cgroup is below our root, and not somebody else's that only houses our containers.

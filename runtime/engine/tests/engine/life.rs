@@ -473,3 +473,24 @@ pub(crate) async fn configuration_reaches_the_process() {
     assert_eq!(text, expect);
     assert_eq!(status.user, (100, 101));
 }
+
+pub(crate) async fn a_pod_that_cannot_be_made_leaves_no_cgroup_of_its_own() {
+    let world = World::new().await;
+    let cgroup =
+        |config: &portreeve_engine::SandboxConfig| portreeve_oci::cgroup::Cgroup::at(&config.cgroup_parent).unwrap();
+    let impossible = || {
+        let mut config = world.sandbox();
+        config.namespaces = portreeve_engine::Namespaces::default();
+        config.sysctls = [("net.ipv4.no_such_parameter".to_owned(), "1".to_owned())].into();
+        config
+    };
+    let config = impossible();
+    world.engine().run_sandbox(config.clone()).await.unwrap_err();
+    assert!(!cgroup(&config).exists(), "{:?}", world.traces());
+    // A cgroup that was there is somebody's.
+    let config = impossible();
+    portreeve_oci::cgroup::Cgroup::open_or_create(&config.cgroup_parent).unwrap();
+    world.engine().run_sandbox(config.clone()).await.unwrap_err();
+    assert!(cgroup(&config).exists());
+    cgroup(&config).remove().unwrap();
+}

@@ -55,6 +55,7 @@ const TESTS: &[Test] = tests![
     life::a_memory_limit_below_use_is_refused_and_nothing_is_killed,
     life::logs_rotate_and_reopen,
     life::removal_leaves_nothing,
+    life::a_pod_that_cannot_be_made_leaves_no_cgroup_of_its_own,
     life::a_pod_with_a_network_has_an_address_and_ports_are_forwarded,
     life::processes_are_shared_when_asked,
     life::a_pod_with_its_own_users_is_root_inside_only,
