@@ -276,10 +276,28 @@ impl EngineError {
 /// As much of a message as is told, 4 KiB: it quotes what was asked for, and has to fit the frames of shims and the headers
 /// of gRPC.
 #[must_use]
-pub fn shortened(mut message: String) -> String {
-    const MOST: usize = 4096;
-    if message.len() > MOST {
-        let end = (0..=MOST).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+pub fn shortened(message: String) -> String {
+    within(message, 4096, char::len_utf8)
+}
+
+/// As much of a message as is kept of each container that has ended: 1 KiB as it stands in JSON, where a control character
+/// has six bytes. A shim tells of all its containers in one frame.
+pub(crate) fn recorded(message: String) -> String {
+    within(message, 1024, |c| match c {
+        '"' | '\\' => 2,
+        c if c.is_ascii_control() => 6,
+        c => c.len_utf8(),
+    })
+}
+
+/// The beginning of a message of which every character counts as so much.
+fn within(mut message: String, most: usize, count: impl Fn(char) -> usize) -> String {
+    let mut so_far = 0;
+    let beyond = message.char_indices().find(|(_, c)| {
+        so_far += count(*c);
+        so_far > most
+    });
+    if let Some((end, _)) = beyond {
         message.truncate(end);
         message.push_str("...");
     }
@@ -297,5 +315,24 @@ pub(crate) fn all(mut errors: Vec<EngineError>) -> Result<(), EngineError> {
         0 => Ok(()),
         1 => errors.pop().map_or(Ok(()), Err),
         _ => Err(EngineError::Teardown(errors)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_and_what_is_recorded_have_their_bounds_however_it_is_written() {
+        for text in ["short", "it says \"no\"\n"] {
+            assert_eq!((shortened(text.to_owned()), recorded(text.to_owned())), (text.to_owned(), text.to_owned()));
+        }
+        assert_eq!(shortened("x".repeat(5000)), "x".repeat(4096) + "...");
+        assert_eq!(recorded("x".repeat(5000)), "x".repeat(1024) + "...");
+        for character in ["\u{1}", "\"", "\\", "\u{7f}", "\u{fffd}", "\u{1f600}"] {
+            assert!(shortened(character.repeat(5000)).len() <= 4096 + 3, "{character:?}");
+            let written = serde_json::to_string(&recorded(character.repeat(5000))).unwrap();
+            assert!(written.len() <= 1024 + 3 + 2, "{character:?}: {}", written.len());
+        }
     }
 }

@@ -315,7 +315,7 @@ impl Container {
         let (reason, message) = match self.unstartable.take() {
             Some(message) => {
                 exit = Exit { code: START_ERROR, ..Exit::default() };
-                ("StartError".to_owned(), message)
+                ("StartError".to_owned(), crate::error::recorded(message))
             }
             None => Default::default(),
         };

@@ -79,6 +79,7 @@ const TESTS: &[Test] = tests![
     recovery::an_exit_without_an_agent_is_known_later,
     recovery::a_shim_that_is_given_up_writes_nothing_while_its_containers_are_recovered,
     recovery::a_container_that_cannot_be_recovered_is_not_the_end_of_the_others,
+    recovery::a_pod_with_many_words_of_ended_containers_is_found_again,
     recovery::an_agent_killed_at_any_moment_leaves_nothing_behind,
     recovery::half_made_and_foreign_things_are_cleaned,
     recovery::a_damaged_record_costs_its_sandbox_alone,

@@ -179,6 +179,27 @@ async fn kill_and_wait(world: &World, pod: &SandboxId) {
     wait_until("the shim is gone", || shim().is_none()).await;
 }
 
+pub(crate) async fn a_pod_with_many_words_of_ended_containers_is_found_again() {
+    const CONTAINERS: usize = 140;
+    let mut world = World::new().await;
+    let pod = world.pod().await;
+    // Quoted for people and once more for JSON, each is four bytes.
+    let words = "\\".repeat(3500);
+    for _ in 0..CONTAINERS {
+        let id = world.create(&pod, ContainerConfig { command: vec![words.clone()], ..sh("") }).await;
+        world.engine().start_container(&id).await.unwrap_err();
+    }
+    world.close().await;
+    world.open().await;
+    assert_eq!(world.engine().sandbox(&pod).unwrap().state, SandboxState::Ready);
+    let containers = world.engine().containers();
+    assert_eq!(containers.len(), CONTAINERS);
+    for one in containers {
+        assert!(one.reason == "StartError" && one.message.contains(r"\\\\"), "{one:?}");
+        assert!((400..1100).contains(&one.message.len()), "{}", one.message.len());
+    }
+}
+
 /// Makes and removes pods until it is killed; in a process of its own.
 pub(crate) async fn victim(directory: PathBuf) {
     let name = fs::read_to_string(directory.join("name")).expect("name");
