@@ -151,6 +151,9 @@ pub enum EngineError {
     /// The network of plugins cannot be used.
     #[error("using the network of plugins")]
     PluginNetwork(#[source] CniError),
+    /// It did not come to an answer: the engine ends.
+    #[error("asking the plugins of the network was broken off")]
+    PluginsNotAsked,
     /// There has to be one, and there is none.
     #[error("using the network of plugins: {} has no configuration of one; put it there, or allow the built-in network", directory.display())]
     NoPluginNetwork {

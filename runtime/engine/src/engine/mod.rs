@@ -69,6 +69,7 @@ struct Core {
     images: portreeve_image::Store,
     network: Arc<portreeve_network::Network>,
     plugins: portreeve_network::cni::Cni,
+    standing: plugins::Standing,
     table: RwLock<Table>,
     events: broadcast::Sender<EngineEvent>,
     /// The same with what the pods were then, for those who want that.
@@ -130,11 +131,13 @@ impl Engine {
         self.core.pod_events.subscribe()
     }
 
-    /// Whether a kubelet's pods can have a network now. Runs plugins, where these say so themselves.
+    /// Whether a kubelet's pods can have a network now. Where plugins say so themselves, it is what they said last: they are
+    /// asked again, for the next answer, when that is some seconds old. Of a network that has never been asked, the answer
+    /// is waited for, at most [`portreeve_network::cni::STATUS_LIMIT`].
     ///
     /// # Errors
     /// Why not.
-    pub async fn kubelet_network(&self) -> Result<(), EngineError> {
+    pub async fn kubelet_network(&self) -> Result<(), Arc<EngineError>> {
         self.core.kubelet_network().await
     }
 

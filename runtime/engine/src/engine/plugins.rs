@@ -9,19 +9,40 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
-use portreeve_network::cni::{Attach, Capabilities, Names, NetworkList, Published};
+use portreeve_network::cni::{Attach, Capabilities, Names, NetworkList, Published, STATUS_LIMIT};
+use tokio::sync::watch;
 
 use super::sandbox::unmount;
 use super::{Core, blocking, spawn};
 use crate::config::KubeletNetwork;
+use crate::error::chain;
 use crate::sandbox::SandboxConfig;
 use crate::{EngineError, Owner, SandboxId};
 
 /// What pods are called inside.
 const INTERFACE: &str = "eth0";
+/// How old the plugins' word may be before they are asked again. A kubelet wants it every five to ten seconds.
+const ASKED_AGAIN: Duration = STATUS_LIMIT;
+/// Whether pods can be attached, and why not.
+type Said = Result<(), Arc<EngineError>>;
+
+/// What plugins say of their network.
+#[derive(Debug, Default)]
+pub(super) struct Standing(Mutex<Option<Asked>>);
+
+/// Plugins that were asked.
+#[derive(Debug)]
+struct Asked {
+    /// As it was configured: others have said nothing.
+    network: NetworkList,
+    since: Instant,
+    /// Nothing until the first answer.
+    said: watch::Sender<Option<Said>>,
+}
 
 impl Core {
     /// Attaches a pod by plugins, when its owner wants that; its addresses, or its namespace back for the built-in
@@ -80,12 +101,38 @@ impl Core {
         Ok(network)
     }
 
-    /// Whether a kubelet's pods can have a network now.
-    pub(super) async fn kubelet_network(&self) -> Result<(), EngineError> {
-        match self.network_of_plugins().await? {
-            Some(network) => self.plugins.status(&network).await.map_err(EngineError::PluginNetwork),
-            None => Ok(()),
+    /// See [`super::Engine::kubelet_network`].
+    pub(super) async fn kubelet_network(&self) -> Said {
+        let Some(network) = self.network_of_plugins().await? else { return Ok(()) };
+        if !network.tells_status() {
+            return Ok(self.plugins.status(&network).await.map_err(EngineError::PluginNetwork)?);
         }
+        let mut said = self.ask_when_due(network);
+        match said.wait_for(Option::is_some).await {
+            Ok(said) => said.clone().unwrap_or(Ok(())),
+            Err(_) => Err(Arc::new(EngineError::PluginsNotAsked)),
+        }
+    }
+
+    /// Has the plugins asked, unless they were just now; what they said last, or will.
+    fn ask_when_due(&self, network: NetworkList) -> watch::Receiver<Option<Said>> {
+        let mut last = self.standing.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = last.take().filter(|asked| asked.network == network);
+        // Who was asked has answered, or was given up, when that is over.
+        if let Some(asked) = same.as_ref().filter(|asked| asked.since.elapsed() < ASKED_AGAIN) {
+            let said = asked.said.subscribe();
+            *last = same;
+            return said;
+        }
+        let said = same.map_or_else(|| watch::Sender::new(None), |asked| asked.said);
+        let (plugins, answer, receiver) = (self.plugins.clone(), said.clone(), said.subscribe());
+        *last = Some(Asked { network: network.clone(), since: Instant::now(), said });
+        self.tasks.spawn(async move {
+            let status = plugins.status(&network).await;
+            let status = status.map_err(|error| Arc::new(EngineError::PluginNetwork(error)));
+            answer.send_replace(Some(status));
+        });
+        receiver
     }
 
     /// Detaches a pod from what plugins attached it to; one that they did not, is.
@@ -115,7 +162,7 @@ impl Core {
             Ok(None) | Err(_) => self.plugins.detach_all_but(&keep).await,
         };
         if let Err(error) = collected {
-            tracing::warn!(error = %crate::error::chain(&error), "plugins of the network keep what is of pods that are gone");
+            tracing::warn!(error = %chain(&error), "plugins of the network keep what is of pods that are gone");
         }
     }
 

@@ -94,6 +94,7 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
         let core = Arc::new(Core {
             config,
             plugins,
+            standing: Default::default(),
             executable,
             images,
             network,

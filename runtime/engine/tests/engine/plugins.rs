@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use portreeve_engine::network::cni::STATUS_LIMIT;
 use portreeve_engine::{EngineError, KubeletNetwork, Namespaces, Owner, SandboxConfig, chain};
 use serde_json::json;
 
@@ -121,4 +123,68 @@ pub(crate) async fn a_network_of_plugins_that_cannot_be_is_told_and_leaves_nothi
     world.open().await;
     wait_until("what is gone is given back", || taken(&world) == 0).await;
     wait_until("nothing is remembered of it", || fs::read_dir(world.path("root/cni")).unwrap().count() == 0).await;
+}
+
+/// A plugin for a network whose plugins tell their status, which does what the files beside it say.
+fn telling(world: &World) -> PathBuf {
+    let directory = world.path("bin");
+    fs::create_dir_all(&directory).unwrap();
+    let script = format!(
+        "#!/bin/sh\ncat > /dev/null; cd {}\n[ $CNI_COMMAND = STATUS ] || exit 0\necho x >> asked\n[ -e slow ] && exec sleep 60\n\
+         [ -e lost ] && {{ echo '{{\"cniVersion\": \"1.1.0\", \"code\": 50, \"msg\": \"the uplink is lost\"}}'; exit 1; }}\nexit 0\n",
+        directory.display()
+    );
+    fs::write(directory.join("telling"), script).unwrap();
+    fs::set_permissions(directory.join("telling"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    directory
+}
+
+pub(crate) async fn what_plugins_say_of_their_network_is_known_at_once_and_asked_in_the_background() {
+    let mut world = World::new().await;
+    let directory = telling(&world);
+    world.close().await;
+    world.set(|config| {
+        config.kubelet_network = KubeletNetwork::Plugins;
+        config.plugins.networks = config.root.join("net.d");
+        config.plugins.plugins = vec![directory.clone()];
+    });
+    world.open().await;
+    fs::create_dir_all(world.path("root/net.d")).unwrap();
+    let configure = |name: &str| {
+        let list = json!({ "cniVersion": "1.1.0", "name": name, "plugins": [{ "type": "telling" }] });
+        fs::write(world.path("root/net.d/10-cluster.conflist"), list.to_string()).unwrap();
+    };
+    let asked = || fs::read_to_string(directory.join("asked")).unwrap_or_default().lines().count();
+    let answer = async || {
+        let begun = Instant::now();
+        let answer = world.engine().kubelet_network().await.map_err(|error| chain(&error));
+        assert!(begun.elapsed() < Duration::from_secs(1), "{answer:?} came after {:?}", begun.elapsed());
+        answer
+    };
+    configure("one");
+    for _ in 0..20 {
+        answer().await.unwrap();
+    }
+    assert_eq!(asked(), 1);
+
+    // It is asked again when that is due, and what it said counts until it says something else, or nothing in time.
+    fs::write(directory.join("slow"), "").unwrap();
+    tokio::time::sleep(STATUS_LIMIT).await;
+    answer().await.unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    let silent = loop {
+        match answer().await {
+            Ok(()) => assert!(Instant::now() < end, "it is never found out"),
+            Err(told) => break told,
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(silent.contains("STATUS by plugin telling did not end within 5 s"), "{silent}");
+    assert!((2..4).contains(&asked()), "{}", asked());
+
+    // Another network has said nothing yet.
+    fs::remove_file(directory.join("slow")).unwrap();
+    fs::write(directory.join("lost"), "").unwrap();
+    configure("two");
+    assert!(answer().await.unwrap_err().contains("the uplink is lost"));
 }

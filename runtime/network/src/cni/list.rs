@@ -50,7 +50,7 @@ impl SpecVersion {
 }
 
 /// A network: plugins that are run one behind the other.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NetworkList {
     /// Unique on the machine.
     pub name: String,
@@ -64,7 +64,7 @@ pub struct NetworkList {
 }
 
 /// One plugin of a network.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plugin {
     /// The name of its program.
     pub(super) kind: String,
@@ -185,6 +185,12 @@ impl NetworkList {
         let plugins = plugins.into_iter().map(plugin).collect::<Result<_, _>>().map_err(wrong)?;
         let (check, collect) = (!raw.disable_check.0, !raw.disable_gc.0);
         Ok(Self { name, version, path: path.to_owned(), check, collect, plugins })
+    }
+
+    /// Whether its plugins say by themselves whether pods can be attached.
+    #[must_use]
+    pub fn tells_status(&self) -> bool {
+        self.version >= SpecVersion::V1_1_0
     }
 
     /// All of it in one document, also what is in other files, for [`NetworkList::parse`].

@@ -21,7 +21,7 @@ mod record;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Map, Value, json};
@@ -38,6 +38,9 @@ use record::{Record, Records};
 
 /// Of the specification: the pod is none that the plugin knows, and nothing of it is left.
 const UNKNOWN_CONTAINER: u32 = 3;
+
+/// How long the plugins of a network may take, all together, to say whether pods can be attached.
+pub const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -213,15 +216,21 @@ impl Cni {
         Ok(())
     }
 
-    /// Whether pods can be attached now: the plugins say so themselves from version 1.1 on; of others the programs must
-    /// be there.
+    /// Whether pods can be attached now: the plugins say so themselves where [`NetworkList::tells_status`], for which they
+    /// have [`STATUS_LIMIT`]; of others the programs must be there.
     ///
     /// # Errors
     /// Why not.
     pub async fn status(&self, network: &NetworkList) -> Result<(), CniError> {
+        let until = Instant::now() + STATUS_LIMIT;
         for plugin in &network.plugins {
-            if network.version >= SpecVersion::V1_1_0 {
-                self.call_network("STATUS", network, plugin, None).await?;
+            if network.tells_status() {
+                let left = until.saturating_duration_since(Instant::now());
+                let asking = self.call_network("STATUS", network, plugin, None);
+                tokio::time::timeout(left, asking).await.unwrap_or_else(|_| {
+                    let (network, plugin) = (network.name.clone(), plugin.kind.clone());
+                    Err(CniError::TimedOut { network, plugin, command: "STATUS", limit: STATUS_LIMIT })
+                })?;
             } else {
                 program::find(&self.config.plugins, &network.name, &plugin.kind)?;
             }
