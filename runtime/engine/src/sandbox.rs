@@ -190,7 +190,8 @@ pub struct SandboxStatus {
     pub handler: Option<Handler>,
     /// Its addresses; empty with the node's network or when stopped.
     pub ips: Vec<IpAddr>,
-    /// What stood in the way of its network when it was made, for a person; an engine opened later does not know.
+    /// What stood in the way of its network when it was made, for a person; an engine opened later does not know. It knows
+    /// what plugins missed of the network that they had made, when it had it looked at.
     pub warnings: Vec<String>,
     /// Its shim, while that lives.
     pub shim_pid: Option<u32>,

@@ -96,7 +96,11 @@ impl Engine {
         let unfinished = Arc::clone(&core);
         blocking(move || unfinished.clear_checkpoints()).await?;
         // Plugins take their time, and nobody has to wait for what is gone.
-        core.tasks.spawn(Arc::clone(&core).collect_by_plugins());
+        let network = Arc::clone(&core);
+        core.tasks.spawn(async move {
+            Arc::clone(&network).collect_by_plugins().await;
+            network.check_by_plugins().await;
+        });
         let upkeep = Upkeep::start(&core)?;
         let quiet = AbortOnDropHandle::new(tokio::spawn(quiet::give_back(core.events.subscribe())));
         let (sender, lost) = watch::channel(None);

@@ -17,9 +17,11 @@ use portreeve_network::cni::{Attach, Capabilities, Names, NetworkList, Published
 use tokio::sync::watch;
 
 use super::sandbox::unmount;
+use super::table::Sandbox;
 use super::{Core, blocking, spawn};
 use crate::config::KubeletNetwork;
 use crate::error::chain;
+use crate::record::SandboxPhase;
 use crate::sandbox::SandboxConfig;
 use crate::{EngineError, Owner, SandboxId};
 
@@ -27,6 +29,11 @@ use crate::{EngineError, Owner, SandboxId};
 const INTERFACE: &str = "eth0";
 /// How old the plugins' word may be before they are asked again. A kubelet wants it every five to ten seconds.
 const ASKED_AGAIN: Duration = STATUS_LIMIT;
+/// How long plugins may take to look after one pod, and after all.
+const CHECK: Duration = Duration::from_secs(5);
+/// See [`CHECK`].
+const CHECKS: Duration = Duration::from_secs(60);
+
 /// Whether pods can be attached, and why not.
 type Said = Result<(), Arc<EngineError>>;
 
@@ -163,6 +170,41 @@ impl Core {
         };
         if let Err(error) = collected {
             tracing::warn!(error = %chain(&error), "plugins of the network keep what is of pods that are gone");
+        }
+    }
+
+    /// Has plugins look, one pod after the other, whether those that were found again are attached as they were. What is
+    /// wrong is told in the log and in the pod's status. Nothing else follows: plugins can repair nothing, whoever watches
+    /// the pod can make it anew.
+    pub(super) async fn check_by_plugins(&self) {
+        let attached = |sandbox: &Sandbox| {
+            let facts = sandbox.facts();
+            facts.record.plugins && facts.record.phase == SandboxPhase::Ready
+        };
+        let found: Vec<Arc<Sandbox>> = self.table().sandboxes.values().filter(|one| attached(one)).cloned().collect();
+        let until = Instant::now() + CHECKS;
+        for (number, sandbox) in found.iter().enumerate() {
+            if Instant::now() > until {
+                let unchecked = found.len() - number;
+                tracing::warn!(
+                    unchecked,
+                    "plugins of the network took too long, the networks of some pods were not looked at"
+                );
+                return;
+            }
+            // Plugins must not be called for one pod twice at once: who stops it waits so long.
+            let _turn = sandbox.turn.read().await;
+            if !attached(sandbox) {
+                continue;
+            }
+            let problem = match tokio::time::timeout(CHECK, self.plugins.check(sandbox.id.as_str())).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => chain(&error),
+                Err(_) => format!("plugins did not say within {} s whether it is whole", CHECK.as_secs()),
+            };
+            tracing::warn!(sandbox_id = %sandbox.id, error = problem, "a pod's network is not as plugins made it");
+            let warning = format!("when this agent began, the pod's network was not as plugins made it: {problem}");
+            sandbox.facts().warnings.push(warning);
         }
     }
 

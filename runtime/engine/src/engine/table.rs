@@ -43,7 +43,7 @@ pub(super) struct SandboxFacts {
     pub(super) child: Option<Child>,
     /// It was stopped, and nothing of it is left but records.
     pub(super) released: bool,
-    /// What stood in the way of its network when it was made.
+    /// What stood in the way of its network when it was made, or what plugins missed of it when it was found again.
     pub(super) warnings: Vec<String>,
 }
 

@@ -45,6 +45,7 @@ const TESTS: &[Test] = tests![
     plugins::a_kubelets_pods_are_in_the_network_of_plugins_and_no_others,
     plugins::a_network_of_plugins_that_cannot_be_is_told_and_leaves_nothing,
     plugins::what_plugins_say_of_their_network_is_known_at_once_and_asked_in_the_background,
+    plugins::a_pod_whose_network_was_harmed_without_an_agent_is_told_of,
     life::a_container_runs_logs_and_ends_with_its_code,
     life::containers_of_a_pod_share_network_hostname_and_shm,
     life::a_program_that_is_not_there_is_a_start_error,

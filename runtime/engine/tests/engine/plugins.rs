@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use portreeve_engine::network::cni::STATUS_LIMIT;
@@ -187,4 +188,25 @@ pub(crate) async fn what_plugins_say_of_their_network_is_known_at_once_and_asked
     fs::write(directory.join("lost"), "").unwrap();
     configure("two");
     assert!(answer().await.unwrap_err().contains("the uplink is lost"));
+}
+
+pub(crate) async fn a_pod_whose_network_was_harmed_without_an_agent_is_told_of() {
+    let Some(directory) = plugins() else { return };
+    let mut world = clustered(directory, KubeletNetwork::Plugins).await;
+    configure(&world);
+    let (whole, harmed) = (world.run(pod_of(&world, Owner::Cri)).await, world.run(pod_of(&world, Owner::Cri)).await);
+    world.close().await;
+    let netns = world.path("run/netns").join(harmed.as_str());
+    let command = ["ip", "addr", "flush", "dev", "eth0"];
+    let nsenter = Command::new("nsenter").arg(format!("--net={}", netns.display())).args(command).status().unwrap();
+    assert!(nsenter.success());
+    world.open().await;
+    let warnings = |id| world.engine().sandbox(id).unwrap().warnings;
+    wait_until("plugins have looked", || !warnings(&harmed).is_empty()).await;
+    assert!(warnings(&harmed)[0].contains("CHECK by plugin bridge"), "{:?}", warnings(&harmed));
+    assert_eq!(warnings(&whole), Vec::<String>::new());
+    world.engine().kubelet_network().await.unwrap();
+    for id in [&whole, &harmed] {
+        world.engine().remove_sandbox(id).await.unwrap();
+    }
 }
