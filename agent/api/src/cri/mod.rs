@@ -4,6 +4,7 @@
 //!   kubelet, crictl --> RuntimeService --> Engine        one file per call in rpc/
 //!                   \-> ImageService ----> image::Store
 //!                         wanted.rs: what is asked, as the engine wants it; view.rs: what is, as CRI shows it
+//!                         rates.rs, traffic.rs, written.rs: what is used beside what cgroups count
 //! ```
 //!
 //! Here the client reconciles: calls drive the engine directly, and neither plan nor node know of them.

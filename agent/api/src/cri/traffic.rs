@@ -119,7 +119,7 @@ mod tests {
             received: Direction { bytes: 1234, packets: 10, errors: 1, dropped: 3 },
             sent: Direction { bytes: 5678, packets: 20, errors: 2, dropped: 4 },
         };
-        assert_eq!(interfaces(text), [eth0.clone()]);
+        assert_eq!(interfaces(text), std::slice::from_ref(&eth0));
         assert_eq!(interfaces("nonsense\neth0: 1 2"), []);
         let shown = usage(&[eth0.clone(), Interface { name: "eth1".to_owned(), ..eth0 }]).unwrap();
         let first = shown.default_interface.unwrap();

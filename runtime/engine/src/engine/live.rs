@@ -149,12 +149,11 @@ mod tests {
     #[test]
     fn what_a_process_has_open_is_counted_and_one_that_is_gone_has_nothing() {
         let own = Path::new("/proc/self/fd");
-        let before = descriptors(own).unwrap();
         let _pair = UnixStream::pair().unwrap();
         let _file = std::fs::File::open("/dev/null").unwrap();
         let now = descriptors(own).unwrap();
-        // Others of this process may open and close something meanwhile.
-        assert!(now.sockets >= 2 && now.all >= now.sockets + 1, "{before:?} {now:?}");
+        // Other tests of this process may have more open.
+        assert!(now.sockets >= 2 && now.all > now.sockets, "{now:?}");
         assert_eq!(descriptors(Path::new("/proc/0/fd")).unwrap(), Descriptors::default());
     }
 
