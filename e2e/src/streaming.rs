@@ -1,4 +1,5 @@
-//! Clients of the addresses that `Exec`, `Attach` and `PortForward` give: SPDY/3.1 and WebSocket v5, by hand.
+//! Clients of the addresses that `Exec`, `Attach` and `PortForward` give: SPDY/3.1, WebSocket v5, and SPDY inside a
+//! WebSocket, by hand.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -60,6 +61,8 @@ pub fn refusal(world: &World, url: &str) -> String {
 #[derive(Debug)]
 pub struct Spdy {
     stream: TcpStream,
+    /// Inside a WebSocket: what came of its messages and was not read yet.
+    tunnel: Option<Vec<u8>>,
     next: u32,
 }
 
@@ -98,7 +101,55 @@ impl Spdy {
             return Err(io::Error::other(head));
         }
         assert!(head.to_lowercase().contains(&format!("x-stream-protocol-version: {protocol}")), "{head}");
-        Ok(Self { stream, next: 1 })
+        Ok(Self { stream, tunnel: None, next: 1 })
+    }
+
+    /// Upgrades to a WebSocket, inside which SPDY forwards ports.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    #[must_use]
+    pub fn tunnel(world: &World, url: &str) -> Self {
+        let protocol = "SPDY/3.1+portforward.k8s.io";
+        let headers = format!(
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+             Sec-WebSocket-Protocol: {protocol}\r\n"
+        );
+        let (head, stream) = upgrade(world, url, &headers).expect("an answer");
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        assert!(head.to_lowercase().contains(&format!("sec-websocket-protocol: {protocol}").to_lowercase()), "{head}");
+        Self { stream, tunnel: Some(Vec::new()), next: 1 }
+    }
+
+    /// Sends bytes of frames.
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.tunnel.is_none() {
+            return self.stream.write_all(bytes);
+        }
+        // Cut where no frame is.
+        for piece in bytes.chunks(7) {
+            // The key of the mask is zero: what is masked by it stays as it is.
+            let mut message = vec![0x82, 0x80 | u8::try_from(piece.len()).expect("short"), 0, 0, 0, 0];
+            message.extend(piece);
+            self.stream.write_all(&message)?;
+        }
+        Ok(())
+    }
+
+    /// Reads so many bytes of frames; `false` at the end.
+    fn get(&mut self, into: &mut [u8]) -> bool {
+        let Some(rest) = &mut self.tunnel else { return self.stream.read_exact(into).is_ok() };
+        while rest.len() < into.len() {
+            let Some((kind, body)) = message(&mut self.stream) else { return false };
+            match kind {
+                2 => rest.extend(body),
+                8 => return false,
+                _ => {}
+            }
+        }
+        into.copy_from_slice(&rest[..into.len()]);
+        rest.drain(..into.len());
+        true
     }
 
     /// Opens a stream.
@@ -136,19 +187,17 @@ impl Spdy {
         let mut frame = vec![0x80, 3, 0, 1, 0];
         frame.extend(&number(body.len())[1..]);
         frame.extend(body);
-        self.stream.write_all(&frame)?;
+        self.put(&frame)?;
         Ok(id)
     }
 
     /// Sends on a stream.
-    ///
-    /// # Panics
-    /// When the connection is gone.
     pub fn send(&mut self, id: u32, bytes: &[u8], last: bool) {
-        send(&mut self.stream, id, bytes, last);
+        // Who does not read any more is no failure of the writer.
+        let _gone = self.put(&data(id, bytes, last));
     }
 
-    /// A writer for another thread.
+    /// A writer for another thread, of what is not inside a WebSocket.
     ///
     /// # Panics
     /// Without descriptors.
@@ -161,12 +210,14 @@ impl Spdy {
     pub fn frame(&mut self) -> Option<Frame> {
         loop {
             let mut head = [0; 8];
-            if self.stream.read_exact(&mut head).is_err() {
+            if !self.get(&mut head) {
                 return None;
             }
             let length = u32::from_be_bytes([0, head[5], head[6], head[7]]);
             let mut body = vec![0; usize::try_from(length).ok()?];
-            self.stream.read_exact(&mut body).ok()?;
+            if !self.get(&mut body) {
+                return None;
+            }
             let id = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"));
             if head[0] & 0x80 == 0 {
                 return Some(Frame::Data(id(&head), body, head[4] & 1 == 1));
@@ -181,13 +232,34 @@ impl Spdy {
 }
 
 /// A frame of data.
-fn send(stream: &mut TcpStream, id: u32, bytes: &[u8], last: bool) {
+fn data(id: u32, bytes: &[u8], last: bool) -> Vec<u8> {
     let mut frame = id.to_be_bytes().to_vec();
     frame.push(u8::from(last));
     frame.extend(&u32::try_from(bytes.len()).expect("short").to_be_bytes()[1..]);
     frame.extend(bytes);
-    // Who does not read any more is no failure of the writer.
-    let _gone = stream.write_all(&frame);
+    frame
+}
+
+/// The next message of a WebSocket: its kind, and what it says; `None` at the end.
+fn message(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head).ok()?;
+    let length = match head[1] & 0x7f {
+        126 => {
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).expect("a length");
+            usize::from(u16::from_be_bytes(length))
+        }
+        127 => {
+            let mut length = [0; 8];
+            stream.read_exact(&mut length).expect("a length");
+            usize::try_from(u64::from_be_bytes(length)).expect("a small frame")
+        }
+        short => usize::from(short),
+    };
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).expect("a whole frame");
+    Some((head[0] & 0x0f, body))
 }
 
 /// A whole session over SPDY with these streams, of `stdin`, `stdout`, `stderr` and `resize`. `size` goes to `resize`.
@@ -227,10 +299,11 @@ pub fn try_over_spdy(
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let Some(id) = stdin else { return };
+            // Who does not read any more is no failure of the writer.
             for piece in input.chunks(30_000) {
-                send(&mut writer, id, piece, false);
+                let _gone = writer.write_all(&data(id, piece, false));
             }
-            send(&mut writer, id, &[], true);
+            let _gone = writer.write_all(&data(id, &[], true));
         });
         while let Some(frame) = spdy.frame() {
             match frame {
@@ -262,7 +335,7 @@ pub fn over_socket(world: &World, url: &str, input: Option<&[u8]>, size: Option<
     let mut writer = stream.try_clone().expect("a descriptor");
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let mut message = |channel: u8, bytes: &[u8]| {
+            let mut say = |channel: u8, bytes: &[u8]| {
                 // The key of the mask is zero: what is masked by it stays as it is.
                 let length = u16::try_from(bytes.len() + 1).expect("short");
                 let mut frame = vec![0x82, 0x80 | 126];
@@ -273,34 +346,18 @@ pub fn over_socket(world: &World, url: &str, input: Option<&[u8]>, size: Option<
                 let _gone = writer.write_all(&frame);
             };
             if let Some(size) = size {
-                message(4, size.as_bytes());
+                say(4, size.as_bytes());
             }
             if let Some(input) = input {
                 for piece in input.chunks(30_000) {
-                    message(0, piece);
+                    say(0, piece);
                 }
-                message(255, &[0]);
+                say(255, &[0]);
             }
         });
         loop {
-            let mut head = [0; 2];
-            stream.read_exact(&mut head).expect("a frame");
-            let length = match head[1] & 0x7f {
-                126 => {
-                    let mut length = [0; 2];
-                    stream.read_exact(&mut length).expect("a length");
-                    usize::from(u16::from_be_bytes(length))
-                }
-                127 => {
-                    let mut length = [0; 8];
-                    stream.read_exact(&mut length).expect("a length");
-                    usize::try_from(u64::from_be_bytes(length)).expect("a small frame")
-                }
-                short => usize::from(short),
-            };
-            let mut body = vec![0; length];
-            stream.read_exact(&mut body).expect("a whole frame");
-            match (head[0] & 0x0f, body.first()) {
+            let (kind, body) = message(&mut stream).expect("a frame");
+            match (kind, body.first()) {
                 (8, _) => break,
                 (2, Some(1)) => outcome.stdout.extend(&body[1..]),
                 (2, Some(2)) => outcome.stderr.extend(&body[1..]),

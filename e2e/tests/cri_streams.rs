@@ -156,9 +156,26 @@ fn ports_of_a_pod_are_forwarded_a_hundred_at_once() {
         let asked = cri.exec(&id, &["wget", "-q", "-O", "-", "http://127.0.0.1:8080/"], 5).unwrap();
         if asked.exit_code == 0 { Ok(()) } else { Err(String::from_utf8_lossy(&asked.stderr).into_owned()) }
     });
+    for tunnelled in [false, true] {
+        // Streams name their ports.
+        let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: Vec::new() };
+        let address = cri.runtime(async |mut runtime| runtime.port_forward(request).await).unwrap().url;
+        let mut spdy = if tunnelled {
+            Spdy::tunnel(&world, &address)
+        } else {
+            Spdy::connect(&world, &address, "portforward.k8s.io")
+        };
+        forward_a_hundred(&mut spdy);
+    }
+    cri.stop_sandbox(&sandbox).unwrap();
     let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: vec![8080] };
-    let address = cri.runtime(async |mut runtime| runtime.port_forward(request).await).unwrap().url;
-    let mut spdy = Spdy::connect(&world, &address, "portforward.k8s.io");
+    let refused = cri.runtime(async |mut runtime| runtime.port_forward(request).await);
+    assert_eq!(code(refused), Code::FailedPrecondition);
+    cri.remove_sandbox(&sandbox).unwrap();
+}
+
+/// A hundred connections at once, one of them to a port where nobody listens.
+fn forward_a_hundred(spdy: &mut Spdy) {
     let mut streams = BTreeMap::new();
     for number in 0..100 {
         // Nobody listens at one of them.
@@ -193,11 +210,6 @@ fn ports_of_a_pod_are_forwarded_a_hundred_at_once() {
             _ => assert!(text.ends_with("a page from busybox\n"), "{number}: {text}"),
         }
     }
-    cri.stop_sandbox(&sandbox).unwrap();
-    let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: vec![8080] };
-    let refused = cri.runtime(async |mut runtime| runtime.port_forward(request).await);
-    assert_eq!(code(refused), Code::FailedPrecondition);
-    cri.remove_sandbox(&sandbox).unwrap();
 }
 
 #[test]

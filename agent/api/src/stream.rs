@@ -1,10 +1,12 @@
-//! Exec, attach and port-forward: a WebSocket with the channels of [`crate::channel`], or SPDY's streams.
+//! Exec, attach and port-forward: a WebSocket with the channels of [`crate::channel`], or SPDY's streams, which for
+//! port-forward may be in a WebSocket, too.
 
 pub(crate) mod carrier;
 pub(crate) mod ports;
 pub(crate) mod session;
 pub(crate) mod socket;
 pub(crate) mod spdy;
+mod tunnel;
 
 use std::sync::Arc;
 
@@ -58,6 +60,48 @@ impl Upgrade {
             Self::Spdy(upgrade) => {
                 let (response, connection) = upgrade.accept();
                 (response, async { connection.await.map(Carrier::Spdy) }.boxed())
+            }
+        }
+    }
+}
+
+/// A request for connections to ports of a pod by streams of SPDY, which name them; checked and not yet answered.
+pub(crate) enum Forwarding {
+    Spdy(spdy::Spdy),
+    /// In a WebSocket.
+    Tunnel(socket::Upgrade<()>),
+}
+
+impl Forwarding {
+    /// Checks the request; `None` when it asks for something else.
+    pub(crate) fn of(request: &mut Request) -> Option<Result<Self, Failure>> {
+        if let Some(spdy) = spdy::Spdy::of(request, spdy::PORT_FORWARD) {
+            return Some(spdy.map(Self::Spdy));
+        }
+        Some(socket::Upgrade::offering(request, tunnel::PORT_FORWARD)?.map(Self::Tunnel))
+    }
+
+    /// The answer, and what carries connections from when it was sent until the client leaves, or `stop`.
+    pub(crate) fn accept(self, connect: ports::Connect, stop: CancellationToken) -> (Response, BoxFuture<'static, ()>) {
+        match self {
+            Self::Spdy(upgrade) => {
+                let (response, connection) = upgrade.accept();
+                let carrying = async move {
+                    if let Some(connection) = connection.await {
+                        spdy::forward::run(connection, connect, stop).await;
+                    }
+                };
+                (response, carrying.boxed())
+            }
+            Self::Tunnel(upgrade) => {
+                let (response, socket) = upgrade.accept();
+                let carrying = async move {
+                    if let Some((socket, ())) = socket.await {
+                        let connection = spdy::Connection::over(tunnel::Tunnel::through(socket));
+                        spdy::forward::run(connection, connect, stop).await;
+                    }
+                };
+                (response, carrying.boxed())
             }
         }
     }
@@ -179,16 +223,13 @@ pub(crate) async fn forward(
         }
         .boxed()
     });
-    if let Some(upgrade) = spdy::Spdy::of(&mut request, spdy::PORT_FORWARD) {
-        // Its streams name their ports.
+    if let Some(upgrade) = Forwarding::of(&mut request) {
         let upgrade = upgrade?;
         let place = app.session_place()?;
-        let (response, connection) = upgrade.accept();
+        let (response, carrying) = upgrade.accept(connect, stop);
         app.sessions.spawn(async move {
             let _place = place;
-            if let Some(connection) = connection.await {
-                spdy::forward::run(connection, connect, stop).await;
-            }
+            carrying.await;
         });
         return Ok(response);
     }

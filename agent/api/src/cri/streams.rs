@@ -29,7 +29,7 @@ use crate::backend::{BackendError, ExecSpec, Input, Output};
 use crate::failure::Failure;
 use crate::node::{attach_session, exec_session};
 use crate::reception::Reception;
-use crate::stream::{Upgrade, ports, socket, spdy};
+use crate::stream::{Forwarding, Upgrade, ports, socket};
 
 /// How long an address is good for.
 const GOOD_FOR: Duration = Duration::from_secs(60);
@@ -237,18 +237,16 @@ fn forward(
         }
         .boxed()
     });
-    if let Some(upgrade) = spdy::Spdy::of(&mut request, spdy::PORT_FORWARD) {
-        let (response, connection) = upgrade?.accept();
+    if let Some(upgrade) = Forwarding::of(&mut request) {
+        let (response, carrying) = upgrade?.accept(connect, stop);
         sessions.spawn(async move {
             let _place = place;
-            if let Some(connection) = connection.await {
-                spdy::forward::run(connection, connect, stop).await;
-            }
+            carrying.await;
         });
         return Ok(response);
     }
     if ports.is_empty() {
-        return Err(Failure::bad_request("over a WebSocket, PortForward is to name its ports"));
+        return Err(Failure::bad_request("over the channels of a WebSocket, PortForward is to name its ports"));
     }
     let (response, socket) = socket::Upgrade::of(request)?.accept();
     sessions.spawn(async move {

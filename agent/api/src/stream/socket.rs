@@ -20,23 +20,42 @@ use crate::failure::Failure;
 /// A WebSocket on an upgraded connection.
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// A request for a WebSocket with channels, checked and not yet answered.
-pub(crate) struct Upgrade {
+/// A request for a WebSocket, checked and not yet answered. With channels, unless another `Protocol` is named.
+pub(crate) struct Upgrade<P = Protocol> {
     accept: String,
-    protocol: Protocol,
+    protocol: P,
+    name: &'static str,
     upgraded: OnUpgrade,
 }
 
 impl Upgrade {
     /// Checks the request.
-    pub(crate) fn of(mut request: Request) -> Result<Upgrade, Failure> {
-        let headers = request.headers();
-        let is_websocket = request.version() == Version::HTTP_11
-            && has_token(headers, &CONNECTION, "upgrade")
-            && has_token(headers, &UPGRADE, "websocket");
-        if !is_websocket {
+    pub(crate) fn of(mut request: Request) -> Result<Self, Failure> {
+        if !is_asked_for(&request) {
             return Err(Failure::bad_request("Upgrade request required"));
         }
+        let Some(protocol) = Protocol::choose(offers(request.headers())) else {
+            return Err(Failure::bad_request(format!(
+                "none of the offered WebSocket protocols is spoken here: {}",
+                super::protocols()
+            )));
+        };
+        Self::speaking(&mut request, protocol, protocol.name())
+    }
+}
+
+impl Upgrade<()> {
+    /// Checks the request of a client that offers this protocol; `None` when it offers others, or wants no WebSocket.
+    pub(crate) fn offering(request: &mut Request, name: &'static str) -> Option<Result<Self, Failure>> {
+        let named = |offer: &str| offer.split(',').any(|one| one.trim() == name);
+        let offered = is_asked_for(request) && offers(request.headers()).any(named);
+        offered.then(|| Self::speaking(request, (), name))
+    }
+}
+
+impl<P: Send + 'static> Upgrade<P> {
+    fn speaking(request: &mut Request, protocol: P, name: &'static str) -> Result<Self, Failure> {
+        let headers = request.headers();
         if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
             return Err(Failure::bad_request("WebSocket version 13 is required"));
         }
@@ -44,25 +63,18 @@ impl Upgrade {
             return Err(Failure::bad_request("Sec-WebSocket-Key is missing"));
         };
         let accept = derive_accept_key(key.as_bytes());
-        let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|offer| offer.to_str().ok());
-        let Some(protocol) = Protocol::choose(offers) else {
-            return Err(Failure::bad_request(format!(
-                "none of the offered WebSocket protocols is spoken here: {}",
-                super::protocols()
-            )));
-        };
-        Ok(Upgrade { accept, protocol, upgraded: hyper::upgrade::on(&mut request) })
+        Ok(Self { accept, protocol, name, upgraded: hyper::upgrade::on(request) })
     }
 
     /// The answer, and the socket once the answer was sent.
-    pub(crate) fn accept(self) -> (Response, impl Future<Output = Option<(Socket, Protocol)>> + Send + use<>) {
-        let Upgrade { accept, protocol, upgraded } = self;
+    pub(crate) fn accept(self) -> (Response, impl Future<Output = Option<(Socket, P)>> + Send + use<P>) {
+        let Upgrade { accept, protocol, name, upgraded } = self;
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol.name()));
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
         if let Ok(accept) = HeaderValue::from_str(&accept) {
             headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
         }
@@ -81,6 +93,17 @@ impl Upgrade {
         };
         (response, socket)
     }
+}
+
+fn is_asked_for(request: &Request) -> bool {
+    let headers = request.headers();
+    request.version() == Version::HTTP_11
+        && has_token(headers, &CONNECTION, "upgrade")
+        && has_token(headers, &UPGRADE, "websocket")
+}
+
+fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|offer| offer.to_str().ok())
 }
 
 /// What one socket may hold in memory.
