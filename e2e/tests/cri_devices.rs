@@ -4,7 +4,10 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
 use portreeve_e2e::cri::{pod, shell, v1};
-use portreeve_e2e::{Agent, BUSYBOX, Cri, World, skipped, skipped_without_own_users, skipped_without_root, wait_until};
+use portreeve_e2e::{
+    Agent, BUSYBOX, Cri, OTHERS, Peers, World, preload_busybox, skipped, skipped_without_own_users,
+    skipped_without_root, wait_until,
+};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -194,6 +197,48 @@ fn hooks_run_on_the_node_with_the_state_and_the_last_ones_at_the_end_also_withou
     assert_eq!(cri.container(&id).unwrap().exit_code, 137);
     clear(&cri);
     assert_eq!(note("poststop"), ended, "not once more");
+}
+
+#[test]
+fn hooks_of_containers_that_another_runtime_makes_run_in_the_nodes_namespaces() {
+    let Some(peers) = Peers::for_test("cri_devices: hooks by other runtimes") else { return };
+    for handler in OTHERS {
+        let world = World::new(&format!("cri-cdi-{handler}"));
+        // crun refuses to run beside a second hierarchy of version 2.
+        world.sh("! [ -d /sys/fs/cgroup/unified ] || mount -t tmpfs none /sys/fs/cgroup/unified");
+        preload_busybox(&world);
+        let program = format!("{handler}={}", peers.program(handler).display());
+        let agent = Agent::start_with(&world, &["--cri-runtime-handler", &program]);
+        let (cri, notes) = (connect(&agent), world.path("notes"));
+        let namespaces = ["net", "uts", "ipc"];
+        let kinds = ["createRuntime", "poststart", "poststop"];
+        let noting = |kind: &&str| {
+            let found = namespaces.map(|one| format!("$(readlink /proc/$$/ns/{one})")).join(" ");
+            hook(kind, &format!("echo {kind} {found} >> {}", notes.display()))
+        };
+        let hooks: Vec<Value> = kinds.iter().map(noting).collect();
+        put(&agent, "gpu", &json!({ "hooks": hooks }), &[("one", json!({ "env": ["ONE=1"] }))]);
+        let config = pod("a", &world.path("cri-logs"));
+        let sandbox = cri.run_sandbox_by(&config, handler).unwrap();
+        let own = (sandbox, config);
+        let id = start(&cri, &own, with("main", &["vendor.com/gpu=one"]));
+        cri.stop(&id, 0).unwrap();
+        cri.remove(&id).unwrap();
+        let node = namespaces.map(|one| {
+            let link = std::fs::read_link(format!("/proc/{}/ns/{one}", agent.pid())).unwrap();
+            link.display().to_string()
+        });
+        let wanted: Vec<String> = kinds.iter().map(|kind| format!("{kind} {}", node.join(" "))).collect();
+        wait_until("all hooks have run", 20, || {
+            let seen = std::fs::read_to_string(&notes).unwrap_or_default();
+            if seen.lines().eq(wanted.iter()) {
+                Ok(())
+            } else {
+                Err(format!("{handler}: {seen} instead of {wanted:?}"))
+            }
+        });
+        clear(&cri);
+    }
 }
 
 #[test]
