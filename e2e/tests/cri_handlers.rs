@@ -31,7 +31,12 @@ impl Place<'_> {
     /// Runs a pod of the handler with these namespaces.
     fn pod(&self, name: &str, options: v1::NamespaceOption) -> (String, v1::PodSandboxConfig) {
         let mut config = pod(name, &self.logs());
-        let context = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        let context = v1::LinuxSandboxSecurityContext {
+            namespace_options: Some(options),
+            // For the container that has every right.
+            privileged: true,
+            ..Default::default()
+        };
         config.linux = Some(v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() });
         let id = self.cri.run_sandbox_by(&config, self.handler);
         (id.unwrap_or_else(|refused| panic!("{}: {refused}", self.handler)), config)

@@ -13,6 +13,7 @@ use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 use crate::cdi::DeviceName;
+use crate::sandbox::IdMapping;
 use crate::{ContainerId, SandboxId};
 
 /// What a container is called by its owner.
@@ -110,6 +111,19 @@ pub struct Mount {
     /// Further ones of mount(8) for a path of the node, such as `noexec`.
     #[serde(default)]
     pub options: Vec<String>,
+    /// Whose files appear as whose, for a path of the node; `None`: as its pod's users have it.
+    #[serde(default)]
+    pub ids: Option<MountIds>,
+}
+
+/// Ids of what a mount shows: `container` ids of a row are those that its files have, and appear as the node's `host` ids.
+/// Source: runtime-spec, `mounts[].uidMappings`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountIds {
+    /// Of users; at least one row.
+    pub users: Vec<IdMapping>,
+    /// Of groups; at least one row.
+    pub groups: Vec<IdMapping>,
 }
 
 /// What a mount shows.
@@ -301,6 +315,8 @@ pub struct ContainerStatus {
     pub log_path: Option<PathBuf>,
     /// Limits as last set.
     pub resources: LinuxResources,
+    /// How soon it is killed when memory runs out, as last set.
+    pub oom_score_adj: i32,
     /// Its cgroup, a path from the cgroup root.
     pub cgroup: String,
     /// Its first process, while it lives.

@@ -42,7 +42,7 @@ pub use apparmor::{AppArmor, survey_apparmor};
 pub use config::{EngineConfig, KubeletNetwork, LogRotation};
 pub use container::{
     AppArmorProfile, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, Device, Exit, Mount,
-    MountSource, Propagation, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
+    MountIds, MountSource, Propagation, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
 };
 pub use engine::{Engine, Resizer, limits_huge_pages, stop_signal};
 pub use error::{EngineError, Retry, chain, shortened};

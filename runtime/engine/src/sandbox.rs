@@ -63,6 +63,9 @@ pub struct SandboxConfig {
     /// What the pod shares with the node and its containers with one another.
     #[serde(default)]
     pub namespaces: Namespaces,
+    /// Whether it was asked for with privileged containers in mind; who asks for one decides what that means.
+    #[serde(default)]
+    pub privileged: bool,
     /// Namespaced kernel parameters, set in the pod's network and ipc namespaces.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
@@ -197,6 +200,8 @@ pub struct SandboxStatus {
     pub shim_pid: Option<u32>,
     /// The namespaces as given.
     pub namespaces: Namespaces,
+    /// Whether privileged containers were in mind, as given.
+    pub privileged: bool,
     /// The pod's cgroup.
     pub cgroup_parent: String,
     /// Where its containers' logs lie.

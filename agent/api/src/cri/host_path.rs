@@ -48,6 +48,7 @@ mod tests {
                 recursive_readonly: false,
                 propagation: Default::default(),
                 options: Vec::new(),
+                ids: None,
             };
             resolve_blocking(vec![mount]).map(|mounts| mounts[0].source.clone())
         };

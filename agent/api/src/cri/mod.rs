@@ -14,6 +14,7 @@
 
 mod complaints;
 mod failure;
+mod fit;
 mod handlers;
 mod host_path;
 mod names;
@@ -234,6 +235,14 @@ impl Cri {
             return Ok(found.filter(|container| matches!(self.find_sandbox(container.sandbox.as_str()), Ok(Some(_)))));
         }
         only(id, self.containers(), |container| container.id.as_str())
+    }
+
+    /// A container as CRI shows it, by the digest under which its image came.
+    fn show(&self, container: &ContainerStatus) -> v1::ContainerStatus {
+        // The image may be gone by now.
+        let image = self.engine.images().resolve(&container.image_id);
+        let digests = image.map(|image| image.repo_digests).unwrap_or_default();
+        view::container_status(container, &digests)
     }
 
     fn container(&self, id: &str) -> Result<ContainerStatus, Status> {

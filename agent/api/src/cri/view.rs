@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use oci_spec::runtime::LinuxResources;
-use portreeve_engine::image::Image;
+use portreeve_engine::image::{Image, ImageRef};
 use portreeve_engine::{
-    ContainerState, ContainerStats, ContainerStatus, IpcNamespace, Mount, MountSource, NetworkNamespace, PidNamespace,
-    Pressure, Propagation, SandboxState, SandboxStatus, Stalls, Usage, UserNamespace,
+    ContainerState, ContainerStats, ContainerStatus, IdMapping, IpcNamespace, Mount, MountSource, NetworkNamespace,
+    PidNamespace, Pressure, Propagation, SandboxState, SandboxStatus, Stalls, Usage, UserNamespace,
 };
 
 use super::v1;
@@ -86,18 +86,17 @@ pub(super) fn sandbox_status(sandbox: &SandboxStatus) -> v1::PodSandboxStatus {
     }
 }
 
+fn id_row(row: &IdMapping) -> v1::IdMapping {
+    v1::IdMapping { host_id: row.host, container_id: row.container, length: row.length }
+}
+
 fn user_namespace(user: &UserNamespace) -> v1::UserNamespace {
-    let row = |row: &portreeve_engine::IdMapping| v1::IdMapping {
-        host_id: row.host,
-        container_id: row.container,
-        length: row.length,
-    };
     match user {
         UserNamespace::Node => v1::UserNamespace { mode: v1::NamespaceMode::Node.into(), uids: vec![], gids: vec![] },
         UserNamespace::Pod { uid_maps, gid_maps } => v1::UserNamespace {
             mode: v1::NamespaceMode::Pod.into(),
-            uids: uid_maps.iter().map(row).collect(),
-            gids: gid_maps.iter().map(row).collect(),
+            uids: uid_maps.iter().map(id_row).collect(),
+            gids: gid_maps.iter().map(id_row).collect(),
         },
     }
 }
@@ -135,7 +134,11 @@ pub(super) fn container(container: ContainerStatus) -> v1::Container {
     }
 }
 
-pub(super) fn container_status(container: &ContainerStatus) -> v1::ContainerStatus {
+/// A container, whose image came under these digests: a kubelet shows people the first of those that have the name by
+/// which they asked for it, and else its id.
+pub(super) fn container_status(container: &ContainerStatus, digests: &[String]) -> v1::ContainerStatus {
+    let name = container.image.parse().map(|name: ImageRef| name.name() + "@").unwrap_or_default();
+    let digest = digests.iter().find(|digest| !name.is_empty() && digest.starts_with(&name)).or(digests.first());
     let at = |at: Option<Timestamp>| at.map_or(0, nanoseconds);
     let (uid, gid) = container.user;
     let user = v1::LinuxContainerUser {
@@ -152,14 +155,19 @@ pub(super) fn container_status(container: &ContainerStatus) -> v1::ContainerStat
         finished_at: at(container.finished_at),
         exit_code: container.exit.map_or(0, |exit| exit.code),
         image: Some(image_spec(container)),
-        image_ref: container.image_id.clone(),
+        image_ref: digest.unwrap_or(&container.image_id).clone(),
         reason: container.reason.clone(),
         message: container.message.clone(),
         labels: container.labels.clone(),
         annotations: container.annotations.clone(),
         mounts: container.mounts.iter().map(mount).collect(),
         log_path: container.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        resources: Some(v1::ContainerResources { linux: Some(resources(&container.resources)) }),
+        resources: Some(v1::ContainerResources {
+            linux: Some(v1::LinuxContainerResources {
+                oom_score_adj: container.oom_score_adj.into(),
+                ..resources(&container.resources)
+            }),
+        }),
         image_id: container.image_id.clone(),
         user: Some(v1::ContainerUser { linux: Some(user) }),
         stop_signal: signal(container.stop_signal).into(),
@@ -202,6 +210,10 @@ fn mount(mount: &Mount) -> v1::Mount {
         .into(),
         ..v1::Mount::default()
     };
+    if let Some(ids) = &mount.ids {
+        shown.uid_mappings = ids.users.iter().map(id_row).collect();
+        shown.gid_mappings = ids.groups.iter().map(id_row).collect();
+    }
     match &mount.source {
         MountSource::HostPath(path) => shown.host_path = path.display().to_string(),
         MountSource::Image { id, sub_path } => {
@@ -213,7 +225,7 @@ fn mount(mount: &Mount) -> v1::Mount {
     shown
 }
 
-/// What a container's cgroup enforces.
+/// What a container's cgroup enforces; of its processes nothing.
 pub(super) fn resources(enforced: &LinuxResources) -> v1::LinuxContainerResources {
     let signed = |value: Option<u64>| value.map_or(0, |value| i64::try_from(value).unwrap_or(i64::MAX));
     let (cpu, memory) = (enforced.cpu().clone().unwrap_or_default(), enforced.memory().unwrap_or_default());

@@ -10,9 +10,9 @@ use oci_spec::runtime::{
 use portreeve_engine::network::{PortMapping, Protocol};
 use portreeve_engine::{
     AppArmorProfile, Bandwidth, ContainerConfig, ContainerId, ContainerMetadata, Device, DnsConfig, IdMapping,
-    IpcNamespace, Mount, MountSource, Namespaces, NetworkNamespace, Owner, PidNamespace, Propagation, SandboxConfig,
-    SandboxMetadata, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy, UserNamespace, cdi,
-    shortened,
+    IpcNamespace, Mount, MountIds, MountSource, Namespaces, NetworkNamespace, Owner, PidNamespace, Propagation,
+    SandboxConfig, SandboxMetadata, SeccompProfile, SecurityContext, SelinuxOptions, SupplementalGroupsPolicy,
+    UserNamespace, cdi, shortened,
 };
 use portreeve_manifests::quantity;
 use tonic::Status;
@@ -24,11 +24,13 @@ const MAX_NAME: usize = 253;
 /// Labels and annotations of a pod or container have no more bytes: lists of many fit their answers then. Kubernetes has
 /// 256 KiB for a pod's annotations, and a kubelet adds its own.
 const MOST_TEXT: usize = 512 << 10;
+/// The kernel takes no map of more rows. Source: user_namespaces(7).
+const MOST_ID_ROWS: usize = 340;
 /// What a mount may be kept from. Source: KEP-5855, `mount_options`.
 const MOUNT_OPTIONS: [&str; 3] = ["nodev", "noexec", "nosuid"];
 
 /// The least that a field has to say is not there, or makes no sense.
-fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
+pub(super) fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
     Status::invalid_argument(shortened(format!("{field}: {message}")))
 }
 
@@ -118,6 +120,7 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<Sandbo
         annotations: config.annotations,
         cgroup_parent,
         namespaces,
+        privileged: security.privileged,
         sysctls: linux.sysctls,
         resources,
         handler: None,
@@ -169,17 +172,22 @@ fn namespaces(options: v1::NamespaceOption) -> Result<Namespaces, Status> {
             v1::NamespaceMode::Node => IpcNamespace::Node,
             other => return refused("ipc", other),
         },
-        user: match options.userns_options {
-            None => UserNamespace::Node,
-            Some(user) => match user.mode() {
-                v1::NamespaceMode::Node => UserNamespace::Node,
-                v1::NamespaceMode::Pod => {
-                    UserNamespace::Pod { uid_maps: id_map("uids", user.uids)?, gid_maps: id_map("gids", user.gids)? }
-                }
-                other => return refused("userns_options.mode", other),
-            },
-        },
+        user: options.userns_options.map_or(Ok(UserNamespace::Node), user_namespace)?,
     })
+}
+
+/// Whose users a pod has.
+pub(super) fn user_namespace(user: v1::UserNamespace) -> Result<UserNamespace, Status> {
+    match user.mode() {
+        v1::NamespaceMode::Node => Ok(UserNamespace::Node),
+        v1::NamespaceMode::Pod => {
+            Ok(UserNamespace::Pod { uid_maps: id_map("uids", user.uids)?, gid_maps: id_map("gids", user.gids)? })
+        }
+        other => {
+            let message = format!("{} is not supported", other.as_str_name());
+            Err(invalid("namespace_options.userns_options.mode", message))
+        }
+    }
 }
 
 /// The ids of a pod of its own, of which one is root's: nothing could be set up for it otherwise.
@@ -188,8 +196,11 @@ fn id_map(field: &str, rows: Vec<v1::IdMapping>) -> Result<Vec<IdMapping>, Statu
         let field = format!("namespace_options.userns_options.{field}");
         return Err(invalid(&field, "container id 0 is not mapped"));
     }
-    let row = |row: v1::IdMapping| IdMapping { container: row.container_id, host: row.host_id, length: row.length };
-    Ok(rows.into_iter().map(row).collect())
+    Ok(rows.into_iter().map(id_row).collect())
+}
+
+fn id_row(row: v1::IdMapping) -> IdMapping {
+    IdMapping { container: row.container_id, host: row.host_id, length: row.length }
 }
 
 /// `None` for a port that is not published.
@@ -233,8 +244,7 @@ pub(crate) fn container(config: v1::ContainerConfig, image_id: String) -> Result
     let linux = config.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     let limits = linux.resources.unwrap_or_default();
-    let oom_score_adj = i32::try_from(limits.oom_score_adj)
-        .map_err(|_| invalid("config.linux.resources.oom_score_adj", "is out of range"))?;
+    let oom_score_adj = oom_score_adj(limits.oom_score_adj)?;
     Ok(ContainerConfig {
         metadata: ContainerMetadata { name: metadata.name, attempt: metadata.attempt },
         image: asked.unwrap_or_default(),
@@ -261,6 +271,12 @@ pub(crate) fn container(config: v1::ContainerConfig, image_id: String) -> Result
             given => Some(given.as_str_name().replace("PLUS", "+").replace("MINUS", "-")),
         },
     })
+}
+
+/// How soon a container is killed when memory runs out, within the kernel's bounds.
+pub(crate) fn oom_score_adj(asked: i64) -> Result<i32, Status> {
+    let score = i32::try_from(asked).ok().filter(|score| (-1000..=1000).contains(score));
+    score.ok_or_else(|| invalid("resources.oom_score_adj", format!("{asked} is not from -1000 to 1000")))
 }
 
 /// A kubelet passes on whatever a Secret holds; programs here get text.
@@ -309,13 +325,33 @@ fn mount(mount: v1::Mount) -> Result<Mount, Status> {
         return Err(invalid("config.mounts.mount_options", message));
     }
     Ok(Mount {
+        ids: mount_ids(mount.uid_mappings, mount.gid_mappings)?,
         options: mount.mount_options,
         container_path: mount.container_path.into(),
+        // Source: api.proto, `Mount.image`: what is mounted of images is read-only by definition.
         readonly: mount.readonly || matches!(source, MountSource::Image { .. }),
         source,
         recursive_readonly: mount.recursive_read_only,
         propagation,
     })
+}
+
+/// Ids of what a mount shows; `None` when none are given.
+fn mount_ids(users: Vec<v1::IdMapping>, groups: Vec<v1::IdMapping>) -> Result<Option<MountIds>, Status> {
+    if users.is_empty() && groups.is_empty() {
+        return Ok(None);
+    }
+    let rows = |field: &str, rows: Vec<v1::IdMapping>| {
+        let field = format!("config.mounts.{field}");
+        if rows.is_empty() {
+            return Err(invalid(&field, "is missing: ids of users and of groups come together"));
+        }
+        if rows.len() > MOST_ID_ROWS || rows.iter().any(|row| row.length == 0) {
+            return Err(invalid(&field, format!("has a row of no ids, or more than {MOST_ID_ROWS} rows")));
+        }
+        Ok(rows.into_iter().map(id_row).collect())
+    };
+    Ok(Some(MountIds { users: rows("uidMappings", users)?, groups: rows("gidMappings", groups)? }))
 }
 
 fn device(device: v1::Device) -> Device {
@@ -736,6 +772,33 @@ mod tests {
         let shown = mount(v1::Mount { image: image(), image_sub_path: "sub".into(), ..Default::default() }).unwrap();
         assert!(shown.readonly);
         assert_eq!(shown.source, MountSource::Image { id: "i".into(), sub_path: Some("sub".into()) });
+    }
+
+    #[test]
+    fn ids_of_a_mount_are_of_users_and_of_groups() {
+        let row = |length: u32| v1::IdMapping { host_id: 100_000, container_id: 0, length };
+        let with = |uid_mappings: Vec<v1::IdMapping>, gid_mappings: Vec<v1::IdMapping>| {
+            let host_path = "/a".to_owned();
+            mount(v1::Mount { host_path, uid_mappings, gid_mappings, ..Default::default() }).map(|mount| mount.ids)
+        };
+        let rows = vec![IdMapping { container: 0, host: 100_000, length: 65_536 }];
+        assert_eq!(with(vec![], vec![]).unwrap(), None);
+        let both = with(vec![row(65_536)], vec![row(65_536)]).unwrap();
+        assert_eq!(both, Some(MountIds { users: rows.clone(), groups: rows }));
+        let many = || vec![row(1); MOST_ID_ROWS + 1];
+        for (users, groups) in
+            [(vec![row(1)], vec![]), (vec![], vec![row(1)]), (vec![row(0)], vec![row(1)]), (vec![row(1)], many())]
+        {
+            assert_eq!(with(users, groups).unwrap_err().code(), Code::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn a_score_for_the_lack_of_memory_is_one_that_the_kernel_takes() {
+        assert_eq!((oom_score_adj(-1000).unwrap(), oom_score_adj(1000).unwrap()), (-1000, 1000));
+        for bad in [-1001, 1001, i64::MIN, i64::MAX] {
+            assert_eq!(oom_score_adj(bad).unwrap_err().code(), Code::InvalidArgument, "{bad}");
+        }
     }
 
     #[test]

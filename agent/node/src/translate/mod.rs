@@ -180,6 +180,8 @@ pub(crate) fn sandbox(
             ipc: if on_host(spec.host_ipc) { IpcNamespace::Node } else { IpcNamespace::Pod },
             user,
         },
+        // Only other owners tell their own containers apart by it.
+        privileged: false,
         sysctls: spec
             .security_context
             .iter()

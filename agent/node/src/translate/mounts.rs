@@ -62,6 +62,7 @@ impl MountPlan<'_> {
             readonly: self.readonly,
             recursive_readonly: self.recursive_readonly,
             propagation: self.propagation,
+            ids: None,
         }
     }
 }

@@ -11,6 +11,7 @@ mod exec;
 mod files;
 mod ground;
 mod live;
+mod oom;
 mod plugins;
 mod prepare;
 mod quiet;
@@ -292,6 +293,18 @@ impl Engine {
     pub async fn update_resources(&self, id: &ContainerId, resources: &LinuxResources) -> Result<(), EngineError> {
         let (id, resources) = (id.clone(), resources.clone());
         self.finish(|core| async move { core.update_resources(&id, resources).await }).await
+    }
+
+    /// Changes how soon a container's processes are killed when memory runs out: of all that it has now, and of those that
+    /// come into it later. Where the agent may not lower a process' value, that process keeps what it has.
+    ///
+    /// Source: proc_pid_oom_score_adj(5); CRI `LinuxContainerResources.oom_score_adj`.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] beyond ±1000, [`EngineError::WrongState`] when it has ended.
+    pub async fn update_oom_score_adj(&self, id: &ContainerId, score: i32) -> Result<(), EngineError> {
+        let id = id.clone();
+        self.finish(|core| async move { core.update_oom_score_adj(&id, score).await }).await
     }
 
     /// All containers, oldest first.

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount as OciMount;
 
-use super::{ImageMount, ImageVolume, Inputs};
+use super::{ImageMount, ImageVolume, Inputs, id_mappings};
 use crate::EngineError;
 use crate::container::{ContainerConfig, Mount, MountSource, Propagation};
 use crate::sandbox::{IpcNamespace, NetworkNamespace, UserNamespace};
@@ -27,8 +27,8 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<OciMount>, EngineError> 
         let path = clean(&one.container_path).ok_or_else(|| {
             EngineError::invalid(format!("mounts[{index}].containerPath"), "must be an absolute path other than /")
         })?;
-        let one = mapped(inputs, translate(index, one, &path, &mut images)?);
-        given.push((path, one));
+        let mount = translate(index, one, &path, &mut images)?;
+        given.push((path, mapped_as_asked(inputs, index, one, mount)?));
     }
     let taken = |path: &Path| given.iter().any(|(other, _)| other == path);
     let mut all: Vec<OciMount> = own(inputs).into_iter().filter(|one| !taken(one.destination())).collect();
@@ -69,6 +69,33 @@ fn mapped(inputs: &Inputs<'_>, mut given: OciMount) -> OciMount {
         given.set_options(Some(options));
     }
     given
+}
+
+/// With the ids that were asked for; without any, as [`mapped`].
+fn mapped_as_asked(
+    inputs: &Inputs<'_>,
+    index: usize,
+    asked: &Mount,
+    mut given: OciMount,
+) -> Result<OciMount, EngineError> {
+    let Some(ids) = &asked.ids else { return Ok(mapped(inputs, given)) };
+    let pods = matches!(
+        &inputs.sandbox.namespaces.user,
+        UserNamespace::Pod { uid_maps, gid_maps } if *uid_maps == ids.users && *gid_maps == ids.groups
+    );
+    if pods {
+        return Ok(mapped(inputs, given));
+    }
+    if !matches!(asked.source, MountSource::HostPath(_)) {
+        let message = "ids that are not those of the pod's users are for paths of the node";
+        return Err(EngineError::invalid(format!("mounts[{index}].uidMappings"), message));
+    }
+    given.set_uid_mappings(Some(id_mappings(&ids.users)));
+    given.set_gid_mappings(Some(id_mappings(&ids.groups)));
+    let mut options = given.options().clone().unwrap_or_default();
+    options.push("idmap".to_owned());
+    given.set_options(Some(options));
+    Ok(given)
 }
 
 fn own(inputs: &Inputs<'_>) -> Vec<OciMount> {

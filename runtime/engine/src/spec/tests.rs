@@ -20,6 +20,7 @@ fn sandbox() -> SandboxConfig {
         annotations: Default::default(),
         cgroup_parent: "/portreeve/podu".into(),
         namespaces: Namespaces::default(),
+        privileged: false,
         sysctls: Default::default(),
         resources: Default::default(),
         handler: None,
@@ -196,6 +197,7 @@ fn a_privileged_container_has_no_filter_and_no_masks() {
 fn mounts_replace_the_engines_own_and_parents_come_first() {
     let host = |path: &str, readonly| Mount {
         options: Vec::new(),
+        ids: None,
         container_path: path.into(),
         source: MountSource::HostPath("/host".into()),
         readonly,
@@ -224,6 +226,40 @@ fn mounts_replace_the_engines_own_and_parents_come_first() {
     for path in ["/", "relative", "/a/.."] {
         assert!(spec(&ContainerConfig { mounts: vec![host(path, true)], ..config() }, &sandbox()).is_err(), "{path}");
     }
+}
+
+#[test]
+fn a_mount_has_the_ids_that_are_asked_for_and_else_those_of_the_pods_users() {
+    let rows = |host: u32| vec![IdMapping { container: 0, host, length: 65_536 }];
+    let of_pod = |host: u32| UserNamespace::Pod { uid_maps: rows(host), gid_maps: rows(host) };
+    let shown = |source: MountSource, ids: Option<u32>, user: UserNamespace| {
+        let mount = Mount {
+            options: Vec::new(),
+            ids: ids.map(|host| crate::MountIds { users: rows(host), groups: rows(host) }),
+            container_path: "/data".into(),
+            source,
+            readonly: false,
+            recursive_readonly: false,
+            propagation: Propagation::Private,
+        };
+        let sandbox = SandboxConfig { namespaces: Namespaces { user, ..Namespaces::default() }, ..sandbox() };
+        let value = spec(&ContainerConfig { mounts: vec![mount], ..config() }, &sandbox)?;
+        let all = value["mounts"].as_array().unwrap();
+        let one = all.iter().find(|one| one["destination"] == json!("/data")).unwrap();
+        let mapped = one["options"].as_array().unwrap().contains(&json!("idmap"));
+        Ok::<_, EngineError>((mapped, one["uidMappings"][0]["hostID"].clone(), one["gidMappings"][0]["hostID"].clone()))
+    };
+    let path = || MountSource::HostPath("/host".into());
+    let image = || MountSource::Image { id: "x".into(), sub_path: None };
+    let by_pod = (true, Value::Null, Value::Null);
+    assert_eq!(shown(path(), None, UserNamespace::Node).unwrap(), (false, Value::Null, Value::Null));
+    assert_eq!(shown(path(), None, of_pod(100_000)).unwrap(), by_pod);
+    assert_eq!(shown(path(), Some(100_000), of_pod(100_000)).unwrap(), by_pod);
+    let own = (true, json!(200_000), json!(200_000));
+    assert_eq!(shown(path(), Some(200_000), of_pod(100_000)).unwrap(), own);
+    assert_eq!(shown(path(), Some(200_000), UserNamespace::Node).unwrap(), own);
+    assert_eq!(shown(image(), Some(100_000), of_pod(100_000)).unwrap(), by_pod);
+    assert!(matches!(shown(image(), Some(200_000), of_pod(100_000)), Err(EngineError::Invalid { .. })));
 }
 
 #[test]

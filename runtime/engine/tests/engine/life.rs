@@ -394,6 +394,7 @@ pub(crate) async fn what_a_pod_with_its_own_users_is_given_has_its_ids() {
         recursive_readonly: false,
         propagation: Propagation::Private,
         options: Vec::new(),
+        ids: None,
     };
     let host = |source: &std::path::Path, path: &str| mount(MountSource::HostPath(source.to_owned()), path);
     let image = MountSource::Image { id: crate::busybox::IMAGE.into(), sub_path: None };
@@ -448,6 +449,7 @@ pub(crate) async fn configuration_reaches_the_process() {
         recursive_readonly: false,
         propagation: Propagation::Private,
         options: Vec::new(),
+        ids: None,
     };
     let config = ContainerConfig {
         args: vec![],

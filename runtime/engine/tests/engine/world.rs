@@ -121,6 +121,7 @@ impl World {
             annotations: Default::default(),
             cgroup_parent: format!("/{}/burstable/pod{number}", self.name),
             namespaces: Namespaces { network: NetworkNamespace::Node, ..Namespaces::default() },
+            privileged: false,
             sysctls: Default::default(),
             resources: Default::default(),
             handler: None,

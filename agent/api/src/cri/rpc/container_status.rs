@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Answer;
+use crate::cri::Cri;
 use crate::cri::v1::{ContainerStatusRequest, ContainerStatusResponse};
-use crate::cri::{Cri, view};
 
 pub(super) fn answer(cri: &Cri, asked: &ContainerStatusRequest) -> Answer<ContainerStatusResponse> {
     let container = cri.container(&asked.container_id)?;
@@ -15,5 +15,5 @@ pub(super) fn answer(cri: &Cri, asked: &ContainerStatusRequest) -> Answer<Contai
         });
         info.insert("info".to_owned(), text.to_string());
     }
-    Ok(ContainerStatusResponse { status: Some(view::container_status(&container)), info })
+    Ok(ContainerStatusResponse { status: Some(cri.show(&container)), info })
 }

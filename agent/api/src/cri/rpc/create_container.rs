@@ -5,11 +5,14 @@ use tonic::Status;
 
 use super::Answer;
 use crate::cri::v1::{CreateContainerRequest, CreateContainerResponse, ImageSpec};
-use crate::cri::{Cri, host_path, wanted};
+use crate::cri::{Cri, fit, host_path, wanted};
 
 pub(super) async fn answer(cri: &Cri, asked: CreateContainerRequest) -> Answer<CreateContainerResponse> {
     let sandbox = cri.sandbox(&asked.pod_sandbox_id)?;
     let config = asked.config.ok_or_else(|| Status::invalid_argument("config: is missing"))?;
+    if let Some(context) = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()) {
+        fit::check(context, &sandbox)?;
+    }
     let spec = config.image.clone().unwrap_or_default();
     let image = trusted(cri, &spec).await?;
     for shown in config.mounts.iter().filter_map(|mount| mount.image.as_ref()).filter(|image| !image.image.is_empty()) {

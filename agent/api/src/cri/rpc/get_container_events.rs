@@ -9,27 +9,34 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _, stream};
-use portreeve_engine::{EngineEvent, Owner, PodEvent};
+use portreeve_engine::{ContainerStatus, EngineEvent, Owner, PodEvent};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::cri::v1::{ContainerEventResponse, ContainerEventType};
+use crate::cri::v1::{self, ContainerEventResponse, ContainerEventType};
 use crate::cri::{Cri, view};
 
 /// Events as they come.
 pub(super) type Events = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
 pub(super) fn answer(cri: &Cri) -> Events {
-    events(cri.engine.subscribe_with_pods(), cri.stop.clone())
+    let shown = cri.clone();
+    events(cri.engine.subscribe_with_pods(), cri.stop.clone(), move |one| shown.show(one))
 }
 
 /// Every event until `stop`, or until the client has read so slowly that some were lost. Either ends the stream with an
 /// error: a kubelet then lists everything and asks for events anew, and a stream that only ended would tell it nothing.
-fn events(happened: broadcast::Receiver<Arc<PodEvent>>, stop: CancellationToken) -> Events {
+///
+/// `show` gives a container, as it was at the event, the words of CRI.
+fn events(
+    happened: broadcast::Receiver<Arc<PodEvent>>,
+    stop: CancellationToken,
+    show: impl Fn(&ContainerStatus) -> v1::ContainerStatus + Clone + Send + 'static,
+) -> Events {
     let pieces = stream::unfold(Some(happened), move |rest| {
-        let stop = stop.clone();
+        let (stop, show) = (stop.clone(), show.clone());
         async move {
             let mut happened = rest?;
             let event = tokio::select! {
@@ -45,7 +52,7 @@ fn events(happened: broadcast::Receiver<Arc<PodEvent>>, stop: CancellationToken)
                 }),
             };
             Some(match event {
-                Ok(event) => (told(&event).into_iter().map(Ok).collect(), Some(happened)),
+                Ok(event) => (told(&event, &show).into_iter().map(Ok).collect(), Some(happened)),
                 Err(end) => (vec![Err(end)], None),
             })
         }
@@ -54,7 +61,7 @@ fn events(happened: broadcast::Receiver<Arc<PodEvent>>, stop: CancellationToken)
 }
 
 /// What a client is told of an event: nothing when the pod is not of CRI.
-fn told(happened: &PodEvent) -> Vec<ContainerEventResponse> {
+fn told(happened: &PodEvent, show: impl Fn(&ContainerStatus) -> v1::ContainerStatus) -> Vec<ContainerEventResponse> {
     use ContainerEventType as Type;
     if happened.sandbox.owner != Owner::Cri {
         return Vec::new();
@@ -74,7 +81,7 @@ fn told(happened: &PodEvent) -> Vec<ContainerEventResponse> {
         container_event_type: (*kind).into(),
         created_at: view::nanoseconds(happened.at),
         pod_sandbox_status: Some(view::sandbox_status(&happened.sandbox)),
-        containers_statuses: happened.containers.iter().map(view::container_status).collect(),
+        containers_statuses: happened.containers.iter().map(&show).collect(),
     };
     kinds.iter().map(event).collect()
 }
@@ -88,6 +95,10 @@ mod tests {
     use portreeve_engine::{Namespaces, SandboxId, SandboxMetadata, SandboxState, SandboxStatus};
 
     use super::*;
+
+    fn shown(container: &ContainerStatus) -> v1::ContainerStatus {
+        view::container_status(container, &[])
+    }
 
     fn event(owner: Owner, make: impl FnOnce(SandboxId) -> EngineEvent) -> Arc<PodEvent> {
         let id: SandboxId = "0".repeat(64).parse().unwrap();
@@ -116,7 +127,7 @@ mod tests {
     fn a_sandbox_is_told_of_as_a_container_of_its_id() {
         use ContainerEventType as Type;
         let kinds = |event: &PodEvent| -> Vec<Type> {
-            let told = told(event);
+            let told = told(event, shown);
             for one in &told {
                 let pod = one.pod_sandbox_status.as_ref().unwrap();
                 assert_eq!((&one.container_id, one.created_at), (&pod.id, 7));
@@ -136,7 +147,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_is_too_slow_hears_so_and_the_stream_ends() {
         let (happened, listener) = broadcast::channel(2);
-        let mut events = events(listener, CancellationToken::new());
+        let mut events = events(listener, CancellationToken::new(), shown);
         happened.send(event(Owner::Cri, EngineEvent::SandboxStopped)).unwrap();
         assert!(events.next().await.unwrap().is_ok());
         for _ in 0..3 {
@@ -152,7 +163,7 @@ mod tests {
     async fn a_stream_ends_with_the_agent_and_says_so() {
         let (_happened, listener) = broadcast::channel(2);
         let stop = CancellationToken::new();
-        let mut events = events(listener, stop.clone());
+        let mut events = events(listener, stop.clone(), shown);
         stop.cancel();
         assert_eq!(events.next().await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
         assert!(events.next().await.is_none());

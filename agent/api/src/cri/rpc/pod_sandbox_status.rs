@@ -20,7 +20,7 @@ pub(super) fn answer(cri: &Cri, asked: &PodSandboxStatusRequest) -> Answer<PodSa
     Ok(PodSandboxStatusResponse {
         status: Some(view::sandbox_status(&sandbox)),
         info,
-        containers_statuses: cri.containers_in(&sandbox.id).iter().map(view::container_status).collect(),
+        containers_statuses: cri.containers_in(&sandbox.id).iter().map(|one| cri.show(one)).collect(),
         timestamp: view::nanoseconds(Timestamp::now()),
     })
 }

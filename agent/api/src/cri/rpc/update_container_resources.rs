@@ -10,9 +10,14 @@ pub(super) async fn answer(
 ) -> Answer<UpdateContainerResourcesResponse> {
     let container = cri.container(&asked.container_id)?;
     if let Some(limits) = asked.linux {
+        let score = wanted::oom_score_adj(limits.oom_score_adj)?;
         let mut limits = wanted::resources(limits)?;
         super::without_missing(&mut limits);
         cri.engine.update_resources(&container.id, &limits).await.map_err(|error| failure::engine(&error))?;
+        // 0 is a field that was left out, as when only processors are assigned.
+        if score != 0 {
+            cri.engine.update_oom_score_adj(&container.id, score).await.map_err(|error| failure::engine(&error))?;
+        }
     }
     Ok(UpdateContainerResourcesResponse {})
 }

@@ -123,6 +123,7 @@ impl Worker {
         let taken = |path: &str| mounts.iter().any(|mount| mount.container_path.as_os_str() == path);
         let simple = |container_path: &str, source: PathBuf| Mount {
             options: Vec::new(),
+            ids: None,
             container_path: PathBuf::from(container_path),
             source: MountSource::HostPath(source),
             readonly: false,
