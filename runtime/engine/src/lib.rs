@@ -31,6 +31,7 @@ mod error;
 mod event;
 mod handler;
 mod id;
+mod log_place;
 mod protocol;
 mod record;
 mod rootfs;

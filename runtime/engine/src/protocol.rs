@@ -142,6 +142,9 @@ pub(crate) struct LogCall {
     /// Rotated past this.
     pub(crate) max_bytes: u64,
     /// Kept at most, the written one included.
+    /// The pod's directory, which it is below; no link is followed from there on. Empty: one of an older agent.
+    #[serde(default)]
+    pub(crate) directory: std::path::PathBuf,
     pub(crate) max_files: u32,
 }
 

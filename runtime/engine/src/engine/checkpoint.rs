@@ -25,12 +25,14 @@ use portreeve_oci::Pid;
 use portreeve_oci::cgroup::Cgroup;
 use portreeve_oci::lifecycle::{CheckpointOptions, Dumped, dump};
 use portreeve_sys::process::pidfd_open;
+use rustix::fs::OFlags;
 
 use super::sandbox::remove_tree;
 use super::table::Container;
 use super::{Core, blocking, cgroup_error, spawn};
 use crate::container::ContainerState;
-use crate::{ContainerId, EngineError};
+use crate::protocol::LogCall;
+use crate::{ContainerId, EngineError, log_place};
 
 /// The log and the statistics of CRIU, beside its images.
 const BESIDE: [&str; 2] = ["dump.log", "stats-dump"];
@@ -158,12 +160,17 @@ impl Core {
             write_diff(&call.rootfs.upper, io::BufWriter::new(file))
                 .map_err(EngineError::file("archiving", &call.rootfs.upper))?;
             if let Some(log) = &call.log {
-                let copy = fs::copy(&log.path, work.join("container.log"));
+                let copy = copy_log(log, &work.join("container.log"));
                 copy.map_err(EngineError::file("copying", &log.path))?;
             }
         }
         archive(work, location)
     }
+}
+
+fn copy_log(log: &LogCall, to: &Path) -> io::Result<()> {
+    let mut from = log_place::file(log, OFlags::RDONLY)?;
+    io::copy(&mut from, &mut File::create_new(to)?).map(drop)
 }
 
 /// What the container has of its pod is inherited from its shim, and no part of its own: named here by its paths, so that

@@ -23,7 +23,7 @@ use crate::record::{self, ContainerPhase, ContainerRecord};
 use crate::rootfs::{self, Place};
 use crate::sandbox::{IdMapping, UserNamespace};
 use crate::spec::{self, ImageMount, ImageVolume, Inputs, SandboxFiles};
-use crate::{ContainerId, ContainerState, Device, EngineError, LogRotation, Owner, apparmor};
+use crate::{ContainerId, ContainerState, Device, EngineError, LogRotation, Owner, apparmor, log_place};
 
 /// A node's seccomp profile is never longer.
 const PROFILE: u64 = 1 << 20;
@@ -146,8 +146,8 @@ pub(super) fn prepare(
     let bytes =
         serde_json::to_vec(&specification).map_err(|error| EngineError::file("encoding", &path)(error.into()))?;
     record::replace(&path, &bytes, 0o600).map_err(EngineError::file("writing", &path))?;
-    if let Some(parent) = log.as_ref().and_then(|log| log.path.parent()) {
-        spawn::private_directory(parent, 0o750)?;
+    if let Some(log) = &log {
+        log_place::make(log).map_err(EngineError::file("making the directories of log", &log.path))?;
     }
     record.call = Some(CreateCall {
         container: id.to_string(),
@@ -206,7 +206,12 @@ fn log_call(core: &Core, owner: Owner, directory: &Path, path: Option<&Path>) ->
         // A kubelet renames logs by itself and asks for new ones.
         Owner::Cri => LogRotation { max_bytes: u64::MAX, max_files: 1 },
     };
-    Ok(Some(LogCall { path: directory.join(path), max_bytes: rotation.max_bytes, max_files: rotation.max_files }))
+    Ok(Some(LogCall {
+        path: directory.join(path),
+        directory: directory.to_owned(),
+        max_bytes: rotation.max_bytes,
+        max_files: rotation.max_files,
+    }))
 }
 
 /// The number of a signal by its name, with or without `SIG`, or as text; that of `SIGTERM` for no text.

@@ -26,7 +26,7 @@ use crate::protocol::{Answer, Call, Event};
 use crate::record::{self, SandboxPhase, SandboxRecord};
 use crate::sandbox::{IpcNamespace, NetworkNamespace, PidNamespace, SandboxConfig, UserNamespace};
 use crate::shim::{Pod, Scope};
-use crate::{EngineError, EngineEvent, SandboxId};
+use crate::{EngineError, EngineEvent, SandboxId, log_place};
 
 /// How long a shim may take to say hello, and to end when asked.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -537,7 +537,12 @@ fn surroundings(directory: &Path, config: &SandboxConfig, ours: bool) -> Result<
     if config.log_directory.as_os_str().is_empty() {
         return Ok(());
     }
-    spawn::private_directory(&config.log_directory, 0o750)
+    spawn::private_directory(&config.log_directory, 0o750)?;
+    let refused = |error| {
+        let message = format!("{}: {error} (a symbolic link is not followed)", config.log_directory.display());
+        EngineError::invalid("logDirectory", message)
+    };
+    log_place::home(&config.log_directory).map(drop).map_err(refused)
 }
 
 fn check(config: &SandboxConfig) -> Result<(), EngineError> {

@@ -4,14 +4,14 @@
 //! becomes `<path>.1`, that one `<path>.2`, and so on. A full disk never stops a container: what cannot be written is
 //! counted and dropped.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use nix::libc::O_NOFOLLOW;
+use rustix::fs::{AtFlags, OFlags};
 
+use crate::log_place;
 use crate::protocol::LogCall;
 
 /// A longer line is written in parts.
@@ -51,13 +51,13 @@ pub(super) struct Log {
 impl Log {
     /// Opens or makes the file; never through a symbolic link, and only a regular file.
     pub(super) fn open(call: LogCall) -> io::Result<Self> {
-        let (file, bytes) = open(&call.path)?;
+        let (file, bytes) = open(&call)?;
         Ok(Self { call, file: Some(file), bytes, torn: false, dropped: 0 })
     }
 
     /// Opens the path anew, after somebody has renamed the file.
     pub(super) fn reopen(&mut self) -> io::Result<()> {
-        let (file, bytes) = open(&self.call.path)?;
+        let (file, bytes) = open(&self.call)?;
         (self.file, self.bytes, self.torn) = (Some(file), bytes, false);
         Ok(())
     }
@@ -150,26 +150,22 @@ impl Log {
 
     fn rotate(&mut self) {
         // A directory that cannot be written keeps the file it has: it grows past its bound, or writes fail.
+        let Ok((directory, name)) = log_place::open(&self.call) else { return };
         for number in (1..self.call.max_files).rev() {
-            let from = if number == 1 { self.call.path.clone() } else { numbered(&self.call.path, number - 1) };
-            let _absent_or_full = std::fs::rename(from, numbered(&self.call.path, number));
+            let from = if number == 1 { name.to_owned() } else { numbered(name, number - 1) };
+            let _absent_or_full = rustix::fs::renameat(&directory, from, &directory, numbered(name, number));
         }
         if self.call.max_files <= 1 {
-            let _absent = std::fs::remove_file(&self.call.path);
+            let _absent = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
         }
-        if let Ok((file, bytes)) = open(&self.call.path) {
+        if let Ok((file, bytes)) = open(&self.call) {
             (self.file, self.bytes) = (Some(file), bytes);
         }
     }
 }
 
-fn open(path: &Path) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(O_NOFOLLOW | nix::libc::O_NONBLOCK)
-        .open(path)?;
+fn open(call: &LogCall) -> io::Result<(File, u64)> {
+    let file = log_place::file(call, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -177,10 +173,10 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, metadata.len()))
 }
 
-fn numbered(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+fn numbered(name: &OsStr, number: u32) -> OsString {
+    let mut name = name.to_owned();
     name.push(format!(".{number}"));
-    PathBuf::from(name)
+    name
 }
 
 fn line(batch: &mut Vec<u8>, now: Timestamp, which: Which, tag: char, partial: &[u8], text: &[u8]) {
@@ -193,10 +189,17 @@ fn line(batch: &mut Vec<u8>, now: Timestamp, which: Which, tag: char, partial: &
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::path::Path;
+
     use super::*;
 
+    fn call(directory: &Path, max_bytes: u64, max_files: u32) -> LogCall {
+        LogCall { path: directory.join("0.log"), directory: directory.to_owned(), max_bytes, max_files }
+    }
+
     fn log(directory: &Path, max_bytes: u64, max_files: u32) -> Log {
-        Log::open(LogCall { path: directory.join("0.log"), max_bytes, max_files }).unwrap()
+        Log::open(call(directory, max_bytes, max_files)).unwrap()
     }
 
     fn texts(path: &Path) -> Vec<(String, String, usize)> {
@@ -261,15 +264,33 @@ mod tests {
         let target = directory.path().join("target");
         std::fs::write(&target, "").unwrap();
         std::os::unix::fs::symlink(&target, directory.path().join("0.log")).unwrap();
-        let call = LogCall { path: directory.path().join("0.log"), max_bytes: 1, max_files: 1 };
-        assert!(Log::open(call).is_err());
+        assert!(Log::open(call(directory.path(), 1, 1)).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_became_a_link_is_not_followed_when_a_log_is_opened_again_or_makes_room() {
+        let place = tempfile::tempdir().unwrap();
+        let (pod, outside) = (place.path().join("pod"), place.path().join("outside"));
+        for directory in [pod.join("main"), outside.clone()] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        let call = LogCall { path: pod.join("main/0.log"), directory: pod.clone(), max_bytes: 10, max_files: 2 };
+        let (mut log, mut partial) = (Log::open(call).unwrap(), Vec::new());
+        std::fs::rename(pod.join("main"), pod.join("moved")).unwrap();
+        std::os::unix::fs::symlink(&outside, pod.join("main")).unwrap();
+        assert!(log.reopen().is_err());
+        for _ in 0..5 {
+            log.write(Which::Stdout, &mut partial, b"a line of text\n");
+        }
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+        assert_eq!(texts(&pod.join("moved/0.log")).len(), 5, "what is open is written on");
     }
 
     #[test]
     fn a_full_disk_is_counted_and_forgotten() {
         let (mut log, mut partial) = (
             Log {
-                call: LogCall { path: "/dev/full".into(), max_bytes: 1 << 20, max_files: 1 },
+                call: call(Path::new("/dev"), 1 << 20, 1),
                 file: Some(OpenOptions::new().write(true).open("/dev/full").unwrap()),
                 bytes: 0,
                 torn: false,
