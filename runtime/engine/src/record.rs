@@ -6,7 +6,7 @@
 //!     sandbox.json                  phase making -> ready -> stopped
 //!     intent.json                   sandbox.json as it was first: says whose the sandbox is when that is damaged
 //!     shim.json shim.sock shim.log  what the shim was started with, how to reach it, what it complained about
-//!     hostname resolv.conf shm/     given to the containers
+//!     hostname resolv.conf hosts shm/  given to the containers
 //!     runtime/                      what another runtime keeps of the containers
 //!     containers/<cid>/
 //!       container.json              phase making -> made

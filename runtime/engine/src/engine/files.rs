@@ -1,26 +1,31 @@
-//! The files that a sandbox's containers see as `/etc/hostname` and `/etc/resolv.conf`.
+//! The files that a sandbox's containers see as `/etc/hostname`, `/etc/resolv.conf` and `/etc/hosts`, where nobody mounts
+//! one of his own there.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::sandbox::{DnsConfig, NetworkNamespace, SandboxConfig};
-use crate::{EngineError, record};
+use crate::{EngineError, Owner, record};
 
-/// A resolver file longer than this is cut: it comes from the node.
-const LONGEST: usize = 64 << 10;
+/// A file of the node longer than this is cut.
+const LONGEST: u64 = 64 << 10;
+/// The name of `/etc/hosts` in a sandbox's directory.
+pub(super) const HOSTS: &str = "hosts";
 
-/// Writes both files.
+/// Writes them. The node's own pods bring their `/etc/hosts` themselves.
 pub(super) fn write(directory: &Path, config: &SandboxConfig) -> Result<(), EngineError> {
     let hostname = hostname(config);
-    let resolver = if config.dns == DnsConfig::default() {
-        let mut text = fs::read("/etc/resolv.conf").unwrap_or_default();
-        text.truncate(LONGEST);
-        text
-    } else {
-        resolver(&config.dns).into_bytes()
+    let resolver = match config.dns == DnsConfig::default() {
+        true => of_node(Path::new("/etc/resolv.conf"))?,
+        false => resolver(&config.dns).into_bytes(),
     };
-    for (name, bytes) in [("hostname", (hostname + "\n").into_bytes()), ("resolv.conf", resolver)] {
+    let mut files = vec![("hostname", (hostname + "\n").into_bytes()), ("resolv.conf", resolver)];
+    if config.owner == Owner::Cri {
+        files.push((HOSTS, of_node(Path::new("/etc/hosts"))?));
+    }
+    for (name, bytes) in files {
         let path = directory.join(name);
         record::replace(&path, &bytes, 0o644).map_err(EngineError::file("writing", &path))?;
         // Whatever the agent's umask is, the container's users read it.
@@ -28,6 +33,16 @@ pub(super) fn write(directory: &Path, config: &SandboxConfig) -> Result<(), Engi
             .map_err(EngineError::file("opening up", &path))?;
     }
     Ok(())
+}
+
+/// What the node has in a file; nothing of one that is not there.
+fn of_node(path: &Path) -> Result<Vec<u8>, EngineError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
+    match read {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(EngineError::file("reading", path)(error)),
+        _ => Ok(bytes),
+    }
 }
 
 /// The hostname inside: the pod's own, or with the node's network the node's.

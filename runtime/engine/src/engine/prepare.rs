@@ -89,6 +89,8 @@ pub(super) fn prepare(
     };
     let (hostname, resolv_conf, shm) =
         (sandbox.directory.join("hostname"), sandbox.directory.join("resolv.conf"), sandbox.directory.join("shm"));
+    // A sandbox of an older program has none.
+    let hosts = Some(sandbox.directory.join(files::HOSTS)).filter(|path| path.exists());
     let own_shm = sandbox_config.namespaces.ipc == crate::IpcNamespace::Pod;
     // From here on something exists: the record says so first.
     spawn::private_directory(directory, bundle_mode(&sandbox_config))?;
@@ -125,7 +127,12 @@ pub(super) fn prepare(
         identity: &identity,
         hostname: &files::hostname(&sandbox_config),
         cgroup: &cgroup,
-        files: SandboxFiles { hostname: &hostname, resolv_conf: &resolv_conf, shm: own_shm.then_some(shm.as_path()) },
+        files: SandboxFiles {
+            hostname: &hostname,
+            resolv_conf: &resolv_conf,
+            hosts: hosts.as_deref(),
+            shm: own_shm.then_some(shm.as_path()),
+        },
         user_namespace: user_namespace.as_deref(),
         pid_namespace: pid_namespace.as_deref(),
         processes_of: processes_of.as_ref().map(|(_, pid)| *pid),

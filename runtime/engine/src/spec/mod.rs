@@ -67,6 +67,8 @@ pub struct SandboxFiles<'a> {
     pub hostname: &'a Path,
     /// `/etc/resolv.conf`.
     pub resolv_conf: &'a Path,
+    /// `/etc/hosts`; `None`: what the image has.
+    pub hosts: Option<&'a Path>,
     /// `/dev/shm`, a mount of the pod's own; `None`: the node's.
     pub shm: Option<&'a Path>,
 }

@@ -130,9 +130,13 @@ fn own(inputs: &Inputs<'_>) -> Vec<OciMount> {
         None => shm(Path::new("/dev/shm")),
     });
     let ro = if inputs.config.security.readonly_rootfs { "ro" } else { "rw" };
-    for (destination, source) in
-        [("/etc/hostname", inputs.files.hostname), ("/etc/resolv.conf", inputs.files.resolv_conf)]
-    {
+    let files = &inputs.files;
+    for (destination, source) in [
+        ("/etc/hostname", Some(files.hostname)),
+        ("/etc/resolv.conf", Some(files.resolv_conf)),
+        ("/etc/hosts", files.hosts),
+    ] {
+        let Some(source) = source else { continue };
         all.push(mapped(inputs, mount(destination, "bind", source, &["bind", "rprivate", ro])));
     }
     all

@@ -51,6 +51,7 @@ fn spec(config: &ContainerConfig, sandbox: &SandboxConfig) -> Result<Value, Engi
     let files = SandboxFiles {
         hostname: Path::new("/run/s/hostname"),
         resolv_conf: Path::new("/run/s/resolv.conf"),
+        hosts: None,
         shm: Some(Path::new("/run/s/shm")),
     };
     let spec = specification(Inputs {
