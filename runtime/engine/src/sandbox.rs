@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use oci_spec::runtime::LinuxResources;
-use portreeve_network::PortMapping;
+use portreeve_network::cni::Published;
 use serde::{Deserialize, Serialize};
 
 use crate::{Handler, Owner, SandboxId};
@@ -44,9 +44,10 @@ pub struct SandboxConfig {
     /// Becomes the containers' `/etc/resolv.conf`; empty: the node's own file is copied.
     #[serde(default)]
     pub dns: DnsConfig,
-    /// Published ports; ignored with the node's network.
+    /// Published ports; ignored with the node's network. The built-in network has addresses of IPv4 alone: :: means all of
+    /// these there, and another address of IPv6 is refused.
     #[serde(default)]
-    pub port_mappings: Vec<PortMapping>,
+    pub port_mappings: Vec<Published>,
     /// What its network may carry; for networks of plugins.
     #[serde(default)]
     pub bandwidth: Bandwidth,

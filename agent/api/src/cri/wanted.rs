@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder,
 };
-use portreeve_engine::network::{PortMapping, Protocol};
+use portreeve_engine::network::Protocol;
+use portreeve_engine::network::cni::Published;
 use portreeve_engine::{
     AppArmorProfile, Bandwidth, ContainerConfig, ContainerId, ContainerMetadata, Device, DnsConfig, IdMapping,
     IpcNamespace, Mount, MountIds, MountSource, Namespaces, NetworkNamespace, Owner, PidNamespace, Propagation,
@@ -204,7 +205,7 @@ fn id_row(row: v1::IdMapping) -> IdMapping {
 }
 
 /// `None` for a port that is not published.
-fn port_mapping(port: v1::PortMapping) -> Result<Option<PortMapping>, Status> {
+fn port_mapping(port: v1::PortMapping) -> Result<Option<Published>, Status> {
     if port.host_port == 0 {
         return Ok(None);
     }
@@ -212,12 +213,10 @@ fn port_mapping(port: v1::PortMapping) -> Result<Option<PortMapping>, Status> {
         u16::try_from(value).ok().filter(|port| *port > 0).ok_or_else(|| invalid(field, format!("{value} is no port")))
     };
     let host_ip = match port.host_ip.as_str() {
-        "" | "0.0.0.0" | "::" => None,
-        given => {
-            Some(given.parse().map_err(|_| invalid("port_mappings.host_ip", format!("{given:?} is no IPv4 address")))?)
-        }
+        "" => None,
+        given => Some(given.parse().map_err(|_| invalid("port_mappings.host_ip", format!("{given:?} is no address")))?),
     };
-    Ok(Some(PortMapping {
+    Ok(Some(Published {
         protocol: match port.protocol() {
             v1::Protocol::Tcp => Protocol::Tcp,
             v1::Protocol::Udp => Protocol::Udp,
@@ -599,8 +598,9 @@ mod tests {
         let published = port(8080, 80, "127.0.0.1").unwrap().unwrap();
         assert_eq!((published.protocol, published.host_port, published.container_port), (Protocol::Udp, 8080, 80));
         assert_eq!(published.host_ip.map(|ip| ip.to_string()).as_deref(), Some("127.0.0.1"));
-        for any in ["", "0.0.0.0", "::"] {
-            assert_eq!(port(8080, 80, any).unwrap().unwrap().host_ip, None);
+        assert_eq!(port(8080, 80, "").unwrap().unwrap().host_ip, None);
+        for given in ["0.0.0.0", "::", "::1", "2001:db8::1"] {
+            assert_eq!(port(8080, 80, given).unwrap().unwrap().host_ip.unwrap().to_string(), given);
         }
         for bad in [port(70_000, 80, ""), port(80, 0, ""), port(80, -1, ""), port(80, 80, "nowhere")] {
             assert_eq!(bad.unwrap_err().code(), Code::InvalidArgument);

@@ -11,11 +11,12 @@ mod resources;
 mod security;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
-use portreeve_engine::network::{PortMapping, Protocol};
+use portreeve_engine::network::Protocol;
+use portreeve_engine::network::cni::Published;
 use portreeve_engine::{
     Bandwidth, ContainerConfig, ContainerMetadata, IdMapping, IpcNamespace, Mount, Namespaces, NetworkNamespace, Owner,
     PidNamespace, SandboxConfig, SandboxMetadata, UserNamespace,
@@ -201,7 +202,7 @@ fn hostname(spec: &PodSpec, name: &str) -> String {
     cut.trim_end_matches(['-', '.']).to_owned()
 }
 
-fn ports(spec: &PodSpec) -> Result<Vec<PortMapping>, TranslateError> {
+fn ports(spec: &PodSpec) -> Result<Vec<Published>, TranslateError> {
     if spec.host_network == Some(true) {
         return Ok(Vec::new());
     }
@@ -213,13 +214,13 @@ fn ports(spec: &PodSpec) -> Result<Vec<PortMapping>, TranslateError> {
             let number = |field, value: i32| {
                 u16::try_from(value).map_err(|_| TranslateError::Range { field, value: i64::from(value) })
             };
-            Ok(PortMapping {
+            Ok(Published {
                 protocol: match port.protocol.as_deref() {
                     Some("UDP") => Protocol::Udp,
                     Some("SCTP") => Protocol::Sctp,
                     _ => Protocol::Tcp,
                 },
-                host_ip: host_address(port.host_ip.as_deref().unwrap_or_default())?,
+                host_ip: host_address(port.host_ip.as_deref().unwrap_or_default())?.map(IpAddr::V4),
                 host_port: number("hostPort", port.host_port.unwrap_or(0))?,
                 container_port: number("containerPort", port.container_port)?,
             })

@@ -324,7 +324,7 @@ fn what_a_pod_shares_and_publishes_is_asked_for() {
         "securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "9"}]},
     });
     let made = sandbox_of(spec.clone(), None).unwrap();
-    let mapped = |protocol, host_ip: Option<&str>, host_port, container_port| PortMapping {
+    let mapped = |protocol, host_ip: Option<&str>, host_port, container_port| Published {
         protocol,
         host_ip: host_ip.map(|ip| ip.parse().unwrap()),
         host_port,

@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Core, blocking};
+use super::{Core, blocking, ports};
 use crate::error::chain;
 use crate::{EngineError, SandboxId};
 
@@ -140,7 +140,7 @@ impl Core {
         let Ok((_, mut fds)) = client.hello(id).await else { return Ok(false) };
         let Some(netns) = fds.pop() else { return Ok(false) };
         let (network, name) = (Arc::clone(&self.network), id.to_string());
-        let ports = sandbox.facts().record.config.port_mappings.clone();
+        let ports = ports::built_in(&sandbox.facts().record.config.port_mappings)?;
         blocking(move || {
             network.attach(&name, netns.as_fd(), &ports).map_err(|source| EngineError::Network { id: name, source })
         })

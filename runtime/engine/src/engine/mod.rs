@@ -13,6 +13,7 @@ mod ground;
 mod live;
 mod oom;
 mod plugins;
+mod ports;
 mod prepare;
 mod quiet;
 mod recover;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
-use portreeve_network::cni::{Attach, Capabilities, Names, NetworkList, Published, STATUS_LIMIT};
+use portreeve_network::cni::{Attach, Capabilities, Names, NetworkList, STATUS_LIMIT};
 use tokio::sync::watch;
 
 use super::sandbox::unmount;
@@ -223,19 +223,13 @@ fn pin(netns: &OwnedFd, path: &std::path::Path) -> io::Result<()> {
 }
 
 fn capabilities(config: &SandboxConfig) -> Capabilities {
-    let ports = config.port_mappings.iter().map(|port| Published {
-        host_ip: port.host_ip.map(IpAddr::V4),
-        host_port: port.host_port,
-        container_port: port.container_port,
-        protocol: port.protocol,
-    });
     let names = Names {
         servers: config.dns.servers.clone(),
         searches: config.dns.searches.clone(),
         options: config.dns.options.clone(),
     };
     Capabilities {
-        ports: ports.collect(),
+        ports: config.port_mappings.clone(),
         ingress_bits: config.bandwidth.ingress_bits,
         egress_bits: config.bandwidth.egress_bits,
         dns: (names != Names::default()).then_some(names),

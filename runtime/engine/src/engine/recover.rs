@@ -30,7 +30,7 @@ use super::container::{container_cgroup, kill_abandoned, kill_cgroup, recorded_e
 use super::sandbox::{Ear, PATIENCE, kill_if_shim, kill_shim, remove_tree, shim_directory};
 use super::spawn::{self, Executable};
 use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
-use super::{Core, EVENTS, blocking, cgroup_error};
+use super::{Core, EVENTS, blocking, cgroup_error, ports};
 use crate::client::{Client, End};
 use crate::error::{all, chain};
 use crate::handler;
@@ -488,7 +488,10 @@ impl Core {
     fn attach_again(&self, id: &str, netns: &BTreeMap<String, OwnedFd>) {
         let sandbox = id.parse::<SandboxId>().ok().and_then(|id| self.find_sandbox(&id).ok());
         let (Some(sandbox), Some(fd)) = (sandbox, netns.get(id)) else { return };
-        let ports = sandbox.facts().record.config.port_mappings.clone();
+        let ports = match ports::built_in(&sandbox.facts().record.config.port_mappings) {
+            Ok(ports) => ports,
+            Err(error) => return note(Err(error)),
+        };
         match self.network.attach(id, fd.as_fd(), &ports) {
             Ok(attachment) => {
                 let record = {

@@ -18,7 +18,7 @@ use portreeve_systemd::Place;
 use rustix::mount::UnmountFlags;
 
 use super::table::{Sandbox, SandboxFacts};
-use super::{Core, blocking, cgroup_error, files, spawn};
+use super::{Core, blocking, cgroup_error, files, ports, spawn};
 use crate::client::{Client, End, Listener};
 use crate::error::all;
 use crate::handler;
@@ -146,8 +146,8 @@ impl Core {
             match self.attach_by_plugins(id, &record.config, netns).await? {
                 Ok(ips) => (record.plugins, record.ips) = (true, ips),
                 Err(netns) => {
-                    let (network, name, ports) =
-                        (Arc::clone(&self.network), id.to_string(), record.config.port_mappings.clone());
+                    let ports = ports::built_in(&record.config.port_mappings)?;
+                    let (network, name) = (Arc::clone(&self.network), id.to_string());
                     let (attachment, obstacles) = blocking(move || {
                         let attached = network.attach(&name, netns.as_fd(), &ports);
                         let attachment = attached.map_err(|source| EngineError::Network { id: name, source })?;

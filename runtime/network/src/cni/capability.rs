@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::Protocol;
@@ -24,9 +25,10 @@ pub struct Capabilities {
 }
 
 /// A port of the machine that leads to the pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
-    /// Of the machine; `None` for all of its addresses.
+    /// Of the machine; `None` for all of its addresses, 0.0.0.0 for those of IPv4, :: for those of IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
     /// Of the machine.
     pub host_port: u16,
