@@ -21,7 +21,7 @@
 //! Unknown fields are ignored by both sides, an unknown request is answered with an error, an unknown event is
 //! skipped: so a newer agent talks to an older shim. The agent never uses a request that the agreed version lacks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,6 +91,9 @@ pub(crate) enum Call {
         #[serde(default)]
         ipv6: bool,
     },
+    /// Set kernel parameters of the pod's namespaces, after its network has come. A shim of an older program, which refuses
+    /// it, is asked only when the network has come anew.
+    Sysctls { values: BTreeMap<String, String> },
     /// Open the log file anew.
     ReopenLog { container: String },
     /// Kill everything and end.
@@ -139,12 +142,12 @@ pub(crate) struct RootFsCall {
 pub(crate) struct LogCall {
     /// The file.
     pub(crate) path: std::path::PathBuf,
-    /// Rotated past this.
-    pub(crate) max_bytes: u64,
-    /// Kept at most, the written one included.
     /// The pod's directory, which it is below; no link is followed from there on. Empty: one of an older agent.
     #[serde(default)]
     pub(crate) directory: std::path::PathBuf,
+    /// Rotated past this.
+    pub(crate) max_bytes: u64,
+    /// Kept at most, the written one included.
     pub(crate) max_files: u32,
 }
 

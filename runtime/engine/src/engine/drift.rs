@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Core, blocking, ports};
+use super::{Core, blocking, ports, sysctls};
 use crate::error::chain;
 use crate::{EngineError, SandboxId};
 
@@ -145,6 +145,9 @@ impl Core {
             network.attach(&name, netns.as_fd(), &ports).map_err(|source| EngineError::Network { id: name, source })
         })
         .await?;
+        // Those of its interface went with that.
+        let config = sandbox.facts().record.config.clone();
+        sysctls::set_late(&client, &config).await?;
         Ok(true)
     }
 }

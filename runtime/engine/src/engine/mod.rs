@@ -19,6 +19,7 @@ mod quiet;
 mod recover;
 mod sandbox;
 mod spawn;
+mod sysctls;
 mod table;
 mod terminal;
 

@@ -18,7 +18,7 @@ use portreeve_systemd::Place;
 use rustix::mount::UnmountFlags;
 
 use super::table::{Sandbox, SandboxFacts};
-use super::{Core, blocking, cgroup_error, files, ports, spawn};
+use super::{Core, blocking, cgroup_error, files, ports, spawn, sysctls};
 use crate::client::{Client, End, Listener};
 use crate::error::all;
 use crate::handler;
@@ -159,6 +159,7 @@ impl Core {
                 }
             }
         }
+        sysctls::set_late(&client, &record.config).await?;
         record.phase = SandboxPhase::Ready;
         record::write(&directory.join("sandbox.json"), &record)?;
         let facts = SandboxFacts {
@@ -193,15 +194,6 @@ impl Core {
         spawn::private_directory(&shm, 0o755)?;
         let network = config.namespaces.network == NetworkNamespace::Pod;
         let own_ipc = config.namespaces.ipc == IpcNamespace::Pod;
-        let mut sysctls = BTreeMap::new();
-        if network {
-            // As containerd does: a container without privileges may serve port 80 and ping.
-            sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-            if config.namespaces.user == UserNamespace::Node {
-                sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
-            }
-        }
-        sysctls.extend(config.sysctls.clone());
         let pod = Pod {
             version: record::VERSION,
             cgroup: self.shims_cgroup(),
@@ -223,7 +215,7 @@ impl Core {
                 }
             },
             hostname: config.hostname.clone(),
-            sysctls,
+            sysctls: sysctls::early(config),
             shm: own_ipc.then_some((shm, SHM_BYTES)),
             runtime: config.handler.as_ref().map(|handler| handler.program.clone()),
         };

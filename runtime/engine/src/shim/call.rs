@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::container::{Container, Refusal};
 use super::pod::Namespaces;
 use super::run::Shim;
-use super::{exec, process_id};
+use super::{exec, pod, process_id};
 use crate::protocol::{Answer, BareRequest, Call, Failure, Message, Request, VERSION};
 
 type Reply = Result<(Answer, Vec<OwnedFd>), Refusal>;
@@ -113,6 +113,9 @@ impl Shim {
                 let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
                     .map_err(|error| Refusal::context("making a socket", &error))?;
                 Ok((Answer::Done, vec![socket]))
+            }
+            Call::Sysctls { values } => {
+                done(pod::set(&values).map_err(|error| Refusal::context("setting up the pod", &error)))
             }
             Call::ReopenLog { container } => done(self.container(&container)?.reopen_log()),
             Call::Shutdown => Ok((Answer::Done, Vec::new())),

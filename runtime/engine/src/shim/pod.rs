@@ -46,7 +46,7 @@ pub(crate) struct Pod {
     /// With a network of its own.
     #[serde(default)]
     pub(crate) hostname: String,
-    /// Kernel parameters of these namespaces.
+    /// Kernel parameters of these namespaces that need no network.
     #[serde(default)]
     pub(crate) sysctls: BTreeMap<String, String>,
     /// Where the pod's `/dev/shm` is mounted on the node, when it has one.
@@ -167,9 +167,7 @@ pub(super) fn enter(directory: &Path) -> Result<Namespaces, PodError> {
         namespaces.network = Some(file.into());
         step("setting the hostname", namespace::set_host_name(&pod.hostname))?;
     }
-    for (name, value) in &pod.sysctls {
-        sysctl(name, value).map_err(|source| PodError::Sysctl { name: name.clone(), source })?;
-    }
+    set(&pod.sysctls)?;
     if let Some((path, size)) = &pod.shm {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let options = std::ffi::CString::new(format!("mode=1777,size={size}")).unwrap_or_default();
@@ -245,6 +243,14 @@ fn last_id(rows: &[IdMap]) -> u32 {
 fn write_map(path: &str, rows: &[IdMap]) -> io::Result<()> {
     let text: String = rows.iter().map(|(inside, outside, length)| format!("{inside} {outside} {length}\n")).collect();
     fs::File::options().write(true).open(path)?.write_all(text.as_bytes())
+}
+
+/// Writes kernel parameters of the namespaces that this process is in.
+pub(super) fn set(sysctls: &BTreeMap<String, String>) -> Result<(), PodError> {
+    let set = |(name, value): (&String, &String)| {
+        sysctl(name, value).map_err(|source| PodError::Sysctl { name: name.clone(), source })
+    };
+    sysctls.iter().try_for_each(set)
 }
 
 /// Writes one kernel parameter; dots or slashes part its name.
