@@ -338,6 +338,7 @@ impl From<NodeError> for BackendError {
                 BackendError::Invalid { message: text, causes: problems.iter().map(ToString::to_string).collect() }
             }
             NodeError::OwnedElsewhere { .. }
+            | NodeError::Crowded { .. }
             | NodeError::AnotherDirectory { .. }
             | NodeError::NotWatched
             | NodeError::FileMissing { .. }

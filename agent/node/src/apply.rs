@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use portreeve_manifests::{Kind, Object, ObjectKey, Position, Reason, Verdict, parse_file_in};
+use portreeve_manifests::{Document, Kind, Object, ObjectKey, Position, Reason, Verdict, parse_file, parse_file_in};
 
 use crate::desired::{Ledger, given_uid, refused_uid};
 use crate::disk;
@@ -202,14 +203,20 @@ pub(crate) fn apply_blocking(
         }
     }
     let _held = hold_directory(manifests, ledger)?;
+    let mut written = Vec::new();
+    for object in &given.objects {
+        let key = object.key();
+        written.push(says(&applied_path(manifests, &key), &key)?);
+    }
     let mut report = ApplyReport { applied: Vec::new(), warnings };
     let mut expected = Vec::new();
-    for object in &given.objects {
+    for (object, said) in given.objects.iter().zip(written) {
         let key = object.key();
         let path = applied_path(manifests, &key);
         let hash = object.content_hash();
         let known = ledger.objects.get(&key);
-        let unchanged = known.is_some_and(|record| record.hash == hash) && path.exists();
+        // The ledger has the last good version, whatever became of the file since then.
+        let unchanged = known.is_some_and(|record| record.hash == hash) && said.as_deref() == Some(&*hash);
         if !unchanged {
             write(&path, object)?;
         }
@@ -230,6 +237,47 @@ pub(crate) fn apply_blocking(
         }
     }
     Ok((report, expected))
+}
+
+/// What the file of an applied object says of it now: the hash of its content, `None` when it says nothing good.
+///
+/// # Errors
+/// [`NodeError::Crowded`] when something else is in the file: it would be lost with it.
+fn says(path: &Path, key: &ObjectKey) -> Result<Option<String>, NodeError> {
+    let bytes = match read_bounded(path) {
+        Ok(bytes) => bytes,
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(NodeError::Read { path: path.to_owned(), source }),
+    };
+    let parsed = parse_file(path, &bytes);
+    // A document alone that does not say its name is the object's own, broken.
+    if let [Document { verdict: Verdict::Refused { key: None }, .. }] = &*parsed.documents {
+        return Ok(None);
+    }
+    let mut hash = None;
+    for document in parsed.documents {
+        match document.verdict {
+            Verdict::Accepted(object) if object.key() == *key => hash = Some(object.content_hash()),
+            Verdict::Refused { key: Some(refused) } if refused == *key => hash = None,
+            Verdict::Accepted(_) | Verdict::Refused { .. } | Verdict::Ignored => {
+                return Err(NodeError::Crowded {
+                    object: name_of(key),
+                    file: path.to_owned(),
+                    line: document.position.line,
+                });
+            }
+        }
+    }
+    Ok(hash)
+}
+
+/// The file's content; of one that is larger than any manifest, as much as shows that it is.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // Somebody may have put a pipe there: nobody waits for its writer.
+    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY).open(path)?;
+    file.take(crate::source::MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn write(path: &Path, object: &Object) -> Result<(), NodeError> {
@@ -276,6 +324,7 @@ pub(crate) fn delete_blocking(
         if let Some((_, record)) = companion {
             return Err(NodeError::OwnedElsewhere { object: object.clone(), file: path, line: record.line });
         }
+        says(&path, &key)?;
         removals.push((object.clone(), path));
     }
     for (object, path) in removals {

@@ -101,6 +101,16 @@ pub enum NodeError {
         /// Line of the document.
         line: u32,
     },
+    /// More than the object is in its file, which belongs to `apply`.
+    #[error("the file of {object} has something else at {}:{line}; move that to another file first", file.display())]
+    Crowded {
+        /// The object.
+        object: ObjectName,
+        /// Its file.
+        file: PathBuf,
+        /// Line of what else is there.
+        line: u32,
+    },
     /// The manifests directory, or what is mounted in it, is not there: a file would not land where manifests are read.
     #[error("{path} is not the directory that was read: mount it or put it back first; nothing was changed")]
     AnotherDirectory {
@@ -133,6 +143,15 @@ pub enum NodeError {
         files: Vec<PathBuf>,
         /// How long it was waited for.
         within: Duration,
+    },
+    /// A file cannot be read.
+    #[error("reading {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
     },
     /// A file cannot be removed.
     #[error("removing {path}")]

@@ -114,6 +114,53 @@ async fn apply_writes_one_file_per_object_and_delete_removes_only_those() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_mends_a_file_that_was_broken_by_hand() {
+    let world = world();
+    world.node.apply(given(&pod("a", "i:1"))).await.unwrap();
+    world.until("it runs", |w| w.running("a")).await;
+    let good = fs::read_to_string(world.manifest("applied/pod.default.a.yaml")).unwrap();
+    for broken in
+        ["", "# gone\n", "{{{", "apiVersion: v1\nkind: Pod\n", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n"]
+    {
+        world.write("applied/pod.default.a.yaml", broken);
+        for outcome in ["configured", "unchanged"] {
+            let report = world.node.apply(given(&pod("a", "i:1"))).await.unwrap();
+            assert_eq!(report.applied[0].outcome, outcome, "{broken:?}");
+            assert_eq!(fs::read_to_string(world.manifest("applied/pod.default.a.yaml")).unwrap(), good);
+        }
+    }
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_added_to_an_applied_file_is_not_lost() {
+    let world = world();
+    world.node.apply(given(&pod("a", "i:1"))).await.unwrap();
+    world.until("it runs", |w| w.running("a")).await;
+    let good = fs::read_to_string(world.manifest("applied/pod.default.a.yaml")).unwrap();
+    let line = good.lines().count() + 2;
+    for more in [
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: b}\n",
+        "apiVersion: v1\nkind: Pod\n",
+        "kind: [\"?\"]\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n",
+    ] {
+        let both = format!("{good}---\n{more}");
+        world.write("applied/pod.default.a.yaml", &both);
+        for error in [
+            world.node.apply(given(&pod("a", "i:2"))).await.unwrap_err(),
+            world.node.apply(given(&pod("a", "i:1"))).await.unwrap_err(),
+            world.node.delete(vec![named("a")]).await.unwrap_err(),
+        ] {
+            assert!(matches!(&error, NodeError::Crowded { .. }), "{more}: {error:?}");
+            assert!(error.to_string().contains(&format!("applied/pod.default.a.yaml:{line};")), "{error}");
+        }
+        assert_eq!(fs::read_to_string(world.manifest("applied/pod.default.a.yaml")).unwrap(), both);
+    }
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_written_or_removed_while_the_directory_is_not_the_one_that_was_read() {
     let world = world();
     world.write("own.yaml", &pod("own", "i:1"));

@@ -18,6 +18,7 @@ use portreeve_manifests::ParsedFile;
 use serde::{Deserialize, Serialize};
 
 pub use directory::{DirectorySource, SourceError};
+pub(crate) use scan::MAX_BYTES;
 pub use scan::{Hints, Scanner, manifests_below};
 
 /// Device and inode of a directory: whether it is still the same one.

@@ -59,7 +59,7 @@ const MAX_FILES: usize = 20_000;
 /// Folders of one directory, at most.
 const MAX_FOLDERS: usize = 20_000;
 /// Bytes of one file, at most; the parser refuses more with a message.
-const MAX_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
 /// What a watcher reported since the last scan.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
