@@ -27,6 +27,9 @@ pub enum StartError {
     /// The ledger cannot be used.
     #[error("reading the ledger")]
     Ledger(#[from] crate::desired::LedgerError),
+    /// What is noted of the pods cannot be used.
+    #[error("reading what is noted of the pods")]
+    Notes(#[from] crate::notes::NotesError),
     /// The event ring cannot be used.
     #[error("reading the events")]
     Events(#[from] crate::events::EventsError),

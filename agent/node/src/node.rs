@@ -36,9 +36,9 @@ use crate::runtime::{EngineRuntime, Runtime};
 use crate::source::{DirectorySource, Source, SourceSet};
 use crate::supervisor::{Outlook, Parts, Request, Supervisor, unwritten};
 use crate::translate::Place;
-use crate::volumes::Volumes;
+use crate::volumes::{self, Volumes};
 use crate::worker::Shared;
-use crate::{disk, machine};
+use crate::{disk, machine, notes};
 use portreeve_engine::chain;
 
 /// A running node.
@@ -83,7 +83,7 @@ impl Node {
         }
         let runtime: Arc<dyn Runtime> = Arc::new(EngineRuntime(Arc::clone(&engine)));
         prepare(&config)?;
-        let ledger = Ledger::read(&config.root.join("ledger.json"))?;
+        let ledger = read_state(&config)?;
         // Before any pod asks a registry for what lies here.
         for loaded in engine.images().preload().await {
             match loaded.result {
@@ -134,7 +134,7 @@ impl Node {
         clock: Clock,
     ) -> Result<Self, StartError> {
         prepare(&config)?;
-        let ledger = Ledger::read(&config.root.join("ledger.json"))?;
+        let ledger = read_state(&config)?;
         Self::assemble(config, runtime, None, ledger, sets, clock)
     }
 
@@ -511,6 +511,13 @@ fn prepare(config: &NodeConfig) -> Result<(), StartError> {
         disk::ensure_directory(&path, 0o700).map_err(|source| StartError::Directory { path, source })?;
     }
     Ok(())
+}
+
+/// The ledger, once nothing of what is on disk is of a newer agent.
+fn read_state(config: &NodeConfig) -> Result<Ledger, StartError> {
+    let ledger = Ledger::read(&config.root.join("ledger.json"))?;
+    notes::refuse_newer(&config.root.join(volumes::PODS), &config.run.join(volumes::PODS))?;
+    Ok(ledger)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -3,6 +3,9 @@
 //! One small file per pod, in memory, replaced when something in it changed: the planner's volume
 //! records, graceful stops that have begun, hooks that have run, the probes' verdicts, and the
 //! last status, from which transition times come. Lost at a reboot, with all it speaks of.
+//! Beside it, on disk, the past of a pod that does not always restart: see [`PastBook`].
+//!
+//! **Invariant:** what a newer agent noted is never overwritten: [`refuse_newer`] comes before any pod.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,12 +17,96 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use portreeve_engine::ContainerId;
 use portreeve_plan::{Failure, HookState, KillCause, Past, ProbeVerdicts, Resources, Stopping, Verdict, VolumeRecord};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::disk;
 
+/// Version of the notes and of the past that this agent writes, and the newest it reads.
 const VERSION: u32 = 1;
+/// The notes of a pod, in its directory below `<run>`.
+const NOTES: &str = "state.json";
+/// The past of a pod, in its directory below `<root>`.
+const PAST: &str = "past.json";
+/// What the past is renamed to when it cannot be read.
+const DAMAGED_PAST: &str = "past.json.damaged";
+
+/// Why what is noted of a pod cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NotesError {
+    /// It cannot be read.
+    #[error("reading {path}")]
+    Read {
+        /// The file, or the directory of all pods.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no such file.
+    #[error("{path} is damaged")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where it is damaged.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A newer agent wrote it.
+    #[error("{path} has version {found}, this agent knows {VERSION}: use the newer agent")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+}
+
+#[derive(Deserialize)]
+struct Version {
+    /// Files without it are of the first version.
+    #[serde(default)]
+    version: u32,
+}
+
+/// Reads a file that says its version; a missing one is `None`.
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NotesError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(NotesError::Read { path: path.to_owned(), source }),
+    };
+    let parse = |source| NotesError::Parse { path: path.to_owned(), source };
+    let Version { version } = serde_json::from_slice(&bytes).map_err(parse)?;
+    if version > VERSION {
+        return Err(NotesError::Newer { path: path.to_owned(), found: version });
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(parse)
+}
+
+/// Looks at what is noted of each pod, in `disk` (`<root>/pods`) and `memory` (`<run>/pods`), and changes nothing.
+///
+/// # Errors
+/// [`NotesError::Newer`] for the first file of a newer agent, [`NotesError::Read`] when it cannot be told what there
+/// is. What is damaged is no error here: [`NoteBook::open`] and [`PastBook::open`] go on without it.
+pub(crate) fn refuse_newer(disk: &Path, memory: &Path) -> Result<(), NotesError> {
+    for (pods, name) in [(disk, PAST), (memory, NOTES)] {
+        let failed = |source| NotesError::Read { path: pods.to_owned(), source };
+        let entries = match fs::read_dir(pods) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(failed(source)),
+        };
+        for entry in entries {
+            let path = entry.map_err(failed)?.path().join(name);
+            if let Err(newer @ NotesError::Newer { .. }) = read::<Version>(&path) {
+                return Err(newer);
+            }
+        }
+    }
+    Ok(())
+}
 
 /// The notes of one pod.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -167,22 +254,15 @@ pub(crate) struct NoteBook {
 }
 
 impl NoteBook {
-    /// Opens the notes in the pod's directory; damaged or newer ones are as good as none.
+    /// Opens the notes in the pod's directory; damaged ones are as good as none.
     pub(crate) fn open(directory: &Path) -> Self {
-        let path = directory.join("state.json");
-        let notes = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice::<Notes>(&bytes) {
-                Ok(notes) if notes.version <= VERSION => notes,
-                Ok(_) => {
-                    warn!(path = %path.display(), "notes of a newer agent were not used");
-                    Notes::default()
-                }
-                Err(error) => {
-                    warn!(path = %path.display(), error = %error, "damaged notes were not used");
-                    Notes::default()
-                }
-            },
-            Err(_) => Notes::default(),
+        let path = directory.join(NOTES);
+        let notes = match read::<Notes>(&path) {
+            Ok(notes) => notes.unwrap_or_default(),
+            Err(error) => {
+                warn!(error = %portreeve_engine::chain(&error), "notes of a pod were not used");
+                Notes::default()
+            }
         };
         Self { path, written: notes.clone(), notes }
     }
@@ -203,24 +283,50 @@ impl NoteBook {
 }
 
 /// What of a pod that does not always restart outlives a reboot: one small file, on disk.
+///
+/// Without it such a pod would run a second time. One that cannot be read is therefore not taken for none: it is kept
+/// aside, and an unknown past takes its place, with which the pod has ended ([`Past::is_unknown`]).
 #[derive(Debug)]
 pub(crate) struct PastBook {
     path: PathBuf,
     past: Option<Arc<Past>>,
 }
 
+/// The past with its version, as it is on disk.
+#[derive(Serialize, Deserialize)]
+struct PastFile<P> {
+    #[serde(default)]
+    version: u32,
+    #[serde(flatten)]
+    past: P,
+}
+
 impl PastBook {
-    /// Opens it in the pod's directory on disk; what is damaged is as good as none.
-    pub(crate) fn open(directory: &Path) -> Self {
-        let path = directory.join("past.json");
-        let past = fs::read(&path).ok().and_then(|bytes| match serde_json::from_slice::<Past>(&bytes) {
-            Ok(past) => Some(Arc::new(past)),
-            Err(error) => {
-                warn!(path = %path.display(), error = %error, "the damaged past of a pod was not used");
-                None
+    /// Opens it in the pod's directory on disk.
+    ///
+    /// # Errors
+    /// [`NotesError`]: it is there and says nothing, see [`PastBook::begin_anew`].
+    pub(crate) fn open(directory: &Path) -> Result<Self, NotesError> {
+        let path = directory.join(PAST);
+        let past = read::<PastFile<Past>>(&path)?.map(|file| Arc::new(file.past));
+        Ok(Self { path, past })
+    }
+
+    /// Puts `unknown` in the place of a past that cannot be read; returns where that one is kept.
+    ///
+    /// # Errors
+    /// The kernel's; the file is then left as it was, and the book says the same.
+    pub(crate) fn begin_anew(directory: &Path, unknown: Past) -> (Self, io::Result<PathBuf>) {
+        let (path, aside) = (directory.join(PAST), directory.join(DAMAGED_PAST));
+        let kept = (|| {
+            // By a second name, so that no crash leaves the pod without a past.
+            match fs::remove_file(&aside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => fs::hard_link(&path, &aside)?,
             }
-        });
-        Self { path, past }
+            write_past(&path, &unknown)
+        })();
+        (Self { path, past: Some(Arc::new(unknown)) }, kept.map(|()| aside))
     }
 
     /// What was kept last.
@@ -241,7 +347,7 @@ impl PastBook {
                 if let Some(parent) = path.parent() {
                     disk::ensure_directory(parent, 0o700)?;
                 }
-                disk::replace_blocking(&path, &serde_json::to_vec(&*past)?, 0o600)
+                write_past(&path, &past)
             }
             None => match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -252,6 +358,10 @@ impl PastBook {
         self.past = past;
         Ok(())
     }
+}
+
+fn write_past(path: &Path, past: &Past) -> io::Result<()> {
+    disk::replace_blocking(path, &serde_json::to_vec(&PastFile { version: VERSION, past })?, 0o600)
 }
 
 #[cfg(test)]
@@ -286,5 +396,37 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("state.json"), "{\"version\":").unwrap();
         assert_eq!(NoteBook::open(dir.path()).notes, Notes::default());
+    }
+
+    #[tokio::test]
+    async fn a_past_without_a_version_is_read_and_has_one_when_it_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("past.json");
+        fs::write(&path, r#"{"generation":3,"restartRequestedAt":null,"carried":{}}"#).unwrap();
+        let mut book = PastBook::open(dir.path()).unwrap();
+        let past = book.past().unwrap();
+        assert_eq!(past.generation, 3);
+        book.keep(Some(past)).await.unwrap();
+        let kept: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(kept, serde_json::json!({"version": 1, "generation": 3, "restartRequestedAt": null, "carried": {}}));
+        fs::write(&path, r#"{"version":2,"generation":"another"}"#).unwrap();
+        assert!(matches!(PastBook::open(dir.path()), Err(NotesError::Newer { found: 2, .. })));
+    }
+
+    #[test]
+    fn a_past_that_cannot_be_read_is_kept_aside_and_stays_unknown() {
+        let dir = tempfile::tempdir().unwrap();
+        let unknown = || Past { generation: 1, restart_requested_at: None, carried: BTreeMap::new() };
+        for damage in ["{\"carr", ""] {
+            fs::write(dir.path().join("past.json"), damage).unwrap();
+            assert!(matches!(PastBook::open(dir.path()), Err(NotesError::Parse { .. })));
+            let (book, kept) = PastBook::begin_anew(dir.path(), unknown());
+            assert_eq!(fs::read_to_string(kept.unwrap()).unwrap(), damage);
+            assert_eq!(book.past(), PastBook::open(dir.path()).unwrap().past());
+            assert_eq!(book.past().as_deref(), Some(&unknown()));
+        }
+        fs::remove_file(dir.path().join("past.json")).unwrap();
+        let (book, kept) = PastBook::begin_anew(dir.path(), unknown());
+        assert!(kept.is_err() && book.past().is_some(), "what cannot be kept aside still counts");
     }
 }

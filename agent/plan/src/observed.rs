@@ -389,6 +389,15 @@ pub struct Past {
     pub generation: i64,
     /// [`crate::DesiredPod::restart_requested_at`] at that time: so does one that is asked for.
     pub restart_requested_at: Option<Timestamp>,
-    /// What each container that was ever started had come to, by name; never empty.
+    /// What each container that was ever started had come to, by name; empty when that is no longer known.
     pub carried: BTreeMap<String, Carried>,
+}
+
+impl Past {
+    /// Whether only this is known: that the pod has run. It has ended then, unless it always restarts, because a second
+    /// run may do harm, and one too few is mended by an edit or a request.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.carried.is_empty()
+    }
 }

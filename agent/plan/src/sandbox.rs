@@ -58,11 +58,17 @@ pub(crate) fn recreate_differences(world: &World<'_>, home: &SandboxView) -> Vec
 
 pub(crate) fn sandbox_fate<'a>(world: &World<'a>) -> SandboxFate<'a> {
     let Some(home) = world.home() else {
-        if world.policy == Policy::Never && world.past().is_some() {
+        let ended = |reason: &str| SandboxFate::Ended { reason: reason.to_owned() };
+        match world.past() {
+            Some(past) if past.is_unknown() && world.policy != Policy::Always => {
+                return ended("it had run already, and what it had come to cannot be read");
+            }
             // Source: kubernetes `kuberuntime_manager.go` computePodActions: no second sandbox for a
             // pod that does not restart and has had containers.
-            let reason = "it had run already when every record of it went, as at a reboot".to_owned();
-            return SandboxFate::Ended { reason };
+            Some(_) if world.policy == Policy::Never => {
+                return ended("it had run already when every record of it went, as at a reboot");
+            }
+            _ => {}
         }
         return SandboxFate::Create(Replacement {
             reason: "the pod has no sandbox".to_owned(),

@@ -113,6 +113,9 @@ pub(crate) struct NodeFacts {
     pub(crate) storage_bytes: u64,
 }
 
+/// The folder of all pods, below `<root>` and below `<run>`.
+pub(crate) const PODS: &str = "pods";
+
 /// Where the volumes of all pods are.
 #[derive(Debug, Clone)]
 pub(crate) struct Volumes {
@@ -123,7 +126,7 @@ pub(crate) struct Volumes {
 impl Volumes {
     /// Volumes below `<root>/pods` and `<run>/pods`; the latter is made memory if it is not.
     pub(crate) fn open(root: &Path, run: &Path) -> Result<Self, VolumeError> {
-        let volumes = Self { disk: root.join("pods"), memory: run.join("pods") };
+        let volumes = Self { disk: root.join(PODS), memory: run.join(PODS) };
         for path in [&volumes.disk, &volumes.memory] {
             disk::ensure_directory(path, 0o700).map_err(VolumeError::io("making", path))?;
         }

@@ -20,6 +20,7 @@ mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +29,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use portreeve_engine::{ContainerId, EngineError};
 use portreeve_plan::{
-    Attempted, DesiredPod, Failure, Finished, ImageName, Intent, ObservedPod, PodUid, SandboxId, next_try, past, plan,
-    remember, status,
+    Attempted, DesiredPod, Failure, Finished, ImageName, Intent, ObservedPod, Past, PodUid, SandboxId, next_try, past,
+    plan, remember, status,
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -37,11 +38,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::clock::Clock;
-use crate::events::{EventKind, Events};
+use crate::events::{EventKind, Events, Subject};
 use crate::history::{History, NamespacedName};
 use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::notes::{NoteBook, PastBook};
+use crate::notes::{NoteBook, NotesError, PastBook};
 use crate::probes::{ProbeReport, Probes};
 use crate::pulls::{Pulls, Watched};
 use crate::runtime::{ImageFacts, PullFailure, Runtime};
@@ -160,6 +161,8 @@ impl Worker {
                 shared.pulls.failed(&uid.0, &image.0, failure);
             }
         }
+        let directory = shared.volumes.disk_of(&uid.0);
+        let past = PastBook::open(&directory).unwrap_or_else(|error| lost_past(shared, &desired, &directory, &error));
         let (sender, mailbox) = watch::channel(desired);
         let worker = Self {
             shared: Arc::clone(shared),
@@ -167,7 +170,7 @@ impl Worker {
             wake: Arc::clone(&wake),
             stop,
             book: Arc::new(Mutex::new(book)),
-            past: PastBook::open(&shared.volumes.disk_of(&uid.0)),
+            past,
             failures: BTreeMap::new(),
             pulls,
             pull_tasks: JoinSet::new(),
@@ -479,6 +482,27 @@ impl Worker {
 pub(crate) fn has_come(runtime: &dyn Runtime, observed: &ObservedPod) -> bool {
     let mut wanting = observed.images.iter().filter(|(_, view)| view.is_wanting());
     wanting.any(|(name, _)| matches!(runtime.lookup_image(&name.0), Ok(Some(facts)) if facts.refused.is_none()))
+}
+
+/// The past of a pod whose file says nothing, with a warning: nobody else knows that the pod had run.
+fn lost_past(shared: &Shared, desired: &DesiredPod, directory: &Path, error: &NotesError) -> PastBook {
+    let (generation, restart_requested_at) = (desired.generation, desired.restart_requested_at);
+    let unknown = Past { generation, restart_requested_at, carried: BTreeMap::new() };
+    let (book, kept) = PastBook::begin_anew(directory, unknown);
+    let error = portreeve_engine::chain(error);
+    let place = match kept {
+        Ok(aside) => format!("it is kept as {}", aside.display()),
+        Err(error) => format!("it was left where it is: {error}"),
+    };
+    let key = desired.key();
+    warn!(pod = %key, error, place, "the past of a pod could not be read, and is taken for one that has ended");
+    let message = format!(
+        "what the pod had come to cannot be read: {error}; {place}. Unless it always restarts, or its containers are \
+         still there, it is not run again before it is edited or `restart pod` asks for it"
+    );
+    let subject = Subject::pod(&key.namespace, &key.name, &desired.uid.0);
+    shared.events.record(&subject, EventKind::Warning, "PastUnreadable", &message);
+    book
 }
 
 /// Whether a pull of this image that failed is still one of the pod's to make: the image may have come by another way

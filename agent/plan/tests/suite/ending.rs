@@ -1,8 +1,10 @@
 //! How a pod ends: removed, completed, failed, out of time.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use portreeve_plan::{Action, History, Intent, KillCause, ObservedPod, SandboxState, Stopping, Terminal, past};
+use portreeve_plan::{Action, History, Intent, KillCause, ObservedPod, Past, SandboxState, Stopping, Terminal, past};
 use serde_json::{Value, json};
 
 use crate::model::{Node, running};
@@ -307,6 +309,28 @@ fn an_edit_or_a_request_runs_a_pod_again_that_a_reboot_had_ended() {
     for mut node in [edited, asked] {
         node.settle();
         assert_eq!(node.observed.containers.len(), 3, "{:#?}", node.done);
+    }
+}
+
+#[test]
+fn a_pod_whose_past_is_unknown_has_ended_until_it_is_asked_for() {
+    for (policy, runs) in [("Never", false), ("OnFailure", false), ("Always", true)] {
+        let mut node = half_done(policy);
+        reboot(&mut node);
+        let (generation, restart_requested_at) = (node.desired.generation, node.desired.restart_requested_at);
+        let unknown = Past { generation, restart_requested_at, carried: BTreeMap::new() };
+        node.observed.history.past = Some(Arc::new(unknown));
+        let mut asked = node.clone();
+        asked.desired.restart_requested_at = Some(asked.now);
+        if !runs {
+            assert_eq!(node.steps(), ["record pod as Failed"]);
+            assert!(node.status().message.unwrap().contains("cannot be read"));
+            assert_eq!(past(&node.desired, &node.observed), node.observed.history.past, "it stays on disk");
+        }
+        node.settle();
+        assert_eq!(!node.observed.containers.is_empty(), runs, "{policy}");
+        asked.settle();
+        assert_eq!(asked.observed.containers.len(), 3, "{policy}: {:#?}", asked.done);
     }
 }
 
