@@ -196,8 +196,13 @@ impl ServerCertVerifier for AnyCertificate {
 mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::{ServerConfig, SupportedProtocolVersion};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
+    use tokio_rustls::TlsAcceptor;
 
     /// A server that answers each connection with the next of `answers` and keeps the requests.
     async fn serve(answers: Vec<String>) -> (u16, tokio::task::JoinHandle<Vec<String>>) {
@@ -284,6 +289,78 @@ mod tests {
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n{body}");
         let (port, server) = serve(vec![answer]).await;
         get(&action("/"), "127.0.0.1", port, Duration::ZERO).await.unwrap();
+        server.await.unwrap();
+    }
+
+    /// A server with a certificate that nobody vouches for and that is of another name.
+    async fn serve_tls(
+        status: &'static str,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> (u16, JoinHandle<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let made = std::process::Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+            .args([
+                "-days",
+                "2",
+                "-subj",
+                "/CN=elsewhere.test",
+                "-addext",
+                "subjectAltName=DNS:elsewhere.test",
+                "-keyout",
+            ])
+            .args([&*key, std::path::Path::new("-out"), &*certificate])
+            .output()
+            .expect("openssl is installed");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![CertificateDer::from_pem_file(&certificate).unwrap()],
+                PrivateKeyDer::from_pem_file(&key).unwrap(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let task = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut buffer = vec![0; 4096];
+            let length = stream.read(&mut buffer).await.unwrap();
+            stream.write_all(answer(status, "").as_bytes()).await.unwrap();
+            // The probe may hang up first.
+            let _ = stream.shutdown().await;
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        });
+        (port, task)
+    }
+
+    #[tokio::test]
+    async fn a_container_with_any_certificate_is_asked_by_tls() {
+        let mut https = action("/healthz");
+        https.scheme = Some("HTTPS".to_owned());
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let (port, server) = serve_tls("200 OK", &[version]).await;
+            get(&https, "127.0.0.1", port, Duration::ZERO).await.unwrap();
+            assert!(server.await.unwrap().starts_with("GET /healthz HTTP/1.1\r\n"));
+            let (port, server) = serve_tls("500 Internal Server Error", &[version]).await;
+            let error = get(&https, "localhost", port, Duration::ZERO).await.unwrap_err();
+            assert_eq!(error, "HTTP probe failed with statuscode: 500");
+            server.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_tls_is_no_https() {
+        let mut https = action("/");
+        https.scheme = Some("HTTPS".to_owned());
+        let (port, server) = serve(vec![answer("200 OK", "")]).await;
+        let error = get(&https, "127.0.0.1", port, Duration::ZERO).await.unwrap_err();
+        assert!(error.starts_with(&format!("Get \"https://127.0.0.1:{port}/\": ")), "{error}");
         server.await.unwrap();
     }
 
