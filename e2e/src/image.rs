@@ -52,6 +52,17 @@ impl Image {
         Self::archive_with(directory, reference, &[Self::busybox_layer(&[])], &more)
     }
 
+    /// A busybox whose configuration names the user that its programs run as. `/etc/passwd` knows `user`, 1000:1000,
+    /// who is in the group `extra`, 2000, too.
+    ///
+    /// # Panics
+    /// As [`busybox`](Self::busybox).
+    #[must_use]
+    pub fn busybox_of_user(directory: &Path, reference: &str, user: &str) -> Self {
+        let more = serde_json::json!({ "User": user });
+        Self::archive_with(directory, reference, &[Self::busybox_layer(&[])], &more)
+    }
+
     /// A busybox whose program, when none is given, does nothing until it is killed.
     ///
     /// # Panics
