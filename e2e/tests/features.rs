@@ -48,7 +48,7 @@ fn configuration_reaches_variables_and_files_and_follows_its_edits() {
     let configs = |word: &str| {
         json!({ "apiVersion": "v1", "kind": "List", "items": [
             { "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "c" },
-              "data": { "level": "high", "other": "unused" } },
+              "data": { "level": "high", "other": "unused" }, "binaryData": { "bytes": "AP8K" } },
             { "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s" },
               "stringData": { "word": word, "pin": "1234" } },
         ]})
@@ -56,7 +56,8 @@ fn configuration_reaches_variables_and_files_and_follows_its_edits() {
     agent.drop_manifest("config.yaml", &configs("hidden").to_string());
     let script = "env; for path in cm/level key.txt about/name about/memory; do \
                   echo file $path $(stat -L -c %a /all/$path) $(cat /all/$path); done; \
-                  echo part $(cat /part); echo mine >/mine/file; echo under $(ls /volume)";
+                  echo part $(cat /part); echo mine >/mine/file; echo under $(ls /volume); \
+                  echo bytes $(busybox od -An -tx1 /all/cm/bytes)";
     let mut pod = reporter("p", &out, script);
     pod["metadata"]["labels"] = json!({ "tier": "one" });
     pod["metadata"]["annotations"] = json!({ "note": "first" });
@@ -64,7 +65,9 @@ fn configuration_reaches_variables_and_files_and_follows_its_edits() {
         &mut pod["spec"]["volumes"],
         json!([
             { "name": "all", "projected": { "defaultMode": 0o640, "sources": [
-                { "configMap": { "name": "c", "items": [{ "key": "level", "path": "cm/level" }] } },
+                { "configMap": { "name": "c", "items": [
+                    { "key": "level", "path": "cm/level" }, { "key": "bytes", "path": "cm/bytes" },
+                ] } },
                 { "secret": { "name": "s", "items": [{ "key": "word", "path": "key.txt", "mode": 0o400 }] } },
                 { "secret": { "name": "absent", "optional": true } },
                 { "downwardAPI": { "items": [
@@ -137,6 +140,7 @@ fn configuration_reaches_variables_and_files_and_follows_its_edits() {
         "file about/memory 444 64",
         "part hidden",
         "under of",
+        "bytes 00 ff 0a",
     ] {
         assert!(seen.lines().any(|found| found == line), "{line:?} is missing:\n{seen}");
     }
