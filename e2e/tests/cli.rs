@@ -220,7 +220,8 @@ fn what_has_no_end_or_no_writer_is_not_waited_for() {
     let folder = home.path().to_str().unwrap();
     for verb in [&["validate", folder][..], &["validate", "-f", folder], &["plan", folder], &["apply", "-f", folder]] {
         let refused = bounded(verb);
-        assert!(refused.code == 1 && refused.stderr.contains("pipe.yaml: it is no regular file"), "{refused:?}");
+        let told = format!("{}{}", refused.stdout, refused.stderr);
+        assert!(refused.code == 1 && told.contains("pipe.yaml: it is no regular file"), "{refused:?}");
     }
     let folder = portreeve(&["image", "load", folder]);
     assert!(folder.code == 1 && folder.stderr.contains("is a directory"), "{folder:?}");
@@ -254,8 +255,40 @@ fn validate_answers_by_exit_code_and_in_json() {
     }
     let text = portreeve(&["validate", bad.to_str().unwrap()]);
     assert!(text.code == 1 && text.stdout.contains("bad.yaml:6:"), "{}", text.stdout);
-    let missing = portreeve(&["validate", home.path().join("none.yaml").to_str().unwrap()]);
-    assert!(missing.code == 1 && missing.stderr.contains("none.yaml"), "{}", missing.stderr);
+    // What cannot be opened hides nothing of the others.
+    let none = home.path().join("none.yaml");
+    let (code, report) = of(&[&none, &bad, home.path(), &good]);
+    assert_eq!(code, 1);
+    let files =
+        |problem: &Value| (problem["severity"] == "error").then(|| problem["file"].as_str().unwrap().to_owned());
+    let files: Vec<_> = report["problems"].as_array().unwrap().iter().filter_map(files).collect();
+    assert!(files.contains(&none.to_str().unwrap().to_owned()), "{report}");
+    assert!(files.contains(&bad.to_str().unwrap().to_owned()), "{report}");
+    assert_eq!(report["problems"][0]["reason"], "Unreadable", "{report}");
+}
+
+#[test]
+fn explain_prints_what_a_manifest_can_say() {
+    let text = portreeve(&["explain", "--support"]).ok();
+    let row = |subject: &str| {
+        let row = text.lines().find(|line| line.split_whitespace().next() == Some(subject));
+        row.unwrap_or_else(|| panic!("no row for {subject}: {text}")).split_whitespace().nth(1).unwrap().to_owned()
+    };
+    for (subject, support) in [
+        ("Pod", "yes"),
+        ("ConfigMap", "yes"),
+        ("Deployment", "error"),
+        ("Service", "warning"),
+        ("Pod.spec.containers[].image", "yes"),
+        ("Pod.spec.containers[].env[].valueFrom.fileKeyRef", "error"),
+        ("Pod.spec.affinity", "warning"),
+    ] {
+        assert_eq!(row(subject), support, "{subject}");
+    }
+    let rows = json(&portreeve(&["explain", "--support", "-o", "json"]).ok());
+    assert_eq!(rows.as_array().unwrap().len(), text.lines().count());
+    let refused = portreeve(&["explain"]);
+    assert!(refused.code == 2 && refused.stderr.contains("--support"), "{refused:?}");
 }
 
 #[test]

@@ -103,13 +103,23 @@ pub enum Reason {
     Doubtful,
     /// Nothing is declared where something was expected.
     Empty,
+    /// The file cannot be read at all.
+    Unreadable,
 }
 
 impl Reason {
     /// Whether the problem is one of portreeve's own rules, which the API server does not have.
     #[must_use]
     pub fn is_own_rule(self) -> bool {
-        matches!(self, Self::LimitExceeded | Self::UnsupportedHere | Self::ClusterOnly | Self::Doubtful | Self::Empty)
+        matches!(
+            self,
+            Self::LimitExceeded
+                | Self::UnsupportedHere
+                | Self::ClusterOnly
+                | Self::Doubtful
+                | Self::Empty
+                | Self::Unreadable
+        )
     }
 }
 

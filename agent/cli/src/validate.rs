@@ -5,7 +5,6 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
 use owo_colors::OwoColorize;
 use portreeve_manifests::{ObjectKey, Position, Problem, Reason, Severity, Verdict, parse_file};
 
@@ -30,23 +29,12 @@ enum Output {
     Json,
 }
 
-/// Prints every problem; 1 when one of them is an error, 0 otherwise.
+/// Prints every problem, also of paths that cannot be read; 1 when one of them is an error, 0 otherwise.
 ///
 /// # Errors
-/// A path that cannot be read.
+/// When standard output cannot be written.
 pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
-    let mut report = Report::default();
-    for path in args.paths.iter().chain(&args.filename) {
-        let files = manifests::named(path)?;
-        // As kubectl: who names the wrong directory has not validated anything.
-        if files.is_empty() {
-            bail!("there are no manifests in {}: no visible .yaml, .yml or .json", path.display());
-        }
-        for file in files {
-            let bytes = file.bytes()?;
-            report.add(if file.is_stdin() { Path::new("<stdin>") } else { &file.path }, &bytes);
-        }
-    }
+    let report = Report::of(args.paths.iter().chain(&args.filename));
     let mut out = std::io::stdout().lock();
     match args.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&report.json())?)?,
@@ -54,6 +42,9 @@ pub(crate) fn run(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     }
     Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+/// What to do about a path that cannot be read.
+const UNREAD: &str = "name a file or directory that can be read, or leave it out";
 
 /// What was found in all files together.
 #[derive(Debug, Default)]
@@ -66,6 +57,45 @@ struct Report {
 }
 
 impl Report {
+    fn of<'p>(paths: impl Iterator<Item = &'p PathBuf>) -> Self {
+        let mut report = Self::default();
+        for path in paths {
+            match manifests::named(path) {
+                // As kubectl: who names the wrong directory has not validated anything.
+                Ok(files) if files.is_empty() => {
+                    let why = format!("there are no manifests in {}", path.display());
+                    report.unread(path, why, "name a directory with visible .yaml, .yml or .json files");
+                }
+                Ok(files) => files.iter().for_each(|file| report.read(file)),
+                Err(error) => report.unread(path, format!("{error:#}"), UNREAD),
+            }
+        }
+        report
+    }
+
+    fn read(&mut self, file: &manifests::Named) {
+        let name = if file.is_stdin() { Path::new("<stdin>") } else { &file.path };
+        match file.bytes() {
+            Ok(bytes) => self.add(name, &bytes),
+            Err(error) => self.unread(name, format!("{error:#}"), UNREAD),
+        }
+    }
+
+    /// A path of which nothing is known; what others say is told all the same.
+    fn unread(&mut self, path: &Path, message: String, fix: &str) {
+        self.problems.push(Problem {
+            severity: Severity::Error,
+            file: path.to_owned(),
+            position: Position::default(),
+            document: 0,
+            object: None,
+            field: String::new(),
+            reason: Reason::Unreadable,
+            message,
+            fix: fix.to_owned(),
+        });
+    }
+
     fn add(&mut self, file: &Path, bytes: &[u8]) {
         let mut parsed = parse_file(file, bytes);
         self.files += 1;
@@ -156,12 +186,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_without_manifests_is_an_error() {
+    fn a_path_that_says_nothing_is_an_error_and_hides_no_other() {
         let home = tempfile::tempdir().unwrap();
-        std::fs::write(home.path().join("notes.txt"), "").unwrap();
-        let args = ValidateArgs { paths: vec![home.path().to_owned()], filename: Vec::new(), output: Output::Text };
-        let error = run(&args).unwrap_err().to_string();
-        assert!(error.contains(&home.path().display().to_string()) && error.contains(".yaml"), "{error}");
+        let (empty, missing, bad) =
+            (home.path().join("empty"), home.path().join("none.yaml"), home.path().join("b.yaml"));
+        std::fs::create_dir(&empty).unwrap();
+        std::fs::write(empty.join("notes.txt"), "").unwrap();
+        std::fs::write(&bad, "apiVersion: v1\nkind: Pot\n").unwrap();
+        let address = PathBuf::from("http://127.0.0.1/a.yaml");
+        let report = Report::of([&missing, &empty, &address, &bad].into_iter());
+        let told: Vec<_> = report.problems.iter().map(|problem| (&problem.file, problem.message.clone())).collect();
+        assert!(told[0].0 == &missing && told[0].1.contains("No such file"), "{told:?}");
+        assert!(told[1].0 == &empty && told[1].1.contains("no manifests"), "{told:?}");
+        assert!(told[2].0 == &address && told[2].1.contains("curl"), "{told:?}");
+        assert!(told[3].0 == &bad && told[3].1.contains("unknown kind Pot"), "{told:?}");
+        assert_eq!((report.errors(), report.files), (4, 1));
     }
 
     #[test]
