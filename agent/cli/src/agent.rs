@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use nix::fcntl::Flock;
@@ -23,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::claim::{self, Claim, LOCK_PATIENCE};
 use crate::config::{Config, CriNetwork, LogFormat, Settings, resolve};
-use crate::doctor;
+use crate::{doctor, verbs};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentArgs {
@@ -38,6 +39,12 @@ pub(crate) struct AgentArgs {
     /// End as after SIGTERM when this process, the one that starts the agent, ends
     #[arg(long, hide = true, value_name = "PID")]
     with_parent: Option<u32>,
+    /// A flag of those who ask an agent, which all verbs have: refused, and not in the help
+    #[arg(long, hide = true)]
+    pub(crate) socket: Option<PathBuf>,
+    /// The same
+    #[arg(long, hide = true, value_parser = verbs::timeout)]
+    pub(crate) request_timeout: Option<Duration>,
 }
 
 /// Runs the agent until SIGTERM or SIGINT.

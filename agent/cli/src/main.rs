@@ -94,11 +94,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let variable = std::env::var_os("PORTREEVE_RUN").filter(|value| !value.is_empty()).map(PathBuf::from);
     let run = cli.connection.run.clone().or(variable);
     match cli.command {
-        Command::Agent(_) if cli.connection.socket.is_some() => {
+        Command::Agent(args) if args.socket.is_some() => {
             let message = "an agent's socket is portreeve.sock in its run directory; set --run instead of --socket";
             Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
         }
-        Command::Agent(_) if cli.connection.request_timeout.is_some() => {
+        Command::Agent(args) if args.request_timeout.is_some() => {
             let message = "an agent asks nobody: --request-timeout is a flag of the verbs that talk to one";
             Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
         }
@@ -214,9 +214,9 @@ mod tests {
         assert_eq!(table.iter().map(|(key, _)| key.as_str()).collect::<BTreeSet<_>>(), BTreeSet::from(config::KEYS));
         let mut flags = flags("agent");
         let variable = |flag: &str| format!("PORTREEVE_{}", flag.to_uppercase().replace('-', "_"));
-        // Neither is a setting: one names the file of all of them, the others are no agent's.
+        // No setting: it names the file of all of them.
         assert_eq!(flags.remove("config"), Some(Some(variable("config"))));
-        for other in ["help", "version", "socket", "request-timeout"] {
+        for other in ["help", "version"] {
             flags.remove(other);
         }
         // Read by hand, because it belongs to all verbs.
@@ -238,10 +238,21 @@ mod tests {
     #[test]
     fn the_doctor_has_every_setting_of_an_agent() {
         let mut doctor = flags("doctor");
-        for own in ["output", "cri", "kubelet-config"] {
+        for own in ["output", "cri", "kubelet-config", "socket", "request-timeout"] {
             assert!(doctor.remove(own).is_some(), "{own}");
         }
         assert_eq!(doctor, flags("agent"));
+    }
+
+    #[test]
+    fn an_agent_has_no_flag_of_those_who_ask_one() {
+        for flags in [["--socket", "s"], ["--request-timeout", "5s"]] {
+            let flag = flags.join("=");
+            for arguments in [["portreeve", "agent", &flag], ["portreeve", &flag, "agent"]] {
+                let Command::Agent(args) = Cli::try_parse_from(arguments).unwrap().command else { panic!("no agent") };
+                assert!(args.socket.is_some() || args.request_timeout.is_some(), "{arguments:?} could not be refused");
+            }
+        }
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Connection {
 }
 
 /// A duration as kubectl reads it here: a number alone is seconds.
-fn timeout(text: &str) -> Result<Duration, String> {
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
     text.parse().map(Duration::from_secs).or_else(|_| logs::duration(text))
 }
 
