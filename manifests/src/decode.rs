@@ -10,6 +10,7 @@ mod read;
 mod zero;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use serde::de::DeserializeOwned;
 
@@ -24,11 +25,17 @@ struct Shared {
     faults: RefCell<Vec<Finding>>,
     /// Leave out what says nothing.
     lean: bool,
+    /// Fields that are read as if they were not given.
+    left_out: BTreeSet<String>,
     /// Something was read that says nothing.
     saw_zero: Cell<bool>,
 }
 
 impl Shared {
+    fn leaves_out(&self, path: &Path<'_>) -> bool {
+        !self.left_out.is_empty() && self.left_out.contains(&path.to_string())
+    }
+
     /// Whether another fault is kept.
     fn keeps(&self) -> bool {
         has_room(&self.faults.borrow(), Severity::Error)
@@ -168,6 +175,13 @@ pub(crate) fn decode<T: DeserializeOwned + Default>(root: &Node) -> (T, Vec<Find
     let lean = Shared { lean: true, ..Shared::default() };
     let object = decode_once(root, &lean);
     (object, lean.faults.into_inner())
+}
+
+/// Decodes an object as if the fields `wrong` were not given, as far as that can be: an item of a list is a default one,
+/// so that those after it keep their numbers.
+pub(crate) fn decode_without<T: DeserializeOwned + Default>(root: &Node, wrong: &BTreeSet<String>) -> T {
+    // What is wrong was told of before.
+    decode_once(root, &Shared { lean: true, left_out: wrong.clone(), ..Shared::default() })
 }
 
 fn decode_once<T: DeserializeOwned + Default>(root: &Node, shared: &Shared) -> T {

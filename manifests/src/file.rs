@@ -1,6 +1,7 @@
 //! Files: many documents, each with its own verdict.
 
 mod document;
+mod wrong;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -110,7 +111,7 @@ pub fn parse_file_in(file: &Path, bytes: &[u8], namespace: &str) -> ParsedFile {
     };
     for (index, document) in documents.iter().enumerate() {
         if document.root.value != Value::Null {
-            reading.document(index, document);
+            reading.any(index, &document.root, &document.faults, "");
         }
     }
     if reading.parsed.documents.len() > MAX_OBJECTS {
@@ -156,7 +157,8 @@ impl Reading {
         self.parsed.problems.push(to_problem(&self.file, document, object, finding));
     }
 
-    fn refuse(&mut self, index: usize, position: Position, finding: Finding) {
+    fn refuse(&mut self, index: usize, position: Position, mut finding: Finding, prefix: &str) {
+        finding.field = document::prefixed(prefix, &finding.field);
         self.problem(index, None, finding);
         self.add(index, position, Verdict::Refused { key: None });
     }
@@ -165,19 +167,18 @@ impl Reading {
         self.parsed.documents.push(Document { index, position, verdict });
     }
 
-    fn document(&mut self, index: usize, document: &yaml::Document) {
-        let root = &document.root;
+    /// A document, or an item of a list of anything, which is read like one: an object or a list.
+    fn any(&mut self, index: usize, root: &Node, faults: &[yaml::Fault], prefix: &str) {
         let kind = root.get("kind").and_then(Node::text).unwrap_or_default();
         match kinds::list_of(kind).map(|items_kind| (items_kind, kinds::check_list(root, kind))) {
-            Some((items_kind, Ok(()))) => self.list(index, document, items_kind),
-            Some((_, Err(finding))) => self.refuse(index, root.position, finding),
-            None => self.one(index, root, &document.faults, None, ""),
+            Some((items_kind, Ok(()))) => self.list(index, root, faults, items_kind, prefix),
+            Some((_, Err(finding))) => self.refuse(index, root.position, finding, prefix),
+            None => self.one(index, root, faults, None, prefix),
         }
     }
 
     /// The items of a `List`, or of a `PodList` and its like.
-    fn list(&mut self, index: usize, document: &yaml::Document, kind: Option<Kind>) {
-        let root = &document.root;
+    fn list(&mut self, index: usize, root: &Node, faults: &[yaml::Fault], kind: Option<Kind>, prefix: &str) {
         let items = match root.get("items").map(|items| &items.value) {
             Some(Value::List(items)) => items.as_slice(),
             None | Some(Value::Null) => &[],
@@ -186,7 +187,7 @@ impl Reading {
                 let message = "`items` must be a list".to_owned();
                 let fix = "begin each item with `- `, below `items:`";
                 let finding = document::error(position, "items", Reason::TypeMismatch, message, fix);
-                return self.refuse(index, root.position, finding);
+                return self.refuse(index, root.position, finding, prefix);
             }
         };
         if let Value::Map(entries) = &root.value {
@@ -196,28 +197,31 @@ impl Reading {
                     let fix = "remove it; a list has apiVersion, kind, metadata and items";
                     let (position, reason) = (entry.key_position, Reason::StrictUnknownField);
                     let finding = document::error(position, &entry.key, reason, message, fix);
-                    self.refuse(index, root.position, finding);
+                    self.refuse(index, root.position, finding, prefix);
                 }
             }
         }
         for (at, item) in items.iter().enumerate() {
-            let prefix = format!("items[{at}]");
+            let own_prefix = format!("items[{at}]");
             // A fault of the text belongs to the item that it stands in.
-            let faults: Vec<_> = document
-                .faults
+            let own_faults: Vec<_> = faults
                 .iter()
                 .filter_map(|fault| {
-                    let rest = fault.field.strip_prefix(&prefix)?;
+                    let rest = fault.field.strip_prefix(&own_prefix)?;
                     let mut own = fault.clone();
-                    own.field = rest.strip_prefix('.')?.to_owned();
+                    own.field = rest.strip_prefix('.').unwrap_or(rest).to_owned();
                     Some(own)
                 })
                 .collect();
-            self.one(index, item, &faults, kind, &prefix);
+            let prefix = document::prefixed(prefix, &own_prefix);
+            match kind {
+                Some(_) => self.one(index, item, &own_faults, kind, &prefix),
+                None => self.any(index, item, &own_faults, &prefix),
+            }
         }
         let stray = |fault: &&yaml::Fault| !fault.field.starts_with("items[");
-        for fault in document.faults.iter().filter(stray) {
-            self.refuse(index, root.position, document::fault(fault));
+        for fault in faults.iter().filter(stray) {
+            self.refuse(index, root.position, document::fault(fault), prefix);
         }
     }
 
@@ -225,10 +229,7 @@ impl Reading {
     fn one(&mut self, index: usize, root: &Node, faults: &[yaml::Fault], kind: Option<Kind>, prefix: &str) {
         let known = match kinds::identify(root, kind) {
             Ok(known) => known,
-            Err(mut finding) => {
-                finding.field = document::prefixed(prefix, &finding.field);
-                return self.refuse(index, root.position, finding);
-            }
+            Err(finding) => return self.refuse(index, root.position, finding, prefix),
         };
         match known {
             Known::Ours(kind) => {
@@ -236,9 +237,7 @@ impl Reading {
                 self.answer(index, root, answer, prefix);
             }
             Known::NotYet(name) => {
-                let mut finding = kinds::not_yet(root, &name);
-                finding.field = document::prefixed(prefix, &finding.field);
-                self.refuse(index, root.position, finding);
+                self.refuse(index, root.position, kinds::not_yet(root, &name), prefix);
             }
             Known::ClusterOnly(name) => {
                 let mut finding = kinds::cluster_only(root, &name);

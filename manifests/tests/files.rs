@@ -118,6 +118,106 @@ fn every_fault_of_a_document_is_reported_at_once() {
     );
 }
 
+/// The errors of a file: each field with its reason, in order of position.
+fn errors(text: &str) -> Vec<String> {
+    let problems = read(text).problems.into_iter().filter(|problem| problem.severity == Severity::Error);
+    problems.map(|problem| format!("{}: {}", problem.field, problem.reason)).collect()
+}
+
+#[test]
+fn a_value_of_the_wrong_type_hides_no_other_problem() {
+    let text = "apiVersion: v1
+kind: Pod
+metadata: {name: Web}
+spec:
+  restartPolicy: Sometimes
+  containers:
+  - name: c
+    image: y
+    imagePullPolicy: No
+    env:
+    - {name: A, value: 1}
+    - {name: B=, value: ok}
+    volumeMounts: [{name: v, mountPath: /v}]
+  - {name: d}
+";
+    let wanted = [
+        "metadata.name: FieldValueInvalid",
+        "spec.restartPolicy: FieldValueNotSupported",
+        "spec.containers[0].image: TypeMismatch",
+        "spec.containers[0].imagePullPolicy: TypeMismatch",
+        "spec.containers[0].env[0].value: TypeMismatch",
+        "spec.containers[0].env[1].name: FieldValueInvalid",
+        "spec.containers[0].volumeMounts[0].name: FieldValueNotFound",
+        "spec.containers[1].image: FieldValueRequired",
+    ];
+    assert_eq!(errors(text), wanted);
+}
+
+#[test]
+fn what_follows_from_a_value_of_the_wrong_type_is_not_told() {
+    for (spec, container, field) in [
+        // A value that must be there, in itself and for what holds it.
+        ("", "image: 5", "spec.containers[0].image"),
+        ("", "livenessProbe: {httpGet: x}", "spec.containers[0].livenessProbe.httpGet"),
+        ("", "ports: [{containerPort: x, hostPort: 80}]", "spec.containers[0].ports[0].containerPort"),
+        ("volumes: [{name: v, hostPath: x}]", "", "spec.volumes[0].hostPath"),
+        // A name that stands elsewhere.
+        ("volumes: x", "volumeMounts: [{name: v, mountPath: /v}]", "spec.volumes"),
+        ("volumes: [{name: 1, emptyDir: {}}]", "volumeMounts: [{name: v, mountPath: /v}]", "spec.volumes[0].name"),
+        // What decides over its neighbours.
+        ("tolerations: [{key: 1, effect: NoExecute}]", "", "spec.tolerations[0].key"),
+        (
+            "securityContext: {seccompProfile: {type: 1, localhostProfile: p.json}}",
+            "",
+            "spec.securityContext.seccompProfile.type",
+        ),
+        (
+            "initContainers: [{name: i, image: i, restartPolicy: 1, livenessProbe: {exec: {command: [a]}}}]",
+            "",
+            "spec.initContainers[0].restartPolicy",
+        ),
+        // What is compared with others.
+        ("", "resources: {limits: {cpu: one}, requests: {cpu: 2}}", "spec.containers[0].resources.limits[cpu]"),
+    ] {
+        let text = pod(spec, container);
+        // The image of this one is given by the line itself.
+        let text = if container.starts_with("image") { text.replace("    image: busybox:1\n", "") } else { text };
+        let found = errors(&text);
+        assert!(matches!(&*found, [only] if only.starts_with(&format!("{field}: "))), "{text}{found:#?}");
+    }
+}
+
+#[test]
+fn lists_are_read_in_a_list_as_at_the_top() {
+    let text = "apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: ConfigMapList
+  items:
+  - metadata: {name: a}
+  - {metadata: {name: B}}
+- apiVersion: v1
+  kind: List
+  items:
+  - {apiVersion: v1, kind: Secret, metadata: {name: s, name: s}}
+- {apiVersion: v2, kind: PodList}
+- {apiVersion: v1, kind: SecretList, more: 1}
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: c}, null: 1}
+";
+    let wanted = [
+        "items[0].items[1].metadata.name: FieldValueInvalid",
+        "items[1].items[0].metadata.name: StrictDuplicateKeyYAML",
+        "items[2].kind: KindMismatch",
+        "items[3].more: StrictUnknownField",
+        "items[4]: BadRequest",
+    ];
+    assert_eq!(errors(text), wanted);
+    let accepted: Vec<_> = read(text).objects().map(|object| object.key().to_string()).collect();
+    assert_eq!(accepted, ["ConfigMap default/a"]);
+}
+
 #[test]
 fn lists_hold_objects_of_any_kind() {
     check(

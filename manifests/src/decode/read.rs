@@ -368,7 +368,8 @@ impl<'de> MapAccess<'de> for Pairs<'_> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        self.pending = self.entries.next();
+        let Reader { path, shared, .. } = self.reader;
+        self.pending = self.entries.find(|entry| !shared.leaves_out(&path.key(&entry.key)));
         match self.pending {
             Some(entry) => seed.deserialize(text_reader(&entry.key)).map(Some),
             None => Ok(None),
@@ -433,6 +434,9 @@ impl<'de> MapAccess<'de> for Fields<'_> {
                 continue;
             }
             if is_identity(self.name, &entry.key) || entry.node.value == Value::Null {
+                continue;
+            }
+            if shared.leaves_out(&self.reader.path.field(&entry.key)) {
                 continue;
             }
             if zero::is_left_out(self.name, entry) {

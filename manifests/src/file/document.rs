@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, PodStatus, Secret
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 
+use super::wrong::Wrong;
 use crate::findings::{Finding, Findings};
 use crate::object::{Kind, Object, ObjectKey};
 use crate::path::Path;
@@ -54,7 +55,7 @@ pub(super) fn name_position(root: &Node) -> Position {
     Path::ROOT.field("metadata").field("name").position(root)
 }
 
-/// Whether a finding ends the reading before validation: what was decoded is not what was said.
+/// Whether the API server ends the reading here, before validation: what was decoded is not what was said.
 fn ends_reading(finding: &Finding) -> bool {
     !matches!(finding.reason, Reason::StrictUnknownField | Reason::StrictDuplicateKeyYAML)
 }
@@ -74,6 +75,15 @@ fn decode_kind(kind: Kind, root: &Node) -> (Object, Vec<Finding>) {
         Kind::Pod => shared::<Pod>(root, Object::Pod),
         Kind::ConfigMap => shared::<ConfigMap>(root, Object::ConfigMap),
         Kind::Secret => shared::<Secret>(root, Object::Secret),
+    }
+}
+
+/// What is left of an object without the values that are no values of their fields.
+fn decode_rest(kind: Kind, root: &Node, wrong: &Wrong) -> Object {
+    match kind {
+        Kind::Pod => Object::Pod(Arc::new(decode::decode_without(root, wrong.fields()))),
+        Kind::ConfigMap => Object::ConfigMap(Arc::new(decode::decode_without(root, wrong.fields()))),
+        Kind::Secret => Object::Secret(Arc::new(decode::decode_without(root, wrong.fields()))),
     }
 }
 
@@ -113,6 +123,10 @@ pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault], namespace: &str
     let mut findings: Vec<Finding> = faults.iter().map(fault).collect();
     let (mut object, decoded) = decode_kind(kind, root);
     findings.extend(decoded);
+    let wrong = Wrong::of(findings.iter().filter(|finding| ends_reading(finding)));
+    if wrong.is_any() {
+        object = decode_rest(kind, root, &wrong);
+    }
     let meta = metadata(&mut object);
     if meta.namespace.as_deref().unwrap_or_default().is_empty() {
         meta.namespace = Some(namespace.to_owned());
@@ -121,9 +135,6 @@ pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault], namespace: &str
     // Lines that seem to be indented stand elsewhere: what else is wrong is wrong because of them.
     if let Some(misread) = findings.iter().find(|finding| is_misread(finding)).cloned() {
         return Answer { key, object: None, findings: vec![misread] };
-    }
-    if findings.iter().any(ends_reading) {
-        return Answer { key, object: None, findings };
     }
     fill(&mut object);
     let mut found = Findings::new(root);
@@ -143,7 +154,7 @@ pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault], namespace: &str
             && findings.iter().any(|known| {
                 known.reason == Reason::StrictUnknownField && parent(&known.field) == parent(&finding.field)
             });
-        !hidden
+        !hidden && !wrong.explains(finding)
     });
     let fresh: Vec<Finding> = fresh.collect();
     findings.extend(fresh);
@@ -151,7 +162,8 @@ pub(super) fn in_file(kind: Kind, root: &Node, faults: &[Fault], namespace: &str
     Answer { key, object: good.then_some(object), findings }
 }
 
-fn parent(field: &str) -> &str {
+/// The field that holds this one.
+pub(super) fn parent(field: &str) -> &str {
     field.rsplit_once('.').map_or("", |(parent, _)| parent)
 }
 
