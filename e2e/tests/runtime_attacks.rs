@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! 2019-5736            the runtime is overwritten through /proc/PID/exe
-//!                      cve_2019_5736_* (by what is entered, an image, a neighbour; who may not mount)
+//!                      cve_2019_5736_* (by what is entered, an image, a neighbour; what waits; who may not mount)
 //!                      c: attacks::cve_2019_5736_*   u: sys self_exe::tests::cve_2019_5736_*
 //! 2019-16884, -19921   a /proc that is none, or a volume over it, swallows labels and parameters
 //! 2019-18837           cve_2019_16884_a_proc_that_is_none_is_refused
@@ -227,6 +227,54 @@ fn cve_2019_5736_the_runtime_cannot_be_overwritten_by_a_neighbour() {
     assert!(fingerprint(&victim) == before, "the runtime was overwritten");
 }
 
+/// Whether the file that a process shows as its executable lies where nobody can write.
+fn executes_what_is_read_only(pid: impl std::fmt::Display) -> bool {
+    statvfs(format!("/proc/{pid}/exe").as_str()).unwrap().flags().contains(FsFlags::ST_RDONLY)
+}
+
+#[test]
+fn cve_2019_5736_what_waits_for_its_start_shows_no_file_that_can_be_written() {
+    let test = "cve_2019_5736_what_waits_for_its_start_shows_no_file_that_can_be_written";
+    let Some(mut runtime) = Runtime::for_test(test) else { return };
+    let copy = runtime.use_copy();
+    std::fs::set_permissions(runtime.world().path(""), PermissionsExt::from_mode(0o711)).unwrap();
+    let neighbour = runtime.bundle(&["wait"]);
+    runtime.create(&neighbour, &[]).ok();
+    let joined = json!({ "type": "pid", "path": format!("/proc/{}/ns/pid", runtime.pid(&neighbour)) });
+    let clocks = json!({ "linux": { "timeOffsets": { "boottime": { "secs": 7 } } } });
+    let bundle = || runtime.bundle(&["wait"]);
+    // Which process leaves the file, the first or the maker, depends on who sees the first.
+    let mut cases = vec![
+        ("processes of its own", bundle()),
+        ("users of its own", bundle().with_users(100_000, 65536)),
+        ("processes of a neighbour", bundle().with_namespace("pid", Some(joined.clone()))),
+        ("processes of the host", bundle().with_namespace("pid", None)),
+    ];
+    if Path::new("/proc/self/ns/time").exists() {
+        let time = Some(json!({ "type": "time" }));
+        cases.push(("clocks of its own", bundle().with_namespace("time", time).with(clocks)));
+    }
+    for (what, bundle) in cases {
+        runtime.create(&bundle, &[]).ok();
+        let pid = runtime.pid(&bundle);
+        assert_eq!(std::fs::read_link(format!("/proc/{pid}/exe")).unwrap().file_name(), copy.file_name(), "{what}");
+        assert!(executes_what_is_read_only(pid), "{what}");
+        let mapped = std::fs::read_dir(format!("/proc/{pid}/map_files")).unwrap().flatten();
+        for file in mapped.map(|entry| entry.path()) {
+            let place = statvfs(file.as_path()).unwrap();
+            assert!(place.flags().contains(FsFlags::ST_RDONLY), "{what}: {}", file.display());
+        }
+        runtime.call(&["delete", "--force", bundle.id()]).ok();
+    }
+    // Where somebody of the container's sees the maker, that has left the file as well.
+    let bundle = bundle().with_namespace("pid", Some(joined));
+    let call = runtime.begin_run(&bundle, &[]);
+    runtime.wait_status(&bundle, "running");
+    assert!(executes_what_is_read_only(call.pid()));
+    runtime.call(&["delete", "--force", bundle.id()]).ok();
+    let _ended = call.finish();
+}
+
 /// `create` that waits for somebody to take its call, before it has made anything.
 fn waiting_create(runtime: &Runtime, user: u32) -> (portreeve_e2e::Call, OwnedFd, UnixStream) {
     let bundle = runtime.bundle(&["wait"]);
@@ -264,16 +312,15 @@ fn cve_2019_5736_the_runtime_is_out_of_reach_also_where_it_may_not_mount() {
     let Some(mut runtime) = Runtime::for_test(test) else { return };
     let copy = runtime.use_copy();
     std::fs::set_permissions(runtime.world().path(""), PermissionsExt::from_mode(0o711)).unwrap();
-    // Who executes it, whose it is, and from where it then runs.
-    for (user, owner, expected) in [(0, 0, "a read-only mount"), (1234, 1234, "sealed memory"), (1234, 0, "the file")] {
+    // Who executes it, whose it is, and from where it then runs: what root makes leaves the file by itself.
+    for (user, owner, expected) in [(0, 0, "the file"), (1234, 1234, "sealed memory"), (1234, 0, "the file")] {
         chown(&copy, Some(owner), Some(owner)).unwrap();
         let (call, _socket, _first) = waiting_create(&runtime, user);
         let exe = format!("/proc/{}/exe", call.pid());
         let link = std::fs::read_link(&exe).unwrap();
-        let read_only = statvfs(exe.as_str()).unwrap().flags().contains(FsFlags::ST_RDONLY);
         let found = match link.to_string_lossy() {
             name if name.starts_with("/memfd:") => "sealed memory",
-            _ if read_only => "a read-only mount",
+            _ if executes_what_is_read_only(call.pid()) => "a read-only mount",
             _ if link == copy => "the file",
             _ => "elsewhere",
         };

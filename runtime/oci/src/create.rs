@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 };
 use portreeve_sys::clone::{Child, NEW_CGROUP, NEW_MOUNT, NEW_NET, NEW_TIME, NEW_USER};
 use portreeve_sys::namespace;
+use portreeve_sys::self_exe::ReadOnlyPlace;
 use rustix::fs::{Mode, OFlags};
 
 use crate::cgroup::{Cgroup, CgroupError, Join, container_device_rules, delegate_owner, devices_can_be_limited};
@@ -111,6 +112,10 @@ pub struct Create<'a> {
     pub patience: Option<Duration>,
     /// Whether the caller lacks the privileges of the host's root.
     pub rootless: Rootless,
+    /// Where the caller's executable is out of the reach of whoever is in the container, if it is not there yet. Its
+    /// first process moves there before it does anything else, when nobody in the container can look at it earlier, nor
+    /// at the caller; the caller itself does otherwise, before it clones any.
+    pub executable: Option<&'a ReadOnlyPlace>,
     /// Hears of the container's process as soon as it is there, before hooks run.
     pub(crate) born: Option<Born<'a>>,
 }
@@ -144,6 +149,7 @@ impl<'a> Create<'a> {
             hooks_within: None,
             patience: None,
             rootless: Rootless::No,
+            executable: None,
             born: None,
         }
     }
@@ -417,6 +423,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         hooks_within,
         patience,
         rootless,
+        executable,
         born,
         ..
     } = request;
@@ -441,6 +448,13 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         hooks: &hooks,
         opens,
     });
+    let executable = match executable {
+        Some(place) if !namespaces.is_born_alone() => {
+            place.enter().step(init::LEAVING_EXECUTABLE, "")?;
+            None
+        }
+        other => other,
+    };
     let procfs = prepare::procfs(&namespaces, &identity, !sysctls.is_empty());
     let mut namespaces = namespaces;
     let mut joins = open_joins(&namespaces)?;
@@ -507,6 +521,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
             prepared: prepared.as_ref(),
             wanted: &wanted,
             place: looked_for.as_deref(),
+            executable,
             cgroup: place.cgroup,
             joining,
         };

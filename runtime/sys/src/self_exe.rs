@@ -69,6 +69,7 @@ pub fn read_only(path: &Path) -> io::Result<OwnedFd> {
     Ok(mounted(path)?.program)
 }
 
+#[derive(Debug)]
 struct Mounted {
     /// Root of the mount. Closing it takes the mount apart, which waits for a grace period of RCU.
     tree: OwnedFd,
@@ -90,37 +91,63 @@ fn mounted(path: &Path) -> io::Result<Mounted> {
     Ok(Mounted { tree, program })
 }
 
-/// Makes this process one that was executed from a read-only, detached mount of its program's directory, as
-/// [`read_only`] has it, without executing it again: code and constants are mapped anew from there, what can be written
-/// becomes memory of no file, and `/proc/PID/exe` leads there. Nothing that a process shows of itself leads to where it
-/// was executed from any more.
+/// Where this process, or one that is cloned from it, can go on as if it had been executed there: a read-only, detached
+/// mount of its program's directory, as [`read_only`] has it.
 ///
-/// To be called by a process with one thread, before it clones any that is to be protected.
-///
-/// The answer holds the mount together and is of no other use: the kernel takes a millisecond, at times, to close it, so
-/// drop it when there is nothing else to do.
-///
-/// # Errors
-/// As [`read_only_executable`]; `EPERM` without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, `EINVAL` from a kernel without
-/// CONFIG_CHECKPOINT_RESTORE, `EOPNOTSUPP` for a program that is not at a fixed address. The process goes on then, and
-/// `/proc/PID/exe` leads where it did.
-pub fn move_to_read_only() -> io::Result<OwnedFd> {
-    let Mounted { tree, program } = mounted(Path::new(LINK))?;
-    // A file to be mapped has to be open for reading.
-    let place = format!("/proc/self/fd/{}", program.as_raw_fd());
-    let file = rustix::fs::open(place, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let layout = AddressSpace::read(file.as_fd())?;
-    for segment in program_headers()?.iter().filter(|segment| segment.p_type == libc::PT_LOAD) {
-        remap(segment, file.as_fd())?;
+/// The kernel takes a millisecond, at times, to close the last descriptor of the mount: drop it when there is nothing
+/// else to do.
+#[derive(Debug)]
+pub struct ReadOnlyPlace {
+    _tree: OwnedFd,
+    file: OwnedFd,
+    layout: AddressSpace,
+}
+
+impl ReadOnlyPlace {
+    /// Makes the mount, and asks the kernel whether a process may move there: this one has not moved then.
+    ///
+    /// To be called by a process with one thread.
+    ///
+    /// # Errors
+    /// As [`read_only_executable`]; `EPERM` without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, `EINVAL` from a kernel without
+    /// CONFIG_CHECKPOINT_RESTORE, `EOPNOTSUPP` for a program that is not at a fixed address.
+    pub fn make() -> io::Result<Self> {
+        program_headers()?;
+        let Mounted { tree, program } = mounted(Path::new(LINK))?;
+        // A file to be mapped has to be open for reading.
+        let place = format!("/proc/self/fd/{}", program.as_raw_fd());
+        let file = rustix::fs::open(place, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let layout = AddressSpace::read(file.as_fd())?;
+        match layout.install() {
+            // All but that what is mapped now has to go first.
+            Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
+            other => other?,
+        }
+        Ok(Self { _tree: tree, file, layout })
     }
-    for segment in program_headers()?.iter().filter(|segment| segment.p_type == libc::PT_GNU_RELRO) {
-        // What is written once, at the start, is constant afterwards; a last page that is shared with others is not.
-        let (from, to) = (page_of(segment.p_vaddr)?, page_of(segment.p_vaddr.saturating_add(segment.p_memsz))?);
-        // SAFETY: nobody writes there: the start code had done the same before it was mapped anew.
-        check_int(unsafe { libc::mprotect(std::ptr::without_provenance_mut(from), to - from, libc::PROT_READ) })?;
+
+    /// Makes this process one that was executed there, without executing it again: code and constants are mapped anew,
+    /// what can be written becomes memory of no file, and `/proc/PID/exe` leads there. Nothing that the process shows of
+    /// itself leads to where it was executed from any more.
+    ///
+    /// To be called once, by the process that made the place or by a clone of it, with one thread, before it clones any
+    /// that is to be protected as well. Needs no procfs.
+    ///
+    /// # Errors
+    /// `ENOMEM`; what [`ReadOnlyPlace::make`] was not refused this is not refused either. The process goes on then, and
+    /// `/proc/PID/exe` leads where it did.
+    pub fn enter(&self) -> io::Result<()> {
+        for segment in program_headers()?.iter().filter(|segment| segment.p_type == libc::PT_LOAD) {
+            remap(segment, self.file.as_fd())?;
+        }
+        for segment in program_headers()?.iter().filter(|segment| segment.p_type == libc::PT_GNU_RELRO) {
+            // What is written once, at the start, is constant afterwards; a last page that is shared with others is not.
+            let (from, to) = (page_of(segment.p_vaddr)?, page_of(segment.p_vaddr.saturating_add(segment.p_memsz))?);
+            // SAFETY: nobody writes there: the start code had done the same before it was mapped anew.
+            check_int(unsafe { libc::mprotect(std::ptr::without_provenance_mut(from), to - from, libc::PROT_READ) })?;
+        }
+        self.layout.install()
     }
-    layout.install()?;
-    Ok(tree)
 }
 
 /// The headers by which the kernel has mapped this program; none for one that is not at a fixed address.
@@ -193,7 +220,7 @@ fn remap(segment: &libc::Elf64_Phdr, file: BorrowedFd<'_>) -> io::Result<()> {
 
 /// `struct prctl_mm_map`: what the kernel tells of a process's memory, and the file that it was executed from.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct AddressSpace {
     /// Begin and end of the code, the data, the heap; begin of the stack; begin and end of arguments and environment.
     places: [u64; 11],
@@ -203,7 +230,8 @@ struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// As it is now, but for the executable. Source: proc_pid_stat(5), fields 26 to 28 and 45 to 51.
+    /// As it is now, but for the executable and the end of the heap, which grows. Source: proc_pid_stat(5), fields 26 to
+    /// 28 and 45 to 51.
     fn read(executable: BorrowedFd<'_>) -> io::Result<Self> {
         let unreadable = || io::Error::from(io::ErrorKind::InvalidData);
         let text = std::fs::read("/proc/self/stat")?;
@@ -212,13 +240,10 @@ impl AddressSpace {
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         // The third field is the first one here.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-        // SAFETY: sbrk(0) moves nothing.
-        let heap_end = unsafe { libc::sbrk(0) }.addr();
-        let numbers = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51];
+        let numbers = [26, 27, 45, 46, 47, 47, 28, 48, 49, 50, 51];
         let mut places = [0; 11];
         for (place, number) in places.iter_mut().zip(numbers) {
-            let value = if number == 0 { u64::try_from(heap_end).ok() } else { field(number) };
-            *place = value.ok_or_else(unreadable)?;
+            *place = field(number).ok_or_else(unreadable)?;
         }
         let executable = u32::try_from(executable.as_raw_fd()).map_err(|_| unreadable())?;
         Ok(Self { places, auxiliary: 0, auxiliary_size: 0, executable })
@@ -226,9 +251,14 @@ impl AddressSpace {
 
     /// The kernel refuses a new executable while anything of the old one is mapped: prctl(2), `PR_SET_MM_EXE_FILE`.
     fn install(&self) -> io::Result<()> {
-        // SAFETY: `self` is a valid prctl_mm_map of the size given, and says what is so already, but for the executable.
+        const HEAP_END: usize = 5;
+        let mut now = *self;
+        // SAFETY: sbrk(0) moves nothing.
+        let heap_end = unsafe { libc::sbrk(0) }.addr();
+        now.places[HEAP_END] = u64::try_from(heap_end).map_err(|_| io::ErrorKind::InvalidData)?;
+        // SAFETY: `now` is a valid prctl_mm_map of the size given, and says what is so already, but for the executable.
         check_int(unsafe {
-            libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, std::ptr::from_ref(self), size_of::<Self>(), 0)
+            libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, std::ptr::from_ref(&now), size_of::<Self>(), 0)
         })?;
         Ok(())
     }
@@ -260,6 +290,7 @@ mod tests {
     use super::*;
     use crate::clone::NEW_MOUNT;
     use crate::namespace;
+    use crate::raw::check;
 
     #[test]
     fn cve_2019_5736_the_read_only_mount_stays_so_for_who_administers_another_namespace() {
@@ -344,7 +375,16 @@ mod tests {
             io::stdin().read_exact(&mut word).expect("hear");
         };
         said(b"here\n");
-        drop(move_to_read_only().expect("moved"));
+        let place = ReadOnlyPlace::make().expect("a place");
+        assert!(!is_out_of_reach().expect("a look"), "it is asked, and nothing is done");
+        // As the allocator does when it has no more: the heap ends elsewhere than when the place was made.
+        // SAFETY: new memory, which nobody uses.
+        let grown = unsafe { libc::sbrk(1 << 20) };
+        place.enter().expect("moved");
+        // SAFETY: brk(0) moves nothing.
+        let heap_end = check(unsafe { libc::syscall(libc::SYS_brk, 0) }).expect("the kernel's end of the heap");
+        assert_eq!(usize::try_from(heap_end), Ok(grown.addr() + (1 << 20)));
+        drop(place);
         said(b"moved\n");
 
         assert!(is_out_of_reach().expect("a look"));

@@ -1,9 +1,8 @@
 //! `create`.
 
-use super::Runtime;
 use super::arguments::{Usage, Verb};
 use super::creation::{self, Creation, Stays};
-use super::streams::Passed;
+use super::{Prepared, Runtime};
 
 pub(super) const USAGE: Usage = Usage {
     name: "create",
@@ -22,7 +21,8 @@ pub(super) struct Create {
 }
 
 impl Create {
-    pub(super) fn run(self, runtime: &Runtime, passed: Passed) -> anyhow::Result<()> {
-        self.creation.make(runtime, passed, Stays::Ends).map(drop)
+    pub(super) fn run(self, runtime: &Runtime, prepared: Prepared) -> anyhow::Result<()> {
+        let Prepared { passed, executable } = prepared;
+        self.creation.make(runtime, passed, executable.as_ref(), Stays::Ends).map(drop)
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use portreeve_oci::config::{self, Config};
 use portreeve_oci::lifecycle::{Container, CreateOptions, CreatedContainer, Id, LifecycleError, Root, Rootless};
 use portreeve_oci::{Pid, Pivot, Stdio};
+use portreeve_sys::self_exe::ReadOnlyPlace;
 
 use super::arguments::{Flag, Given, UsageError};
 use super::console::{self, Holder};
@@ -63,7 +64,13 @@ impl Creation {
     }
 
     /// Makes the container. When this fails nothing is left of it.
-    pub(super) fn make(&self, runtime: &Runtime, passed: Passed, stays: Stays) -> anyhow::Result<CreatedContainer> {
+    pub(super) fn make(
+        &self,
+        runtime: &Runtime,
+        passed: Passed,
+        executable: Option<&ReadOnlyPlace>,
+        stays: Stays,
+    ) -> anyhow::Result<CreatedContainer> {
         if runtime.global.systemd_cgroup {
             systemd::require(runtime.rootless() == Rootless::No)?;
         }
@@ -89,6 +96,7 @@ impl Creation {
         options.pivot = if self.no_pivot { Pivot::MoveMount } else { Pivot::PivotRoot };
         options.rootless = runtime.rootless();
         options.hold = stays == Stays::Here;
+        options.executable = executable;
         let created = self.create(runtime, &root, &id, config, options)?;
         let told = holder
             .hand_over(created.terminal.as_ref().map(|master| master.as_fd()))
@@ -114,7 +122,7 @@ impl Creation {
         root: &Root,
         id: &Id,
         config: Config,
-        mut options: CreateOptions,
+        mut options: CreateOptions<'_>,
     ) -> anyhow::Result<CreatedContainer> {
         if !runtime.global.systemd_cgroup {
             return Ok(root.create_from(id, &self.bundle, config, options)?);

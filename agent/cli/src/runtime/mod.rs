@@ -35,12 +35,12 @@ mod version;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use portreeve_oci::lifecycle::{Container, Id, LifecycleError, Root, Rootless};
+use portreeve_sys::self_exe::ReadOnlyPlace;
 
 use arguments::{Global, Verb};
 use log::Log;
@@ -97,8 +97,8 @@ fn perform(arguments: &[OsString]) -> i32 {
 #[derive(Debug, Default)]
 struct Prepared {
     passed: Passed,
-    /// To be dropped when nobody waits for it: see [`protect::protect`].
-    mount: Option<OwnedFd>,
+    /// Where a container's first process moves to: see [`protect::protect_newborn`].
+    executable: Option<ReadOnlyPlace>,
 }
 
 /// What must happen before anything is opened, for the verbs that clone into a container.
@@ -114,14 +114,19 @@ fn prepare(verb: &Verb) -> anyhow::Result<Prepared> {
         }
         _ => return Ok(Prepared::default()),
     };
-    // Its number may be one of those that the caller meant to pass on. And who is in the container that a process is
-    // executed in may look at the descriptors of that.
-    let may_stay = matches!(verb, Verb::Run(_)) && preserve == 0 && std::env::var_os("LISTEN_FDS").is_none();
-    let mount = protect::protect()?.filter(|_| may_stay);
+    // Who is in the container that a process is executed in may look at that before it has done anything. And descriptors
+    // that stay open may have the numbers of those that the caller meant to pass on.
+    let passes = preserve > 0 || std::env::var_os("LISTEN_FDS").is_some();
+    let executable = if matches!(verb, Verb::Exec(_)) || passes {
+        protect::protect()?;
+        None
+    } else {
+        protect::protect_newborn()?
+    };
     let passed = streams::take(preserve, listen, |name| std::env::var(name).ok())?;
     // What else the caller has left open is not a hook's, and not a container's.
     portreeve_sys::fd::close_on_exec_from(3).context("marking the inherited descriptors close-on-exec")?;
-    Ok(Prepared { passed, mount })
+    Ok(Prepared { passed, executable })
 }
 
 /// What a failure of ours is called where the program's own codes are passed on.
@@ -149,15 +154,14 @@ struct Runtime {
 
 impl Runtime {
     fn run(&self, verb: Verb, prepared: Prepared) -> anyhow::Result<i32> {
-        let Prepared { passed, mount } = prepared;
         match verb {
-            Verb::Create(create) => create.run(self, passed)?,
+            Verb::Create(create) => create.run(self, prepared)?,
             Verb::Start(start) => start.run(self)?,
-            Verb::Run(run) => return run.run(self, passed, mount),
+            Verb::Run(run) => return run.run(self, prepared),
             Verb::State(state) => state.run(self)?,
             Verb::Kill(kill) => kill.run(self)?,
             Verb::Delete(delete) => delete.run(self)?,
-            Verb::Exec(exec) => return exec.run(self, passed),
+            Verb::Exec(exec) => return exec.run(self, prepared.passed),
             Verb::Ps(ps) => ps.run(self)?,
             Verb::List(list) => list.run(self)?,
             Verb::Pause(pause) => pause.pause(self)?,

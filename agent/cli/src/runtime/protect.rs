@@ -1,34 +1,54 @@
 //! Keeps the runtime's own executable out of the reach of containers: CVE-2019-5736.
 
 use std::ffi::{CString, OsString};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use portreeve_sys::{exec, self_exe};
+use portreeve_sys::exec;
+use portreeve_sys::self_exe::{self, ReadOnlyPlace};
+
+const LOOKING: &str = "looking at the runtime's own executable, /proc/self/exe: is /proc mounted?";
 
 /// Returns in a process whose executable cannot be written by way of it: this one, or where it may not be moved the same
 /// one executed again, from the beginning, with its id, arguments, environment and descriptors.
 ///
-/// The answer, where there is one, holds the mount together that it was moved to, and takes its time to drop.
-///
 /// For the verbs that clone a process into a container, before anything is opened. Nothing the caller can set decides
 /// whether it is needed: the file itself is looked at, in the second round too.
-pub(super) fn protect() -> anyhow::Result<Option<OwnedFd>> {
-    let looking = "looking at the runtime's own executable, /proc/self/exe: is /proc mounted?";
-    if self_exe::is_out_of_reach().context(looking)? {
+pub(super) fn protect() -> anyhow::Result<()> {
+    if self_exe::is_out_of_reach().context(LOOKING)? {
+        return Ok(());
+    }
+    if ReadOnlyPlace::make().and_then(|place| place.enter()).is_ok() && self_exe::is_out_of_reach().context(LOOKING)? {
+        return Ok(());
+    }
+    execute_again()
+}
+
+/// The same for verbs that make a container: where its first process is to move to, if this one is not there, and a
+/// process may move.
+///
+/// Where nobody else is in the PID namespace in which that process begins, it moves by itself, as its first act. This one
+/// stays where it is then: it never enters the container, and moving takes a twentieth of what `run` takes, as it has to
+/// find every page of code anew. Who could open its file, by ptrace(2)'s rules in its own PID namespace, has the host's
+/// files as `/proc/PID/root` already. Any other container has it move, before it clones.
+pub(super) fn protect_newborn() -> anyhow::Result<Option<ReadOnlyPlace>> {
+    if self_exe::is_out_of_reach().context(LOOKING)? {
         return Ok(None);
     }
-    // Where this is refused, executing it again takes ten times as long, and less of a kernel and its user.
-    if let Ok(mount) = self_exe::move_to_read_only()
-        && self_exe::is_out_of_reach().context(looking)?
-    {
-        return Ok(Some(mount));
+    match ReadOnlyPlace::make() {
+        Ok(place) => Ok(Some(place)),
+        Err(_) => execute_again().map(|()| None),
     }
+}
+
+/// Executes this program again from where containers cannot write it, which takes ten times as long as moving there, and
+/// less of a kernel and its user; returns where nothing of a container's can write it anyway.
+fn execute_again() -> anyhow::Result<()> {
     let executable = match self_exe::read_only_executable() {
         Ok(executable) => executable,
-        Err(_) if self_exe::is_roots_alone().context(looking)? => return Ok(None),
+        Err(_) if self_exe::is_roots_alone().context(LOOKING)? => return Ok(()),
         Err(refused) => self_exe::sealed_copy(Path::new("/proc/self/exe")).with_context(|| {
             format!("copying the runtime's own executable to memory, as it cannot be mounted read-only ({refused})")
         })?,

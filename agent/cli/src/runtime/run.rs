@@ -1,6 +1,6 @@
 //! `run`.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
 use portreeve_oci::lifecycle::CreatedContainer;
@@ -8,8 +8,7 @@ use portreeve_oci::lifecycle::CreatedContainer;
 use super::arguments::{Flag, Usage, Verb};
 use super::creation::{self, Creation, Stays, abandon};
 use super::relay::{Relay, Signals};
-use super::streams::Passed;
-use super::{Runtime, systemd};
+use super::{Prepared, Runtime, systemd};
 
 pub(super) const USAGE: Usage = Usage {
     name: "run",
@@ -45,12 +44,11 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// `mount` is dropped while the container runs.
-    pub(super) fn run(self, runtime: &Runtime, passed: Passed, mount: Option<OwnedFd>) -> anyhow::Result<i32> {
+    pub(super) fn run(self, runtime: &Runtime, prepared: Prepared) -> anyhow::Result<i32> {
+        let Prepared { passed, executable } = prepared;
         if self.detach {
             // A process that holds the terminal would keep it for as long as the container lives.
-            drop(mount);
-            let created = self.creation.make(runtime, passed, Stays::Ends)?;
+            let created = self.creation.make(runtime, passed, executable.as_ref(), Stays::Ends)?;
             return match created.container.start() {
                 Ok(()) => Ok(0),
                 Err(error) => Err(abandon(created.container, error.into())),
@@ -60,12 +58,13 @@ impl Run {
             portreeve_sys::process::set_child_subreaper(true).context("becoming the parent of orphans")?;
         }
         let CreatedContainer { container, pid, pidfd, terminal, .. } =
-            self.creation.make(runtime, passed, Stays::Here)?;
+            self.creation.make(runtime, passed, executable.as_ref(), Stays::Here)?;
         // From before the start: a signal that comes now waits for the program.
         let ended = Signals::hold().and_then(|signals| {
             let relay = Relay::new(signals, pid, pidfd.as_fd(), terminal)?;
             container.start()?;
-            drop(mount);
+            // It takes its time, while the program has the other processors.
+            drop(executable);
             relay.until_the_end()
         });
         match ended {

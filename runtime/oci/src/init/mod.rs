@@ -23,6 +23,7 @@ use oci_spec::runtime::Spec;
 use portreeve_sys::capability::{self, Sets};
 use portreeve_sys::clone::NEW_CGROUP;
 use portreeve_sys::mount::{self, Change, Propagation, READ_ONLY};
+use portreeve_sys::self_exe::ReadOnlyPlace;
 use portreeve_sys::{keyring, namespace, process};
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -81,6 +82,8 @@ pub(crate) struct Container<'a> {
     pub(crate) wanted: &'a Wanted<'a>,
     /// Where the host has the root file system, for hooks that look for it there.
     pub(crate) place: Option<&'a Path>,
+    /// Where its executable is out of the container's reach, unless it is there already.
+    pub(crate) executable: Option<&'a ReadOnlyPlace>,
     pub(crate) cgroup: Option<&'a Join>,
     /// What of the cgroup is left to join.
     pub(crate) joining: Joining,
@@ -142,10 +145,13 @@ pub(crate) fn report(socket: BorrowedFd<'_>, result: Result<(), Failure>) -> i32
     }
 }
 
+pub(crate) const LEAVING_EXECUTABLE: &str = "moving from the runtime's executable to a read-only mount of it";
+
 /// First steps that every process takes.
-pub(crate) fn begin() -> Result<(), SetupError> {
+pub(crate) fn begin(executable: Option<&ReadOnlyPlace>) -> Result<(), SetupError> {
     // Nobody may look into this copy of our program, or reach its file through /proc/PID/exe.
     process::set_dumpable(false).step("becoming undumpable", "")?;
+    executable.map_or(Ok(()), ReadOnlyPlace::enter).step(LEAVING_EXECUTABLE, "")?;
     process::reset_signals().step("resetting signals", "")?;
     rustix::process::umask(Mode::empty());
     Ok(())
@@ -170,7 +176,7 @@ pub(crate) fn join_cgroup(cgroup: Option<&Join>, joining: Joining) -> Result<(),
 
 /// First steps of a process in between.
 pub(crate) fn begin_between(cgroup: Option<&Join>, joining: Joining) -> Result<(), SetupError> {
-    begin()?;
+    begin(None)?;
     join_cgroup(cgroup, joining)
 }
 
@@ -182,7 +188,7 @@ pub(crate) fn become_root_of_user_namespace() -> Result<(), SetupError> {
 }
 
 fn set_up(container: &Container<'_>, process: &Process<'_>) -> Result<(), Failure> {
-    begin()?;
+    begin(container.executable)?;
     let mut made = Made { root: open_root()?, prepared: None, filesystems: Vec::new(), console: None };
     for step in container.steps {
         perform(*step, container, process, &mut made)?;
@@ -362,7 +368,7 @@ fn join_keyring(name: Option<&std::ffi::CStr>) -> Result<(), SetupError> {
 }
 
 fn set_up_further(process: &Process<'_>, user_namespace: bool) -> Result<(), Failure> {
-    begin()?;
+    begin(None)?;
     if user_namespace {
         become_root_of_user_namespace()?;
     }

@@ -44,6 +44,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{ContainerState, Spec};
 use portreeve_sys::process::pidfd_send_signal;
+use portreeve_sys::self_exe::ReadOnlyPlace;
 
 use crate::Pid;
 use crate::cgroup::{Below, Cgroup, CgroupError};
@@ -90,7 +91,7 @@ impl Id {
 /// How to make a container, beyond what its bundle says.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct CreateOptions {
+pub struct CreateOptions<'a> {
     /// Its standard streams.
     pub stdio: Stdio,
     /// Descriptors that the program gets as 3, 4, and so on.
@@ -108,9 +109,11 @@ pub struct CreateOptions {
     /// The container's process ends when its [`Container`] is dropped, or the caller ends, before the start: for a
     /// caller that starts it itself.
     pub hold: bool,
+    /// As [`Create::executable`](crate::Create::executable).
+    pub executable: Option<&'a ReadOnlyPlace>,
 }
 
-impl CreateOptions {
+impl CreateOptions<'_> {
     /// What the bundle says, and nothing else.
     #[must_use]
     pub fn new(stdio: Stdio) -> Self {
@@ -123,6 +126,7 @@ impl CreateOptions {
             scope: None,
             rootless: Rootless::No,
             hold: false,
+            executable: None,
         }
     }
 }

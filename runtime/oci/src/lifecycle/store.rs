@@ -142,7 +142,12 @@ impl Root {
     /// # Errors
     /// [`LifecycleError`]; nothing is left of the container then, or what could not be removed is left for
     /// [`Container::delete`].
-    pub fn create(&self, id: &Id, bundle: &Path, options: CreateOptions) -> Result<CreatedContainer, LifecycleError> {
+    pub fn create(
+        &self,
+        id: &Id,
+        bundle: &Path,
+        options: CreateOptions<'_>,
+    ) -> Result<CreatedContainer, LifecycleError> {
         let failed = |source| LifecycleError::File { action: "opening the bundle", path: bundle.to_owned(), source };
         let directory = std::fs::File::open(bundle).map_err(failed)?;
         let config = config::read(directory.as_fd())?;
@@ -159,7 +164,7 @@ impl Root {
         id: &Id,
         bundle: &Path,
         mut config: Config,
-        options: CreateOptions,
+        options: CreateOptions<'_>,
     ) -> Result<CreatedContainer, LifecycleError> {
         let (mut container, lock) = self.reserve_for(id, bundle, &mut config, options.rootless)?;
         container.record.scope = options.scope.clone();
@@ -255,8 +260,8 @@ impl Container {
     }
 
     /// Makes the container whose directory this is; what has been made stays recorded when that fails.
-    fn make(&mut self, config: &Config, options: CreateOptions) -> Result<Running, LifecycleError> {
-        let CreateOptions { stdio, extra_fds, keep_keyring, pivot, cgroup, rootless, hold, .. } = options;
+    fn make(&mut self, config: &Config, options: CreateOptions<'_>) -> Result<Running, LifecycleError> {
+        let CreateOptions { stdio, extra_fds, keep_keyring, pivot, cgroup, rootless, hold, executable, .. } = options;
         self.record.descriptors = links(&stdio);
         let (cgroup, passed_over) = self.occupy(config, &cgroup, rootless)?;
         let (listener, lock) =
@@ -283,6 +288,7 @@ impl Container {
             hooks_within: None,
             patience: None,
             rootless,
+            executable,
             born: cgroup.is_none().then_some(Born(&write_down)),
         });
         if let Err(CreateError::Cgroup(error)) = &created {

@@ -64,6 +64,12 @@ impl Namespaces {
         self.join.iter().fold(self.new, |all, (kind, _)| all | kind)
     }
 
+    /// Whether nobody but the maker's own neighbours sees the first process when it is born: it is alone in its PID
+    /// namespace then, and enters those of others by itself.
+    pub(crate) fn is_born_alone(&self) -> bool {
+        self.new & clone::NEW_PID != 0 && self.new & clone::NEW_USER == 0 && !self.needs_intermediate()
+    }
+
     /// Whether a process in between must join first: a user, PID or time namespace counts for children only, or must
     /// own the namespaces that are made; and clocks stand still from the moment that somebody is in their namespace.
     pub(crate) fn needs_intermediate(&self) -> bool {
@@ -198,6 +204,23 @@ mod tests {
         let order: Vec<u64> = plan.join.iter().map(|(kind, _)| *kind).collect();
         assert_eq!(order, [clone::NEW_NET, clone::NEW_USER]);
         assert!(plan.needs_intermediate());
+    }
+
+    #[test]
+    fn only_a_pid_namespace_of_its_own_that_the_maker_makes_is_empty_when_a_process_is_born_in_it() {
+        let alone = |namespaces: &str, more: &str| {
+            let text = format!(r#"{{"ociVersion": "1.2.0", "linux": {{"namespaces": [{namespaces}]{more}}}}}"#);
+            check(&text).expect("plan").is_born_alone()
+        };
+        let map = r#"[{"containerID": 0, "hostID": 7, "size": 1}]"#;
+        let maps = format!(r#", "uidMappings": {map}, "gidMappings": {map}"#);
+        let own = r#"{"type": "mount"}, {"type": "pid"}"#;
+        assert!(alone(own, ""));
+        assert!(alone(&format!(r#"{own}, {{"type": "network", "path": "/proc/7/ns/net"}}"#), ""));
+        assert!(!alone(r#"{"type": "mount"}"#, ""), "the caller's");
+        assert!(!alone(r#"{"type": "mount"}, {"type": "pid", "path": "/proc/7/ns/pid"}"#, ""), "a neighbour's");
+        assert!(!alone(&format!(r#"{own}, {{"type": "user"}}"#), &maps), "one for the maps is there before it");
+        assert!(!alone(&format!(r#"{own}, {{"type": "user", "path": "/proc/7/ns/user"}}"#), ""));
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Bundle {
         self.world.path("lifecycle-out")
     }
 
-    pub(crate) fn options(&self) -> CreateOptions {
+    pub(crate) fn options(&self) -> CreateOptions<'static> {
         let file = || OwnedFd::from(File::options().create(true).append(true).open(self.out()).expect("output"));
         CreateOptions::new(Stdio::Pipes { stdin: None, stdout: file(), stderr: file() })
     }
@@ -149,7 +149,7 @@ impl Bundle {
     }
 
     /// Options for a container that stays in its maker's cgroup; its bundle is written anew without a view of one.
-    pub(crate) fn without_cgroup(&self) -> CreateOptions {
+    pub(crate) fn without_cgroup(&self) -> CreateOptions<'static> {
         let mounts = self.world.spec["mounts"].as_array().expect("mounts").iter();
         let mounts: Vec<Value> = mounts.filter(|mount| mount["type"] != "cgroup").cloned().collect();
         self.write(json!({"root": {"path": "layer"}, "mounts": mounts}));

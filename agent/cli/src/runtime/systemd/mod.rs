@@ -58,7 +58,7 @@ impl Scope {
     }
 
     /// Says where the container goes.
-    pub(super) fn choose(&self, options: &mut CreateOptions) {
+    pub(super) fn choose(&self, options: &mut CreateOptions<'_>) {
         options.cgroup = CgroupChoice::Path(self.place.container());
         options.scope = Some(self.place.unit.clone());
     }
