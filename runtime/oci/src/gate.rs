@@ -1,7 +1,8 @@
 //! Where a created container's process waits for a start that may come from another process than its maker.
 //!
 //! ```text
-//!   <directory>/start.sock    the process listens here; who connects and says the word gets the rest of the handshake
+//!   <directory>/start.sock    the process listens here; who connects and starts it gets the rest of the handshake; its
+//!                             maker may start it over the socket that the two have
 //!   <directory>/waiting       the process holds an exclusive flock(2) on it, which falls with execve or its end
 //! ```
 //!
@@ -21,7 +22,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::create::Gate;
 use crate::error::{StartError, Step};
-use crate::{handshake, spawn};
+use crate::handshake::{self, Word};
+use crate::spawn;
 
 const SOCKET: &str = "start.sock";
 const WAITING: &str = "waiting";
@@ -113,27 +115,36 @@ impl Inherited {
         [self.listener.as_raw_fd(), self.waiting.as_raw_fd()]
     }
 
-    /// Waits for the start; the answer is the socket that the start came over, `None` when the maker has ended
-    /// without having let go of the process.
-    pub(crate) fn wait(&self, maker: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    /// Waits for the start; `None` when the maker has ended without having let go of the process.
+    pub(crate) fn wait(&self, maker: BorrowedFd<'_>) -> io::Result<Option<StartedBy>> {
         let mut maker = Some(maker);
         loop {
             let ready = ready(self.listener.as_fd(), maker)?;
             if let Some(socket) = maker.filter(|_| ready.maker) {
-                if !handshake::wait_go(socket)? {
-                    return Ok(None);
+                match handshake::wait_word(socket)? {
+                    None => return Ok(None),
+                    Some(Word::Start) => return Ok(Some(StartedBy::Maker)),
+                    Some(Word::Go) => maker = None,
                 }
-                maker = None;
             }
             if ready.listener {
                 let socket = retry_on_intr(|| rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC))?;
                 // Whoever connects and goes away again has started nothing.
                 if handshake::wait_go(socket.as_fd())? {
-                    return Ok(Some(socket));
+                    return Ok(Some(StartedBy::Visitor(socket)));
                 }
             }
         }
     }
+}
+
+/// Who has started a process that waited at a gate.
+#[derive(Debug)]
+pub(crate) enum StartedBy {
+    /// Its maker, over the socket that the two have.
+    Maker,
+    /// Whoever has connected, over this one.
+    Visitor(OwnedFd),
 }
 
 struct Ready {
@@ -151,4 +162,36 @@ fn ready(listener: BorrowedFd<'_>, maker: Option<BorrowedFd<'_>>) -> io::Result<
     }
     let mut any = sets.iter().map(|set| set.any().unwrap_or(true));
     Ok(Ready { listener: any.next().unwrap_or(false), maker: any.next().unwrap_or(false) })
+}
+
+#[cfg(test)]
+mod tests {
+    use portreeve_sys::socket::message_pair;
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_started_by_its_maker_or_once_that_has_let_go_by_whoever_comes() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let folder = std::fs::File::open(directory.path()).expect("open");
+        let (listener, lock) = bind(folder.as_fd()).expect("a gate");
+        let gate = Inherited::from(Gate::Listening { listener, lock }, 3).expect("copies").expect("a gate");
+        let word = |word| {
+            let (maker, newborn) = message_pair().expect("a pair");
+            handshake::say(maker.as_fd(), word).expect("say");
+            (maker, newborn)
+        };
+        let (_maker, newborn) = word(Word::Start);
+        assert!(matches!(gate.wait(newborn.as_fd()).expect("a start"), Some(StartedBy::Maker)));
+
+        let (maker, newborn) = word(Word::Go);
+        drop(maker);
+        let visit = knock(folder.as_fd()).expect("a visit");
+        handshake::say(visit.as_fd(), Word::Start).expect("say");
+        assert!(matches!(gate.wait(newborn.as_fd()).expect("a start"), Some(StartedBy::Visitor(_))));
+
+        let (maker, newborn) = message_pair().expect("a pair");
+        drop(maker);
+        assert!(gate.wait(newborn.as_fd()).expect("an end").is_none(), "its maker has gone without a word");
+    }
 }

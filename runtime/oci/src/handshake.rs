@@ -8,8 +8,8 @@
 //!   Terminal + descriptor ------------------>
 //!   Listener + descriptor ------------------>   goes to `listenerPath` of the seccomp profile at once
 //!   Ready ---------------------------------->
-//!             <------------------------------   Go          `start`, or, for a process that waits at a gate, leave to
-//!                                                           outlive its maker; `start` says its own Go there
+//!             <------------------------------   Start       execute the program; or, to a process that waits at a gate,
+//!             <------------------------------   Go          leave to outlive its maker: whoever comes there says Start
 //!   end of file (execve closed the socket)      started
 //!   Failed{operation, path, errno} --------->   at any moment instead
 //!   HookFailed{hook, reason} --------------->   the same
@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use portreeve_sys::fd::close_range;
 use portreeve_sys::socket::{receive, send};
+use rustix::io::retry_on_intr;
 
 use crate::error::SetupError;
 use crate::hooks::HookError;
@@ -38,7 +39,7 @@ pub(crate) enum Message {
     Socket(OwnedFd),
     /// A seccomp filter's listener comes along; from now on its calls may wait for who has that.
     Listener(OwnedFd),
-    /// The mounts are attached and the root is not changed yet; it waits for [`go`].
+    /// The mounts are attached and the root is not changed yet; it waits for [`Word::Go`].
     Mounted,
     /// Everything but execve has been done.
     Ready,
@@ -182,21 +183,40 @@ pub(crate) fn no_interpreter(socket: BorrowedFd<'_>, program: &[u8]) -> io::Resu
     send(socket, &encode(NO_INTERPRETER, 0, program, b""), &[]).map(|_| ())
 }
 
-/// Tells the container's process to go on.
-pub(crate) fn go(socket: BorrowedFd<'_>) -> io::Result<()> {
-    send(socket, b"go", &[]).map(|_| ())
+/// What the container's process is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// To go on; or, where it waits for its start, that it may outlive its maker.
+    Go,
+    /// To execute its program.
+    Start,
 }
 
-/// Waits for [`go`]; `false` when the maker has gone.
+const GO: &[u8] = b"go";
+const START: &[u8] = b"do";
+
+pub(crate) fn say(socket: BorrowedFd<'_>, word: Word) -> io::Result<()> {
+    let text = match word {
+        Word::Go => GO,
+        Word::Start => START,
+    };
+    send(socket, text, &[]).map(|_| ())
+}
+
+/// Waits for a word, whichever; `false` when the maker has gone.
 pub(crate) fn wait_go(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    wait_word(socket).map(|word| word.is_some())
+}
+
+/// Waits for a word; `None` when who was to say it has gone.
+pub(crate) fn wait_word(socket: BorrowedFd<'_>) -> io::Result<Option<Word>> {
     let mut buffer = [0; 2];
-    loop {
-        match rustix::io::read(socket, &mut buffer) {
-            Ok(length) => return Ok(length > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let length = retry_on_intr(|| rustix::io::read(socket, &mut buffer))?;
+    Ok(match buffer.get(..length) {
+        None | Some([]) => None,
+        Some(START) => Some(Word::Start),
+        Some(_) => Some(Word::Go),
+    })
 }
 
 #[cfg(test)]

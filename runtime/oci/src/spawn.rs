@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use crate::Pid;
 use crate::cgroup::Join;
 use crate::error::{SetupError, StartError, Step};
-use crate::handshake::{self, Message};
+use crate::handshake::{self, Message, Word};
 use crate::hooks::HookError;
 use crate::init::{self, Joining};
 use crate::plan::namespaces;
@@ -292,17 +292,21 @@ fn late() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
-/// Says the word.
+/// Tells the process to go on.
 pub(crate) fn go(socket: BorrowedFd<'_>) -> Result<(), StartError> {
-    match handshake::go(socket) {
+    say(socket, Word::Go)
+}
+
+fn say(socket: BorrowedFd<'_>, word: Word) -> Result<(), StartError> {
+    match handshake::say(socket, word) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StartError::Gone),
         other => Ok(other.step("telling the container's process to go on", "")?),
     }
 }
 
-/// Says the word and listens until the program has been executed.
+/// Starts the program and listens until it has been executed.
 pub(crate) fn start(socket: BorrowedFd<'_>) -> Result<(), StartError> {
-    go(socket)?;
+    say(socket, Word::Start)?;
     match hear(socket).step("listening to the container's process", "")? {
         Message::Closed => Ok(()),
         message => Err(refusal(message)),

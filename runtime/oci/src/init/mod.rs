@@ -30,7 +30,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::cgroup::Join;
 use crate::create::Pivot;
 use crate::error::{SetupError, Step};
-use crate::gate::Inherited;
+use crate::gate::{Inherited, StartedBy};
 use crate::handshake;
 use crate::hooks::{HookError, Hooks, Point, Terms};
 use crate::netdev;
@@ -442,15 +442,14 @@ fn settle(step: ProcessStep, process: &Process<'_>, state: &mut Settled) -> Resu
         ProcessStep::FindProgram => program::find(process, &state.environment)?,
         ProcessStep::Ready => handshake::ready(process.socket).step("reporting to the caller", "")?,
         ProcessStep::AwaitStart => {
-            let come = match process.gate {
-                None => handshake::wait_go(process.socket).step("waiting for the start", "")?,
-                Some(gate) => {
-                    state.starter = gate.wait(process.socket).step("waiting for the start", "")?;
-                    state.starter.is_some()
-                }
+            let starter = match process.gate {
+                None => handshake::wait_go(process.socket).map(|come| come.then_some(StartedBy::Maker)),
+                Some(gate) => gate.wait(process.socket),
             };
-            if !come {
-                return Err(Failure::Said(1));
+            match starter.step("waiting for the start", "")? {
+                None => return Err(Failure::Said(1)),
+                Some(StartedBy::Maker) => {}
+                Some(StartedBy::Visitor(socket)) => state.starter = Some(socket),
             }
         }
         ProcessStep::RunHooks => run_hooks_of_the_start(process, &state.capabilities)?,

@@ -267,19 +267,22 @@ impl Container {
                 return Err(LifecycleError::NoProcess { id: this.id.0.clone() });
             }
             let hooks = this.hooks()?;
-            let socket = match gate::knock(this.directory.as_fd()) {
-                Err(StartError::Gone) => {
-                    // Another one, who was killed since, may have started it: it executes its program just now.
-                    gate::settle(this.directory.as_fd())?;
-                    this.expect("start", "created", &[Status::Created])?;
-                    return Err(StartError::Gone.into());
+            let visit;
+            let socket = match &this.held {
+                Some(held) => held,
+                None => {
+                    visit = gate::knock(this.directory.as_fd()).map_err(|error| this.not_begun(error))?;
+                    &visit
                 }
-                other => other?,
             };
-            if let Err(error) = gate::open(this.directory.as_fd(), socket.as_fd()) {
-                // Why it did not start says more than how long it took to end.
-                let _ended = this.await_end();
-                return Err(error.into());
+            match gate::open(this.directory.as_fd(), socket.as_fd()) {
+                Err(error @ StartError::Gone) if this.held.is_some() => return Err(this.not_begun(error)),
+                Err(error) => {
+                    // Why it did not start says more than how long it took to end.
+                    let _ended = this.await_end();
+                    return Err(error.into());
+                }
+                Ok(()) => {}
             }
             if let Some(process) = this.record.process
                 && process.never_executed()
@@ -297,6 +300,17 @@ impl Container {
             }
             StartError::Hook(error).into()
         })
+    }
+
+    /// Why its process cannot be told to start. When it is not at the gate any more, another one, who was killed since, may
+    /// have started it: it executes its program just now.
+    fn not_begun(&self, error: StartError) -> LifecycleError {
+        if !matches!(error, StartError::Gone) {
+            return error.into();
+        }
+        let settled = gate::settle(self.directory.as_fd()).map_err(LifecycleError::from);
+        let status = settled.and_then(|()| self.expect("start", "created", &[Status::Created]));
+        status.err().unwrap_or_else(|| error.into())
     }
 
     /// Ends its processes, unless somebody has deleted it: its cgroup may be another's by now.
