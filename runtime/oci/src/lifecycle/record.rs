@@ -130,6 +130,16 @@ impl Record {
     pub(super) fn save(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
         replace(directory, NAME, &serde_json::to_vec(self)?)
     }
+
+    /// Writes it beside the one that counts, which it replaces with [`put_prepared`].
+    pub(super) fn prepare(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        prepare(directory, NAME, &serde_json::to_vec(self)?)
+    }
+}
+
+/// Puts the record that was written by [`Record::prepare`] in the place of the one that counted.
+pub(super) fn put_prepared(directory: BorrowedFd<'_>) -> io::Result<()> {
+    put(directory, NAME)
 }
 
 /// The record, locked while the last hooks run: of a container that they are told of there is one. Who deletes it has the
@@ -194,7 +204,10 @@ fn started_ticks(pid: i32) -> io::Result<u64> {
 /// Numbers of /proc/PID/stat, by their fields'. Source: proc_pid_stat(5); the name before the third field may have any byte
 /// in it.
 fn stat<const N: usize>(pid: i32, wanted: [usize; N]) -> io::Result<[u64; N]> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // It has 52 numbers and a name of 64 bytes at most: one call reads all of it.
+    let mut stat = [0; 4096];
+    let length = std::fs::File::open(format!("/proc/{pid}/stat"))?.read(&mut stat)?;
+    let stat = stat.get(..length).unwrap_or_default();
     let end = stat.iter().rposition(|byte| *byte == b')');
     let fields = end.and_then(|end| stat.get(end + 1..)).and_then(|rest| std::str::from_utf8(rest).ok());
     let fields: Vec<&str> = fields.unwrap_or_default().split_ascii_whitespace().collect();

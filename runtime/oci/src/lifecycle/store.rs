@@ -11,7 +11,7 @@ use portreeve_sys::process::{pidfd_send_signal, wait};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::record::{ProcessRecord, Record, replace};
+use super::record::{self, ProcessRecord, Record, replace};
 use super::status::Lock;
 use super::{CgroupChoice, Container, CreateOptions, CreatedContainer, Id, LifecycleError, Rootless, SIGKILL};
 use crate::Pid;
@@ -266,11 +266,17 @@ impl Container {
         let (cgroup, passed_over) = self.occupy(config, &cgroup, rootless)?;
         let (listener, lock) =
             gate::bind(self.directory.as_fd()).map_err(|error| self.file("making the gate in", "", error))?;
-        // Where no cgroup tells of it, who deletes the container meanwhile finds the process here.
         let record = &self.record;
+        let made = OnceCell::new();
         let write_down = |pid: Pid| {
-            let newborn = Some(ProcessRecord::of(pid)?);
-            Record { newborn, ..record.clone() }.save(self.directory.as_fd())
+            let process = Some(ProcessRecord::of(pid)?);
+            // Where no cgroup tells of it, who deletes the container meanwhile finds the process here.
+            if record.cgroup.is_none() {
+                Record { newborn: process, ..record.clone() }.save(self.directory.as_fd())?;
+            }
+            // While the process sets itself up, on another processor.
+            let record = made.get_or_init(|| Record { process, ..record.clone() });
+            record.prepare(self.directory.as_fd())
         };
         let created = create(Create {
             id: &self.id.0,
@@ -289,18 +295,19 @@ impl Container {
             patience: None,
             rootless,
             executable,
-            born: cgroup.is_none().then_some(Born(&write_down)),
+            born: Some(Born(&write_down)),
         });
         if let Err(CreateError::Cgroup(error)) = &created {
             self.forget_taken(error)?;
         }
         let (mut running, starter) = created?.split();
         running.warnings.extend(passed_over);
+        if let Some(record) = made.into_inner() {
+            self.record = record;
+        }
         // Until its maker lets go of it the process ends with the maker: one that nobody knows of never waits.
-        let known = ProcessRecord::of(running.pid).map_err(|error| self.file("looking for the process of", "", error));
-        let kept = known.and_then(|process| {
-            self.record.process = Some(process);
-            self.save()?;
+        let known = record::put_prepared(self.directory.as_fd());
+        let kept = known.map_err(|error| self.file("writing the record in", "", error)).and_then(|()| {
             if hold {
                 self.held = Some(starter.into_socket());
                 Ok(())
