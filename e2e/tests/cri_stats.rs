@@ -185,6 +185,32 @@ fn what_is_used_per_second_is_told_from_the_second_reading_on() {
     clear(&cri);
 }
 
+#[test]
+fn what_cannot_be_read_is_left_out_and_told_once() {
+    if skipped_without_root("cri_stats") {
+        return;
+    }
+    let world = World::new("cri-unread");
+    let agent = Agent::with_busybox(&world);
+    let cri = connect(&agent);
+    let config = pod("a", &logs(&world));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let id = cri.create(&sandbox, shell("main", BUSYBOX, "sleep 1000"), &config).unwrap();
+    cri.start(&id).unwrap();
+    let found = world.sh(&format!("find {} -path '*/{id}/upper' -type d", agent.root().display()));
+    let (layer, aside) = (PathBuf::from(found.trim()), world.path("aside"));
+    std::fs::rename(&layer, &aside).unwrap();
+    for _ in 0..2 {
+        let one = stats(&cri, &id).unwrap();
+        assert!(one.writable_layer.is_none() && one.memory.is_some(), "{one:?}");
+    }
+    let told = agent.log().lines().filter(|line| line.contains("could not be read") && line.contains(&id)).count();
+    assert_eq!(told, 1, "{}", agent.log());
+    std::fs::rename(&aside, &layer).unwrap();
+    assert!(stats(&cri, &id).unwrap().writable_layer.is_some());
+    clear(&cri);
+}
+
 /// Every name that the CRI validation suite wants, and whether it wants values: not of what depends on the machine.
 const WANTED: [(&str, bool); 56] = [
     ("container_blkio_device_usage_total", false),
