@@ -115,6 +115,7 @@ mod tests {
             warnings: Vec::new(),
             shim_pid: None,
             namespaces: Namespaces::default(),
+            privileged: false,
             cgroup_parent: String::new(),
             log_directory: PathBuf::new(),
             directory: PathBuf::new(),
