@@ -34,11 +34,11 @@ fn no_link_leads_a_log_out_of_its_pods_directory() {
     let lines = |path: &str| std::fs::read_to_string(real.join(path)).unwrap_or_default().lines().count();
     let id = create("main", "main/0.log").unwrap();
     cri.start(&id).unwrap();
-    wait_until("it logs", 10, || if lines("a/main/0.log") > 0 { Ok(()) } else { Err("nothing") });
+    wait_until("it logs", 10, || if lines("a/main/0.log") > 0 { Ok(()) } else { Err("nothing".to_owned()) });
     // As a kubelet rotates.
     std::fs::rename(real.join("a/main/0.log"), real.join("a/main/0.log.1")).unwrap();
     reopen(&id).unwrap();
-    wait_until("it logs anew", 10, || if lines("a/main/0.log") > 0 { Ok(()) } else { Err("nothing") });
+    wait_until("it logs anew", 10, || if lines("a/main/0.log") > 0 { Ok(()) } else { Err("nothing".to_owned()) });
 
     // As a pod does that may write where logs are.
     std::fs::rename(real.join("a/main"), real.join("a/moved")).unwrap();
@@ -49,7 +49,9 @@ fn no_link_leads_a_log_out_of_its_pods_directory() {
     assert!(create("late", "late/0.log").is_err());
     assert!(create("deep", "late/deep/0.log").is_err());
     let before = lines("a/moved/0.log");
-    wait_until("it logs where it did", 10, || if lines("a/moved/0.log") > before { Ok(()) } else { Err("nothing") });
+    wait_until("it logs where it did", 10, || {
+        if lines("a/moved/0.log") > before { Ok(()) } else { Err("nothing".to_owned()) }
+    });
     symlink(&outside, real.join("b")).unwrap();
     assert_eq!(code(cri.run_sandbox(&pod("b", &logs))), Code::InvalidArgument);
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);

@@ -23,7 +23,7 @@ fn a_container_has_the_nodes_hosts_unless_its_client_mounts_others() {
     let nodes = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
     assert_eq!(cri.inside(&plain, "cat /etc/hosts"), nodes.trim());
     assert_eq!(cri.inside(&plain, "cat /etc/hostname"), "a");
-    cri.inside(&plain, "echo 192.0.2.1 added >> /etc/hosts");
+    assert_eq!(cri.inside(&plain, "echo 192.0.2.1 added >> /etc/hosts"), "");
     let neighbour = start(shell("neighbour", BUSYBOX, "sleep 1000"));
     assert!(cri.inside(&neighbour, "cat /etc/hosts").ends_with("192.0.2.1 added"), "one file of the pod");
     assert_eq!(std::fs::read_to_string("/etc/hosts").unwrap_or_default(), nodes, "which is not the node's");
