@@ -54,6 +54,7 @@ fn a_template_that_was_not_filled_in_is_called_one() {
 
             a.yaml:7:12: error: a template that was not filled in begins here (fill it in first, as `helm template` does)
 
+            a.yaml:7:12: warning: spec.containers[0].image: "{{ .Values.image }}" cannot be an image's name: a template in it was not filled in (fill it in first, as `helm template` does)
             a.yaml:8:29: error: spec.containers[0].ports[0].containerPort: expected a 32-bit integer, found a string ("{{ .Values.port }}") (fill it in first, as `helm template` does)
 
             a.yaml:3:18: error: metadata.name: "a-{{ .Release.Name }}" must be lower-case letters, digits, `-` and `.`, each part beginning and ending with a letter or digit (fill it in first, as `helm template` does)
