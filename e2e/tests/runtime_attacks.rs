@@ -142,17 +142,23 @@ static TURN: Mutex<()> = Mutex::new(());
 /// A container that hunts the programs of other processes in its pid namespace, and may look at any of them.
 fn hunt(runtime: &Runtime) -> Bundle {
     let bundle = runtime.bundle(&["prey", &HUNT.as_millis().to_string()]);
-    let bundle = bundle.with(capable(&["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"]));
+    begin_hunt(runtime, bundle.with(capable(&["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"])))
+}
+
+fn begin_hunt(runtime: &Runtime, bundle: Bundle) -> Bundle {
     runtime.create(&bundle, &[]).ok();
     runtime.call(&["start", bundle.id()]).ok();
     bundle
 }
 
+/// What a hunter says when it is over.
+fn bag(hunter: &Bundle) -> Value {
+    wait_until("the hunt is over", 20, || serde_json::from_str(&hunter.output()).map_err(|error| error.to_string()))
+}
+
 /// That a hunter could open nothing for writing, nor take read-only away from where it lies.
 fn caught_nothing(hunter: &Bundle, when: &str) {
-    let said: Value = wait_until("the hunt is over", 20, || {
-        serde_json::from_str(&hunter.output()).map_err(|error| error.to_string())
-    });
+    let said = bag(hunter);
     assert_eq!((&said["opened"], &said["loosened"]), (&json!([]), &json!([])), "{when}: {said}");
 }
 
@@ -227,6 +233,44 @@ fn cve_2019_5736_the_runtime_cannot_be_overwritten_by_a_neighbour() {
     assert!(fingerprint(&victim) == before, "the runtime was overwritten");
 }
 
+#[test]
+fn what_makes_a_container_is_hidden_from_root_without_capabilities() {
+    let test = "what_makes_a_container_is_hidden_from_root_without_capabilities";
+    let Some(mut runtime) = Runtime::for_test(test) else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let victim = std::fs::metadata(runtime.use_copy()).unwrap();
+    let host = std::fs::metadata("/").unwrap();
+    // It sees the processes of the host. Those with users of their own belong to root, as it does.
+    let bundle = runtime.bundle(&["prey", &HUNT.as_millis().to_string()]);
+    let hunter = begin_hunt(&runtime, bundle.with_namespace("pid", None).with(capable(&[])));
+    let begun = Instant::now();
+    let mut came = 0;
+    while begun.elapsed() < HUNT {
+        // A process is made for the ids of a mount, another one for a mount that is to stay as it is.
+        let mapped = json!([{ "containerID": 0, "hostID": 70_000, "size": 65_536 }]);
+        let volume = runtime.world().path("volume");
+        std::fs::create_dir_all(&volume).unwrap();
+        let mount = json!({ "destination": "/volume", "type": "bind", "source": volume, "options": ["bind"] });
+        let mut with_ids = mount.clone();
+        (with_ids["uidMappings"], with_ids["gidMappings"]) = (mapped.clone(), mapped);
+        let with_ids = runtime.bundle(&["wait"]).with_mount(with_ids);
+        let with_users = runtime.bundle(&["wait"]).with_users(100_000, 65_536).with_mount(mount);
+        for bundle in [with_ids, with_users] {
+            runtime.create(&bundle, &[]).ok();
+            runtime.call(&["delete", "--force", bundle.id()]).ok();
+            std::fs::remove_dir_all(bundle.path()).unwrap();
+            came += 1;
+        }
+    }
+    assert!(came > 2, "it was given something to catch");
+    let said = bag(&hunter);
+    let files: Vec<_> = said["caught"].as_array().unwrap().iter().map(|file| file["id"].clone()).collect();
+    assert!(!files.contains(&json!([victim.dev(), victim.ino()])), "after {came} containers: {said}");
+    let roots = said["roots"].as_array().unwrap();
+    // Its own it sees, in any case.
+    assert!(!roots.is_empty() && !roots.contains(&json!([host.dev(), host.ino()])), "after {came} containers: {said}");
+}
+
 /// Whether the file that a process shows as its executable lies where nobody can write.
 fn executes_what_is_read_only(pid: impl std::fmt::Display) -> bool {
     statvfs(format!("/proc/{pid}/exe").as_str()).unwrap().flags().contains(FsFlags::ST_RDONLY)
@@ -295,13 +339,13 @@ fn waiting_create(runtime: &Runtime, user: u32) -> (portreeve_e2e::Call, OwnedFd
     command.arg(bundle.path()).arg("--pidfd-socket").arg(&path).arg(bundle.id());
     let call = runtime.begin(command);
     wait_until("it calls", 20, || {
+        // What changes the user is executed first, and may ask somebody for it: whose descriptors these are is known before
+        // they are looked at.
+        let exe = std::fs::read_link(format!("/proc/{}/exe", call.pid())).map_err(|error| error.to_string())?;
         let links = std::fs::read_dir(format!("/proc/{}/fd", call.pid())).map_err(|error| error.to_string())?;
         let links: Vec<_> = links.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
-        // What changes the user is executed first, and may ask somebody for it.
-        let is_runtime =
-            std::fs::read_link(format!("/proc/{}/exe", call.pid())).is_ok_and(|exe| !exe.ends_with("setpriv"));
-        let calls = is_runtime && links.iter().any(|link| link.to_string_lossy().starts_with("socket:"));
-        if calls { Ok(()) } else { Err(format!("{links:?}")) }
+        let calls = !exe.ends_with("setpriv") && links.iter().any(|link| link.to_string_lossy().starts_with("socket:"));
+        if calls { Ok(()) } else { Err(format!("{}: {links:?}", exe.display())) }
     });
     (call, socket, first)
 }

@@ -312,7 +312,7 @@ mod tests {
     fn a_lacking_capability_is_named_with_its_loss() {
         let fact = capabilities();
         let have = capability::get().expect("capabilities").effective;
-        let resource = have & (1 << 24) != 0;
+        let resource = have & (1 << capability::CAP_SYS_RESOURCE) != 0;
         assert_eq!(resource, !fact.found.contains("CAP_SYS_RESOURCE"), "{fact:?}");
         if !resource {
             assert!(fact.advice.expect("advice").contains("oom_score_adj"));

@@ -10,9 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use portreeve_sys::capability::{self, CAP_SETPCAP};
 use portreeve_sys::clone::{NEW_IPC, NEW_MOUNT, NEW_NET, NEW_PID, NEW_USER};
 use portreeve_sys::mount::{self, Change, Propagation, READ_ONLY};
-use portreeve_sys::{capability, namespace};
+use portreeve_sys::namespace;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::cgroup::Cgroup;
@@ -38,8 +39,6 @@ pub(crate) struct Device {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
 }
-
-const CAP_SETPCAP: u32 = 8;
 
 /// Devices that every container has.
 const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [

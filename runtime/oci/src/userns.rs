@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use oci_spec::runtime::LinuxIdMapping;
-use portreeve_sys::capability;
+use portreeve_sys::capability::{self, CAP_SETGID, CAP_SETUID};
 use portreeve_sys::clone::{Clone3, NEW_USER, clone3};
 use portreeve_sys::namespace::enter;
 use portreeve_sys::process::{pidfd_send_signal, set_dumpable, wait};
@@ -57,9 +57,6 @@ fn write_maps(pid: Pid, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> io:
         other => other,
     }
 }
-
-const CAP_SETGID: u32 = 6;
-const CAP_SETUID: u32 = 7;
 
 /// Whether nothing is mapped but this one id.
 fn is_only(maps: &[LinuxIdMapping], id: u32) -> bool {

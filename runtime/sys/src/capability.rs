@@ -7,6 +7,19 @@ use crate::raw::{check, check_int};
 /// Highest capability this crate knows (CAP_CHECKPOINT_RESTORE); the kernel may know fewer or more.
 pub const LAST_KNOWN: u32 = 40;
 
+/// May become any group, and write any map of groups. Source of the numbers: linux/capability.h.
+pub const CAP_SETGID: u32 = 6;
+/// May become any user, and write any map of users.
+pub const CAP_SETUID: u32 = 7;
+/// May take capabilities out of its bounding set.
+pub const CAP_SETPCAP: u32 = 8;
+/// May look into any process.
+pub const CAP_SYS_PTRACE: u32 = 19;
+/// May mount, among much else.
+pub const CAP_SYS_ADMIN: u32 = 21;
+/// May raise its limits and lower its score.
+pub const CAP_SYS_RESOURCE: u32 = 24;
+
 /// The three sets of capset(2), one bit per capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sets {

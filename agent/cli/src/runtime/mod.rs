@@ -117,7 +117,8 @@ fn prepare(verb: &Verb) -> anyhow::Result<Prepared> {
     // Who is in the container that a process is executed in may look at that before it has done anything. And descriptors
     // that stay open may have the numbers of those that the caller meant to pass on.
     let passes = preserve > 0 || std::env::var_os("LISTEN_FDS").is_some();
-    let executable = if matches!(verb, Verb::Exec(_)) || passes {
+    let hidden = protect::hide()?;
+    let executable = if matches!(verb, Verb::Exec(_)) || passes || !hidden {
         protect::protect()?;
         None
     } else {

@@ -6,10 +6,26 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use portreeve_sys::exec;
+use portreeve_sys::capability::{self, CAP_SYS_PTRACE};
 use portreeve_sys::self_exe::{self, ReadOnlyPlace};
+use portreeve_sys::{exec, process};
 
 const LOOKING: &str = "looking at the runtime's own executable, /proc/self/exe: is /proc mounted?";
+
+/// Hides this process, and every clone of it until that executes something, from all who may not look into everybody's;
+/// whether it could.
+///
+/// A clone with users of its own is one that any process of the user who made it may look into, also one without any
+/// capability: user_namespaces(7), "Capabilities". A user who is not root has to stay visible, to write the maps of such
+/// a clone; so has who may not look into his own clones any more.
+pub(super) fn hide() -> anyhow::Result<bool> {
+    let capabilities = capability::get().context("reading the runtime's capabilities")?;
+    let may = rustix::process::geteuid().is_root() && capabilities.effective & (1 << CAP_SYS_PTRACE) != 0;
+    if may {
+        process::set_dumpable(false).context("hiding from containers")?;
+    }
+    Ok(may)
+}
 
 /// Returns in a process whose executable cannot be written by way of it: this one, or where it may not be moved the same
 /// one executed again, from the beginning, with its id, arguments, environment and descriptors.
@@ -29,10 +45,10 @@ pub(super) fn protect() -> anyhow::Result<()> {
 /// The same for verbs that make a container: where its first process is to move to, if this one is not there, and a
 /// process may move.
 ///
-/// Where nobody else is in the PID namespace in which that process begins, it moves by itself, as its first act. This one
-/// stays where it is then: it never enters the container, and moving takes a twentieth of what `run` takes, as it has to
-/// find every page of code anew. Who could open its file, by ptrace(2)'s rules in its own PID namespace, has the host's
-/// files as `/proc/PID/root` already. Any other container has it move, before it clones.
+/// To be called by a process that [is hidden](hide). Where nobody else is in the PID namespace in which that process
+/// begins, it moves by itself, as its first act. This one stays where it is then: it never enters the container, nobody
+/// may look into its clones, and moving takes a twentieth of what `run` takes, as it has to find every page of code anew.
+/// Any other container has it move, before it clones.
 pub(super) fn protect_newborn() -> anyhow::Result<Option<ReadOnlyPlace>> {
     if self_exe::is_out_of_reach().context(LOOKING)? {
         return Ok(None);

@@ -20,8 +20,9 @@ use std::time::Duration;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use portreeve_oci::cgroup::Cgroup;
 use portreeve_oci::{RootFs, Stdio, WindowSize, attach};
+use portreeve_sys::capability::{self, CAP_SYS_RESOURCE};
 use portreeve_sys::process::{Pid, pidfd_open};
-use portreeve_sys::{capability, socket, terminal};
+use portreeve_sys::{socket, terminal};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::container::Refusal;
@@ -36,8 +37,6 @@ const CREATE: Duration = Duration::from_secs(15);
 const START: Duration = Duration::from_secs(10);
 /// A program that has ended has sent the terminal before.
 const TERMINAL: Duration = Duration::from_secs(1);
-/// Source: Linux, include/uapi/linux/capability.h.
-const CAP_SYS_RESOURCE: u32 = 24;
 
 /// A process that a program has made.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use portreeve_sys::capability::{self, Sets};
+use portreeve_sys::capability::{self, CAP_SETPCAP, CAP_SYS_ADMIN, Sets};
 use portreeve_sys::path::{Limits, beneath};
 use portreeve_sys::process;
 use rustix::fs::OFlags;
@@ -193,9 +193,6 @@ fn unmapped(error: &io::Error) -> &'static str {
 pub(super) fn drop_last(sets: &Sets) -> Result<(), SetupError> {
     capability::set(sets).step("setting capabilities under the seccomp filter, which has to allow capset", "")
 }
-
-const CAP_SETPCAP: u32 = 8;
-const CAP_SYS_ADMIN: u32 = 21;
 
 #[cfg(test)]
 mod tests {

@@ -98,7 +98,9 @@ fn resource_limits_are_set_and_cannot_be_raised_without_privilege() {
         |soft: u64, hard: u64| json!({"process": {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]}});
     let outcome = World::shell("ulimit -Sn; ulimit -Hn").with(limit(100, 200)).run();
     assert_eq!(outcome.out, "100\n200\n");
-    let resource = portreeve_sys::capability::get().expect("capabilities").permitted & (1 << 24) != 0;
+    let resource = portreeve_sys::capability::get().expect("capabilities").permitted
+        & (1 << portreeve_sys::capability::CAP_SYS_RESOURCE)
+        != 0;
     if resource {
         eprintln!("SKIPPED half of a test: this machine has CAP_SYS_RESOURCE");
         return;

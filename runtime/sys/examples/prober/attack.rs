@@ -22,10 +22,14 @@ pub(crate) fn prey(time: Duration) -> Result<Value, Failure> {
     let own = (own.dev(), own.ino());
     let mut caught: BTreeMap<(u64, u64), File> = BTreeMap::new();
     let (mut opened, mut loosened) = (BTreeSet::new(), BTreeSet::new());
+    let mut roots = BTreeSet::new();
     let mut refusals = BTreeMap::<String, usize>::new();
     let begun = Instant::now();
     while begun.elapsed() < time {
         for entry in std::fs::read_dir("/proc")?.flatten() {
+            if let Ok(root) = std::fs::metadata(entry.path().join("root")) {
+                roots.insert((root.dev(), root.ino()));
+            }
             // Its own /proc/self included: what executes this was something else before.
             let Ok(file) = File::open(entry.path().join("exe")) else { continue };
             let Ok(found) = file.metadata() else { continue };
@@ -46,12 +50,12 @@ pub(crate) fn prey(time: Duration) -> Result<Value, Failure> {
             }
         }
     }
+    let path = |file: &File| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let caught: Vec<_> = caught
-        .values()
-        .map(|file| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())))
-        .map(|path| path.map(|path| path.display().to_string()))
-        .collect::<Result<_, _>>()?;
-    Ok(json!({ "caught": caught, "opened": opened, "loosened": loosened, "refusals": refusals }))
+        .iter()
+        .map(|(id, file)| Ok(json!({ "path": path(file)?.display().to_string(), "id": id })))
+        .collect::<Result<_, std::io::Error>>()?;
+    Ok(json!({ "caught": caught, "opened": opened, "loosened": loosened, "refusals": refusals, "roots": roots }))
 }
 
 /// Takes read-only away from the mount whose root is this file: the kernel asks for nothing but CAP_SYS_ADMIN in the
