@@ -74,7 +74,9 @@ struct Version {
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NotesError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(source) => return Err(NotesError::Read { path: path.to_owned(), source }),
     };
     let parse = |source| NotesError::Parse { path: path.to_owned(), source };
@@ -88,8 +90,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NotesError> {
 /// Looks at what is noted of each pod, in `disk` (`<root>/pods`) and `memory` (`<run>/pods`), and changes nothing.
 ///
 /// # Errors
-/// [`NotesError::Newer`] for the first file of a newer agent, [`NotesError::Read`] when it cannot be told what there
-/// is. What is damaged is no error here: [`NoteBook::open`] and [`PastBook::open`] go on without it.
+/// [`NotesError::Newer`] for the first file of a newer agent, [`NotesError::Read`] for the first one that is there and
+/// cannot be read: what the pod has come to is in it. What is damaged is no error here: [`NoteBook::open`] and [`PastBook::open`] go on without it.
 pub(crate) fn refuse_newer(disk: &Path, memory: &Path) -> Result<(), NotesError> {
     for (pods, name) in [(disk, PAST), (memory, NOTES)] {
         let failed = |source| NotesError::Read { path: pods.to_owned(), source };
@@ -100,8 +102,9 @@ pub(crate) fn refuse_newer(disk: &Path, memory: &Path) -> Result<(), NotesError>
         };
         for entry in entries {
             let path = entry.map_err(failed)?.path().join(name);
-            if let Err(newer @ NotesError::Newer { .. }) = read::<Version>(&path) {
-                return Err(newer);
+            match read::<Version>(&path) {
+                Ok(_) | Err(NotesError::Parse { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
     }

@@ -158,6 +158,14 @@ async fn what_a_newer_agent_wrote_is_refused_and_left_alone() {
         assert!(chain(&error).ends_with(&told), "{}", chain(&error));
         assert_eq!(files(disk.dir.path()), before);
     }
+    // What cannot be read may be one of those.
+    let disk = Disk::new();
+    let path = disk.path(&pods[0]);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let Err(error) = disk.start() else { panic!("a pod whose past cannot be read was begun anew") };
+    assert!(chain(&error).contains(&format!("reading {}", path.display())), "{}", chain(&error));
+    assert!(path.is_dir(), "it was moved");
 }
 
 #[tokio::test(start_paused = true)]
