@@ -253,6 +253,8 @@ fn images_come_are_told_and_go() {
     let gone = registry.host();
     drop(registry);
     let unreachable = pull(&format!("{gone}/one:2"), None).unwrap_err();
+    // Any other code would stand before the word for a kubelet.
+    assert_eq!(unreachable.code(), Code::Unknown, "{unreachable}");
     assert!(unreachable.message().starts_with("RegistryUnavailable: "), "{unreachable}");
 
     let space = cri.images(async |mut images| images.image_fs_info(v1::ImageFsInfoRequest {}).await).unwrap();

@@ -207,8 +207,6 @@ pub struct SandboxStatus {
     pub cgroup_parent: String,
     /// Where its containers' logs lie.
     pub log_directory: PathBuf,
-    /// Files that the engine wrote for its containers (`hostname`, `resolv.conf`) lie here.
-    pub directory: PathBuf,
 }
 
 /// Whether containers can run in a sandbox.

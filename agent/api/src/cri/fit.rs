@@ -8,10 +8,16 @@ use tonic::Status;
 
 use super::{v1, wanted};
 
-/// Refuses what contradicts the sandbox, instead of making something else.
-pub(super) fn check(context: &v1::LinuxContainerSecurityContext, sandbox: &SandboxStatus) -> Result<(), Status> {
+/// Refuses what contradicts the sandbox, instead of making something else. `now` is how the client sees the sandbox when it
+/// asks for the container: a kubelet says there that a privileged one has come since, as those for debugging do.
+pub(super) fn check(
+    context: &v1::LinuxContainerSecurityContext,
+    sandbox: &SandboxStatus,
+    now: Option<&v1::PodSandboxConfig>,
+) -> Result<(), Status> {
+    let now = now.and_then(|config| config.linux.as_ref()?.security_context.as_ref());
     // Source: api.proto, `LinuxSandboxSecurityContext.privileged`: must be set for such a container.
-    if context.privileged && !sandbox.privileged {
+    if context.privileged && !sandbox.privileged && !now.is_some_and(|now| now.privileged) {
         return Err(wanted::invalid(
             "security_context.privileged",
             "the sandbox was not made for privileged containers",
@@ -77,7 +83,6 @@ mod tests {
             privileged,
             cgroup_parent: String::new(),
             log_directory: "/logs".into(),
-            directory: "/run".into(),
         }
     }
 
@@ -88,9 +93,18 @@ mod tests {
     #[test]
     fn a_privileged_container_needs_a_sandbox_that_was_made_for_it() {
         let context = v1::LinuxContainerSecurityContext { privileged: true, ..Default::default() };
-        assert!(check(&context, &sandbox(Namespaces::default(), true)).is_ok());
-        let refused = check(&context, &sandbox(Namespaces::default(), false)).unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument);
+        let (plain, made_for_it) = (sandbox(Namespaces::default(), false), sandbox(Namespaces::default(), true));
+        let now = |privileged| {
+            let context = v1::LinuxSandboxSecurityContext { privileged, ..Default::default() };
+            let linux = v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+            v1::PodSandboxConfig { linux: Some(linux), ..Default::default() }
+        };
+        assert!(check(&context, &made_for_it, None).is_ok());
+        for refused in [check(&context, &plain, None), check(&context, &plain, Some(&now(false)))] {
+            assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+        }
+        // An ephemeral container of a pod that had none with every right.
+        assert!(check(&context, &plain, Some(&now(true))).is_ok());
     }
 
     #[test]
@@ -119,7 +133,7 @@ mod tests {
             (modes(Target, Pod, Pod), false, false),
         ] {
             assert_eq!(
-                (check(&context, &own).is_ok(), check(&context, &node).is_ok()),
+                (check(&context, &own, None).is_ok(), check(&context, &node, None).is_ok()),
                 (by_own, by_node),
                 "{context:?}"
             );
@@ -145,7 +159,7 @@ mod tests {
         ] {
             let context = asks(v1::NamespaceOption { userns_options: user.clone(), ..Default::default() });
             assert_eq!(
-                (check(&context, &pods).is_ok(), check(&context, &nodes).is_ok()),
+                (check(&context, &pods, None).is_ok(), check(&context, &nodes, None).is_ok()),
                 (by_pods, by_nodes),
                 "{user:?}"
             );

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use portreeve_engine::{Handler, HandlerFeatures, chain, handler_features};
 use tonic::Status;
@@ -18,8 +19,19 @@ pub(super) struct Handlers(Arc<BTreeMap<String, Known>>);
 #[derive(Debug)]
 struct Known {
     program: PathBuf,
-    features: Mutex<Option<(Version, HandlerFeatures)>>,
+    features: Mutex<Option<Told>>,
 }
+
+/// An answer, or none: a busy machine may have been the reason for that.
+#[derive(Debug)]
+struct Told {
+    by: Version,
+    at: Instant,
+    features: Option<HandlerFeatures>,
+}
+
+/// So long after it gave no answer a program is asked again.
+const ASKED_AGAIN: Duration = Duration::from_secs(60);
 
 /// What is another one when somebody has put another program there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,17 +88,17 @@ impl Known {
     fn features(&self) -> HandlerFeatures {
         let Some(version) = version(&self.program) else { return HandlerFeatures::default() };
         let mut told = self.features.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, features)) = *told
-            && of == version
-        {
-            return features;
+        let last = told.as_ref().filter(|told| told.by == version);
+        if let Some(last) = last.filter(|last| last.features.is_some() || last.at.elapsed() < ASKED_AGAIN) {
+            return last.features.unwrap_or_default();
         }
-        let features = handler_features(&self.program).unwrap_or_else(|error| {
-            tracing::warn!(program = %self.program.display(), error = %chain(&error), "features of a runtime handler not known, none is announced");
-            HandlerFeatures::default()
-        });
-        *told = Some((version, features));
-        features
+        let features = handler_features(&self.program)
+            .inspect_err(|error| {
+                tracing::warn!(program = %self.program.display(), error = %chain(error), "features of a runtime handler not known, none is announced");
+            })
+            .ok();
+        *told = Some(Told { by: version, at: Instant::now(), features });
+        features.unwrap_or_default()
     }
 }
 

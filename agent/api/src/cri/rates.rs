@@ -8,6 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 /// The readings of a rate are at least so far apart, or the one before is told again. A quota is dealt out in periods of
 /// 100 ms: over less than several a rate tells when in a period it was read rather than what is used.
 const APART: SignedDuration = SignedDuration::from_secs(1);
+/// Calls that come at once may take their readings in another order than they read. What is further before the last one is
+/// a clock that was set.
+const AT_ONCE: SignedDuration = SignedDuration::from_mins(1);
 /// An older reading is none: a kubelet wants what is used now, not the average since somebody happened to look.
 const OLDEST: SignedDuration = SignedDuration::from_mins(5);
 
@@ -37,6 +40,9 @@ impl Rates {
             return None;
         };
         let apart = at.duration_since(last.at);
+        if apart.is_negative() && apart.abs() <= AT_ONCE {
+            return last.rate;
+        }
         let used = used_ns.checked_sub(last.used_ns);
         let (Some(used), false) = (used, apart.is_negative() || apart > OLDEST) else {
             // The clock was set, or the count began anew.
@@ -70,9 +76,11 @@ mod tests {
             // The count began anew, and then the clock.
             (4000, 0, None),
             (5000, 250_000_000, Some(250_000_000)),
-            (1000, 250_000_000, None),
+            // Read before that by another call, and told after it.
+            (4999, 249_000_000, Some(250_000_000)),
+            (5000 - 61_000, 250_000_000, None),
             // Nobody has asked for a long time.
-            (1000 + 301_000, 260_000_000, None),
+            (5000 - 61_000 + 301_000, 260_000_000, None),
         ] {
             assert_eq!(rates.take("a", at(ms), used_ns), rate, "after {ms} ms");
         }

@@ -49,7 +49,6 @@ impl Runtime for FakeRuntime {
                 privileged: config.privileged,
                 cgroup_parent: config.cgroup_parent,
                 log_directory: config.log_directory,
-                directory: std::path::PathBuf::from("/nowhere"),
             };
             world.sandboxes.insert(id.clone(), status);
             Ok(id)

@@ -7,14 +7,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::sandbox::{DnsConfig, NetworkNamespace, SandboxConfig};
-use crate::{EngineError, Owner, record};
+use crate::{EngineError, Owner};
 
 /// A file of the node longer than this is cut.
 const LONGEST: u64 = 64 << 10;
 /// The name of `/etc/hosts` in a sandbox's directory.
 pub(super) const HOSTS: &str = "hosts";
 
-/// Writes them. The node's own pods bring their `/etc/hosts` themselves.
+/// Writes them into a directory that is new. The node's own pods bring their `/etc/hosts` themselves.
 pub(super) fn write(directory: &Path, config: &SandboxConfig) -> Result<(), EngineError> {
     let hostname = hostname(config);
     let resolver = match config.dns == DnsConfig::default() {
@@ -27,7 +27,7 @@ pub(super) fn write(directory: &Path, config: &SandboxConfig) -> Result<(), Engi
     }
     for (name, bytes) in files {
         let path = directory.join(name);
-        record::replace(&path, &bytes, 0o644).map_err(EngineError::file("writing", &path))?;
+        fs::write(&path, &bytes).map_err(EngineError::file("writing", &path))?;
         // Whatever the agent's umask is, the container's users read it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
             .map_err(EngineError::file("opening up", &path))?;

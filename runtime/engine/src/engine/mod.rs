@@ -80,6 +80,9 @@ struct Core {
     /// Held from a change of the table until it is told: no event overtakes another, and none shows what came after it.
     /// Taken before the table and the facts of anything.
     order: Mutex<()>,
+    /// The parents of pods that are being made, and of how many each: a cgroup in which one begins is not removed. Held
+    /// while one is removed.
+    making: tokio::sync::Mutex<BTreeMap<String, usize>>,
     tasks: TaskTracker,
     accounts: AccountCache,
     /// Capabilities that this process can hand on.
@@ -533,6 +536,16 @@ impl Core {
 
     fn sandboxes_directory(&self) -> PathBuf {
         self.config.run.join("sandboxes")
+    }
+
+    /// Where the files lie that a sandbox's containers see. They may write to them, as much as they like: not in the run
+    /// directory, which is memory of the whole machine.
+    fn files_directory(&self, id: &SandboxId) -> PathBuf {
+        self.all_files_directory().join(id.as_str())
+    }
+
+    fn all_files_directory(&self) -> PathBuf {
+        self.config.root.join("sandboxes")
     }
 }
 

@@ -87,10 +87,12 @@ pub(super) fn prepare(
         Some(target) => Some((target.to_string(), first_process(core, sandbox, target)?)),
         None => None,
     };
+    let files = core.files_directory(&sandbox.id);
+    // A sandbox of an older program has them among its records, and may have no hosts.
+    let files = if files.exists() { &files } else { &sandbox.directory };
     let (hostname, resolv_conf, shm) =
-        (sandbox.directory.join("hostname"), sandbox.directory.join("resolv.conf"), sandbox.directory.join("shm"));
-    // A sandbox of an older program has none.
-    let hosts = Some(sandbox.directory.join(files::HOSTS)).filter(|path| path.exists());
+        (files.join("hostname"), files.join("resolv.conf"), sandbox.directory.join("shm"));
+    let hosts = Some(files.join(files::HOSTS)).filter(|path| path.exists());
     let own_shm = sandbox_config.namespaces.ipc == crate::IpcNamespace::Pod;
     // From here on something exists: the record says so first.
     spawn::private_directory(directory, bundle_mode(&sandbox_config))?;

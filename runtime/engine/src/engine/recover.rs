@@ -30,7 +30,7 @@ use super::container::{container_cgroup, kill_abandoned, kill_cgroup, recorded_e
 use super::sandbox::{Ear, PATIENCE, kill_if_shim, kill_shim, remove_tree, shim_directory};
 use super::spawn::{self, Executable};
 use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
-use super::{Core, EVENTS, blocking, cgroup_error, ports};
+use super::{Core, EVENTS, blocking, cgroup_error, ports, sysctls};
 use crate::client::{Client, End};
 use crate::error::{all, chain};
 use crate::handler;
@@ -80,6 +80,8 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
         let sandboxes = config.run.join("sandboxes");
         spawn::private_directory(&config.root, 0o711)?;
         spawn::private_directory(&sandboxes, 0o700)?;
+        // The modes of those in it decide.
+        spawn::private_directory(&config.root.join("sandboxes"), 0o711)?;
         // All records are read before anything is touched: what a newer program left is not to be harmed.
         let (found, strangers) = scan(&sandboxes)?;
         let executable = Executable::open(config.executable.as_deref())?;
@@ -102,6 +104,7 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
             events: broadcast::Sender::new(EVENTS),
             pod_events: broadcast::Sender::new(EVENTS),
             order: Mutex::default(),
+            making: Default::default(),
             tasks: TaskTracker::new(),
             accounts: Default::default(),
             capabilities: portreeve_sys::capability::bounding().unwrap_or(0),
@@ -138,7 +141,16 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
         }
     }
     let cleaner = Arc::clone(&core);
-    blocking(move || cleaner.clean(&netns)).await?;
+    for sandbox in blocking(move || cleaner.clean(&netns)).await? {
+        let (client, config) = {
+            let facts = sandbox.facts();
+            (facts.client.clone(), facts.record.config.clone())
+        };
+        // Those of its interface went with that.
+        if let Some(client) = client {
+            note(sysctls::set_late(&client, &config).await);
+        }
+    }
     Ok(core)
 }
 
@@ -432,7 +444,8 @@ impl Core {
     }
 
     /// Removes what no sandbox or container owns. Blocking. A failure here stops nothing: it is tried at every start.
-    fn clean(&self, netns: &BTreeMap<String, OwnedFd>) -> Result<(), EngineError> {
+    /// Answers which pods have got a new link.
+    fn clean(&self, netns: &BTreeMap<String, OwnedFd>) -> Result<Vec<Arc<Sandbox>>, EngineError> {
         let (parents, cgroups, names, living) = {
             let table = self.table();
             let parents: BTreeSet<String> =
@@ -453,9 +466,8 @@ impl Core {
         let attached: BTreeSet<String> = self.network.attachments().into_iter().map(|one| one.sandbox_id).collect();
         // Of an attachment whose record was damaged nothing is left.
         let forgotten = netns.keys().filter(|id| !attached.contains(*id)).cloned();
-        for id in reconciled.detached.into_iter().chain(forgotten) {
-            self.attach_again(&id, netns);
-        }
+        let without_link = reconciled.detached.into_iter().chain(forgotten);
+        let attached: Vec<_> = without_link.filter_map(|id| self.attach_again(&id, netns)).collect();
         self.clean_shims(&living)?;
         let shims = self.shims_cgroup();
         let root = self.config.cgroup_root.clone();
@@ -481,18 +493,23 @@ impl Core {
                 source: error.into(),
             }));
         }
-        Ok(())
+        for (name, path) in entries(&self.all_files_directory())? {
+            if !name.parse::<SandboxId>().is_ok_and(|id| self.find_sandbox(&id).is_ok()) {
+                note(remove_tree(&path));
+            }
+        }
+        Ok(attached)
     }
 
-    /// A living pod whose link is gone gets a new one.
-    fn attach_again(&self, id: &str, netns: &BTreeMap<String, OwnedFd>) {
-        let sandbox = id.parse::<SandboxId>().ok().and_then(|id| self.find_sandbox(&id).ok());
-        let (Some(sandbox), Some(fd)) = (sandbox, netns.get(id)) else { return };
-        let ports = match ports::built_in(&sandbox.facts().record.config.port_mappings) {
-            Ok(ports) => ports,
-            Err(error) => return note(Err(error)),
-        };
-        match self.network.attach(id, fd.as_fd(), &ports) {
+    /// A living pod whose link is gone gets a new one, and is the answer then.
+    fn attach_again(&self, id: &str, netns: &BTreeMap<String, OwnedFd>) -> Option<Arc<Sandbox>> {
+        let sandbox = id.parse::<SandboxId>().ok().and_then(|id| self.find_sandbox(&id).ok())?;
+        let fd = netns.get(id)?;
+        let attached = ports::built_in(&sandbox.facts().record.config.port_mappings).and_then(|ports| {
+            let attached = self.network.attach(id, fd.as_fd(), &ports);
+            attached.map_err(|source| EngineError::Network { id: id.to_owned(), source })
+        });
+        match attached {
             Ok(attachment) => {
                 let record = {
                     let mut facts = sandbox.facts();
@@ -500,8 +517,12 @@ impl Core {
                     facts.record.clone()
                 };
                 note(record::write(&sandbox.directory.join("sandbox.json"), &record));
+                Some(sandbox)
             }
-            Err(source) => note(Err(EngineError::Network { id: id.to_owned(), source })),
+            Err(error) => {
+                note(Err(error));
+                None
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Making, stopping, losing and removing sandboxes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -71,6 +72,7 @@ impl Core {
         let scope = self.scope_of(&id, &config)?.is_some();
         // What was there before is somebody's, whether or not anything is in it yet.
         let makes_cgroup = !scope && Cgroup::at(&parent).is_ok_and(|cgroup| !cgroup.exists());
+        *self.making.lock().await.entry(parent.clone()).or_default() += 1;
         match Arc::clone(&self).make_sandbox(&id, config).await {
             Ok(sandbox) => {
                 {
@@ -78,6 +80,7 @@ impl Core {
                     self.table_mut().sandboxes.insert(id.clone(), Arc::clone(&sandbox));
                     self.tell(&order, EngineEvent::SandboxReady(id.clone()));
                 }
+                self.is_made(&parent).await;
                 // Its end may have come before it was in the table.
                 let client = sandbox.facts().client.clone();
                 if let Some(end) = client.and_then(|client| client.ended()) {
@@ -86,6 +89,7 @@ impl Core {
                 Ok(id)
             }
             Err(error) => {
+                self.is_made(&parent).await;
                 let directory = self.sandboxes_directory().join(id.as_str());
                 if let Err(leftover) = self.clear_sandbox(&id, &directory, None).await {
                     tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&leftover), "half-made sandbox not cleared");
@@ -94,6 +98,16 @@ impl Core {
                     tracing::debug!(sandbox_id = %id, error = %crate::error::chain(&leftover), "cgroup of a half-made sandbox not removed");
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// A pod below this cgroup is in the table, or will not come.
+    async fn is_made(&self, parent: &str) {
+        if let Entry::Occupied(mut count) = self.making.lock().await.entry(parent.to_owned()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }
@@ -126,8 +140,8 @@ impl Core {
             Arc::new(Client::new(stream, Ear::new(&self, id)).map_err(EngineError::file("connecting to", &directory))?);
 
         // While the shim begins: what does not need it.
-        let (place, config, ours) = (directory.clone(), record.config.clone(), record.scope.is_none());
-        let around = blocking(move || surroundings(&place, &config, ours));
+        let (files, config, ours) = (self.files_directory(id), record.config.clone(), record.scope.is_none());
+        let around = blocking(move || surroundings(&files, &config, ours));
         let (hello, around) = tokio::join!(greet(&client, id, &directory), around);
         let (answer, mut fds) = hello?;
         around?;
@@ -352,8 +366,8 @@ impl Core {
         if self.is_ours(&parent) {
             self.remove_pod_cgroup(id, parent).await?;
         }
-        let directory = sandbox.directory.clone();
-        blocking(move || remove_tree(&directory)).await?;
+        let (directory, files) = (sandbox.directory.clone(), self.files_directory(id));
+        blocking(move || remove_tree(&files).and_then(|()| remove_tree(&directory))).await?;
         let _order = self.order();
         let last = self.pod(id);
         self.table_mut().sandboxes.remove(id);
@@ -363,8 +377,9 @@ impl Core {
 
     /// Removes the cgroup of a sandbox, unless it is another one's, too.
     async fn remove_pod_cgroup(&self, id: &SandboxId, path: String) -> Result<(), EngineError> {
+        let making = self.making.lock().await;
         let shares = |other: &Arc<Sandbox>| other.id != *id && other.facts().record.config.cgroup_parent == path;
-        if self.table().sandboxes.values().any(shares) {
+        if making.contains_key(&path) || self.table().sandboxes.values().any(shares) {
             return Ok(());
         }
         blocking(move || match Cgroup::at(&path) {
@@ -395,8 +410,8 @@ impl Core {
         })
         .await?;
         self.release(id, directory).await?;
-        let place = directory.to_owned();
-        blocking(move || remove_tree(&place)).await
+        let (place, files) = (directory.to_owned(), self.files_directory(id));
+        blocking(move || remove_tree(&files).and_then(|()| remove_tree(&place))).await
     }
 
     pub(super) async fn update_sandbox_resources(
@@ -517,7 +532,7 @@ fn obstacles(network: &Network) -> Vec<String> {
 }
 
 /// Cgroup, unless it is not `ours` to make, files and log directory of a sandbox.
-fn surroundings(directory: &Path, config: &SandboxConfig, ours: bool) -> Result<(), EngineError> {
+fn surroundings(files: &Path, config: &SandboxConfig, ours: bool) -> Result<(), EngineError> {
     if ours {
         let parent = &config.cgroup_parent;
         let cgroup = Cgroup::open_or_create(parent).map_err(cgroup_error("making", parent))?;
@@ -525,7 +540,8 @@ fn surroundings(directory: &Path, config: &SandboxConfig, ours: bool) -> Result<
             super::container::limit_cgroup(&cgroup, config.resources.clone())?;
         }
     }
-    files::write(directory, config)?;
+    spawn::private_directory(files, bundle_mode(config))?;
+    files::write(files, config)?;
     if config.log_directory.as_os_str().is_empty() {
         return Ok(());
     }

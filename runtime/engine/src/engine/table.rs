@@ -107,7 +107,6 @@ impl Sandbox {
             privileged: config.privileged,
             cgroup_parent: config.cgroup_parent.clone(),
             log_directory: config.log_directory.clone(),
-            directory: self.directory.clone(),
         }
     }
 }

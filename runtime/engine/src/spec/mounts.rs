@@ -137,7 +137,10 @@ fn own(inputs: &Inputs<'_>) -> Vec<OciMount> {
         ("/etc/hosts", files.hosts),
     ] {
         let Some(source) = source else { continue };
-        all.push(mapped(inputs, mount(destination, "bind", source, &["bind", "rprivate", ro])));
+        all.push(mapped(
+            inputs,
+            mount(destination, "bind", source, &["bind", "nosuid", "nodev", "noexec", "rprivate", ro]),
+        ));
     }
     all
 }

@@ -26,7 +26,8 @@ pub(crate) async fn users_that_are_no_users_are_refused() {
     // Nothing of the refused ones is left.
     assert!(world.engine().containers().is_empty());
     assert!(world.engine().images().snapshots().unwrap().is_empty());
-    assert_eq!(fs::read_dir(world.engine().sandbox(&pod).unwrap().directory.join("containers")).unwrap().count(), 0);
+    let containers = world.path("run/sandboxes").join(pod.as_str()).join("containers");
+    assert_eq!(fs::read_dir(containers).unwrap().count(), 0);
 }
 
 pub(crate) async fn a_log_path_stays_below_its_directory() {
@@ -50,7 +51,7 @@ pub(crate) async fn nobody_else_can_look_into_the_state() {
     let world = World::new().await;
     let pod = world.pod().await;
     let id = world.start(&pod, sh("sleep 100")).await;
-    let directory = world.engine().sandbox(&pod).unwrap().directory;
+    let directory = world.path("run/sandboxes").join(pod.as_str());
     for path in [
         world.path("run/sandboxes"),
         directory.clone(),
@@ -62,6 +63,21 @@ pub(crate) async fn nobody_else_can_look_into_the_state() {
     assert_eq!(fs::metadata(directory.join("shim.sock")).unwrap().permissions().mode() & 0o777, 0o600);
     let abstracts = fs::read_to_string("/proc/self/net/unix").unwrap();
     assert!(!abstracts.lines().any(|line| line.contains('@')), "{abstracts}");
+}
+
+pub(crate) async fn what_a_container_writes_to_its_files_is_on_disk() {
+    let world = World::new().await;
+    let pod = world.pod().await;
+    let (_, text) = world.script(&pod, "echo more >> /etc/hostname; grep ' /etc/hostname ' /proc/mounts").await;
+    let files = world.path("root/sandboxes").join(pod.as_str());
+    assert!(fs::read_to_string(files.join("hostname")).unwrap().ends_with("\nmore\n"));
+    assert!(!world.path("run/sandboxes").join(pod.as_str()).join("hostname").exists());
+    let options = text.split_whitespace().nth(3).unwrap();
+    for option in ["rw", "nosuid", "nodev", "noexec"] {
+        assert!(options.split(',').any(|one| one == option), "{text}");
+    }
+    world.engine().remove_sandbox(&pod).await.unwrap();
+    assert!(!files.exists());
 }
 
 pub(crate) async fn the_program_of_the_shim_cannot_be_written() {

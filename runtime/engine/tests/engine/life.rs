@@ -495,4 +495,16 @@ pub(crate) async fn a_pod_that_cannot_be_made_leaves_no_cgroup_of_its_own() {
     world.engine().run_sandbox(config.clone()).await.unwrap_err();
     assert!(cgroup(&config).exists());
     cgroup(&config).remove().unwrap();
+    // So is one in which another pod is being made.
+    for _ in 0..5 {
+        let config = impossible();
+        let other = portreeve_engine::SandboxConfig { sysctls: Default::default(), ..config.clone() };
+        let (refused, made) =
+            tokio::join!(world.engine().run_sandbox(config.clone()), world.engine().run_sandbox(other.clone()));
+        refused.unwrap_err();
+        let made = made.unwrap_or_else(|error| panic!("{}", crate::world::chain(&error)));
+        assert!(cgroup(&other).exists());
+        world.engine().remove_sandbox(&made).await.unwrap();
+        assert!(!cgroup(&other).exists());
+    }
 }

@@ -78,6 +78,7 @@ const TESTS: &[Test] = tests![
     recovery::a_killed_shim_leaves_no_orphans,
     recovery::a_lost_sandbox_that_is_stopped_is_stopped,
     recovery::a_new_engine_finds_everything_again,
+    recovery::a_pod_whose_link_went_has_its_parameters_on_the_new_one,
     recovery::an_exit_without_an_agent_is_known_later,
     recovery::a_shim_that_is_given_up_writes_nothing_while_its_containers_are_recovered,
     recovery::a_container_that_cannot_be_recovered_is_not_the_end_of_the_others,
@@ -95,6 +96,7 @@ const TESTS: &[Test] = tests![
     hostile::users_that_are_no_users_are_refused,
     hostile::a_log_path_stays_below_its_directory,
     hostile::nobody_else_can_look_into_the_state,
+    hostile::what_a_container_writes_to_its_files_is_on_disk,
     hostile::the_program_of_the_shim_cannot_be_written,
     hostile::process_one_of_a_shared_pid_namespace_gives_nothing_away,
 ];

@@ -113,6 +113,23 @@ pub(crate) async fn a_new_engine_finds_everything_again() {
     wait_until("nothing is left", || world.traces().iter().all(|one| one.ends_with("/burstable"))).await;
 }
 
+pub(crate) async fn a_pod_whose_link_went_has_its_parameters_on_the_new_one() {
+    let mut world = World::new().await;
+    let mut config = world.sandbox();
+    config.namespaces = Namespaces::default();
+    config.sysctls = [("net.ipv4.conf.eth0.arp_ignore".to_owned(), "2".to_owned())].into();
+    let pod = world.run(config).await;
+    let read = "cat /proc/sys/net/ipv4/conf/eth0/arp_ignore";
+    assert_eq!(world.script(&pod, read).await.1.trim(), "2");
+    let attachments = world.engine().network().attachments();
+    let [attachment] = &attachments[..] else { panic!("{attachments:?}") };
+    world.close().await;
+    let deleted = Command::new("ip").args(["link", "delete", attachment.host_link.as_str()]).status().unwrap();
+    assert!(deleted.success());
+    world.open().await;
+    assert_eq!(world.script(&pod, read).await.1.trim(), "2");
+}
+
 pub(crate) async fn an_exit_without_an_agent_is_known_later() {
     let mut world = World::new().await;
     let pod = world.pod().await;

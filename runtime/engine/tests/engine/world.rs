@@ -171,7 +171,7 @@ impl World {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
         let here = self.directory.path().to_string_lossy().into_owned();
         found.extend(mounts.lines().filter(|line| line.contains(&here)).map(str::to_owned));
-        for place in ["run/sandboxes", "root/images/snapshots"] {
+        for place in ["run/sandboxes", "root/sandboxes", "root/images/snapshots"] {
             if let Ok(entries) = fs::read_dir(self.path(place)) {
                 found.extend(entries.flatten().map(|entry| entry.path().display().to_string()));
             }

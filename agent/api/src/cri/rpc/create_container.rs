@@ -11,7 +11,7 @@ pub(super) async fn answer(cri: &Cri, asked: CreateContainerRequest) -> Answer<C
     let sandbox = cri.sandbox(&asked.pod_sandbox_id)?;
     let config = asked.config.ok_or_else(|| Status::invalid_argument("config: is missing"))?;
     if let Some(context) = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()) {
-        fit::check(context, &sandbox)?;
+        fit::check(context, &sandbox, asked.sandbox_config.as_ref())?;
     }
     let spec = config.image.clone().unwrap_or_default();
     let image = trusted(cri, &spec).await?;

@@ -118,7 +118,6 @@ mod tests {
             privileged: false,
             cgroup_parent: String::new(),
             log_directory: PathBuf::new(),
-            directory: PathBuf::new(),
         };
         let at = Timestamp::from_nanosecond(7).unwrap();
         Arc::new(PodEvent { event: make(id), at, sandbox, containers: Vec::new() })

@@ -42,7 +42,8 @@ fn refused(error: &PullError) -> Status {
     let text = format!("{}; {}", chain(error), error.advice());
     match error {
         PullError::Untrusted(_) => Status::unknown(format!("SignatureValidationFailed: {text}")),
-        PullError::CannotConnect { .. } => Status::unavailable(format!("RegistryUnavailable: {text}")),
+        // As above: a kubelet looks for the word at the beginning, which of this code alone is the text's own.
+        PullError::CannotConnect { .. } => Status::unknown(format!("RegistryUnavailable: {text}")),
         PullError::NotFound { .. } => Status::not_found(text),
         PullError::Unauthorized { .. } => Status::permission_denied(text),
         PullError::DiskFull { .. } => Status::resource_exhausted(text),
