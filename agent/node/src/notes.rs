@@ -91,7 +91,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NotesError> {
 ///
 /// # Errors
 /// [`NotesError::Newer`] for the first file of a newer agent, [`NotesError::Read`] for the first one that is there and
-/// cannot be read: what the pod has come to is in it. What is damaged is no error here: [`NoteBook::open`] and [`PastBook::open`] go on without it.
+/// cannot be read: what the pod has come to is in it. What is damaged is no error here: [`NoteBook::open`] and
+/// [`PastBook::open`] go on without it.
 pub(crate) fn refuse_newer(disk: &Path, memory: &Path) -> Result<(), NotesError> {
     for (pods, name) in [(disk, PAST), (memory, NOTES)] {
         let failed = |source| NotesError::Read { path: pods.to_owned(), source };

@@ -147,8 +147,9 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
             (facts.client.clone(), facts.record.config.clone())
         };
         // Those of its interface went with that.
-        if let Some(client) = client {
-            note(sysctls::set_late(&client, &config).await);
+        let Some(client) = client else { continue };
+        if let Err(error) = sysctls::set_late(&client, &config).await {
+            tracing::warn!(sandbox_id = %sandbox.id, error = %chain(&error), "parameters of a pod's new link not set, make the pod anew");
         }
     }
     Ok(core)
