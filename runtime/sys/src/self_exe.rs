@@ -406,7 +406,9 @@ mod tests {
         assert_eq!(CHANGED.load(std::sync::atomic::Ordering::Relaxed), 8);
         assert!(kept.iter().enumerate().all(|(number, text)| *text == number.to_string()));
         assert_eq!(std::fs::read("/proc/self/cmdline").expect("arguments"), arguments);
+        std::panic::set_hook(Box::new(|_| {}));
         assert!(std::panic::catch_unwind(|| panic!("on purpose")).is_err());
+        drop(std::panic::take_hook());
         assert_eq!(std::thread::spawn(|| 5).join().expect("a thread"), 5);
         let maps = std::fs::read_to_string("/proc/self/maps").expect("what is mapped");
         assert!(!maps.lines().any(|line| line.contains(" rwx")), "{maps}");

@@ -12,7 +12,7 @@ fn main() {
     a_panicking_child_ends_without_unwinding_into_the_caller();
     a_signal_through_a_pidfd_is_how_the_child_ended();
     a_sibling_is_a_child_of_the_first_process();
-    println!("4 passed");
+    println!("test result: ok. 4 passed; 0 failed");
 }
 
 fn a_child_ends_with_the_code_of_its_closure() {

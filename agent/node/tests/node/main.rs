@@ -65,10 +65,12 @@ fn main() {
 
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut failed = Vec::new();
+    let mut run = 0;
     for (name, test) in TESTS {
         if !chosen.is_empty() && !chosen.iter().any(|word| name.contains(word.as_str())) {
             continue;
         }
+        run += 1;
         let begin = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let runtime =
@@ -81,8 +83,10 @@ fn main() {
             failed.push(*name);
         }
     }
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("test result: {word}. {} passed; {} failed", run - failed.len(), failed.len());
     if !failed.is_empty() {
-        println!("\nfailed: {failed:?}");
+        println!("failed: {failed:?}");
         std::process::exit(101);
     }
 }

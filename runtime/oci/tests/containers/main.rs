@@ -80,6 +80,7 @@ fn main() {
     }
     let left = world::leftovers();
     assert!(left.is_empty(), "cgroups are left over: {left:?}");
-    println!("{run} run, {} failed", failed.len());
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("test result: {word}. {} passed; {} failed", run - failed.len(), failed.len());
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
