@@ -27,8 +27,10 @@ pub(crate) fn prey(time: Duration) -> Result<Value, Failure> {
     let begun = Instant::now();
     while begun.elapsed() < time {
         for entry in std::fs::read_dir("/proc")?.flatten() {
-            if let Ok(root) = std::fs::metadata(entry.path().join("root")) {
-                roots.insert((root.dev(), root.ino()));
+            // With what it executes, which says whose it is: the machine has processes that are nobody's prey.
+            let whose = std::fs::metadata(entry.path().join("exe"));
+            if let (Ok(program), Ok(root)) = (whose, std::fs::metadata(entry.path().join("root"))) {
+                roots.insert(((program.dev(), program.ino()), (root.dev(), root.ino())));
             }
             // Its own /proc/self included: what executes this was something else before.
             let Ok(file) = File::open(entry.path().join("exe")) else { continue };
