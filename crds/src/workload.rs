@@ -77,6 +77,22 @@ pub struct NodeWorkloadSpec {
     pub deletion_timeout_seconds: i64,
 }
 
+impl Default for NodeWorkloadSpec {
+    /// For every node, and nothing yet: what the server fills in.
+    fn default() -> Self {
+        Self {
+            node_selector: BTreeMap::new(),
+            node_names: Vec::new(),
+            template: None,
+            replicas_per_node: one(),
+            manifests: None,
+            rollout: Rollout::default(),
+            abandoned_nodes: Vec::new(),
+            deletion_timeout_seconds: one_hour(),
+        }
+    }
+}
+
 /// A pod without a name.
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]

@@ -50,9 +50,10 @@ fn dependencies_point_downwards_only() {
         ("engine", &["oci", "image", "network", "systemd", "sys"]),
         ("plan", &["manifests"]),
         ("node", &["manifests", "plan", "engine"]),
+        ("fleet", &["crds", "manifests", "node"]),
         ("api", &["node", "plan", "engine", "manifests"]),
         // `portreeve runtime` takes over descriptors and terminals itself.
-        ("cli", &["api", "node", "plan", "engine", "oci", "systemd", "sys", "manifests"]),
+        ("cli", &["api", "fleet", "node", "plan", "engine", "oci", "systemd", "sys", "manifests"]),
         ("e2e", &[]),
     ];
     let dependencies = dependencies();
@@ -169,7 +170,9 @@ fn the_top_level_holds_only_what_has_a_place_there() {
         "LICENSE",
         "README.md",
         "agent",
+        "crds",
         "e2e",
+        "helm",
         "manifests",
         "runtime",
         "target",

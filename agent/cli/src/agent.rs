@@ -15,6 +15,7 @@ use nix::sys::signal::SigSet;
 use portreeve_api::cri::{Cri, CriSocket};
 use portreeve_api::{Doors, NodeBackend};
 use portreeve_engine::{Engine, EngineConfig, KubeletNetwork, LogRotation, image, network};
+use portreeve_fleet::{Credentials, Fleet, FleetConfig};
 use portreeve_node::{Node, NodeConfig};
 use portreeve_oci::kernel::{self, Verdict};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,8 +24,12 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::claim::{self, Claim, LOCK_PATIENCE};
-use crate::config::{Config, CriNetwork, LogFormat, Settings, resolve};
+use crate::config::{Cluster, Config, CriNetwork, LogFormat, Settings, resolve};
 use crate::{doctor, verbs};
+
+/// How long an agent that is not heard of is still taken for alive; it renews its Lease three times as often. As a
+/// kubelet's `nodeLeaseDurationSeconds`.
+const LEASE: Duration = Duration::from_secs(40);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentArgs {
@@ -132,7 +137,14 @@ async fn run_node(
     signals: &mut Signals,
 ) -> anyhow::Result<Node> {
     let name = node.node_name.clone();
-    let node = Node::start(node, Arc::clone(engine)).await.context("starting the node")?;
+    let fleet = match &config.cluster {
+        Some(cluster) => {
+            Some(Fleet::open(fleet_config(config, cluster, &name)).await.context("taking workloads from a cluster")?)
+        }
+        None => None,
+    };
+    let others = fleet.iter().map(Fleet::sets).collect();
+    let node = Node::start(node, Arc::clone(engine), others).await.context("starting the node")?;
     let listen = doors.listen_address();
     let description = write_description(config, listen)?;
     info!(
@@ -154,6 +166,7 @@ async fn run_node(
         cri,
         stop.clone(),
     ));
+    let fleet = fleet.map(|fleet| fleet.run(node.clone(), stop.clone()));
     info!("stopping after {}", signals.stop().await);
     if ephemeral {
         tokio::select! {
@@ -168,6 +181,9 @@ async fn run_node(
     stop.cancel();
     served.await.context("closing the doors")?;
     cri_served.await.context("closing the CRI socket")?;
+    if let Some(fleet) = fleet {
+        fleet.await.context("leaving the cluster")?;
+    }
     node.shutdown().await;
     remove_if_there(&description)?;
     Ok(node)
@@ -255,6 +271,16 @@ pub(crate) fn cni_config(config: &Config) -> network::cni::CniConfig {
         plugins.plugins.clone_from(&config.cni_bin_dirs);
     }
     plugins
+}
+
+fn fleet_config(config: &Config, cluster: &Cluster, node_name: &str) -> FleetConfig {
+    FleetConfig {
+        credentials: cluster.kubeconfig.clone().map_or(Credentials::InCluster, Credentials::Kubeconfig),
+        node_name: node_name.to_owned(),
+        namespace: cluster.lease_namespace.clone(),
+        root: config.root.clone(),
+        lease: LEASE,
+    }
 }
 
 fn node_config(config: &Config) -> anyhow::Result<NodeConfig> {

@@ -28,6 +28,7 @@ const DEFAULT_ROOT: &str = "/var/lib/portreeve";
 const DEFAULT_MANIFESTS: &str = "/etc/portreeve/manifests";
 const DEFAULT_REGISTRY_HOSTS: &str = "/etc/containerd/certs.d";
 const DEFAULT_REGISTRIES_CONF: &str = "/etc/containers/registries.conf";
+const DEFAULT_LEASE_NAMESPACE: &str = "portreeve-system";
 const DEFAULT_LISTEN: &str = "127.0.0.1:9580";
 
 /// What a flag, an environment variable or a key of the file may say; nothing is required.
@@ -38,6 +39,16 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "DIR", env = "PORTREEVE_MANIFESTS")]
     #[serde(deserialize_with = "file::path")]
     pub(crate) manifests: Option<PathBuf>,
+    /// Take workloads from a cluster's custom resources too, and report to it: a kubeconfig, with its current context
+    #[arg(long, value_name = "FILE", env = "PORTREEVE_KUBECONFIG")]
+    #[serde(deserialize_with = "file::path")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The same with the ServiceAccount of the pod that the agent runs in [default: false]
+    #[arg(long, value_name = "BOOL", env = "PORTREEVE_IN_CLUSTER", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) in_cluster: Option<bool>,
+    /// Namespace of the agents' Leases in that cluster [default: portreeve-system]
+    #[arg(long, value_name = "NAMESPACE", env = "PORTREEVE_LEASE_NAMESPACE")]
+    pub(crate) lease_namespace: Option<String>,
     /// Read no manifests: pods come from a kubelet alone, over the socket cri.sock of the run directory [default: false]
     #[arg(long, value_name = "BOOL", env = "PORTREEVE_CRI_ONLY", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) cri_only: Option<bool>,
@@ -235,6 +246,8 @@ pub(crate) struct Config {
     pub(crate) manifests: PathBuf,
     /// Nobody named the directory: it is made when it is not there.
     pub(crate) manifests_by_default: bool,
+    /// The cluster that workloads are taken from, if any.
+    pub(crate) cluster: Option<Cluster>,
     pub(crate) cri_only: bool,
     pub(crate) cri_network: CriNetwork,
     pub(crate) cni_conf_dir: Option<PathBuf>,
@@ -266,6 +279,14 @@ pub(crate) struct Config {
     pub(crate) image_collection: ImageCollection,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
+}
+
+/// A cluster that workloads are taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cluster {
+    /// `None`: the ServiceAccount of the agent's pod.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    pub(crate) lease_namespace: String,
 }
 
 /// How layers of images are fetched; what nobody said is for the image store to know.
@@ -317,6 +338,9 @@ impl Settings {
         }
         Self {
             manifests: self.manifests.or(other.manifests),
+            kubeconfig: self.kubeconfig.or(other.kubeconfig),
+            in_cluster: self.in_cluster.or(other.in_cluster),
+            lease_namespace: self.lease_namespace.or(other.lease_namespace),
             cri_only: self.cri_only.or(other.cri_only),
             cri_network: self.cri_network.or(other.cri_network),
             cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
@@ -364,6 +388,25 @@ impl Settings {
     }
 }
 
+fn cluster(
+    kubeconfig: Option<PathBuf>,
+    in_cluster: Option<bool>,
+    namespace: Option<String>,
+) -> anyhow::Result<Option<Cluster>> {
+    let in_cluster = in_cluster.unwrap_or(false);
+    if in_cluster && kubeconfig.is_some() {
+        bail!("kubeconfig and inCluster name two clusters: give one of them");
+    }
+    if !in_cluster && kubeconfig.is_none() {
+        if let Some(namespace) = namespace {
+            bail!("leaseNamespace: {namespace} is in no cluster: give kubeconfig or inCluster too");
+        }
+        return Ok(None);
+    }
+    let lease_namespace = namespace.unwrap_or_else(|| DEFAULT_LEASE_NAMESPACE.to_owned());
+    Ok(Some(Cluster { kubeconfig: kubeconfig.map(absolute).transpose()?, lease_namespace }))
+}
+
 fn complete(settings: Settings) -> anyhow::Result<Config> {
     let image_collection = collection(&settings)?;
     let run = absolute(settings.run.unwrap_or_else(|| DEFAULT_RUN.into()))?;
@@ -383,6 +426,7 @@ fn complete(settings: Settings) -> anyhow::Result<Config> {
     Ok(Config {
         manifests,
         manifests_by_default,
+        cluster: cluster(settings.kubeconfig, settings.in_cluster, settings.lease_namespace)?,
         cri_only: settings.cri_only.unwrap_or(false),
         cri_network: settings.cri_network.unwrap_or_default(),
         cni_conf_dir: settings.cni_conf_dir.map(absolute).transpose()?,
@@ -676,7 +720,7 @@ mod tests {
     #[test]
     fn every_fault_of_a_value_or_key_is_found_at_its_place() {
         for (text, place) in [
-            ("root: /r\nbridges: x", "2:1: `bridges` is no key; keys are manifests, criOnly, cri.network"),
+            ("root: /r\nbridges: x", "2:1: `bridges` is no key; keys are manifests, kubeconfig, inCluster, leaseNamespace, criOnly, cri.network"),
             ("nodeLabels: {'a b!': c}", "1:14: nodeLabels: `a b!` cannot be the key of a label: "),
             ("nodeLabels:\n  a: 'c d'", "2:6: nodeLabels.a: `c d` cannot be the value of a label: "),
             ("bridge: a-name-that-is-too-long", "1:9: bridge: "),

@@ -6,7 +6,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Replaces `path` by `bytes` (mode `mode`): after a crash it has the former or the new content.
-pub(crate) fn replace_blocking(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel said; the former content is then still there.
+pub fn replace_blocking(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let temporary = temporary_name(path);
     let written = (|| {

@@ -48,12 +48,13 @@ mod worker;
 
 pub use clock::Clock;
 pub use config::{ImageCollection, NodeConfig};
+pub use disk::replace_blocking;
 pub use error::{NodeError, StartError};
 pub use history::{Change, ChangeKind, History, Listed, NamespacedName, Versions, Watch, WatchError};
 pub use node::{ContainerHandle, Node};
 pub use report::{
     Applied, ApplyReport, DeleteReport, Deleted, FieldDifference, FileReport, FileState, ManifestFile, ObjectChange,
     ObjectName, PlanReport, PlanRequest, PlannedStart, PlannedStep, PodChange, PodPlan, PodUsage, ProblemReport,
-    PullReport, SourceReport, SourceState, StorageReport, Stored, Usage,
+    PullReport, SourceReport, SourceState, Standing, StorageReport, Stored, Usage,
 };
 pub use runtime::{ImageFacts, PullFailure, Runtime};

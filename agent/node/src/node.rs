@@ -72,11 +72,15 @@ impl std::fmt::Debug for Node {
 }
 
 impl Node {
-    /// Starts the loops over `engine`: recovers what runs, reads the manifests, reconciles.
+    /// Starts the loops over `engine`: recovers what runs, reads the manifests and what `others` say, reconciles.
     ///
     /// # Errors
     /// [`StartError`], with nothing changed, if state on disk cannot be used.
-    pub async fn start(config: NodeConfig, engine: Arc<Engine>) -> Result<Self, StartError> {
+    pub async fn start(
+        config: NodeConfig,
+        engine: Arc<Engine>,
+        others: Vec<watch::Receiver<SourceSet>>,
+    ) -> Result<Self, StartError> {
         let euid = nix::unistd::geteuid();
         if !euid.is_root() {
             return Err(StartError::NotRoot { euid: euid.as_raw() });
@@ -99,7 +103,7 @@ impl Node {
         } else {
             Source::silent(&config.manifests_dir)
         };
-        let sets = source.sets();
+        let sets = std::iter::once(source.sets()).chain(others).collect();
         let node = Self::assemble(config, runtime, Some(engine), ledger, sets, Clock::system())?;
         *node.inner.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
         // A door that opens now tells of every pod. A supervisor that ended has logged why.
@@ -135,7 +139,7 @@ impl Node {
     ) -> Result<Self, StartError> {
         prepare(&config)?;
         let ledger = read_state(&config)?;
-        Self::assemble(config, runtime, None, ledger, sets, clock)
+        Self::assemble(config, runtime, None, ledger, vec![sets], clock)
     }
 
     fn assemble(
@@ -143,7 +147,7 @@ impl Node {
         runtime: Arc<dyn Runtime>,
         engine: Option<Arc<Engine>>,
         ledger: Ledger,
-        sets: watch::Receiver<SourceSet>,
+        sets: Vec<watch::Receiver<SourceSet>>,
         clock: Clock,
     ) -> Result<Self, StartError> {
         let versions = Versions::from_clock();
@@ -390,6 +394,11 @@ impl Node {
     /// Wakes whenever a source has something else to say about itself.
     pub fn sources_changed(&self) -> watch::Receiver<Arc<Vec<SourceReport>>> {
         self.inner.outlook.reports.clone()
+    }
+
+    /// Wakes whenever what is desired changes, or a pod that is not desired any more is gone.
+    pub fn desired_changed(&self) -> watch::Receiver<impl Send + Sync + 'static + use<>> {
+        self.inner.outlook.ledger.clone()
     }
 
     /// Wakes when the node is drained.

@@ -1,10 +1,13 @@
 //! What the facade answers: reports in plain types that a door serialises as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use portreeve_manifests::ObjectKey;
 use serde::{Deserialize, Serialize};
+
+use crate::history::NamespacedName;
 
 /// What a source says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct SourceReport {
     /// Name of the source, unique on this node: its kind and place.
     pub name: String,
-    /// Kind of source: `directory`.
+    /// Kind of source: `directory` or `crd`.
     pub kind: String,
     /// Where it reads from.
     pub path: PathBuf,
@@ -131,6 +134,17 @@ pub struct ManifestFile {
     pub path: PathBuf,
     /// Content.
     pub content: String,
+}
+
+/// How far what is desired has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Every object that is desired: the file that owns it, and the hash of its content.
+    pub desired: BTreeMap<ObjectKey, (PathBuf, String)>,
+    /// The files of pods that are being removed.
+    pub leaving: BTreeSet<PathBuf>,
+    /// The pods for which something is still to be done, and what comes first or stands in the way.
+    pub busy: BTreeMap<NamespacedName, String>,
 }
 
 /// What a plan is asked for.

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::{join_all, select_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use oci_spec::runtime::LinuxResources;
@@ -101,7 +102,7 @@ pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     config: NodeConfig,
     ledger: Ledger,
-    sets: watch::Receiver<SourceSet>,
+    sets: Vec<watch::Receiver<SourceSet>>,
     requests: mpsc::Receiver<Request>,
     news: mpsc::UnboundedReceiver<WorkerNews>,
     engine: broadcast::Receiver<EngineEvent>,
@@ -134,12 +135,17 @@ pub(crate) struct Parts {
     pub(crate) config: NodeConfig,
     pub(crate) ledger: Ledger,
     pub(crate) ledger_path: PathBuf,
-    pub(crate) sets: watch::Receiver<SourceSet>,
+    pub(crate) sets: Vec<watch::Receiver<SourceSet>>,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) news: mpsc::UnboundedReceiver<WorkerNews>,
     pub(crate) config_maps: Arc<History<ConfigMap>>,
     pub(crate) secrets: Arc<History<Secret>>,
     pub(crate) stop: CancellationToken,
+}
+
+/// Waits until a source says something new; an error if one has ended.
+async fn changed(sets: &mut [watch::Receiver<SourceSet>]) -> Result<(), watch::error::RecvError> {
+    select_all(sets.iter_mut().map(|sets| Box::pin(sets.changed()))).await.0
 }
 
 impl Supervisor {
@@ -207,8 +213,8 @@ impl Supervisor {
             tokio::select! {
                 // cancel-safe: a state.
                 () = self.stop.cancelled() => break,
-                // cancel-safe: the value stays in the channel.
-                changed = self.sets.changed() => match changed {
+                // cancel-safe: the values stay in their channels.
+                changed = changed(&mut self.sets) => match changed {
                     Ok(()) => drop(self.merge()),
                     Err(_) => break,
                 },
@@ -242,12 +248,13 @@ impl Supervisor {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Waits for the first word of the source, good or bad, but not for long: what it says may be newer than the
+    /// Waits for the first word of each source, good or bad, but not for long: what it says may be newer than the
     /// ledger, which a killed agent or a full disk kept from being written, and nothing is to go back and forth.
     async fn hear_first(&mut self) {
+        let words = self.sets.iter_mut().map(|sets| async { drop(sets.wait_for(SourceSet::says_something).await) });
         tokio::select! {
             // cancel-safe: only looks. A closed channel is seen by the loop.
-            _ = tokio::time::timeout(FIRST_WORD, self.sets.wait_for(SourceSet::says_something)) => {}
+            _ = tokio::time::timeout(FIRST_WORD, join_all(words)) => {}
             // cancel-safe: a state.
             () = self.stop.cancelled() => {}
         }

@@ -55,8 +55,11 @@ pub(super) fn handlers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String
 }
 
 /// Every key.
-pub(crate) const KEYS: [&str; 38] = [
+pub(crate) const KEYS: [&str; 41] = [
     "manifests",
+    "kubeconfig",
+    "inCluster",
+    "leaseNamespace",
     "criOnly",
     "cri.network",
     "cri.cniConfDir",

@@ -442,7 +442,7 @@ fn report(
     let errors = problems().filter(|problem| problem.is_error()).count();
     SourceReport {
         name: set.name.clone(),
-        kind: "directory".to_owned(),
+        kind: set.kind().to_owned(),
         path: set.path.clone(),
         state: match (&set.unreadable, set.complete) {
             (Some(_), _) => SourceState::Unreadable,

@@ -12,8 +12,9 @@ use portreeve_manifests::ObjectKey;
 use super::{Node, blocking};
 use crate::desired::Ledger;
 use crate::error::NodeError;
+use crate::history::NamespacedName;
 use crate::preview::Preview;
-use crate::report::{ApplyReport, DeleteReport, ManifestFile, ObjectName, PlanReport, PlanRequest};
+use crate::report::{ApplyReport, DeleteReport, ManifestFile, ObjectName, PlanReport, PlanRequest, Standing};
 use crate::{apply, preview};
 
 /// How long `apply` and `delete` wait until the agent has seen what they did.
@@ -45,6 +46,32 @@ impl Node {
         report.drained = drained;
         self.weigh(&mut report, pulls).await;
         Ok(report)
+    }
+
+    /// Which objects are desired, and which pods are not what they should be yet.
+    ///
+    /// # Errors
+    /// [`NodeError::Stopped`] during shutdown.
+    pub async fn standing(&self) -> Result<Standing, NodeError> {
+        let (shared, ledger) = (Arc::clone(&self.inner.shared), self.ledger());
+        let views = Arc::clone(&self.inner.outlook.views);
+        let sources = self.sources();
+        let looked = Arc::clone(&ledger);
+        let made = move || preview::preview(&shared, &looked, &views, &sources, &PlanRequest::default());
+        let Preview { report, .. } = blocking(move || Ok(made())).await?;
+        let busy = report.pods.into_iter().filter_map(|pod| {
+            let first = pod.steps.into_iter().next().map(|step| format!("{}: {}", step.action, step.reason));
+            Some((NamespacedName::new(pod.namespace, pod.name), pod.blocked.or(first)?))
+        });
+        Ok(Standing {
+            desired: ledger
+                .objects
+                .iter()
+                .map(|(key, record)| (key.clone(), (record.file.clone(), record.hash.clone())))
+                .collect(),
+            leaving: ledger.removals.values().map(|removal| removal.record.file.clone()).collect(),
+            busy: busy.collect(),
+        })
     }
 
     /// Says of each pull of a plan how much of it is not here, as far as registries say that in time.

@@ -128,6 +128,11 @@ impl SourceSet {
         }
     }
 
+    /// The kind of its source: what its name begins with.
+    pub fn kind(&self) -> &str {
+        self.name.split_once(':').map_or(self.name.as_str(), |(kind, _)| kind)
+    }
+
     /// Whether it was read, or could not be.
     pub fn says_something(&self) -> bool {
         self.complete || self.unreadable.is_some()

@@ -14,6 +14,7 @@ use super::Supervisor;
 use crate::desired::{News, merge};
 use crate::events::{EventKind, Subject};
 use crate::report::{FileState, SourceReport, SourceState};
+use crate::source::SourceSet;
 use crate::volumes::{NodeFacts, VolumeError};
 use portreeve_engine::chain;
 
@@ -33,10 +34,10 @@ impl Supervisor {
         }
     }
 
-    /// Merges what the source says, if it has said anything, and tells the workers.
+    /// Merges what the sources say, if one has said anything, and tells the workers.
     pub(super) fn merge(&mut self) -> bool {
-        let set = self.sets.borrow_and_update().clone();
-        if !set.says_something() {
+        let sets: Vec<SourceSet> = self.sets.iter_mut().map(|set| set.borrow_and_update().clone()).collect();
+        if !sets.iter().any(SourceSet::says_something) {
             return false;
         }
         let now = self.shared.clock.now();
@@ -51,8 +52,8 @@ impl Supervisor {
             Object::Pod(pod) => elsewhere(pod, node),
             _ => None,
         };
-        let complete = set.complete;
-        let merged = merge(&self.ledger, std::slice::from_ref(&set), now, &mut new_uid, &placement);
+        let complete = sets.iter().all(|set| set.complete);
+        let merged = merge(&self.ledger, &sets, now, &mut new_uid, &placement);
         self.tell_problems(&merged.reports);
         self.tell_displaced(&merged.news, &merged.reports);
         self.shared.metrics.sources(&merged.reports);

@@ -77,7 +77,9 @@ impl World {
         let mut config =
             NodeConfig::new("node", directory.join("manifests"), directory.join("root"), directory.join("run"));
         config.cgroup_root = format!("/{}", self.name);
-        let node = Node::start(config, Arc::clone(&engine)).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let node = Node::start(config, Arc::clone(&engine), Vec::new())
+            .await
+            .unwrap_or_else(|error| panic!("{}", chain(&error)));
         self.engine = Some(engine);
         self.node = Some(node);
     }
