@@ -68,6 +68,37 @@ fn what_happens_to_a_pod_is_told_in_order_with_the_pod_as_it_was_then() {
 }
 
 #[test]
+fn a_sandbox_that_is_lost_and_then_stopped_has_stopped_once() {
+    use v1::ContainerEventType as Type;
+    if skipped_without_root("cri_events") {
+        return;
+    }
+    let world = World::new("cri-events-lost");
+    let agent = Agent::with_busybox(&world);
+    let (cri, mut events) = listen(&agent);
+    let config = pod("a", &world.path("cri-logs"));
+    let sandbox = cri.run_sandbox(&config).unwrap();
+    let shim = agent.census().processes.into_iter().find(|process| process.contains(&sandbox)).expect("a shim");
+    let shim = shim.split(' ').next().and_then(|pid| pid.parse().ok()).expect("its pid");
+    rustix::process::kill_process(rustix::process::Pid::from_raw(shim).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    let mut told = Vec::new();
+    let mut tell = |events: &mut Streaming<v1::ContainerEventResponse>| {
+        let event = next(&cri, events).unwrap().expect("the stream goes on");
+        assert_eq!(event.container_id, sandbox, "{event:?}");
+        told.push(event.container_event_type());
+        told.clone()
+    };
+    while tell(&mut events).last() != Some(&Type::ContainerStoppedEvent) {}
+    cri.stop_sandbox(&sandbox).unwrap();
+    cri.stop_sandbox(&sandbox).unwrap();
+    cri.remove_sandbox(&sandbox).unwrap();
+    let told = tell(&mut events);
+    use Type::{ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent};
+    assert_eq!(told, [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent]);
+}
+
+#[test]
 fn a_stream_of_events_ends_with_an_error_when_the_agent_does() {
     if skipped_without_root("cri_events") {
         return;

@@ -9,7 +9,7 @@ use crate::{ContainerId, ContainerStatus, Exit, SandboxId, SandboxStatus};
 pub enum EngineEvent {
     /// A sandbox became ready.
     SandboxReady(SandboxId),
-    /// A sandbox was stopped as asked.
+    /// A sandbox was stopped as asked. Not told of one that was lost before: a sandbox ends once.
     SandboxStopped(SandboxId),
     /// A sandbox's shim died; its containers have been killed.
     SandboxLost {

@@ -284,9 +284,8 @@ impl Core {
             record.reason = STOPPED.to_owned();
             record.ips.clear();
             record::write(&sandbox.directory.join("sandbox.json"), &record)?;
-            let order = self.order();
+            // Its end was told when it was lost.
             sandbox.facts().record.reason = record.reason;
-            self.tell(&order, EngineEvent::SandboxStopped(sandbox.id.clone()));
         }
         Ok(())
     }
