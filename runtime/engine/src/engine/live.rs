@@ -94,8 +94,10 @@ fn count(cgroup: &Cgroup) -> Result<Count, CgroupError> {
 
 fn processes(cgroup: &Cgroup, first: Option<u32>) -> Result<Processes, CgroupError> {
     let pids = cgroup.processes()?;
-    // Absent when it has ended just now.
-    let limits = first.and_then(|first| std::fs::read_to_string(format!("/proc/{first}/limits")).ok());
+    let limits = match first {
+        Some(first) => limits(Path::new(&format!("/proc/{first}/limits")))?,
+        None => None,
+    };
     let mut open = Descriptors::default();
     let counted = pids.iter().try_for_each(|pid| {
         let one = descriptors(Path::new(&format!("/proc/{}/fd", pid.as_raw_nonzero())))?;
@@ -113,11 +115,22 @@ fn processes(cgroup: &Cgroup, first: Option<u32>) -> Result<Processes, CgroupErr
     })
 }
 
+/// Whether that is what a process says that has ended; ESRCH: it ends just now.
+fn ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+}
+
+/// The limits of a process: none when it has ended.
+fn limits(path: &Path) -> Result<Option<String>, CgroupError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if ended(&error) => Ok(None),
+        Err(source) => Err(CgroupError::Read { path: path.to_owned(), source }),
+    }
+}
+
 /// What one process has open: nothing when it has ended.
 fn descriptors(directory: &Path) -> io::Result<Descriptors> {
-    // ESRCH: it ends just now.
-    let ended =
-        |error: &io::Error| error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH);
     let entries = match std::fs::read_dir(directory) {
         Err(error) if ended(&error) => return Ok(Descriptors::default()),
         entries => entries?,
@@ -155,6 +168,14 @@ mod tests {
         // Other tests of this process may have more open.
         assert!(now.sockets >= 2 && now.all > now.sockets, "{now:?}");
         assert_eq!(descriptors(Path::new("/proc/0/fd")).unwrap(), Descriptors::default());
+    }
+
+    #[test]
+    fn limits_that_cannot_be_read_are_told_and_a_process_that_is_gone_has_none() {
+        assert!(limits(Path::new("/proc/self/limits")).unwrap().unwrap().contains("Max open files"));
+        assert_eq!(limits(Path::new("/proc/0/limits")).unwrap(), None);
+        let error = limits(Path::new("/proc/self")).unwrap_err();
+        assert_eq!(error.to_string(), "reading /proc/self");
     }
 
     #[test]

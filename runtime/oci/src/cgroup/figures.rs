@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Version;
 use super::layout::Layout;
-use super::stats::{keyed, number, text};
+use super::stats::{Files, keyed};
+use super::{CgroupError, Version};
 
 /// What a cgroup and everything below it has used.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -242,38 +242,45 @@ fn is_zero(value: &u64) -> bool {
     *value == 0
 }
 
-/// Reads every figure.
-pub(crate) fn read(layout: &Layout, relative: &str) -> Figures {
-    match layout.version() {
+/// Reads every figure; a file that is not there counts as zero.
+///
+/// # Errors
+/// [`CgroupError::Read`] for the first file that is there and cannot be read.
+pub(crate) fn read(layout: &Layout, relative: &str) -> Result<Figures, CgroupError> {
+    let files = Files::default();
+    let figures = match layout.version() {
         Version::V1 => {
-            v1(|controller| layout.v1_mount(controller).map(|mount| mount.join(relative)).unwrap_or_default())
+            let directory = |controller: &str| layout.v1_mount(controller).map(|mount| mount.join(relative));
+            v1(&files, |controller| directory(controller).unwrap_or_default())
         }
-        Version::V2 => layout.unified.as_deref().map(|mount| v2(&mount.join(relative))).unwrap_or_default(),
-    }
+        Version::V2 => layout.unified.as_deref().map(|mount| v2(&files, &mount.join(relative))).unwrap_or_default(),
+    };
+    files.all_read(figures)
 }
 
-fn v1(directory: impl Fn(&str) -> std::path::PathBuf) -> Figures {
+fn v1(files: &Files, directory: impl Fn(&str) -> std::path::PathBuf) -> Figures {
     let (cpuacct, cpu, memory, blkio) =
         (directory("cpuacct"), directory("cpu"), directory("memory"), directory("blkio"));
-    let count = |path: &Path, file: &str| number(&path.join(file)).unwrap_or(0);
-    let all = text(&cpuacct.join("cpuacct.usage_all"));
+    let count = |path: &Path, file: &str| files.number(&path.join(file)).unwrap_or(0);
+    let all = files.text(&cpuacct.join("cpuacct.usage_all"));
     let column = |at: usize| -> Vec<u64> {
         all.lines().skip(1).filter_map(|line| line.split(' ').nth(at)?.trim().parse().ok()).collect()
     };
-    let stat = text(&cpu.join("cpu.stat"));
+    let stat = files.text(&cpu.join("cpu.stat"));
     let entry = |prefix: &str| MemoryEntry {
         limit: count(&memory, &format!("{prefix}.limit_in_bytes")),
         usage: count(&memory, &format!("{prefix}.usage_in_bytes")),
         max: count(&memory, &format!("{prefix}.max_usage_in_bytes")),
         failcnt: count(&memory, &format!("{prefix}.failcnt")),
     };
-    let raw = pairs(&text(&memory.join("memory.stat")));
+    let raw = pairs(&files.text(&memory.join("memory.stat")));
     let pids = directory("pids");
     Figures {
         cpu: Cpu {
             usage: CpuUsage {
                 total: count(&cpuacct, "cpuacct.usage"),
-                percpu: text(&cpuacct.join("cpuacct.usage_percpu"))
+                percpu: files
+                    .text(&cpuacct.join("cpuacct.usage_percpu"))
                     .split_ascii_whitespace()
                     .filter_map(|word| word.parse().ok())
                     .collect(),
@@ -289,7 +296,7 @@ fn v1(directory: impl Fn(&str) -> std::path::PathBuf) -> Figures {
             },
             psi: None,
         },
-        cpuset: cpuset_v1(&directory("cpuset")),
+        cpuset: cpuset_v1(files, &directory("cpuset")),
         memory: Memory {
             cache: raw.get("total_cache").copied().unwrap_or(0),
             usage: entry("memory"),
@@ -300,8 +307,8 @@ fn v1(directory: impl Fn(&str) -> std::path::PathBuf) -> Figures {
             psi: None,
         },
         pids: Pids { current: count(&pids, "pids.current"), limit: count(&pids, "pids.max") },
-        blkio: blkio_v1(&blkio),
-        hugetlb: huge_pages(&directory("hugetlb"), "usage_in_bytes", |directory, name| HugePages {
+        blkio: blkio_v1(files, &blkio),
+        hugetlb: huge_pages(files, &directory("hugetlb"), "usage_in_bytes", |directory, name| HugePages {
             usage: count(directory, &format!("{name}.usage_in_bytes")),
             max: count(directory, &format!("{name}.max_usage_in_bytes")),
             failcnt: count(directory, &format!("{name}.failcnt")),
@@ -309,12 +316,13 @@ fn v1(directory: impl Fn(&str) -> std::path::PathBuf) -> Figures {
     }
 }
 
-fn cpuset_v1(directory: &Path) -> CpuSet {
-    let count = |file: &str| number(&directory.join(file)).unwrap_or(0);
+fn cpuset_v1(files: &Files, directory: &Path) -> CpuSet {
+    let text = |file: &str| files.text(&directory.join(file));
+    let count = |file: &str| files.number(&directory.join(file)).unwrap_or(0);
     CpuSet {
-        cpus: numbers(&text(&directory.join("cpuset.cpus"))),
+        cpus: numbers(&text("cpuset.cpus")),
         cpu_exclusive: count("cpuset.cpu_exclusive"),
-        mems: numbers(&text(&directory.join("cpuset.mems"))),
+        mems: numbers(&text("cpuset.mems")),
         mem_hardwall: count("cpuset.mem_hardwall"),
         mem_exclusive: count("cpuset.mem_exclusive"),
         memory_migrate: count("cpuset.memory_migrate"),
@@ -322,13 +330,13 @@ fn cpuset_v1(directory: &Path) -> CpuSet {
         memory_spread_slab: count("cpuset.memory_spread_slab"),
         memory_pressure: count("cpuset.memory_pressure"),
         sched_load_balance: count("cpuset.sched_load_balance"),
-        sched_relax_domain_level: text(&directory.join("cpuset.sched_relax_domain_level")).trim().parse().unwrap_or(0),
+        sched_relax_domain_level: text("cpuset.sched_relax_domain_level").trim().parse().unwrap_or(0),
     }
 }
 
 /// The I/O scheduler's figures where it is BFQ, those of throttling otherwise.
-fn blkio_v1(directory: &Path) -> Blkio {
-    let entries = |file: &str| block_entries(&text(&directory.join(file)));
+fn blkio_v1(files: &Files, directory: &Path) -> Blkio {
+    let entries = |file: &str| block_entries(&files.text(&directory.join(file)));
     let bfq = |name: &str| entries(&format!("blkio.bfq.{name}_recursive"));
     let or_throttle = |name: &str| match bfq(name) {
         found if found.is_empty() => entries(&format!("blkio.throttle.{name}_recursive")),
@@ -364,13 +372,13 @@ fn block_entries(text: &str) -> Vec<BlkioEntry> {
     text.lines().filter_map(entry).collect()
 }
 
-fn v2(directory: &Path) -> Figures {
-    let file = |name: &str| text(&directory.join(name));
-    let count = |name: &str| number(&directory.join(name)).unwrap_or(0);
+fn v2(files: &Files, directory: &Path) -> Figures {
+    let file = |name: &str| files.text(&directory.join(name));
+    let count = |name: &str| files.number(&directory.join(name)).unwrap_or(0);
     let cpu = file("cpu.stat");
     let nanoseconds = |key: &str| keyed(&cpu, key).unwrap_or(0).saturating_mul(1000);
     let raw = pairs(&file("memory.stat"));
-    let limit = |name: &str| number(&directory.join(name)).unwrap_or(u64::MAX);
+    let limit = |name: &str| files.number(&directory.join(name)).unwrap_or(u64::MAX);
     let usage = MemoryEntry {
         limit: limit("memory.max"),
         usage: count("memory.current"),
@@ -414,12 +422,11 @@ fn v2(directory: &Path) -> Figures {
         },
         pids: Pids { current: count("pids.current"), limit: count("pids.max") },
         blkio: Blkio { psi: pressure(&file("io.pressure")), ..blkio_v2(&file("io.stat")) },
-        hugetlb: huge_pages(directory, "current", |directory, name| HugePages {
-            usage: number(&directory.join(format!("{name}.current"))).unwrap_or(0),
+        hugetlb: huge_pages(files, directory, "current", |_, name| HugePages {
+            usage: count(&format!("{name}.current")),
             max: 0,
             // There is one file of events, for reservations as well.
-            failcnt: keyed(&text(&directory.join(format!("{}.events", name.trim_end_matches(".rsvd")))), "max")
-                .unwrap_or(0),
+            failcnt: keyed(&file(&format!("{}.events", name.trim_end_matches(".rsvd"))), "max").unwrap_or(0),
         }),
     }
 }
@@ -450,8 +457,19 @@ fn blkio_v2(stat: &str) -> Blkio {
 
 /// One entry for each page size that has a file `hugetlb.<size>.<suffix>`; `read` gets the prefix of the files that
 /// count, those of reservations where there are any.
-fn huge_pages(directory: &Path, suffix: &str, read: impl Fn(&Path, &str) -> HugePages) -> BTreeMap<String, HugePages> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return BTreeMap::new() };
+fn huge_pages(
+    files: &Files,
+    directory: &Path,
+    suffix: &str,
+    read: impl Fn(&Path, &str) -> HugePages,
+) -> BTreeMap<String, HugePages> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => {
+            files.lacks(directory, error);
+            return BTreeMap::new();
+        }
+    };
     let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     let sizes = names.iter().filter_map(|name| name.strip_prefix("hugetlb.")?.strip_suffix(suffix)?.strip_suffix('.'));
     let one = |size: &str| {
@@ -480,17 +498,25 @@ fn numbers(list: &str) -> Vec<u16> {
     list.trim().split(',').filter_map(range).flatten().collect()
 }
 
-/// Absent where the kernel does not count it.
 /// Time lost to the lack of each resource; nothing under version 1, which counts it for the whole machine only.
-pub(crate) fn pressures(layout: &Layout, relative: &str) -> Pressures {
-    let directory = match layout.version() {
-        Version::V1 => None,
-        Version::V2 => layout.unified.as_deref().map(|mount| mount.join(relative)),
-    };
-    let of = |name: &str| directory.as_deref().and_then(|directory| pressure(&text(&directory.join(name))));
-    Pressures { cpu: of("cpu.pressure"), memory: of("memory.pressure"), io: of("io.pressure") }
+///
+/// # Errors
+/// [`CgroupError::Read`] for the first file that is there and cannot be read.
+pub(crate) fn pressures(layout: &Layout, relative: &str) -> Result<Pressures, CgroupError> {
+    match (layout.version(), &layout.unified) {
+        (Version::V2, Some(mount)) => pressures_v2(&mount.join(relative)),
+        _ => Ok(Pressures::default()),
+    }
 }
 
+fn pressures_v2(directory: &Path) -> Result<Pressures, CgroupError> {
+    let files = Files::default();
+    let of = |name: &str| pressure(&files.text(&directory.join(name)));
+    let all = Pressures { cpu: of("cpu.pressure"), memory: of("memory.pressure"), io: of("io.pressure") };
+    files.all_read(all)
+}
+
+/// Absent where the kernel does not count it.
 fn pressure(text: &str) -> Option<Pressure> {
     let stalls = |kind: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
@@ -513,12 +539,14 @@ mod tests {
 
     use super::*;
 
-    fn check(files: &[(&str, &str)], read: impl Fn(&Path) -> Figures, expected: &Expect) {
+    fn check(files: &[(&str, &str)], read: impl Fn(&Files, &Path) -> Figures, expected: &Expect) {
         let directory = tempfile::tempdir().expect("tempdir");
         for (name, content) in files {
             std::fs::write(directory.path().join(name), content).expect("write");
         }
-        let value = serde_json::to_value(read(directory.path())).expect("json");
+        let all = Files::default();
+        let figures = read(&all, directory.path());
+        let value = serde_json::to_value(all.all_read(figures).expect("all is read")).expect("json");
         let parts = value.as_object().expect("object").iter();
         expected.assert_eq(&parts.map(|(name, value)| format!("{name}: {value}\n")).collect::<String>());
     }
@@ -550,7 +578,7 @@ mod tests {
                 ("hugetlb.2MB.rsvd.usage_in_bytes", "2097152\n"),
                 ("hugetlb.2MB.rsvd.failcnt", "3\n"),
             ],
-            |directory| v1(|_| directory.to_owned()),
+            |files, directory| v1(files, |_| directory.to_owned()),
             &expect![[r#"
                 blkio: {"ioServiceBytesRecursive":[{"major":8,"op":"Read","value":10},{"major":8,"op":"Write","value":20}]}
                 cpu: {"throttling":{"periods":9,"throttledPeriods":2,"throttledTime":7},"usage":{"kernel":900,"percpu":[1000,2000],"percpu_kernel":[400,500],"percpu_user":[600,1500],"total":3000,"user":2100}}
@@ -601,5 +629,38 @@ mod tests {
                 pids: {"current":3,"limit":20}
             "#]],
         );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_and_one_that_is_absent_counts_as_zero() {
+        type Read = fn(&Path) -> Result<(), CgroupError>;
+        fn all(read: impl FnOnce(&Files) -> Figures) -> Result<(), CgroupError> {
+            let files = Files::default();
+            let figures = read(&files);
+            files.all_read(figures).map(drop)
+        }
+        let by_v1: Read = |directory| all(|files| v1(files, |_| directory.to_owned()));
+        let by_v2: Read = |directory| all(|files| v2(files, directory));
+        let of_pressures: Read = |directory| pressures_v2(directory).map(drop);
+        let reads = [
+            ("memory.stat", by_v1),
+            ("cpuset.cpus", by_v1),
+            ("memory.stat", by_v2),
+            ("io.pressure", by_v2),
+            ("memory.pressure", of_pressures),
+        ];
+        for (name, read) in reads {
+            let directory = tempfile::tempdir().expect("tempdir");
+            read(directory.path()).expect("nothing is there");
+            let path = directory.path().join(name);
+            std::fs::create_dir(&path).expect("mkdir");
+            let error = read(directory.path()).expect_err("a directory is no file");
+            assert_eq!(error.to_string(), format!("reading {}", path.display()));
+        }
+        // A directory that is none cannot be listed.
+        let file = tempfile::NamedTempFile::new().expect("file");
+        let files = Files::default();
+        assert!(huge_pages(&files, file.path(), "current", |_, _| HugePages::default()).is_empty());
+        assert!(files.all_read(()).is_err());
     }
 }

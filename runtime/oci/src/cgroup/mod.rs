@@ -280,18 +280,20 @@ impl Cgroup {
     /// # Errors
     /// As [`Cgroup::stats`].
     pub fn figures(&self) -> Result<Figures, CgroupError> {
+        let counted = figures::read(layout()?, self.relative());
+        // As in [`Cgroup::stats`].
         if !self.exists() {
             return Err(CgroupError::Read { path: PathBuf::from(&self.path), source: io::ErrorKind::NotFound.into() });
         }
-        Ok(figures::read(layout()?, self.relative()))
+        counted
     }
 
     /// How long its processes have waited for CPUs, memory and block devices; none under version 1.
     ///
     /// # Errors
-    /// [`CgroupError::NotMounted`].
+    /// [`CgroupError::NotMounted`]; [`CgroupError::Read`] when a file that is there cannot be read.
     pub fn pressures(&self) -> Result<Pressures, CgroupError> {
-        Ok(figures::pressures(layout()?, self.relative()))
+        figures::pressures(layout()?, self.relative())
     }
 
     /// Begins to listen for processes that the out-of-memory killer ends in it.

@@ -67,39 +67,42 @@ pub(crate) fn read(layout: &Layout, relative: &str) -> Result<Stats, CgroupError
 
 /// Files of a cgroup, read one after the other, and the first that could not be.
 #[derive(Default)]
-struct Files(RefCell<Option<CgroupError>>);
+pub(crate) struct Files(RefCell<Option<CgroupError>>);
 
 impl Files {
-    fn text(&self, path: &Path) -> String {
+    /// What a file says; nothing when it is not there.
+    pub(crate) fn text(&self, path: &Path) -> String {
         std::fs::read_to_string(path).unwrap_or_else(|source| {
-            // A kernel without what a file counts has no file, or one that it refuses to read.
-            if !gone(&source) && source.kind() != io::ErrorKind::Unsupported {
-                self.0.borrow_mut().get_or_insert(CgroupError::Read { path: path.to_owned(), source });
-            }
+            self.lacks(path, source);
             String::new()
         })
     }
 
-    fn number(&self, path: &Path) -> Option<u64> {
+    /// That a file or directory could not be read. A kernel without what it counts has no such file, or one that it refuses
+    /// to read.
+    pub(crate) fn lacks(&self, path: &Path, source: io::Error) {
+        if !gone(&source) && source.kind() != io::ErrorKind::Unsupported {
+            self.0.borrow_mut().get_or_insert(CgroupError::Read { path: path.to_owned(), source });
+        }
+    }
+
+    /// The number in a file; nothing when it is not there, or says another word.
+    pub(crate) fn number(&self, path: &Path) -> Option<u64> {
         self.text(path).trim().parse().ok()
     }
 
-    fn all_read(self, stats: Stats) -> Result<Stats, CgroupError> {
-        self.0.into_inner().map_or(Ok(stats), Err)
+    /// What was found in them, if all could be read that are there.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`] for the first that could not be.
+    pub(crate) fn all_read<T>(self, found: T) -> Result<T, CgroupError> {
+        self.0.into_inner().map_or(Ok(found), Err)
     }
 }
 
 /// Value of `key` in a file of `key value` lines.
 pub(crate) fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-pub(crate) fn text(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
-}
-
-pub(crate) fn number(path: &Path) -> Option<u64> {
-    text(path).trim().parse().ok()
 }
 
 /// Above this a version 1 limit means none (the kernel shows the largest page-aligned number).
