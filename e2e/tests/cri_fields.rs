@@ -62,6 +62,13 @@ fn namespaces_are_the_pods_the_containers_or_the_nodes() {
     let (a, b) = (start(&cri, &shared, sleep("a")), start(&cri, &shared, sleep("b")));
     assert_eq!(inside(&a, "pid"), inside(&b, "pid"));
     assert!(cri.inside(&a, "ps").matches("sleep 1000").count() >= 2);
+    let alone = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
+    let context = v1::LinuxContainerSecurityContext { namespace_options: Some(alone), ..Default::default() };
+    let linux = v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() };
+    let alone = start(&cri, &shared, v1::ContainerConfig { linux: Some(linux), ..sleep("alone") });
+    assert_ne!(inside(&alone, "pid"), inside(&a, "pid"));
+    assert_eq!(cri.inside(&alone, "ps").matches("sleep 1000").count(), 1);
+    assert_eq!(inside(&alone, "ipc"), inside(&a, "ipc"));
 
     let node = v1::NamespaceMode::Node.into();
     let node = v1::NamespaceOption { network: node, pid: node, ipc: node, ..Default::default() };

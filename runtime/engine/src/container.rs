@@ -90,6 +90,9 @@ pub struct ContainerConfig {
     /// sandbox says.
     #[serde(default)]
     pub processes_of: Option<ContainerId>,
+    /// Whether it sees its own processes alone, also where its sandbox shares them; says nothing beside `processes_of`.
+    #[serde(default)]
+    pub own_processes: bool,
 }
 
 /// A mount into a container.

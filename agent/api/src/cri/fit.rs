@@ -35,7 +35,8 @@ pub(super) fn check(
     };
     agree("network", options.network(), network)?;
     agree("ipc", options.ipc(), ipc)?;
-    if options.pid() != Target {
+    // Its own processes alone, or those of a container that it names, a container may see in any sandbox.
+    if !matches!(options.pid(), Target | Container) {
         agree("pid", options.pid(), pid)?;
     }
     let users = match &options.userns_options {
@@ -126,7 +127,7 @@ mod tests {
             (v1::LinuxContainerSecurityContext::default(), true, true),
             (modes(Pod, Pod, Pod), true, true),
             (modes(Node, Node, Node), false, true),
-            (modes(Pod, Container, Pod), true, false),
+            (modes(Pod, Container, Pod), true, true),
             (modes(Pod, Target, Pod), true, true),
             (modes(Node, Pod, Pod), false, true),
             (modes(Pod, Pod, Node), false, true),
@@ -137,6 +138,20 @@ mod tests {
                 (by_own, by_node),
                 "{context:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_container_may_see_its_own_processes_alone_where_others_share_theirs() {
+        let shared = sandbox(Namespaces { pid: PidNamespace::Pod, ..Namespaces::default() }, false);
+        let asked = |pid: v1::NamespaceMode| asks(v1::NamespaceOption { pid: pid.into(), ..Default::default() });
+        for (pid, fits) in [
+            (v1::NamespaceMode::Container, true),
+            (v1::NamespaceMode::Pod, true),
+            (v1::NamespaceMode::Target, true),
+            (v1::NamespaceMode::Node, false),
+        ] {
+            assert_eq!(check(&asked(pid), &shared, None).is_ok(), fits, "{pid:?}");
         }
     }
 

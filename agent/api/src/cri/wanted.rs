@@ -263,6 +263,10 @@ pub(crate) fn container(config: v1::ContainerConfig, image_id: String) -> Result
         tty: config.tty,
         resources: resources(limits)?,
         processes_of: processes_of(context.namespace_options.as_ref())?,
+        own_processes: context.namespace_options.as_ref().is_some_and(|options| {
+            // A field that was left out is POD: as the sandbox has it.
+            options.pid() == v1::NamespaceMode::Container
+        }),
         security: security(context)?,
         oom_score_adj: Some(oom_score_adj),
         stop_signal: match signal {

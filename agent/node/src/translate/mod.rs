@@ -291,6 +291,7 @@ pub(crate) fn container(
         stop_signal: definition.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         envs,
         processes_of: None,
+        own_processes: false,
     })
 }
 

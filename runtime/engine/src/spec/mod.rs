@@ -166,6 +166,7 @@ fn namespaces(inputs: &Inputs<'_>) -> Vec<LinuxNamespace> {
     let target = inputs.processes_of.map(|pid| format!("/proc/{pid}/ns/pid"));
     match inputs.sandbox.namespaces.pid {
         _ if target.is_some() => all.push(namespace(LinuxNamespaceType::Pid, target.as_deref())),
+        _ if inputs.config.own_processes => all.push(namespace(LinuxNamespaceType::Pid, None)),
         PidNamespace::Container => all.push(namespace(LinuxNamespaceType::Pid, None)),
         PidNamespace::Pod => all.push(namespace(LinuxNamespaceType::Pid, inputs.pid_namespace)),
         PidNamespace::Node => {}

@@ -265,15 +265,19 @@ fn a_mount_has_the_ids_that_are_asked_for_and_else_those_of_the_pods_users() {
 
 #[test]
 fn a_shared_pid_namespace_is_joined_and_the_nodes_is_inherited() {
-    let kinds = |pid| {
+    let kinds = |pid, own_processes| {
         let sandbox = SandboxConfig { namespaces: Namespaces { pid, ..Namespaces::default() }, ..sandbox() };
-        let value = spec(&config(), &sandbox).unwrap();
+        let value = spec(&ContainerConfig { own_processes, ..config() }, &sandbox).unwrap();
         let all = value["linux"]["namespaces"].as_array().unwrap().clone();
         all.into_iter().find(|one| one["type"] == json!("pid"))
     };
-    assert_eq!(kinds(PidNamespace::Container), Some(json!({"type": "pid"})));
-    assert_eq!(kinds(PidNamespace::Pod), Some(json!({"type": "pid", "path": "/proc/self/fd/9"})));
-    assert_eq!(kinds(PidNamespace::Node), None);
+    assert_eq!(kinds(PidNamespace::Container, false), Some(json!({"type": "pid"})));
+    assert_eq!(kinds(PidNamespace::Pod, false), Some(json!({"type": "pid", "path": "/proc/self/fd/9"})));
+    assert_eq!(kinds(PidNamespace::Node, false), None);
+    // Unless it is to see its own alone.
+    for pid in [PidNamespace::Container, PidNamespace::Pod, PidNamespace::Node] {
+        assert_eq!(kinds(pid, true), Some(json!({"type": "pid"})), "{pid:?}");
+    }
 }
 
 #[test]
