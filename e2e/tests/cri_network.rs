@@ -143,3 +143,25 @@ fn pods_of_a_kubelet_are_in_the_clusters_network_and_the_nodes_own_are_not() {
         world.sh("nft delete table ip nat && nft delete table ip6 nat");
     }
 }
+
+#[test]
+fn a_kubelet_of_a_cluster_without_a_network_is_told_of_in_the_log_and_stays_ready() {
+    if skipped_without_root("cri_network") {
+        return;
+    }
+    let world = World::new("cri-no-network");
+    let arguments = |network| ["--cri-network", network];
+    let mut agent = Agent::start_with(&world, &arguments("builtin"));
+    let told = |agent: &Agent<'_>| {
+        let cri = Cri::connect(&agent.run_dir().join("cri.sock"));
+        let network_config = Some(v1::NetworkConfig { pod_cidr: "10.244.0.0/24".to_owned() });
+        let asked = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+        cri.runtime(async |mut runtime| runtime.update_runtime_config(asked).await).unwrap();
+        (network_ready(&cri).0, agent.log().contains("set cri.network to cni to have them wait"))
+    };
+    assert_eq!(told(&agent), (true, false));
+    agent.terminate();
+    agent.use_arguments(&arguments("auto"));
+    agent.launch();
+    assert_eq!(told(&agent), (true, true));
+}

@@ -21,15 +21,18 @@ const LONGEST: u64 = 1 << 20;
 /// Every fact, of an agent with this configuration and a kubelet with the one in `kubelet`.
 pub(super) fn facts(config: &Config, cni: &CniConfig, kubelet: &Path) -> Vec<Fact> {
     let socket = config.run.join("cri.sock");
+    let found = read(kubelet);
+    // Without an API server, a kubelet starts with this mode alone. Source: Kubernetes, cmd/kubelet/app/auth.go.
+    let of_cluster = matches!(&found, Ok(Some(found)) if found.authorization.mode != "AlwaysAllow");
     let mut facts = vec![
         endpoint(&socket),
         cgroups(config.systemd_cgroup),
         swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
-        network(config.cri_network, cni),
+        network(config.cri_network, cni, of_cluster),
         devices(&config.cdi_spec_dirs),
     ];
     facts.extend(config.runtime_handlers.iter().map(|(name, program)| handler(name, program)));
-    facts.extend(configuration(kubelet, &socket, driver(config.systemd_cgroup)));
+    facts.extend(configuration(kubelet, found, &socket, driver(config.systemd_cgroup)));
     facts
 }
 
@@ -84,8 +87,9 @@ fn swap(swaps: &str) -> Fact {
     fact("swap space", Verdict::Limited, format!("on {}: a kubelet does not start", used.join(" ")), Some(advice))
 }
 
-/// Which network a kubelet's pods would be in.
-fn network(mode: CriNetwork, cni: &CniConfig) -> Fact {
+/// Which network a kubelet's pods would be in. In a cluster, those of the first minutes are where other nodes do not reach
+/// them, when nobody says whether to wait.
+fn network(mode: CriNetwork, cni: &CniConfig, of_cluster: bool) -> Fact {
     const NAME: &str = "network of kubelets";
     let builtin = |why: &str| fact(NAME, Verdict::Present, format!("the agent's own bridge{why}"), None);
     if mode == CriNetwork::Builtin {
@@ -93,6 +97,11 @@ fn network(mode: CriNetwork, cni: &CniConfig) -> Fact {
     }
     let place = cni.networks.display();
     match NetworkList::first_of(&cni.networks) {
+        Ok(None) if mode == CriNetwork::Auto && of_cluster => {
+            let found = format!("the agent's own bridge, until there is one in {place}: other nodes do not reach it");
+            let advice = "set cri.network to cni, and pods wait for the cluster's network; or to builtin, where this node is all";
+            fact(NAME, Verdict::Limited, found, Some(advice))
+        }
         Ok(None) if mode == CriNetwork::Auto => builtin(&format!(", until there is one in {place}")),
         Ok(None) => {
             let advice = "install the cluster's network, or set cri.network to auto: until then nodes are not ready";
@@ -177,38 +186,40 @@ fn devices(directories: &[PathBuf]) -> Fact {
 struct Kubelet {
     container_runtime_endpoint: String,
     cgroup_driver: String,
+    authorization: Authorization,
 }
 
-/// Nothing where there is no such file.
-fn configuration(path: &Path, socket: &Path, driver: &str) -> Option<Fact> {
+/// Who says what clients of a kubelet may do.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Authorization {
+    mode: String,
+}
+
+/// A kubelet's configuration; none where there is no such file, and else why it cannot be read.
+fn read(path: &Path) -> Result<Option<Kubelet>, String> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+        Ok(metadata) if metadata.len() > LONGEST => return Err(io::ErrorKind::FileTooLarge.to_string()),
+        Ok(_) => {}
+    }
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    serde_yaml::from_str(&text).map(Some).map_err(|error| error.to_string())
+}
+
+/// Whether what was found at `path` has a kubelet ask this agent; nothing where there is no such file.
+fn configuration(path: &Path, found: Result<Option<Kubelet>, String>, socket: &Path, driver: &str) -> Option<Fact> {
     const NAME: &str = "kubelet";
-    let read = || -> io::Result<Option<String>> {
-        match fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-            Ok(metadata) if metadata.len() > LONGEST => return Err(io::ErrorKind::FileTooLarge.into()),
-            Ok(_) => {}
+    let place = path.display();
+    let kubelet = match found {
+        Ok(found) => found?,
+        Err(error) => {
+            let advice = "a kubelet does not start with it";
+            return Some(fact(NAME, Verdict::Limited, format!("{place}: {error}"), Some(advice)));
         }
-        fs::read_to_string(path).map(Some)
-    };
-    let unread = |error: String| {
-        Some(fact(
-            NAME,
-            Verdict::Limited,
-            format!("{}: {error}", path.display()),
-            Some("a kubelet does not start with it"),
-        ))
-    };
-    let kubelet: Kubelet = match read().map_err(|error| error.to_string()) {
-        Ok(None) => return None,
-        Ok(Some(text)) => match serde_yaml::from_str(&text) {
-            Ok(kubelet) => kubelet,
-            Err(error) => return unread(error.to_string()),
-        },
-        Err(error) => return unread(error),
     };
     let wanted = format!("unix://{}", socket.display());
-    let place = path.display();
     // Without the scheme it means the same.
     let asked = kubelet.container_runtime_endpoint.as_str();
     if Path::new(asked.strip_prefix("unix://").unwrap_or(asked)) != socket {
@@ -235,6 +246,7 @@ fn configuration(path: &Path, socket: &Path, driver: &str) -> Option<Fact> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Settings, resolve};
 
     fn verdict_and_text(fact: &Fact) -> (Verdict, &str) {
         (fact.verdict, fact.found.as_str())
@@ -253,10 +265,10 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("config.yaml");
         let socket = Path::new("/run/p/cri.sock");
-        assert!(configuration(&path, socket, "cgroupfs").is_none());
+        assert!(configuration(&path, read(&path), socket, "cgroupfs").is_none());
         let with = |text: &str, systemd| {
             fs::write(&path, text).unwrap();
-            configuration(&path, socket, driver(systemd)).unwrap()
+            configuration(&path, read(&path), socket, driver(systemd)).unwrap()
         };
         let asked = |text: &str| with(text, false);
         for good in ["unix:///run/p/cri.sock\ncgroupDriver: cgroupfs", "/run/p/cri.sock"] {
@@ -325,24 +337,48 @@ mod tests {
     }
 
     #[test]
+    fn a_kubelet_of_a_cluster_is_to_wait_for_its_network_or_not() {
+        let home = tempfile::tempdir().unwrap();
+        let mut cni = CniConfig::new(home.path().join("records"));
+        cni.networks = home.path().join("net.d");
+        let auto = network(CriNetwork::Auto, &cni, true);
+        assert_eq!(auto.verdict, Verdict::Limited);
+        assert!(auto.found.contains("other nodes do not reach it"), "{}", auto.found);
+        assert!(auto.advice.is_some_and(|advice| advice.contains("cri.network to cni")));
+        // Who has said it knows.
+        assert_eq!(network(CriNetwork::Builtin, &cni, true).verdict, Verdict::Present);
+        let verdict = |text: &str| {
+            let kubelet = home.path().join("config.yaml");
+            fs::write(&kubelet, text).unwrap();
+            let settings = Settings { run: Some(home.path().to_owned()), ..Settings::default() };
+            let facts = facts(&resolve(None, settings).unwrap(), &cni, &kubelet);
+            facts.into_iter().find(|fact| fact.name == "network of kubelets").unwrap().verdict
+        };
+        assert_eq!(verdict("authorization: {mode: AlwaysAllow}"), Verdict::Present);
+        for of_cluster in ["kind: KubeletConfiguration", "authorization: {mode: Webhook}"] {
+            assert_eq!(verdict(of_cluster), Verdict::Limited, "{of_cluster}");
+        }
+    }
+
+    #[test]
     fn the_network_is_the_first_with_all_its_plugins() {
         let home = tempfile::tempdir().unwrap();
         let mut cni = CniConfig::new(home.path().join("records"));
         cni.networks = home.path().join("net.d");
         cni.plugins = vec![home.path().join("bin")];
-        assert_eq!(network(CriNetwork::Builtin, &cni).verdict, Verdict::Present);
-        assert!(network(CriNetwork::Auto, &cni).found.contains("until there is one in"));
-        assert_eq!(network(CriNetwork::Cni, &cni).verdict, Verdict::Limited);
+        assert_eq!(network(CriNetwork::Builtin, &cni, false).verdict, Verdict::Present);
+        assert!(network(CriNetwork::Auto, &cni, false).found.contains("until there is one in"));
+        assert_eq!(network(CriNetwork::Cni, &cni, false).verdict, Verdict::Limited);
         for directory in [&cni.networks, &cni.plugins[0]] {
             fs::create_dir(directory).unwrap();
         }
         let list = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}, {"type": "portmap"}]}"#;
         fs::write(cni.networks.join("10-pods.conflist"), list).unwrap();
         fs::write(cni.plugins[0].join("bridge"), "").unwrap();
-        let lacks = network(CriNetwork::Auto, &cni);
+        let lacks = network(CriNetwork::Auto, &cni, true);
         assert!(lacks.verdict == Verdict::Limited && lacks.found.ends_with("which lacks portmap"), "{}", lacks.found);
         fs::write(cni.plugins[0].join("portmap"), "").unwrap();
-        let whole = network(CriNetwork::Cni, &cni);
+        let whole = network(CriNetwork::Cni, &cni, true);
         assert!(whole.verdict == Verdict::Present && whole.found.starts_with("pods of "), "{}", whole.found);
     }
 }

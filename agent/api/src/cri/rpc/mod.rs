@@ -98,7 +98,7 @@ impl v1::runtime_service_server::RuntimeService for Service {
         &self,
         asked: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<Response<v1::UpdateRuntimeConfigResponse>> {
-        update_runtime_config::answer(&asked.into_inner()).map(Response::new)
+        update_runtime_config::answer(&self.cri, &asked.into_inner()).await.map(Response::new)
     }
 
     async fn run_pod_sandbox(
