@@ -19,8 +19,9 @@ use rustix::io::Errno;
 use crate::create::RootFs;
 use crate::error::{CreateError, SetupError, Step};
 use crate::plan::PlanError;
-use crate::plan::mounts::{What, overlay};
-use crate::{prepare, userns};
+use crate::plan::mounts::{self, What, overlay};
+use crate::prepare::{self, Overlay};
+use crate::userns;
 
 /// Below the bundle.
 const ROOT: &str = "rootfs";
@@ -41,12 +42,15 @@ pub fn lay_out(spec: &mut Spec, rootfs: &RootFs, bundle: &Path) -> Result<(), Cr
             .ok_or_else(|| PlanError::new("linux.uidMappings", "does not map the container's root (0)"))?,
     };
     let root = bundle.join(ROOT);
-    attach(prepare::root(rootfs, false, namespace, owner)?.as_fd(), &root)?;
+    let label = mounts::label(spec).map(str::to_owned);
+    let label = label.as_deref();
+    attach(prepare::root(rootfs, false, namespace, owner, label)?.as_fd(), &root)?;
     spec.root_mut().get_or_insert_default().set_path(root);
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         let Some(What::Layers { name, lower, writable, id_map, attributes }) = overlay(index, mount)? else { continue };
         let writable = writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
-        let tree = prepare::overlay(&name, &lower, writable, namespace.filter(|_| id_map), attributes)?;
+        let wanted = Overlay { name: &name, lower: &lower, writable, label, attributes };
+        let tree = prepare::overlay(wanted, namespace.filter(|_| id_map))?;
         let place = bundle.join(MOUNTS).join(index.to_string());
         attach(tree.as_fd(), &place)?;
         let mut options = vec!["bind", "rprivate", if attributes & READ_ONLY != 0 { "ro" } else { "rw" }];

@@ -487,6 +487,7 @@ fn make(request: Create<'_>, plan: Plan, place: Place<'_>, mut warnings: Vec<War
         devices: &devices,
         user_namespace,
         owner,
+        label: mounts::label(spec),
         rootless,
     };
     let prepared = if opens { None } else { Some(wanted.open()?) };

@@ -23,7 +23,7 @@ use crate::init::private_procfs;
 use crate::lifecycle::Rootless;
 use crate::locks::lock;
 use crate::plan::identity::{self, CapabilityMasks, Identity};
-use crate::plan::mounts::{IdMap, MountOp, What};
+use crate::plan::mounts::{IdMap, LABEL, LABEL_NEEDS, MountOp, What};
 use crate::plan::namespaces::Namespaces;
 use crate::plan::sysctl::Sysctl;
 use crate::userns;
@@ -134,6 +134,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) user_namespace: Option<BorrowedFd<'a>>,
     /// User and group of the host that its root is mapped to.
     pub(crate) owner: (u32, u32),
+    /// The SELinux label of every file that layers show.
+    pub(crate) label: Option<&'a str>,
     pub(crate) rootless: Rootless,
 }
 
@@ -147,7 +149,7 @@ impl Wanted<'_> {
             bound.then(|| node(&device.path)).transpose()
         };
         Ok(Prepared {
-            root: root(self.rootfs, self.receives, self.user_namespace, self.owner)?,
+            root: root(self.rootfs, self.receives, self.user_namespace, self.owner, self.label)?,
             sources: self.sources()?,
             null: null_device()?,
             nodes: self.devices.iter().map(node).collect::<Result<_, _>>()?,
@@ -203,7 +205,8 @@ impl Wanted<'_> {
             What::Layers { name, lower, writable, id_map, attributes } => {
                 let namespace = self.user_namespace.filter(|_| *id_map);
                 let writable = writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
-                let tree = overlay(name, lower, writable, namespace, *attributes)?;
+                let wanted = Overlay { name, lower, writable, label: self.label, attributes: *attributes };
+                let tree = overlay(wanted, namespace)?;
                 set_propagation(tree.as_fd(), op.propagation).step("setting the propagation of", &op.destination)?;
                 Ok(Source::Tree { tree, directory: true })
             }
@@ -427,6 +430,7 @@ pub(crate) fn root(
     receives: bool,
     user_namespace: Option<BorrowedFd<'_>>,
     owner: (u32, u32),
+    label: Option<&str>,
 ) -> Result<OwnedFd, SetupError> {
     match from {
         RootFs::Directory(path) => {
@@ -446,47 +450,50 @@ pub(crate) fn root(
                 rustix::fs::chown(upper, Some(user), Some(group))
                     .step("giving the writable layer to the container's root user:", upper)?;
             }
-            overlay("overlay", lower, Some((upper, work)), user_namespace, 0)
+            let wanted = Overlay { name: "overlay", lower, writable: Some((upper, work)), label, attributes: 0 };
+            overlay(wanted, user_namespace)
         }
     }
 }
 
-/// An overlay as a detached mount; without a place to write (layer, work directory) it has at least two layers.
-pub(crate) fn overlay(
-    name: &str,
-    lower: &[PathBuf],
-    writable: Option<(&Path, &Path)>,
-    user_namespace: Option<BorrowedFd<'_>>,
-    attributes: u64,
-) -> Result<OwnedFd, SetupError> {
+/// Layers over one another, as a detached mount is to show them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Overlay<'a> {
+    /// The source that is shown.
+    pub(crate) name: &'a str,
+    /// Topmost first; at least two where nothing can be written.
+    pub(crate) lower: &'a [PathBuf],
+    /// A place to write: layer, work directory.
+    pub(crate) writable: Option<(&'a Path, &'a Path)>,
+    /// The SELinux label of every file, whatever the layers have.
+    pub(crate) label: Option<&'a str>,
+    pub(crate) attributes: u64,
+}
+
+/// An overlay as a detached mount.
+pub(crate) fn overlay(wanted: Overlay<'_>, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, SetupError> {
     use rustix::io::Errno;
-    match overlay_by_layers(name, lower, writable, user_namespace, attributes) {
+    match overlay_by_layers(wanted, user_namespace) {
         Err(error) => match error.source.raw_os_error().map(Errno::from_raw_os_error) {
             // Overlay takes layers by descriptor since Linux 6.13; before, by path alone.
             Some(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP) if let Some(namespace) = user_namespace => {
-                overlay_by_attached_layers(name, lower, writable, namespace, attributes)
+                overlay_by_attached_layers(wanted, namespace)
             }
             // `lowerdir+` came with Linux 6.8; before, all layers are one string.
-            Some(Errno::INVAL) => overlay_by_string(name, lower, writable, attributes).map_err(|_| error),
+            Some(Errno::INVAL) => overlay_by_string(wanted).map_err(|_| error),
             _ => Err(error),
         },
         made => made,
     }
 }
 
-fn overlay_by_layers(
-    name: &str,
-    lower: &[PathBuf],
-    writable: Option<(&Path, &Path)>,
-    user_namespace: Option<BorrowedFd<'_>>,
-    attributes: u64,
-) -> Result<OwnedFd, SetupError> {
+fn overlay_by_layers(wanted: Overlay<'_>, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, SetupError> {
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
     let filesystem = filesystem.as_fd();
-    mount::set_string(filesystem, "source", name).step("naming the overlay", "")?;
+    mount::set_string(filesystem, "source", wanted.name).step("naming the overlay", "")?;
     // A detached mount ends with its last descriptor, and overlay takes its copies only in the end.
     let mut trees = Vec::new();
-    for layer in lower {
+    for layer in wanted.lower {
         if let Some(namespace) = user_namespace {
             let tree = mapped(layer, namespace)?;
             mount::set_fd(filesystem, "lowerdir+", tree.as_fd()).step("adding the id-mapped layer", layer)?;
@@ -495,7 +502,7 @@ fn overlay_by_layers(
             set_path(filesystem, "lowerdir+", layer).step("adding the layer", layer)?;
         }
     }
-    finish_overlay(filesystem, lower, writable, attributes)
+    finish_overlay(filesystem, wanted)
 }
 
 /// A layer as a detached mount that shows its files with the ids of the user namespace.
@@ -509,13 +516,7 @@ fn mapped(layer: &Path, namespace: BorrowedFd<'_>) -> Result<OwnedFd, SetupError
 
 /// Each layer is covered by its own id-mapped mount, in a mount namespace that nobody else sees and that ends here:
 /// overlay keeps mounts of its own.
-fn overlay_by_attached_layers(
-    name: &str,
-    lower: &[PathBuf],
-    writable: Option<(&Path, &Path)>,
-    user_namespace: BorrowedFd<'_>,
-    attributes: u64,
-) -> Result<OwnedFd, SetupError> {
+fn overlay_by_attached_layers(wanted: Overlay<'_>, user_namespace: BorrowedFd<'_>) -> Result<OwnedFd, SetupError> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let before = rustix::fs::open(".", directory, Mode::empty()).step("opening the working directory", "")?;
     let top = rustix::fs::open("/", directory, Mode::empty()).step("opening", "/")?;
@@ -525,12 +526,12 @@ fn overlay_by_attached_layers(
     let made = (|| {
         let root = rustix::fs::open("/", directory, Mode::empty()).step("opening", "/")?;
         set_propagation(root.as_fd(), Some((Propagation::Private, true))).step("setting the propagation of", "/")?;
-        for layer in lower {
+        for layer in wanted.lower {
             let tree = mapped(layer, user_namespace)?;
             let target = rustix::fs::open(layer, directory, Mode::empty()).step("opening the layer", layer)?;
             mount::attach(tree.as_fd(), target.as_fd()).step("covering the layer", layer)?;
         }
-        overlay(name, lower, writable, None, attributes)
+        overlay(wanted, None)
     })();
     // Entering a mount namespace makes its root this process's, also where it lived in a chroot.
     let back = namespace::enter(host.as_fd(), NEW_MOUNT)
@@ -546,17 +547,12 @@ fn overlay_by_attached_layers(
 }
 
 /// All layers as one option of at most 255 bytes: their descriptors' names, relative to /proc/self/fd.
-fn overlay_by_string(
-    name: &str,
-    lower: &[PathBuf],
-    writable: Option<(&Path, &Path)>,
-    attributes: u64,
-) -> Result<OwnedFd, SetupError> {
+fn overlay_by_string(wanted: Overlay<'_>) -> Result<OwnedFd, SetupError> {
     use std::os::fd::AsRawFd;
     let filesystem = mount::new_filesystem("overlay").step("opening the overlay file system", "")?;
-    mount::set_string(filesystem.as_fd(), "source", name).step("naming the overlay", "")?;
+    mount::set_string(filesystem.as_fd(), "source", wanted.name).step("naming the overlay", "")?;
     let mut layers = Vec::new();
-    for layer in lower {
+    for layer in wanted.lower {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         layers.push(rustix::fs::open(layer, flags, Mode::empty()).step("opening the layer", layer)?);
     }
@@ -567,25 +563,25 @@ fn overlay_by_string(
     rustix::process::chdir("/proc/self/fd").step("entering", "/proc/self/fd")?;
     let made = mount::set_string(filesystem.as_fd(), "lowerdir", &value)
         .step("adding the layers (more than about 60 need Linux 6.8)", "")
-        .and_then(|()| finish_overlay(filesystem.as_fd(), lower, writable, attributes));
+        .and_then(|()| finish_overlay(filesystem.as_fd(), wanted));
     rustix::process::fchdir(&before).step("returning to the working directory", "")?;
     made
 }
 
-fn finish_overlay(
-    filesystem: BorrowedFd<'_>,
-    lower: &[PathBuf],
-    writable: Option<(&Path, &Path)>,
-    attributes: u64,
-) -> Result<OwnedFd, SetupError> {
+fn finish_overlay(filesystem: BorrowedFd<'_>, wanted: Overlay<'_>) -> Result<OwnedFd, SetupError> {
+    let Overlay { lower, writable, label, attributes, .. } = wanted;
+    let top = || writable.map(|(upper, _)| upper).or(lower.first().map(PathBuf::as_path)).unwrap_or(Path::new(""));
+    if let Some(label) = label {
+        let set = mount::set_string(filesystem, LABEL, label);
+        set.step(&format!("setting option {LABEL} of the overlay{LABEL_NEEDS} over"), top())?;
+    }
     if let Some((upper, work)) = writable {
         set_path(filesystem, "upperdir", upper).step("setting the writable layer", upper)?;
         set_path(filesystem, "workdir", work).step("setting overlay's work directory", work)?;
     }
     mount::create(filesystem, attributes).map_err(|source| {
         let words = mount::complaint(filesystem).map_or_else(String::new, |words| format!(" ({words})"));
-        let top = writable.map(|(upper, _)| upper).or(lower.first().map(PathBuf::as_path)).unwrap_or(Path::new(""));
-        SetupError { operation: format!("mounting the overlay{words} over"), path: top.to_owned(), source }
+        SetupError { operation: format!("mounting the overlay{words} over"), path: top().to_owned(), source }
     })
 }
 
@@ -624,11 +620,13 @@ mod tests {
         let before = std::env::current_dir().expect("directory");
         let layers = [top, bottom];
         let writable = Some((upper.as_path(), work.as_path()));
+        let plain = Overlay { name: "overlay", lower: &layers, writable, label: None, attributes: 0 };
+        let shown = Overlay { writable: None, attributes: READ_ONLY, ..plain };
         for root in [
-            overlay_by_string("overlay", &layers, writable, 0),
-            overlay_by_layers("overlay", &layers, writable, None, 0),
-            overlay_by_string("overlay", &layers, None, READ_ONLY),
-            overlay_by_layers("overlay", &layers, None, None, READ_ONLY),
+            overlay_by_string(plain),
+            overlay_by_layers(plain, None),
+            overlay_by_string(shown),
+            overlay_by_layers(shown, None),
         ] {
             let root = root.expect("overlay");
             let read = |name: &str| {
@@ -639,6 +637,27 @@ mod tests {
             assert_eq!((read("both").as_str(), read("only").as_str()), ("top", "below"));
         }
         assert_eq!(std::env::current_dir().expect("directory"), before);
+    }
+
+    #[test]
+    fn a_label_of_layers_is_one_of_all_their_files_and_needs_selinux() {
+        if portreeve_sys::process::user_id() != 0 {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: mounting needs root");
+            return;
+        }
+        let directory = tempfile::tempdir().expect("tempdir");
+        let layers = ["top", "bottom"].map(|name| directory.path().join(name));
+        layers.iter().for_each(|layer| std::fs::create_dir(layer).expect("mkdir"));
+        let label = Some("system_u:object_r:container_file_t:s0:c1,c2");
+        let wanted = Overlay { name: "overlay", lower: &layers, writable: None, label, attributes: READ_ONLY };
+        match overlay(wanted, None) {
+            Ok(_) => assert!(Path::new("/sys/fs/selinux/enforce").exists(), "nothing else takes this option"),
+            Err(error) => {
+                let words = portreeve_sys::chain(&error);
+                let named = "setting option context of the overlay (SELinux has to be enabled for it) over";
+                assert!(words.contains(named) && words.contains("top"), "{words}");
+            }
+        }
     }
 
     #[test]
@@ -670,8 +689,8 @@ mod tests {
         };
         let check = || {
             let before = place();
-            let root =
-                overlay_by_attached_layers("overlay", &layers, None, namespace.as_fd(), READ_ONLY).expect("overlay");
+            let shown = Overlay { name: "overlay", lower: &layers, writable: None, label: None, attributes: READ_ONLY };
+            let root = overlay_by_attached_layers(shown, namespace.as_fd()).expect("overlay");
             assert_eq!(place(), before);
             let file =
                 rustix::fs::openat(&root, "file", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).expect("open");

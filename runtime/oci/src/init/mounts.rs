@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::{copy_up, resolve};
 use crate::error::{SetupError, Step};
-use crate::plan::mounts::{LABEL, MountOp, What};
+use crate::plan::mounts::{LABEL, LABEL_NEEDS, MountOp, What};
 use crate::prepare::{Source, set_propagation};
 
 const PROC_MAGIC: u64 = 0x9fa0;
@@ -94,7 +94,7 @@ fn filesystem(op: &MountOp, mode: Option<u32>) -> Result<OwnedFd, SetupError> {
             None => mount::set_flag(context.as_fd(), key),
         };
         let hint = match key.as_str() {
-            LABEL => " (SELinux has to be enabled for it)",
+            LABEL => LABEL_NEEDS,
             "uid" | "gid" => UNMAPPED,
             _ => "",
         };

@@ -195,11 +195,12 @@ impl Container {
             devices: &[],
             user_namespace: None,
             owner: (0, 0),
+            label: None,
             rootless: Rootless::No,
         };
         let own = wanted.open()?;
         apart(NEW_MOUNT, || make_mount_points(&self.path, own.root.as_fd(), &ops, &own.sources))?;
-        prepare::root(&rootfs, false, None, (0, 0))
+        prepare::root(&rootfs, false, None, (0, 0), None)
     }
 
     /// Writes down the restored process, which does not run yet: one that nobody knows of never does.

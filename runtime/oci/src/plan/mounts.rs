@@ -77,8 +77,7 @@ pub(crate) fn plan(spec: &Spec) -> Result<Vec<MountOp>, PlanError> {
             ops.push(one(index, mount, destination, options)?);
         }
     }
-    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
-    if let Some(label) = label.filter(|label| !label.is_empty()) {
+    if let Some(label) = label(spec) {
         ops.iter_mut().for_each(|op| add_label(op, label));
     }
     Ok(ops)
@@ -97,7 +96,13 @@ pub(crate) fn overlay(index: usize, mount: &Mount) -> Result<Option<What>, PlanE
 /// File systems of the kernel have labels of their own, by the policy.
 const SELF_LABELLED: [&str; 3] = ["proc", "sysfs", "mqueue"];
 
-/// Every file of a new file system gets the SELinux label.
+/// The SELinux label of the container's files. Source: OCI runtime-spec, config-linux.md, `mountLabel`.
+pub(crate) fn label(spec: &Spec) -> Option<&str> {
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
+    label.filter(|label| !label.is_empty())
+}
+
+/// Every file of a new file system gets the SELinux label; layers have it from who mounts them.
 fn add_label(op: &mut MountOp, label: &str) {
     if let What::Filesystem { kind, options, .. } = &mut op.what
         && !SELF_LABELLED.contains(&kind.as_str())
@@ -109,6 +114,8 @@ fn add_label(op: &mut MountOp, label: &str) {
 
 /// The option by which a file system gets one label for all of its files, mount(8).
 pub(crate) const LABEL: &str = "context";
+/// Why that may be refused.
+pub(crate) const LABEL_NEEDS: &str = " (SELinux has to be enabled for it)";
 
 /// Whether mounts of the host below the root file system are to appear in the container: it could not become a slave, or
 /// shared, of what it had been cut off from.

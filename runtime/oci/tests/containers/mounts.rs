@@ -167,7 +167,8 @@ fn a_mount_label_without_selinux_is_an_error_that_says_so() {
     }
     let label = json!({"linux": {"mountLabel": "system_u:object_r:container_file_t:s0:c1,c2"}});
     let words = World::shell("true").with(label).refusal();
-    assert!(words.contains("setting option context of tmpfs (SELinux has to be enabled for it) for /dev"), "{words}");
+    // Its root, which is made of layers, comes first.
+    assert!(words.contains("setting option context of the overlay (SELinux has to be enabled for it) over"), "{words}");
 }
 
 /// Argument with which this program runs [`in_a_shared_world`].
