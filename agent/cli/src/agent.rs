@@ -257,6 +257,7 @@ fn engine_config(config: &Config) -> EngineConfig {
         plugins: cni_config(config),
         systemd_cgroups: config.systemd_cgroup,
         cdi_directories: config.cdi_spec_dirs.clone(),
+        selinux_root: "/".into(),
         images,
         log_rotation: LogRotation::default(),
         executable: None,

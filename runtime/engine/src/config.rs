@@ -25,6 +25,8 @@ pub struct EngineConfig {
     /// Where specifications of devices are that containers are given by name; see [`cdi`](crate::cdi). Of two that have a
     /// device the later directory's counts.
     pub cdi_directories: Vec<PathBuf>,
+    /// Below which directory the files are that say what SELinux this node has, `/`.
+    pub selinux_root: PathBuf,
     /// Content store and registries.
     pub images: portreeve_image::Config,
     /// When a container's log file makes room for the next.

@@ -117,6 +117,10 @@ pub struct Mount {
     /// Whose files appear as whose, for a path of the node; `None`: as its pod's users have it.
     #[serde(default)]
     pub ids: Option<MountIds>,
+    /// Gives a path of the node, with all that is in it, the label of the container's files, for good. Says nothing to a
+    /// node without SELinux.
+    #[serde(default)]
+    pub relabel: bool,
 }
 
 /// Ids of what a mount shows: `container` ids of a row are those that its files have, and appear as the node's `host` ids.
@@ -227,7 +231,7 @@ pub struct SecurityContext {
     /// Its AppArmor profile.
     #[serde(default)]
     pub apparmor: AppArmorProfile,
-    /// Its SELinux label; says nothing to a node without SELinux.
+    /// Parts of its SELinux label, over those of its sandbox; says nothing to a node without SELinux.
     #[serde(default)]
     pub selinux: Option<SelinuxOptions>,
 }
@@ -269,17 +273,17 @@ pub enum AppArmorProfile {
     Localhost(String),
 }
 
-/// Parts of an SELinux context; an empty one is that of every container.
+/// Parts of an SELinux context; an empty one is what the node's policy has for containers, or the sandbox for its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SelinuxOptions {
-    /// `system_u` when empty.
+    /// Such as `system_u`; of processes and files.
     pub user: String,
-    /// `system_r` when empty.
+    /// Such as `system_r`; of processes.
     pub role: String,
-    /// `container_t` when empty.
+    /// Such as `container_t`; of processes.
     pub kind: String,
-    /// `s0` when empty.
+    /// Such as `s0:c1,c2`; of processes and files. When a sandbox has none, it gets two categories that are its own.
     pub level: String,
 }
 

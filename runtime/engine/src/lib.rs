@@ -36,6 +36,7 @@ mod protocol;
 mod record;
 mod rootfs;
 mod sandbox;
+mod selinux;
 mod session;
 mod stats;
 
@@ -56,6 +57,7 @@ pub use sandbox::{
     Bandwidth, DnsConfig, IdMapping, IpcNamespace, Namespaces, NetworkNamespace, PidNamespace, SandboxConfig,
     SandboxMetadata, SandboxState, SandboxStatus, UserNamespace,
 };
+pub use selinux::survey_selinux;
 pub use session::{AttachRequest, AttachSession, ExecOutput, ExecRequest, ExecSession, Input, Output, TerminalSize};
 pub use stats::{ContainerCount, ContainerStats, Count, Descriptors, Processes, SandboxCount, SandboxStats, Usage};
 

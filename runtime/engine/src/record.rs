@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::ContainerConfig;
 use crate::protocol::CreateCall;
 use crate::sandbox::SandboxConfig;
+use crate::selinux::Labels;
 use crate::{ContainerId, EngineError, SandboxId};
 
 /// The newest version that this program reads.
@@ -65,6 +66,9 @@ pub(crate) struct SandboxRecord {
     /// The cgroup of its scope, where systemd makes it.
     #[serde(default)]
     pub(crate) scope: Option<String>,
+    /// The labels of its processes and files, where SELinux gives it some.
+    #[serde(default)]
+    pub(crate) selinux: Option<Labels>,
     /// Plugins attached it.
     #[serde(default)]
     pub(crate) plugins: bool,

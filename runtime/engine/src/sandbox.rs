@@ -15,6 +15,7 @@ use oci_spec::runtime::LinuxResources;
 use portreeve_network::cni::Published;
 use serde::{Deserialize, Serialize};
 
+use crate::container::SelinuxOptions;
 use crate::{Handler, Owner, SandboxId};
 
 /// What a sandbox is called by its owner.
@@ -67,6 +68,9 @@ pub struct SandboxConfig {
     /// Whether it was asked for with privileged containers in mind; who asks for one decides what that means.
     #[serde(default)]
     pub privileged: bool,
+    /// Parts of the label of its processes and files; says nothing to a node without SELinux.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     /// Namespaced kernel parameters, set in the pod's network and ipc namespaces.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,

@@ -98,6 +98,7 @@ fn check_specification(config: &ContainerConfig, sandbox: &SandboxConfig) {
     let files = SandboxFiles {
         hostname: Path::new("/run/hostname"),
         resolv_conf: Path::new("/run/resolv.conf"),
+        hosts: None,
         shm: Some(Path::new("/run/shm")),
     };
     let asked = specification(Inputs {
@@ -111,7 +112,8 @@ fn check_specification(config: &ContainerConfig, sandbox: &SandboxConfig) {
         user_namespace: None,
         pid_namespace: Some("/proc/self/fd/9"),
         processes_of: None,
-        selinux: true,
+        process_label: None,
+        mount_label: None,
         devices: &[],
         seccomp: None,
         images: &images,

@@ -49,6 +49,7 @@ mod tests {
                 propagation: Default::default(),
                 options: Vec::new(),
                 ids: None,
+                relabel: false,
             };
             resolve_blocking(vec![mount]).map(|mounts| mounts[0].source.clone())
         };

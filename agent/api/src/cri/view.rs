@@ -201,6 +201,7 @@ fn mount(mount: &Mount) -> v1::Mount {
         container_path: mount.container_path.display().to_string(),
         readonly: mount.readonly,
         recursive_read_only: mount.recursive_readonly,
+        selinux_relabel: mount.relabel,
         mount_options: mount.options.clone(),
         propagation: match mount.propagation {
             Propagation::Private => v1::MountPropagation::PropagationPrivate,

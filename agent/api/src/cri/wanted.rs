@@ -122,6 +122,7 @@ pub(crate) fn sandbox(config: v1::PodSandboxConfig, root: &str) -> Result<Sandbo
         cgroup_parent,
         namespaces,
         privileged: security.privileged,
+        selinux: security.selinux_options.map(selinux),
         sysctls: linux.sysctls,
         resources,
         handler: None,
@@ -335,6 +336,7 @@ fn mount(mount: v1::Mount) -> Result<Mount, Status> {
         readonly: mount.readonly || matches!(source, MountSource::Image { .. }),
         source,
         recursive_readonly: mount.recursive_read_only,
+        relabel: mount.selinux_relabel,
         propagation,
     })
 }
@@ -401,13 +403,12 @@ fn security(context: v1::LinuxContainerSecurityContext) -> Result<SecurityContex
         readonly_paths: Some(context.readonly_paths),
         seccomp,
         apparmor,
-        selinux: context.selinux_options.map(|label| SelinuxOptions {
-            user: label.user,
-            role: label.role,
-            kind: label.r#type,
-            level: label.level,
-        }),
+        selinux: context.selinux_options.map(selinux),
     })
+}
+
+fn selinux(asked: v1::SeLinuxOption) -> SelinuxOptions {
+    SelinuxOptions { user: asked.user, role: asked.role, kind: asked.r#type, level: asked.level }
 }
 
 #[allow(deprecated)] // Older clients say it there.

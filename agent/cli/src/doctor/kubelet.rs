@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use portreeve_engine::network::cni::{CniConfig, NetworkList};
-use portreeve_engine::{HandlerFeatures, cdi, chain, handler_features};
+use portreeve_engine::{EngineError, HandlerFeatures, cdi, chain, handler_features, survey_selinux};
 use portreeve_oci::cgroup::{Version, version};
 use portreeve_oci::kernel::{Fact, Verdict};
 use serde::Deserialize;
@@ -30,6 +30,7 @@ pub(super) fn facts(config: &Config, cni: &CniConfig, kubelet: &Path) -> Vec<Fac
         swap(&fs::read_to_string("/proc/swaps").unwrap_or_default()),
         network(config.cri_network, cni, of_cluster),
         devices(&config.cdi_spec_dirs),
+        labels(survey_selinux(Path::new("/"))),
     ];
     facts.extend(config.runtime_handlers.iter().map(|(name, program)| handler(name, program)));
     facts.extend(configuration(kubelet, found, &socket, driver(config.systemd_cgroup)));
@@ -180,6 +181,22 @@ fn devices(directories: &[PathBuf]) -> Fact {
     fact(NAME, Verdict::Limited, format!("{names}; left out: {}", few(found.unusable, "; ")), Some(advice))
 }
 
+/// What keeps a kubelet's pods apart by SELinux.
+fn labels(found: Result<Option<String>, EngineError>) -> Fact {
+    const NAME: &str = "SELinux of kubelets";
+    match found {
+        Ok(None) => fact(NAME, Verdict::Present, "the kernel does not label", None),
+        Ok(Some(label)) => {
+            fact(NAME, Verdict::Present, format!("pods are {label}, each with its own categories"), None)
+        }
+        Err(error) => {
+            let advice =
+                "install the policy of containers (container-selinux): until then pods are not kept apart by it";
+            fact(NAME, Verdict::Limited, chain(&error), Some(advice))
+        }
+    }
+}
+
 /// What of a kubelet's configuration concerns a runtime. Source: KubeletConfiguration v1beta1.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -258,6 +275,27 @@ mod tests {
         assert_eq!(verdict_and_text(&swap(heading)), (Verdict::Present, "none"));
         let used = swap(&format!("{heading}/dev/sda2 partition 1 0 -2\n/swap file 1 0 -3\n"));
         assert_eq!(verdict_and_text(&used), (Verdict::Limited, "on /dev/sda2 /swap: a kubelet does not start"));
+    }
+
+    #[test]
+    fn a_node_that_labels_needs_a_policy_that_knows_containers() {
+        let node = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = node.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+            labels(survey_selinux(node.path()))
+        };
+        assert_eq!(put("etc/selinux/config", "SELINUXTYPE=x\n").found, "the kernel does not label");
+        put("proc/self/attr/current", "u:r:t:s0");
+        let lacks = put("sys/fs/selinux/enforce", "1");
+        assert!(
+            lacks.verdict == Verdict::Limited && lacks.found.contains("/x/contexts/lxc_contexts"),
+            "{}",
+            lacks.found
+        );
+        let whole = put("etc/selinux/x/contexts/lxc_contexts", "process = \"u:r:c:s0\"\nfile = \"u:o:f:s0\"\n");
+        assert!(whole.verdict == Verdict::Present && whole.found.starts_with("pods are u:r:c:s0"), "{}", whole.found);
     }
 
     #[test]

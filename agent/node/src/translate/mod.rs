@@ -183,6 +183,7 @@ pub(crate) fn sandbox(
         },
         // Only other owners tell their own containers apart by it.
         privileged: false,
+        selinux: None,
         sysctls: spec
             .security_context
             .iter()

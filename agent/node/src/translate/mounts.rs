@@ -63,6 +63,7 @@ impl MountPlan<'_> {
             recursive_readonly: self.recursive_readonly,
             propagation: self.propagation,
             ids: None,
+            relabel: false,
         }
     }
 }

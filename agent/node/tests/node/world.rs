@@ -56,6 +56,7 @@ impl World {
             plugins: network::cni::CniConfig::new(directory.join("root/cni")),
             systemd_cgroups: false,
             cdi_directories: Vec::new(),
+            selinux_root: "/".into(),
             images: image::Config::new(directory.join("root/images")),
             log_rotation: LogRotation::default(),
             executable: None,

@@ -89,6 +89,8 @@ struct Core {
     capabilities: u64,
     /// Loads the profile of containers that name none.
     apparmor: crate::apparmor::Loader,
+    /// Labels pods, and holds their levels.
+    selinux: crate::selinux::Selinux,
 }
 
 impl Engine {

@@ -17,20 +17,18 @@ use super::sandbox::bundle_mode;
 use super::table::Sandbox;
 use super::{Core, files, spawn};
 use crate::cdi;
-use crate::container::{AppArmorProfile, ContainerConfig, MountSource, SeccompProfile};
+use crate::container::{AppArmorProfile, ContainerConfig, Mount, MountSource, SeccompProfile};
 use crate::protocol::{CreateCall, LogCall, RootFsCall};
 use crate::record::{self, ContainerPhase, ContainerRecord};
 use crate::rootfs::{self, Place};
 use crate::sandbox::{IdMapping, UserNamespace};
 use crate::spec::{self, ImageMount, ImageVolume, Inputs, SandboxFiles};
-use crate::{ContainerId, ContainerState, Device, EngineError, LogRotation, Owner, apparmor, log_place};
+use crate::{ContainerId, ContainerState, Device, EngineError, LogRotation, Owner, apparmor, log_place, selinux};
 
 /// A node's seccomp profile is never longer.
 const PROFILE: u64 = 1 << 20;
 /// Volumes of an image that are made; an image with more is none that somebody uses.
 const VOLUMES: usize = 256;
-/// There where SELinux labels. Source: Linux, security/selinux/selinuxfs.c.
-const SELINUX: &str = "/sys/fs/selinux/enforce";
 /// Source: `/proc/sys/kernel/overflowuid`, proc(5).
 const OVERFLOW: u32 = 65534;
 
@@ -42,11 +40,12 @@ pub(super) fn prepare(
     directory: &Path,
     config: ContainerConfig,
 ) -> Result<ContainerRecord, EngineError> {
-    let (sandbox_config, cgroup, user_namespace, pid_namespace, runs_hooks) = {
+    let (sandbox_config, pod_labels, cgroup, user_namespace, pid_namespace, runs_hooks) = {
         let facts = sandbox.facts();
         let cgroup = container_cgroup(facts.record.containers_cgroup(), id);
         let runs_hooks = facts.client.as_ref().is_some_and(|client| client.runs_hooks());
-        (facts.record.config.clone(), cgroup, facts.user_namespace.clone(), facts.pid_namespace.clone(), runs_hooks)
+        let (record, user, pid) = (&facts.record, facts.user_namespace.clone(), facts.pid_namespace.clone());
+        (record.config.clone(), record.selinux.clone(), cgroup, user, pid, runs_hooks)
     };
     let image = find_image(core, config.image_id.as_deref(), &config.image)?;
     let log = log_call(core, sandbox_config.owner, &sandbox_config.log_directory, config.log_path.as_deref())?;
@@ -83,6 +82,7 @@ pub(super) fn prepare(
         AppArmorProfile::RuntimeDefault if !config.security.privileged => core.apparmor.default_profile(),
         AppArmorProfile::RuntimeDefault | AppArmorProfile::Unconfined => None,
     };
+    let labels = core.selinux.of_container(pod_labels.as_ref(), config.security.selinux.as_ref())?;
     let processes_of = match &config.processes_of {
         Some(target) => Some((target.to_string(), first_process(core, sandbox, target)?)),
         None => None,
@@ -138,7 +138,8 @@ pub(super) fn prepare(
         user_namespace: user_namespace.as_deref(),
         pid_namespace: pid_namespace.as_deref(),
         processes_of: processes_of.as_ref().map(|(_, pid)| *pid),
-        selinux: record.config.security.selinux.is_some() && Path::new(SELINUX).exists(),
+        process_label: labels.as_ref().map(|labels| labels.process.as_str()),
+        mount_label: labels.as_ref().map(|labels| labels.files.as_str()),
         devices: &devices,
         seccomp,
         images: &images,
@@ -147,6 +148,12 @@ pub(super) fn prepare(
         capabilities: core.capabilities,
     })?;
     edits.apply(&mut specification, own_users);
+    if let Some(labels) = &labels {
+        let own = [Some(&hostname), Some(&resolv_conf), hosts.as_ref(), own_shm.then_some(&shm)];
+        let own = own.into_iter().flatten().chain(volumes.iter().map(|volume| &volume.upper));
+        own.map(PathBuf::as_path).try_for_each(|path| selinux::label(path, &labels.files))?;
+        relabel(&record.config.mounts, &labels.files)?;
+    }
     if edits.has_hooks() {
         // Where they look for the container's files. It tells whoever finds the container, too, that its shim may be busy.
         spawn::private_directory(&directory.join(record::ROOTFS), 0o700)?;
@@ -169,6 +176,16 @@ pub(super) fn prepare(
         processes_of,
     });
     Ok(record)
+}
+
+/// Gives what is asked to have it the label of the container's files.
+fn relabel(mounts: &[Mount], label: &str) -> Result<(), EngineError> {
+    for mount in mounts.iter().filter(|mount| mount.relabel) {
+        if let MountSource::HostPath(path) = &mount.source {
+            selinux::relabel(path, label)?;
+        }
+    }
+    Ok(())
 }
 
 /// The first process of a running container of this sandbox.

@@ -37,6 +37,7 @@ use crate::handler;
 use crate::protocol::{Answer, Call, ContainerReport};
 use crate::record::{self, ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::sandbox::NetworkNamespace;
+use crate::selinux::Selinux;
 use crate::shim::HOOKS;
 use crate::{ContainerId, EngineConfig, EngineError, SandboxId};
 
@@ -93,6 +94,7 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
         // What another agent has is not to be harmed either.
         network.check().map_err(EngineError::NetworkOpen)?;
         let plugins = Cni::open(config.plugins.clone()).map_err(EngineError::PluginNetwork)?;
+        let selinux = Selinux::at(&config.selinux_root);
         let core = Arc::new(Core {
             config,
             plugins,
@@ -109,6 +111,7 @@ pub(super) async fn open(config: EngineConfig) -> Result<Arc<Core>, EngineError>
             accounts: Default::default(),
             capabilities: portreeve_sys::capability::bounding().unwrap_or(0),
             apparmor: crate::apparmor::Loader::default(),
+            selinux,
         });
         Ok((core, found, strangers))
     })
@@ -259,6 +262,7 @@ impl Core {
         };
         let ready = record.phase == SandboxPhase::Ready;
         let own_network = record.config.namespaces.network == NetworkNamespace::Pod;
+        let level = record.selinux.as_ref().and_then(|labels| self.selinux.hold(labels));
         let mut facts = SandboxFacts {
             record,
             client: None,
@@ -266,6 +270,7 @@ impl Core {
             pid_namespace: None,
             child: None,
             released: false,
+            _level: level,
             warnings: Vec::new(),
         };
         let mut netns = None;

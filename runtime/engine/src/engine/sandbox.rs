@@ -129,12 +129,19 @@ impl Core {
             created_at: Timestamp::now(),
             ips: Vec::new(),
             shim_pid: None,
+            selinux: None,
             plugins: false,
             reason: String::new(),
         };
 
-        let (core, place, intent) = (Arc::clone(&self), directory.clone(), record.clone());
-        let (child, stream) = blocking(move || core.spawn_shim(&place, &intent)).await?;
+        let (core, place) = (Arc::clone(&self), directory.clone());
+        let (mut record, level, child, stream) = blocking(move || {
+            let (labels, level) = core.selinux.of_pod(&record.config)?.unzip();
+            record.selinux = labels;
+            let (child, stream) = core.spawn_shim(&place, &record)?;
+            Ok((record, level.flatten(), child, stream))
+        })
+        .await?;
         let guard = Reaper(Some(child));
         let client =
             Arc::new(Client::new(stream, Ear::new(&self, id)).map_err(EngineError::file("connecting to", &directory))?);
@@ -183,6 +190,7 @@ impl Core {
             pid_namespace,
             child: guard.release(),
             released: false,
+            _level: level,
             warnings,
         };
         Ok(Arc::new(Sandbox::new(directory, facts)))

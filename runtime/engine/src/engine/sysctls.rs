@@ -61,6 +61,7 @@ mod tests {
             cgroup_parent: "/x".into(),
             namespaces: Namespaces::default(),
             privileged: false,
+            selinux: None,
             sysctls: asked.map(|name| (name.to_owned(), "1".to_owned())).into(),
             resources: Default::default(),
             handler: None,

@@ -13,6 +13,7 @@ use crate::container::{ContainerState, ContainerStatus};
 use crate::protocol::ExitRecord;
 use crate::record::{ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::sandbox::{SandboxState, SandboxStatus};
+use crate::selinux::Held;
 use crate::{ContainerId, EngineError, Exit, SandboxId};
 
 /// All sandboxes and containers.
@@ -43,6 +44,8 @@ pub(super) struct SandboxFacts {
     pub(super) child: Option<Child>,
     /// It was stopped, and nothing of it is left but records.
     pub(super) released: bool,
+    /// Its level, which no other pod is given as long as it is known here.
+    pub(super) _level: Option<Held>,
     /// What stood in the way of its network when it was made, or what plugins missed of it when it was found again.
     pub(super) warnings: Vec<String>,
 }

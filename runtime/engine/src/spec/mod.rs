@@ -44,8 +44,10 @@ pub struct Inputs<'a> {
     pub pid_namespace: Option<&'a str>,
     /// The first process of the container whose processes it sees, as the shim sees it.
     pub processes_of: Option<u32>,
-    /// Whether this node labels by SELinux.
-    pub selinux: bool,
+    /// The SELinux label of its processes; a privileged container has none, and is what the policy makes of it.
+    pub process_label: Option<&'a str>,
+    /// The SELinux label of its files.
+    pub mount_label: Option<&'a str>,
     /// Devices, already looked at.
     pub devices: &'a [(LinuxDevice, String)],
     /// The profile for `SeccompProfile::Localhost`, already read.
@@ -130,8 +132,7 @@ pub fn specification(inputs: Inputs<'_>) -> Result<Spec, EngineError> {
     linux.set_seccomp(seccomp);
     linux.set_masked_paths(Some(security::masked_paths(security)));
     linux.set_readonly_paths(Some(security::readonly_paths(security)));
-    let labels = security::selinux_labels(security).filter(|_| inputs.selinux);
-    linux.set_mount_label(labels.as_ref().and_then(|(_, files)| files.clone()));
+    linux.set_mount_label(inputs.mount_label.map(str::to_owned));
     if let Some(propagation) = mounts::root_propagation(config)? {
         linux.set_rootfs_propagation(Some(propagation));
     }
@@ -145,7 +146,7 @@ pub fn specification(inputs: Inputs<'_>) -> Result<Spec, EngineError> {
     spec.set_root(Some(root));
     let mut process = process::process(&inputs, capabilities)?;
     process.set_apparmor_profile(security::apparmor_profile(security, inputs.default_apparmor));
-    process.set_selinux_label(labels.map(|(processes, _)| processes));
+    process.set_selinux_label(inputs.process_label.filter(|_| !security.privileged).map(str::to_owned));
     spec.set_process(Some(process));
     spec.set_mounts(Some(mounts::mounts(&inputs)?));
     spec.set_hostname(None);

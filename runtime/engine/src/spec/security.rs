@@ -148,18 +148,6 @@ pub(super) fn apparmor_profile(security: &SecurityContext, default: Option<&str>
     }
 }
 
-/// The SELinux labels of its processes and of its files; `None` where none was asked for. A privileged container is
-/// confined by no type and labels nothing. Source: container-selinux, `container_t`, `container_file_t`, `spc_t`.
-pub(super) fn selinux_labels(security: &SecurityContext) -> Option<(String, Option<String>)> {
-    let given = security.selinux.as_ref()?;
-    let or = |given: &str, usual: &str| if given.is_empty() { usual.to_owned() } else { given.to_owned() };
-    let (user, level) = (or(&given.user, "system_u"), or(&given.level, "s0"));
-    let (role, kind) =
-        (or(&given.role, "system_r"), or(&given.kind, if security.privileged { "spc_t" } else { "container_t" }));
-    let files = (!security.privileged).then(|| format!("{user}:object_r:container_file_t:{level}"));
-    Some((format!("{user}:{role}:{kind}:{level}"), files))
-}
-
 pub(super) fn default_seccomp(capabilities: &LinuxCapabilities) -> LinuxSeccomp {
     let held: Vec<String> = capabilities.bounding().iter().flatten().map(|capability| capability.to_string()).collect();
     let names: Vec<String> = held

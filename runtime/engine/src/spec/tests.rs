@@ -21,6 +21,7 @@ fn sandbox() -> SandboxConfig {
         cgroup_parent: "/portreeve/podu".into(),
         namespaces: Namespaces::default(),
         privileged: false,
+        selinux: None,
         sysctls: Default::default(),
         resources: Default::default(),
         handler: None,
@@ -65,7 +66,8 @@ fn spec(config: &ContainerConfig, sandbox: &SandboxConfig) -> Result<Value, Engi
         user_namespace: None,
         pid_namespace: Some("/proc/self/fd/9"),
         processes_of: config.processes_of.is_some().then_some(77),
-        selinux: true,
+        process_label: config.security.selinux.as_ref().map(|_| "u:r:t:s0:c1,c2"),
+        mount_label: config.security.selinux.as_ref().map(|_| "u:object_r:f:s0:c1,c2"),
         devices: &[],
         seccomp: None,
         images: &[ImageMount::Layers(vec!["/l/1".into(), "/l/0".into()])],
@@ -176,13 +178,14 @@ fn a_profile_of_the_node_and_labels_are_those_that_are_asked_for() {
     let named = asked(SecurityContext { apparmor: localhost, ..SecurityContext::default() });
     assert_eq!(named["process"]["apparmorProfile"], json!("mine"));
 
-    let level = SelinuxOptions { level: "s0:c1,c2".to_owned(), ..SelinuxOptions::default() };
-    let labelled = asked(SecurityContext { selinux: Some(level.clone()), ..SecurityContext::default() });
-    assert_eq!(labelled["process"]["selinuxLabel"], json!("system_u:system_r:container_t:s0:c1,c2"));
-    assert_eq!(labelled["linux"]["mountLabel"], json!("system_u:object_r:container_file_t:s0:c1,c2"));
-    let privileged = asked(SecurityContext { selinux: Some(level), privileged: true, ..SecurityContext::default() });
-    assert_eq!(privileged["process"]["selinuxLabel"], json!("system_u:system_r:spc_t:s0:c1,c2"));
-    assert_eq!(privileged["linux"]["mountLabel"], Value::Null);
+    let selinux = Some(SelinuxOptions::default());
+    let labelled = asked(SecurityContext { selinux: selinux.clone(), ..SecurityContext::default() });
+    assert_eq!(labelled["process"]["selinuxLabel"], json!("u:r:t:s0:c1,c2"));
+    assert_eq!(labelled["linux"]["mountLabel"], json!("u:object_r:f:s0:c1,c2"));
+    // Its files are the pod's, for its other containers.
+    let privileged = asked(SecurityContext { selinux, privileged: true, ..SecurityContext::default() });
+    assert_eq!(privileged["process"]["selinuxLabel"], Value::Null);
+    assert_eq!(privileged["linux"]["mountLabel"], json!("u:object_r:f:s0:c1,c2"));
 }
 
 #[test]
@@ -199,6 +202,7 @@ fn mounts_replace_the_engines_own_and_parents_come_first() {
     let host = |path: &str, readonly| Mount {
         options: Vec::new(),
         ids: None,
+        relabel: false,
         container_path: path.into(),
         source: MountSource::HostPath("/host".into()),
         readonly,
@@ -237,6 +241,7 @@ fn a_mount_has_the_ids_that_are_asked_for_and_else_those_of_the_pods_users() {
         let mount = Mount {
             options: Vec::new(),
             ids: ids.map(|host| crate::MountIds { users: rows(host), groups: rows(host) }),
+            relabel: false,
             container_path: "/data".into(),
             source,
             readonly: false,

@@ -395,6 +395,7 @@ pub(crate) async fn what_a_pod_with_its_own_users_is_given_has_its_ids() {
         propagation: Propagation::Private,
         options: Vec::new(),
         ids: None,
+        relabel: false,
     };
     let host = |source: &std::path::Path, path: &str| mount(MountSource::HostPath(source.to_owned()), path);
     let image = MountSource::Image { id: crate::busybox::IMAGE.into(), sub_path: None };
@@ -450,6 +451,7 @@ pub(crate) async fn configuration_reaches_the_process() {
         propagation: Propagation::Private,
         options: Vec::new(),
         ids: None,
+        relabel: false,
     };
     let config = ContainerConfig {
         args: vec![],

@@ -17,6 +17,7 @@ mod life;
 mod mapped_layers;
 mod plugins;
 mod recovery;
+mod selinux;
 mod streams;
 mod versions;
 mod world;
@@ -90,6 +91,8 @@ const TESTS: &[Test] = tests![
     recovery::newer_state_is_refused_and_left_alone,
     recovery::a_shim_is_small,
     recovery::a_start_that_is_refused_harms_nobody,
+    selinux::a_pod_keeps_its_level_and_no_other_pod_has_it,
+    selinux::a_volume_has_the_label_of_its_pod_when_that_is_asked_for,
     versions::an_older_shim_and_older_records_are_understood,
     versions::every_newer_record_is_refused_and_nothing_is_touched,
     versions::a_shim_that_speaks_only_a_newer_version_is_refused_and_left_alone,

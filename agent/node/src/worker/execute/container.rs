@@ -124,6 +124,7 @@ impl Worker {
         let simple = |container_path: &str, source: PathBuf| Mount {
             options: Vec::new(),
             ids: None,
+            relabel: false,
             container_path: PathBuf::from(container_path),
             source: MountSource::HostPath(source),
             readonly: false,
