@@ -3,7 +3,7 @@
 //! ```text
 //!   kubelet, crictl --> RuntimeService --> Engine        one file per call in rpc/
 //!                   \-> ImageService ----> image::Store
-//!                         wanted.rs: what is asked, as the engine wants it; view.rs: what is, as CRI shows it
+//!                         wanted/: what is asked, as the engine wants it; view.rs: what is, as CRI shows it
 //!                         rates.rs, traffic.rs, written.rs: what is used beside what cgroups count
 //! ```
 //!
