@@ -27,7 +27,7 @@ use portreeve_oci::lifecycle::{CheckpointOptions, Dumped, dump};
 use portreeve_sys::process::pidfd_open;
 use rustix::fs::OFlags;
 
-use super::sandbox::remove_tree;
+use super::ending::remove_tree;
 use super::table::Container;
 use super::{Core, blocking, cgroup_error, spawn};
 use crate::container::ContainerState;

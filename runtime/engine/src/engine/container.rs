@@ -9,7 +9,8 @@ use oci_spec::runtime::LinuxResources;
 use portreeve_oci::cgroup::Cgroup;
 use serde_json::Value;
 
-use super::sandbox::{PATIENCE, remove_tree};
+use super::ending::remove_tree;
+use super::sandbox::PATIENCE;
 use super::table::{Container, ContainerFacts, Sandbox};
 use super::{Core, blocking, cgroup_error, prepare};
 use crate::client::Client;

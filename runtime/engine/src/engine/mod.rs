@@ -3,9 +3,11 @@
 //! Verbs that change something run to their end even when whoever called them goes away: they are tasks of the engine.
 
 mod accounts;
+mod amend;
 mod checkpoint;
 mod container;
 mod drift;
+mod ending;
 mod erase;
 mod exec;
 mod files;

@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount};
 use portreeve_network::cni::{Attach, Capabilities, Names, NetworkList, STATUS_LIMIT};
 use tokio::sync::watch;
 
-use super::sandbox::unmount;
+use super::ending::unmount;
 use super::table::Sandbox;
 use super::{Core, blocking, spawn};
 use crate::config::KubeletNetwork;

@@ -27,7 +27,8 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use super::container::{container_cgroup, kill_abandoned, kill_cgroup, recorded_exit};
-use super::sandbox::{Ear, PATIENCE, kill_if_shim, kill_shim, remove_tree, shim_directory};
+use super::ending::{kill_if_shim, kill_shim, remove_tree, shim_directory};
+use super::sandbox::{Ear, PATIENCE};
 use super::spawn::{self, Executable};
 use super::table::{Container, ContainerFacts, Sandbox, SandboxFacts, Table};
 use super::{Core, EVENTS, blocking, cgroup_error, ports, sysctls};
