@@ -720,7 +720,10 @@ mod tests {
     #[test]
     fn every_fault_of_a_value_or_key_is_found_at_its_place() {
         for (text, place) in [
-            ("root: /r\nbridges: x", "2:1: `bridges` is no key; keys are manifests, kubeconfig, inCluster, leaseNamespace, criOnly, cri.network"),
+            (
+                "root: /r\nbridges: x",
+                "2:1: `bridges` is no key; keys are manifests, kubeconfig, inCluster, leaseNamespace, criOnly, cri.network",
+            ),
             ("nodeLabels: {'a b!': c}", "1:14: nodeLabels: `a b!` cannot be the key of a label: "),
             ("nodeLabels:\n  a: 'c d'", "2:6: nodeLabels.a: `c d` cannot be the value of a label: "),
             ("bridge: a-name-that-is-too-long", "1:9: bridge: "),

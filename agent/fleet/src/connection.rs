@@ -9,7 +9,7 @@ use kube::{Client, Config};
 use portreeve_crds::WorkloadReport;
 use portreeve_node::Node;
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::keeper::{Holding, Said};
 use crate::{FleetConfig, configs, herald, judge, lease, watching};
@@ -107,7 +107,8 @@ pub(crate) async fn run(
             () = judge::run(&config, client, leading, touched) => {}
         }
         warn!("the API server refused this agent's credentials: reading them again");
+        // As above.
+        let _ = said.send(Said::Trouble(Some("the API server refuses the credentials".to_owned()))).await;
         tokio::time::sleep(AGAIN).await;
-        info!("connecting to the API server again");
     }
 }

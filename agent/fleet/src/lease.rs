@@ -23,17 +23,22 @@ const RENEWALS: u32 = 3;
 /// Renews both until the credentials are refused; says in `leading` whether this agent judges.
 pub(crate) async fn run(config: &FleetConfig, client: Client, leading: watch::Sender<bool>) {
     let api: Api<Lease> = Api::namespaced(client, &config.namespace);
-    let mut seen = Seen { holder: None, renewed: None, since: Instant::now() };
+    let mut seen = Seen { lease: None, since: Instant::now() };
+    let mut look_at = Instant::now();
     let mut told = false;
     loop {
         let outcome = renew(&api, config).await;
         let outcome = match outcome {
-            Ok(()) => lead(&api, config, &mut seen).await,
+            Ok(()) if Instant::now() < look_at => Ok(None),
+            Ok(()) => lead(&api, config, &mut seen).await.map(Some),
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(leads) => {
+            Ok(None) => told = false,
+            Ok(Some(leads)) => {
                 told = false;
+                // Who leads renews in time; who does not looks whether nobody does.
+                look_at = Instant::now() + if leads { config.lease / 2 } else { config.lease };
                 leading.send_if_modified(|leading| {
                     let changed = *leading != leads;
                     if changed && leads {
@@ -70,11 +75,19 @@ async fn renew(api: &Api<Lease>, config: &FleetConfig) -> kube::Result<()> {
     Ok(())
 }
 
-/// What was last seen of the Lease of the rollouts, and since when, by this machine's clock: clocks of others say nothing.
+/// The Lease of the rollouts as it was last seen, and since when, by this machine's clock: clocks of others say nothing.
 struct Seen {
-    holder: Option<String>,
-    renewed: Option<MicroTime>,
+    lease: Option<Lease>,
     since: Instant,
+}
+
+impl Seen {
+    fn take(&mut self, lease: Lease) {
+        if self.lease.as_ref().is_none_or(|before| before.metadata.resource_version != lease.metadata.resource_version)
+        {
+            *self = Self { lease: Some(lease), since: Instant::now() };
+        }
+    }
 }
 
 /// Takes or keeps the Lease of the rollouts, if nobody else has it.
@@ -93,29 +106,42 @@ async fn lead(api: &Api<Lease>, config: &FleetConfig, seen: &mut Seen) -> kube::
             ..LeaseSpec::default()
         }
     };
-    let Some(mut lease) = api.get_opt(ROLLOUTS).await? else {
-        let metadata = ObjectMeta { name: Some(ROLLOUTS.to_owned()), ..ObjectMeta::default() };
-        return won(api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec(None)) }).await);
+    let ours = |lease: &Lease| {
+        lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(config.node_name.as_str())
     };
-    let before = lease.spec.clone().unwrap_or_default();
-    if before.holder_identity != seen.holder || before.renew_time != seen.renewed {
-        *seen =
-            Seen { holder: before.holder_identity.clone(), renewed: before.renew_time.clone(), since: Instant::now() };
+    // Who has it writes what it wrote last; anybody else looks first.
+    if !seen.lease.as_ref().is_some_and(ours) {
+        match api.get_opt(ROLLOUTS).await? {
+            Some(lease) => seen.take(lease),
+            None => {
+                let metadata = ObjectMeta { name: Some(ROLLOUTS.to_owned()), ..ObjectMeta::default() };
+                let made = api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec(None)) }).await;
+                return won(made, seen);
+            }
+        }
     }
-    let ours = before.holder_identity.as_deref() == Some(&config.node_name);
+    let Some(mut lease) = seen.lease.clone() else { return Ok(false) };
+    let before = lease.spec.clone().unwrap_or_default();
     let length = Duration::from_secs(u64::try_from(before.lease_duration_seconds.unwrap_or(0)).unwrap_or(0));
-    if !ours && before.holder_identity.is_some() && seen.since.elapsed() < length {
+    if !ours(&lease) && before.holder_identity.is_some() && seen.since.elapsed() < length {
         return Ok(false);
     }
     lease.spec = Some(spec(Some(&before)));
     // It names the version that was read: of two who take it at once, one does.
-    won(api.replace(ROLLOUTS, &PostParams::default(), &lease).await)
+    won(api.replace(ROLLOUTS, &PostParams::default(), &lease).await, seen)
 }
 
-fn won<T>(written: kube::Result<T>) -> kube::Result<bool> {
+/// Whether the Lease was written; if somebody else was first, it is looked at again.
+fn won(written: kube::Result<Lease>, seen: &mut Seen) -> kube::Result<bool> {
     match written {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Ok(lease) => {
+            seen.take(lease);
+            Ok(true)
+        }
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            seen.lease = None;
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

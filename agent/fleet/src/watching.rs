@@ -76,7 +76,8 @@ async fn follow(client: &Client, said: &mpsc::Sender<Said>, touched: &mpsc::Unbo
     let api: Api<DeserializeGuard<NodeWorkload>> = Api::all(client.clone());
     let config = watcher::Config::default().page_size(PAGE);
     let mut events = pin!(watcher(api, config).default_backoff());
-    let mut troubled = false;
+    // Whatever was in the way before: the first answer says that it is not any more.
+    let mut troubled = true;
     while let Some(event) = events.next().await {
         let word = match event {
             Ok(event) => {
