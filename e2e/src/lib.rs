@@ -7,12 +7,15 @@
 //! A [`Runtime`] is the same binary by its other name, with [`Bundle`]s of its own; [`Podman`] and [`Containerd`]
 //! drive it, and other runtimes beside it.
 //!
+//! A [`cluster::ApiServer`] is the API that the agents of a fleet speak with, each through a [`cluster::Door`].
+//!
 //! The binary under test is `PORTREEVE_BIN`, else the release binary beside this very program in cargo's
 //! target directory. Deadlines are multiplied by `PORTREEVE_SLOWNESS` (1 unless a slow guest says otherwise).
 
 mod agent;
 mod bundle;
 mod census;
+pub mod cluster;
 pub mod cri;
 mod criu;
 mod foreign;

@@ -1,6 +1,7 @@
 //! A throwaway machine: a directory, a network namespace and a mount namespace.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -112,12 +113,16 @@ impl World {
     /// # Panics
     /// Without root, or when `work` does.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the holder lives");
-        let work = || {
-            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("entering the namespace");
-            work()
-        };
-        std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        within(&self.network(), work)
+    }
+
+    /// The world's network namespace.
+    ///
+    /// # Panics
+    /// When the holder is gone.
+    #[must_use]
+    pub fn network(&self) -> File {
+        File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the holder lives")
     }
 
     /// Fetches a page from inside the world.
@@ -172,6 +177,15 @@ impl World {
         let processes = processes.filter(|path| *path != holder && path.join("mountinfo").exists() && inside(path));
         processes.map(|path| described(&path)).collect()
     }
+}
+
+/// Does `work` on a thread inside a network namespace; sockets made there stay there.
+pub(crate) fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> T {
+    let work = || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("entering the namespace");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The pid and the command line of a process, by its directory of procfs.
