@@ -121,7 +121,7 @@ impl<'w> Agent<'w> {
             .world
             .command(binary())
             .arg("agent")
-            .args(["--listen", "127.0.0.1:0", "--node-name", "node-1", "--log", "info,portreeve=debug"])
+            .args(["--listen", "127.0.0.1:0", "--log", "info,portreeve=debug"])
             .arg("--manifests")
             .arg(self.manifests())
             .arg("--root")
@@ -132,6 +132,8 @@ impl<'w> Agent<'w> {
             .arg(self.directory.join("images"))
             .args(&self.arguments)
             .env("PATH", std::env::join_paths(path).expect("directories without colons"))
+            // What further arguments may say otherwise.
+            .env("PORTREEVE_NODE_NAME", "node-1")
             // Not those of the machine.
             .env("PORTREEVE_CRI_CNI_CONF_DIR", self.networks())
             .env("PORTREEVE_CRI_CDI_SPEC_DIR", self.device_specifications())

@@ -435,7 +435,12 @@ fn remove_if_there(path: &Path) -> anyhow::Result<()> {
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log).with_context(|| format!("log: `{}` is not a filter", config.log))?;
+    let mut filter =
+        EnvFilter::try_new(&config.log).with_context(|| format!("log: `{}` is not a filter", config.log))?;
+    // It logs each failed request as an error, which whoever made the request tells of in its own words.
+    if !config.log.contains("kube_client") {
+        filter = filter.add_directive("kube_client=off".parse().context("a filter")?);
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Json => lines.json().init(),

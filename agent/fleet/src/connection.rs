@@ -100,7 +100,7 @@ pub(crate) async fn run(
         let (leading_out, leading) = watch::channel(false);
         tokio::select! {
             // Each ends only when its credentials are refused; what it had begun is begun again.
-            () = herald::run(&config, client.clone(), node.clone(), reports.clone(), labels_out) => {}
+            () = herald::run(&config, client.clone(), node.clone(), said.clone(), reports.clone(), labels_out) => {}
             () = watching::run(client.clone(), said.clone(), labels, touched_out) => {}
             () = configs::run(client.clone(), said.clone(), holdings.clone()) => {}
             () = lease::run(&config, client.clone(), leading_out) => {}

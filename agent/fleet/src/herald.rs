@@ -16,11 +16,12 @@ use kube::{Api, Client, ResourceExt};
 use portreeve_crds::{Address, MAX_RECENT_ERRORS, NodeAgent, NodeAgentStatus, RecentError, WorkloadReport};
 use portreeve_node::Node;
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use crate::FleetConfig;
 use crate::connection::is_unauthorized;
+use crate::keeper::Said;
 use crate::lease::MANAGER;
 use crate::watching::{Trouble, trouble};
 
@@ -36,6 +37,7 @@ pub(crate) async fn run(
     config: &FleetConfig,
     client: Client,
     node: Node,
+    said: mpsc::Sender<Said>,
     reports: watch::Receiver<Vec<WorkloadReport>>,
     labels: watch::Sender<Option<BTreeMap<String, String>>>,
 ) {
@@ -44,7 +46,11 @@ pub(crate) async fn run(
         match introduce(&api, config, &node).await {
             Ok(()) => break,
             Err(error) if is_unauthorized(&error) => return,
-            Err(error) => warn!(error = %error, "this node's NodeAgent cannot be made"),
+            Err(error) => {
+                let trouble = format!("this node's NodeAgent cannot be made: {error}");
+                // Nobody listens only at the end.
+                let _ = said.send(Said::Trouble(Some(trouble))).await;
+            }
         }
         tokio::time::sleep(AGAIN).await;
     }

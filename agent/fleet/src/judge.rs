@@ -127,7 +127,7 @@ impl Judge<'_> {
                 changed = leading.changed() => if changed.is_err() { std::future::pending::<()>().await },
                 // cancel-safe: a message stays in the channel until it is received.
                 Some(touched) = touched.recv() => {
-                    self.due.entry(touched.0.clone()).or_insert_with(|| Instant::now() + TOGETHER);
+                    self.mark([touched.0.clone()]);
                     note(&mut self.workloads, touched);
                 }
                 // cancel-safe: a stream's next item stays in it.
@@ -243,7 +243,8 @@ impl Judge<'_> {
         self.mark(keys);
     }
 
-    fn mark(&mut self, keys: BTreeSet<WorkloadKey>) {
+    /// Has these judged soon, although they would be later anyway.
+    fn mark(&mut self, keys: impl IntoIterator<Item = WorkloadKey>) {
         let at = Instant::now() + TOGETHER;
         for key in keys {
             let due = self.due.entry(key).or_insert(at);

@@ -126,7 +126,7 @@ impl Keeper {
             rendered: BTreeMap::new(),
             configs: BTreeMap::new(),
             assessed: BTreeMap::new(),
-            trouble: None,
+            trouble: Some("the API server has not answered yet".to_owned()),
             read_at: None,
         };
         keeper.render();
