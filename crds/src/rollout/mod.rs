@@ -1,6 +1,6 @@
 //! How a change goes from node to node.
 //!
-//! One agent at a time [judges](judge) a workload: it reads what all agents report, gives free slots to nodes that run
+//! One agent at a time [judges](fn@judge) a workload: it reads what all agents report, gives free slots to nodes that run
 //! another revision than is aimed at, and writes that into the workload's status, checked by resourceVersion, so that
 //! of two who judge at once one begins again. A node that runs nothing of the workload yet needs no slot.
 //!
