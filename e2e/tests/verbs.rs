@@ -119,6 +119,11 @@ fn logs_follow_look_back_and_know_the_container_before() {
     let script = "echo first; echo second; until [ -e /tmp/go ]; do sleep 0.1; done; echo third; sleep 0.2; exit 0";
     agent.drop_manifest("a.yaml", &pod("a", script, ""));
     agent.wait_ready("a");
+    // Ready says that it runs, not how far it has come.
+    wait_until("both lines are there", 20, || {
+        let said = agent.client(&["logs", "a"]).stdout;
+        if said == "first\nsecond\n" { Ok(()) } else { Err(said) }
+    });
     let mut follower = agent.verb(&["logs", "-f", "--tail", "1", "a"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut followed = BufReader::new(follower.stdout.take().unwrap());
     let mut line = String::new();
