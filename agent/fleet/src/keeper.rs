@@ -199,15 +199,11 @@ impl Keeper {
             Said::Gone(key) => {
                 self.workloads.remove(&key);
                 self.unreadable.remove(&key);
-                self.let_go(&key);
             }
             Said::Listed => {
                 let listed = self.listing.take().unwrap_or_default();
                 self.workloads.retain(|key, _| listed.contains(key));
                 self.unreadable.retain(|key, _| listed.contains(key));
-                let gone: Vec<WorkloadKey> =
-                    self.holdings.by_workload.keys().filter(|key| !listed.contains(*key)).cloned().collect();
-                gone.iter().for_each(|key| self.let_go(key));
                 self.listed = true;
                 self.read_at = Some(Timestamp::now());
             }
@@ -241,15 +237,6 @@ impl Keeper {
         }
     }
 
-    /// The workload is not there any more.
-    fn let_go(&mut self, key: &WorkloadKey) {
-        if let Some(held) = self.holdings.by_workload.get_mut(key)
-            && held.content.take().is_some()
-        {
-            info!(workload = %key, "workload removed");
-        }
-    }
-
     /// Takes on and lets go of what the cluster says, once all of it is known.
     fn decide(&mut self) {
         let Some(labels) = self.labels.as_ref().filter(|_| self.listed && self.listing.is_none()) else { return };
@@ -276,8 +263,13 @@ impl Keeper {
                 }
             }
         }
-        // What is gone everywhere is forgotten.
         let known = |key: &WorkloadKey| self.workloads.contains_key(key) || self.unreadable.contains_key(key);
+        for (key, held) in &mut self.holdings.by_workload {
+            if !known(key) && held.content.take().is_some() {
+                info!(workload = %key, "workload removed");
+            }
+        }
+        // What is gone everywhere is forgotten.
         let gone = |key: &WorkloadKey| self.assessed.get(key).is_some_and(|assessed| assessed.gone);
         let forgotten: Vec<WorkloadKey> = self
             .holdings
@@ -494,8 +486,9 @@ mod tests {
             self.hear(all);
         }
 
+        /// The server answers, and has no labels for this node.
         fn labels(&mut self) {
-            self.hear([Said::Labels(BTreeMap::new())]);
+            self.hear([Said::Trouble(None), Said::Labels(BTreeMap::new())]);
         }
 
         fn files(&self) -> Vec<String> {
@@ -623,6 +616,30 @@ mod tests {
         assert_eq!(place.report().revision, None);
         place.hear([Said::Gone(key())]);
         assert!(place.keeper.reports().is_empty() && place.keeper.holdings.by_workload.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_on_or_gone_is_so_on_disk_too() {
+        let place = Place::new();
+        let there = Said::Workload(key(), Box::new(Ok(workload("web:1", &json!({})))));
+        let lists = [vec![Said::Listing, there, Said::Listed], vec![Said::Listing, Said::Listed]];
+        for (list, held) in lists.into_iter().zip([true, false]) {
+            let (outbox, inbox) = mpsc::channel(8);
+            let keeper = Place::open(&place.folder);
+            let channels = Channels {
+                inbox,
+                sets: watch::Sender::new(keeper.set()),
+                held: watch::Sender::new(keeper.holdings()),
+                reports: watch::Sender::new(Vec::new()),
+            };
+            for said in std::iter::once(Said::Labels(BTreeMap::new())).chain(list) {
+                outbox.send(said).await.expect("room");
+            }
+            drop(outbox);
+            keeper.run(channels).await;
+            let kept = Place::open(&place.folder).holdings.by_workload;
+            assert_eq!(kept.get(&key()).is_some_and(|kept| kept.content.is_some()), held);
+        }
     }
 
     #[test]
